@@ -1,0 +1,1 @@
+"""Benchmarks: throughput, accuracy and comparison with other programs."""

@@ -1,0 +1,15 @@
+"""`mineral-export`: from a checkpoint to the file that is deployed."""
+
+import click
+
+from mineral_batch.console import LazyGroup
+
+_COMMANDS = {
+    "onnx": ("mineral_export.cli.onnx:onnx", "Export a checkpoint to one self-describing ONNX file."),
+}
+
+
+@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mineral-batch")
+def main() -> None:
+    """Turn a trained checkpoint into a file that runs without PyTorch."""

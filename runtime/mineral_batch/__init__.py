@@ -1,0 +1,1 @@
+"""Batch recognition of minerals in photographs: the part that a user deploys."""

@@ -1,0 +1,17 @@
+"""`mineral-batch`: from a folder of photographs to a table of probabilities."""
+
+import click
+
+from mineral_batch.console import LazyGroup
+
+_COMMANDS = {
+    "predict": ("mineral_batch.cli.predict:predict", "Write a table of mineral probabilities for photographs."),
+    "evaluate": ("mineral_batch.cli.evaluate:evaluate", "Compare a table with labels: AP per mineral, mAP, P/R/F1."),
+    "info": ("mineral_batch.cli.info:info", "Show what a model file says about itself."),
+}
+
+
+@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mineral-batch")
+def main() -> None:
+    """Tell which minerals are in photographs, for whole folders of them."""

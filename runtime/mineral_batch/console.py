@@ -1,0 +1,75 @@
+"""What every command of the four packages shares: lazy sub-commands and errors as one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from mineral_batch.errors import MineralError
+
+EXIT_SOME_PICTURES_FAILED = 3
+
+
+class LazyGroup(click.Group):
+    """A group whose sub-commands are imported when they are run, so that `--help` and start-up stay fast.
+
+    `table` maps a command's name to `("module:attribute", "one line of help")`. The line is what the group's
+    own `--help` shows without importing the module.
+    """
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table: the order in which a user meets them."""
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one sub-command, None where the table has no such name."""
+        if cmd_name not in self._table:
+            return None
+        module, attribute = self._table[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of sub-commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in self._table.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; a `MineralError` becomes one line on stderr and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except MineralError as error:
+            raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_missing_package(error)) from error
+
+
+# The extra that brings each package which a command may find missing.
+_EXTRA_OF = {
+    "torch": "train",
+    "timm": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+    "sklearn": "dev",
+}
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """One line for a package that is not installed; a missing module of our own is a bug and is raised."""
+    package = (error.name or "").split(".")[0]
+    if package not in _EXTRA_OF:
+        raise error
+    return (
+        f"the Python package '{package}' is not installed; "
+        f'this command needs it: {sys.executable} -m pip install "mineral-batch[{_EXTRA_OF[package]}]"'
+    )

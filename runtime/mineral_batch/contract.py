@@ -1,0 +1,209 @@
+"""What a model file says about itself, so that no caller has to guess.
+
+A `ModelContract` travels with the weights: as JSON in a checkpoint's `config.json`, and inside the ONNX file
+(`metadata_props["mineral.contract"]`). It is checked whenever one is made, and a bad one is refused with a line
+that says what to change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mineral_batch.errors import ContractError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SCHEMA_VERSION = 1
+
+#: The 36 minerals in the paper's order (Wu et al. 2022, section 2), the canonical order of labels.
+MINERALS: tuple[str, ...] = (
+    "agate", "albite", "almandine", "anglesite", "azurite", "beryl", "cassiterite", "chalcopyrite", "cinnabar",
+    "copper", "demantoid", "diopside", "elbaite", "epidote", "fluorite", "galena", "gold", "halite", "hematite",
+    "magnetite", "malachite", "marcasite", "opal", "orpiment", "pyrite", "quartz", "rhodochrosite", "ruby",
+    "sapphire", "schorl", "sphalerite", "stibnite", "sulfur", "topaz", "torbernite", "wulfenite",
+)  # fmt: skip
+
+Resize = Literal["squash", "crop"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How a picture becomes the model's input; the same object drives training and deployment.
+
+    Attributes:
+        height: rows of the input, pixels.
+        width: columns of the input, pixels.
+        resize: `squash` changes the aspect ratio (the paper's rule: "resized to 384 x 384"); `crop` scales until
+            the picture covers the input and keeps the centre.
+        interpolation: the resampling filter, always with antialiasing.
+        mean: per channel (R, G, B) on the 0..1 scale; the graph computes `(pixels / 255 - mean) / std`.
+        std: per channel (R, G, B) on the 0..1 scale.
+    """
+
+    height: int = 384
+    width: int = 384
+    resize: Resize = "squash"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            _require(_is_int(value) and 1 <= value <= 8192, f"input.{name} must be 1 to 8192 pixels, got {value!r}")
+        _require_one_of("input.resize", self.resize, get_args(Resize))
+        _require_one_of("input.interpolation", self.interpolation, get_args(Interpolation))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _floats(f"input.{name}", getattr(self, name), 3))
+        _require(all(s > 0 for s in self.std), f"input.std must be above 0, got {list(self.std)}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One accuracy figure with the conditions it was measured under.
+
+    Attributes:
+        mean_ap: mean average precision, 0..1.
+        definition: the name of the definition of AP that was used.
+        dataset: what it was measured on, in words.
+        images: how many pictures that was.
+        ap: average precision per label, 0..1, None for a label with no positive picture.
+        support: positive pictures per label.
+        low: lower end of the 95 % bootstrap interval of `mean_ap`, None if not computed.
+        high: its upper end.
+    """
+
+    mean_ap: float
+    definition: str
+    dataset: str
+    images: int
+    ap: Mapping[str, float | None] = field(default_factory=dict)
+    support: Mapping[str, int] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(_is_fraction(self.mean_ap), f"measured.mean_ap must be 0 to 1, got {self.mean_ap!r}")
+        _require(bool(self.definition), "measured.definition is empty: a figure needs its definition")
+        _require(_is_int(self.images) and self.images > 0, f"measured.images must be above 0, got {self.images!r}")
+
+
+@dataclass(frozen=True)
+class ModelContract:
+    """Everything a runtime must know to use a model's weights rightly.
+
+    Attributes:
+        labels: L distinct names, in the order of the model's outputs. Any Unicode text without a line break,
+            and without `;`, which separates labels in tables.
+        thresholds: L probabilities; a label is called present at or above its own.
+        input: how a picture becomes the input.
+        name: what to call the model to a user.
+        licence: SPDX expression or a sentence; empty when unknown.
+        provenance: free facts about the making: recipe, data, versions, date, source checkpoint.
+        measured: accuracy on held-out data, None when never measured.
+        schema_version: of this record.
+
+    Raises:
+        ContractError: when two fields contradict each other or a value is out of its range.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    input: InputSpec = field(default_factory=InputSpec)
+    name: str = "unnamed"
+    licence: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    measured: Measured | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        _require(
+            self.schema_version == SCHEMA_VERSION,
+            f"the model's contract has schema version {self.schema_version!r}; this program reads version "
+            f"{SCHEMA_VERSION}: install the mineral-batch release that made the model, or export it again",
+        )
+        object.__setattr__(self, "labels", _checked_labels(self.labels))
+        object.__setattr__(self, "thresholds", _floats("thresholds", self.thresholds, len(self.labels)))
+        outside = [t for t in self.thresholds if not _is_fraction(t)]
+        _require(not outside, f"thresholds must be 0 to 1, got {outside[:3]}")
+
+    def with_thresholds(self, thresholds: Sequence[float]) -> ModelContract:
+        """The same contract with other thresholds."""
+        return replace(self, thresholds=tuple(thresholds))
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back to an equal contract."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ModelContract:
+        """Read and check a contract.
+
+        Raises:
+            ContractError: naming the field that is missing, unknown or wrong.
+        """
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
+        return _build(cls, record, "contract", {"input": InputSpec, "measured": Measured})
+
+
+def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[Any]]) -> Any:
+    """A dataclass from a JSON object; nested ones by the table; unknown and missing names are errors."""
+    _require(isinstance(record, dict), f"{where} must be a JSON object, got {type(record).__name__}")
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(record) - known)
+    _require(not unknown, f"{where} has unknown fields {unknown}; known are {sorted(known)}")
+    values = {
+        name: _build(nested[name], value, f"{where}.{name}", {}) if name in nested and value is not None else value
+        for name, value in record.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ContractError(f"{where} is incomplete or of the wrong type: {error}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
+
+
+def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_fraction(value: float) -> bool:
+    return 0.0 <= value <= 1.0
+
+
+def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
+    """`count` finite floats, or a message that says how many came."""
+    _require(
+        isinstance(values, (list, tuple)) and len(values) == count, f"{name} needs {count} numbers, got {values!r}"
+    )
+    _require(
+        all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values),
+        f"{name} must be finite numbers, got {list(values)}",
+    )
+    return tuple(float(v) for v in values)
+
+
+def _checked_labels(labels: Any) -> tuple[str, ...]:
+    _require(isinstance(labels, (list, tuple)) and len(labels) > 0, "labels must be a list of at least one name")
+    for label in labels:
+        _require(isinstance(label, str) and label.strip() == label != "", f"label {label!r} is empty or padded text")
+        _require(not set(label) & set(";\r\n"), f"label {label!r} contains ';' or a line break")
+    doubled = sorted({label for label in labels if labels.count(label) > 1})
+    _require(not doubled, f"labels must differ, these come twice: {doubled}")
+    return tuple(labels)

@@ -1,0 +1,1 @@
+"""Training: photographs with labels in, a checkpoint out."""
