@@ -151,7 +151,8 @@ class ModelContract:
             record = json.loads(text)
         except ValueError as error:
             raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
-        return _build(cls, record, "contract", {"input": InputSpec, "measured": Measured})
+        contract: ModelContract = _build(cls, record, "contract", {"input": InputSpec, "measured": Measured})
+        return contract
 
 
 def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[Any]]) -> Any:
@@ -190,7 +191,8 @@ def _is_fraction(value: float) -> bool:
 def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
     """`count` finite floats, or a message that says how many came."""
     _require(
-        isinstance(values, (list, tuple)) and len(values) == count, f"{name} needs {count} numbers, got {values!r}"
+        isinstance(values, (list, tuple)) and len(values) == count,
+        f"{name} needs {count} numbers, got {values!r}",
     )
     _require(
         all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values),
@@ -202,7 +204,10 @@ def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
 def _checked_labels(labels: Any) -> tuple[str, ...]:
     _require(isinstance(labels, (list, tuple)) and len(labels) > 0, "labels must be a list of at least one name")
     for label in labels:
-        _require(isinstance(label, str) and label.strip() == label != "", f"label {label!r} is empty or padded text")
+        _require(
+            isinstance(label, str) and label.strip() == label != "",
+            f"label {label!r} is empty or padded text",
+        )
         _require(not set(label) & set(";\r\n"), f"label {label!r} contains ';' or a line break")
     doubled = sorted({label for label in labels if labels.count(label) > 1})
     _require(not doubled, f"labels must differ, these come twice: {doubled}")
