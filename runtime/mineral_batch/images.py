@@ -247,7 +247,7 @@ def _scaled_to_8_bits(picture: PILImage.Image) -> PILImage.Image:
 
 
 def _central_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The largest central part of a picture of `size` with the aspect ratio of `target`, as (left, top, right, bottom)."""
+    """(left, top, right, bottom) of the largest central part of a picture that has the aspect ratio of `target`."""
     width, height = size
     scale = min(width / target[0], height / target[1])
     across, down = target[0] * scale, target[1] * scale

@@ -1,0 +1,49 @@
+"""`mineral-batch info`: what a model file says about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mineral_batch._onnx_file import read_contract
+from mineral_batch.models import starter_path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mineral_batch.contract import ModelContract
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The whole contract as JSON.")
+def info(model: Path | None, as_json: bool) -> None:
+    """Show the labels, thresholds, input and origin of MODEL (default: the starter model)."""
+    contract = read_contract(model or starter_path())
+    click.echo(contract.to_json() if as_json else describe(contract))
+
+
+def describe(contract: ModelContract) -> str:
+    """A contract for people to read."""
+    size = contract.input
+    lines = [
+        f"name       {contract.name}",
+        f"licence    {contract.licence or 'not stated'}",
+        f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
+        f"accuracy   {_accuracy(contract)}",
+        *(f"{key:<10} {value}" for key, value in contract.provenance.items()),
+        f"{len(contract.labels)} labels, each with the probability from which it is called present:",
+    ]
+    pairs = zip(contract.labels, contract.thresholds, strict=True)
+    return "\n".join([*lines, *(f"  {label:<20} {threshold:.3f}" for label, threshold in pairs)])
+
+
+def _accuracy(contract: ModelContract) -> str:
+    measured = contract.measured
+    if measured is None:
+        return "never measured"
+    interval = f", 95 % interval {measured.low:.4f} to {measured.high:.4f}" if measured.low and measured.high else ""
+    return (
+        f"mAP {measured.mean_ap:.4f}{interval} ({measured.definition}) "
+        f"on {measured.images} pictures of {measured.dataset}"
+    )

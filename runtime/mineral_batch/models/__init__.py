@@ -1,0 +1,15 @@
+"""The starter model that comes with the package; `starter.md` beside it says what it can and cannot do."""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def starter_path() -> Path:
+    """The ONNX file of the starter model."""
+    return _HERE / "starter.onnx"
+
+
+def starter_card() -> Path:
+    """Its model card: training data, accuracy per mineral, limits, commands."""
+    return _HERE / "starter.md"

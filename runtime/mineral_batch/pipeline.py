@@ -1,0 +1,143 @@
+"""Decode threads -> preallocated batches -> engine thread -> results in the order of the files.
+
+    sources --(decode threads)--> slot 0 | slot 1 | slot 2 --(one engine thread)--> results, in order
+
+While the engine works on one slot the next is being decoded and the last one is being written. Slots are allocated
+once and reused, and no more sources are drawn than the slots hold, so memory does not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mineral_batch.images import Failure, Image, Pixels, load_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from collections.abc import Generator, Iterable
+
+    from mineral_batch.backends import Backend
+    from mineral_batch.contract import InputSpec
+
+# One being written, one in the engine, one being filled.
+SLOTS = 3
+
+Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one photograph.
+
+    Attributes:
+        path: as `find_images` gave it.
+        probabilities: (L,) float32, 0..1, in the order of the contract's labels.
+        width: of the upright photograph, pixels.
+        height: of the upright photograph, pixels.
+    """
+
+    path: str
+    probabilities: Probabilities
+    width: int
+    height: int
+
+
+Result = Prediction | Failure
+
+
+@dataclass
+class _Slot:
+    """Room for one batch: (B, H, W, 3) pixels, and what is on its way into them."""
+
+    pixels: Pixels
+    decoding: list[Future[Image | Failure]] = field(default_factory=list)
+    answer: Future[list[Result]] | None = None
+
+
+def decode_threads_by_default() -> int:
+    """As many as this process may use processors; Pillow releases the interpreter's lock while it decodes."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def run(
+    sources: Iterable[Path | Failure],
+    backend: Backend,
+    *,
+    batch_size: int,
+    decode_threads: int | None = None,
+    exact: bool = False,
+) -> Generator[Result, None, None]:
+    """Predict photographs, lazily and in order.
+
+    Exactly one result comes for each source: a `Prediction`, or a `Failure` in its place. A picture's answer does not
+    depend on its neighbours, nor on whether they could be read. Closing the iterator stops the threads.
+
+    Args:
+        sources: files, or failures that are passed on.
+        backend: an open engine; it is used from one thread and left open.
+        batch_size: pictures that go to the engine at once.
+        decode_threads: None for one per processor.
+        exact: see `mineral_batch.images.load_image`.
+
+    Raises:
+        BackendError: if the engine itself fails.
+    """
+    spec = backend.contract.input
+    decoders = ThreadPoolExecutor(decode_threads or decode_threads_by_default(), thread_name_prefix="decode")
+    engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    free = [_Slot(np.zeros((batch_size, spec.height, spec.width, 3), np.uint8)) for _ in range(SLOTS)]
+    waiting: deque[_Slot] = deque()
+    source = iter(sources)
+    try:
+        while True:
+            while free and (batch := list(islice(source, batch_size))):
+                slot = free.pop()
+                slot.decoding = [
+                    decoders.submit(_decode_into, slot.pixels[row], item, spec, exact) for row, item in enumerate(batch)
+                ]
+                slot.answer = engine.submit(_infer, backend, slot)
+                waiting.append(slot)
+            if not waiting:
+                return
+            slot = waiting.popleft()
+            assert slot.answer is not None
+            results = slot.answer.result()
+            # The results hold copies, so the slot can be refilled before they are consumed.
+            free.append(slot)
+            yield from results
+    finally:
+        decoders.shutdown(cancel_futures=True)
+        engine.shutdown(cancel_futures=True)
+
+
+def _decode_into(row: Pixels, source: Path | Failure, spec: InputSpec, exact: bool) -> Image | Failure:
+    """Fill one row (H, W, 3) of a batch; a picture that cannot be read leaves it black."""
+    image = source if isinstance(source, Failure) else load_image(source, spec, exact=exact)
+    row[...] = 0 if isinstance(image, Failure) else image.pixels
+    return image
+
+
+def _infer(backend: Backend, slot: _Slot) -> list[Result]:
+    """Wait for a slot's pictures and put them through the engine; skipped where none could be read."""
+    images = [future.result() for future in slot.decoding]
+    slot.decoding = []
+    if all(isinstance(image, Failure) for image in images):
+        return list(images)  # type: ignore[arg-type]  # mypy does not narrow through all()
+    probabilities = backend.infer(slot.pixels[: len(images)])
+    return [_result(image, row) for image, row in zip(images, probabilities, strict=True)]
+
+
+def _result(image: Image | Failure, probabilities: Probabilities) -> Result:
+    if isinstance(image, Failure):
+        return image
+    if not np.isfinite(probabilities).all():
+        return Failure(image.path, "infer", "the model's answer is not a number")
+    return Prediction(image.path, probabilities.copy(), image.width, image.height)
