@@ -1,0 +1,46 @@
+"""`mineral-export onnx`: a checkpoint folder in, one ONNX file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: CHECKPOINT/model.onnx.")
+@click.option("--name", help="What to call the model; default: the checkpoint's name for it.")
+@click.option("--photos", type=click.Path(path_type=Path), help="Verify on these photographs, not on synthetic ones.")
+@click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
+@click.option(
+    "--opset",
+    default=OPSET,
+    show_default=True,
+    type=click.IntRange(OLDEST_OPSET, NEWEST_OPSET),
+    help="ONNX operator set.",
+)
+def onnx(
+    checkpoint: Path, output: Path | None, name: str | None, photos: Path | None, tolerance: float, opset: int
+) -> None:
+    """Export CHECKPOINT (a folder from mineral-train fit) to one self-describing ONNX file.
+
+    The file takes uint8 pictures and gives probabilities; normalisation, labels, thresholds and input size are inside.
+    It is compared with the checkpoint before it is written, and refused if their answers differ.
+    """
+    from dataclasses import replace
+
+    from mineral_export.onnx import export_onnx
+    from mineral_export.verify import photographs
+    from mineral_train.checkpoint import load_checkpoint
+
+    model, contract = load_checkpoint(checkpoint)
+    if name:
+        contract = replace(contract, name=name)
+    pictures = (photographs([photos], contract.input), f"photographs of {photos}") if photos else None
+    target = output or checkpoint / "model.onnx"
+    exported = export_onnx(model, contract, target, opset=opset, pictures=pictures, tolerance=tolerance)
+    click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB, {len(contract.labels)} labels, opset {opset}")
+    click.echo(f"Same answers as the checkpoint: {exported.parity}")
