@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ IMAGE_SUFFIXES = frozenset(
 MAX_PIXELS = 256_000_000
 PILImage.MAX_IMAGE_PIXELS = MAX_PIXELS
 MAX_BYTES = 2**30
+
+# Pillow hands these to Ghostscript or to the operating system, which would run what the file says.
+_RUN_BY_OTHER_PROGRAMS = frozenset({"EPS", "WMF"})
 
 _FILTERS = {"bilinear": PILImage.Resampling.BILINEAR, "bicubic": PILImage.Resampling.BICUBIC}
 
@@ -99,34 +103,73 @@ def find_images(inputs: Iterable[str | Path]) -> Iterator[Path | Failure]:
     Raises:
         DataError: if an input does not exist.
     """
-    folders: set[tuple[int, int]] = set()
-    named: set[Path] = set()
-    for given in map(Path, inputs):
-        if given.is_dir():
-            yield from (found for found in _walk(given, folders) if found not in named)
-        elif not given.exists():
-            raise DataError(f"no such file or folder: {given} (current folder: {Path.cwd()})")
-        elif given not in named and not (_identity(given.parent) in folders and _is_photograph(given.name)):
-            named.add(given)
+    seen = _Seen()
+    # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
+    for given, is_folder in [(Path(given), _is_existing_folder(Path(given))) for given in inputs]:
+        if is_folder:
+            yield from _walk(given, seen)
+        elif seen.is_new_file(given):
             yield given
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path | Failure]:
+def _is_existing_folder(given: Path) -> bool:
     try:
+        return stat.S_ISDIR(given.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such file or folder: {given} (current folder: {Path.cwd()})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {given}: {_one_line(error)}") from None
+
+
+class _Seen:
+    """The folders walked and the files named so far, however their paths were spelt."""
+
+    def __init__(self) -> None:
+        self._folders: set[tuple[int, int]] = set()
+        self._named: set[tuple[tuple[int, int], str]] = set()
+
+    def is_new_folder(self, folder: Path) -> bool:
         identity = _identity(folder)
-        if identity in seen:  # a loop of links, or a folder given twice
+        is_new = identity not in self._folders
+        self._folders.add(identity)
+        return is_new
+
+    def is_new_file(self, file: Path) -> bool:
+        """For a file that was named directly: neither named before nor found in a folder."""
+        folder = _identity(file.parent)
+        is_new = (folder, file.name) not in self._named
+        self._named.add((folder, file.name))
+        return is_new and not (folder in self._folders and _is_photograph(file.name))
+
+    def named(self, folder: Path) -> set[str]:
+        """The names of a folder's files that were named directly."""
+        identity = _identity(folder) if self._named else None
+        return {name for parent, name in self._named if parent == identity}
+
+
+def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:
+    try:
+        if not seen.is_new_folder(folder):  # a loop of links, or a folder given twice
             return
-        seen.add(identity)
+        done = seen.named(folder)
         with os.scandir(folder) as listing:
-            entries = sorted((entry.name, entry.is_dir()) for entry in listing)
+            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
     except OSError as error:
         yield Failure(str(folder), "read", _one_line(error))
         return
     for name, is_folder in entries:
         if is_folder and not name.startswith("."):
             yield from _walk(folder / name, seen)
-        elif _is_photograph(name) and not is_folder:
+        elif _is_photograph(name) and not is_folder and name not in done:
             yield folder / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False for a link that leads nowhere or to itself: reading it will say so, in its own row."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -154,7 +197,13 @@ def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None
         PictureError: if the content is no picture, is damaged or truncated, or is absurdly large.
         OSError: if the file cannot be read.
     """
-    return _decode(source if isinstance(source, bytes) else _read(Path(source)), cover)[0]
+    content = source if isinstance(source, bytes) else _read(Path(source))
+    try:
+        return _decode(content, cover)[0]
+    except PictureError:
+        raise
+    except Exception as error:  # see load_image
+        raise PictureError(_one_line(error)) from error
 
 
 def resize(picture: PILImage.Image, spec: InputSpec) -> Pixels:
@@ -202,12 +251,18 @@ def _decode(content: bytes, cover: tuple[int, int] | None) -> tuple[PILImage.Ima
     with opened as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise PictureError(f"{picture.width} x {picture.height} is over the limit of {MAX_PIXELS} pixels")
-        turn = _UPRIGHT.get(_orientation(picture))
-        width, height = picture.size if turn not in _SIDEWAYS else picture.size[::-1]
+        if picture.format in _RUN_BY_OTHER_PROGRAMS:
+            raise PictureError(f"{picture.format} is not a photograph's format and is not opened")
+        width, height = picture.size
         if cover is not None:
             picture.draft(None, (2 * max(cover), 2 * max(cover)))
+        # Only now is the orientation known: Pillow turns a TIFF itself while loading it, and a PNG may carry the tag
+        # behind its pixels.
+        picture.load()
+        turn = _UPRIGHT.get(_orientation(picture))
         rgb = _to_rgb(picture)
-        return (rgb if turn is None else rgb.transpose(turn)), (width, height)
+        upright = (width, height) if turn not in _SIDEWAYS else (height, width)
+        return (rgb if turn is None else rgb.transpose(turn)), upright
 
 
 _SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from mineral_batch.images import Failure, Image, Pixels, load_image
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Generator, Iterable
+    from pathlib import Path
 
     from mineral_batch.backends import Backend
     from mineral_batch.contract import InputSpec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -43,10 +44,8 @@ class CsvSink:
             raise DataError(
                 f"cannot write into {self.folder}: {error.strerror}; choose another folder with -o"
             ) from None
-        self._rows = csv.writer(self._predictions, lineterminator="\n")
-        self._rows.writerow(["path", "minerals", *contract.labels])
-        self._bad = csv.writer(self._failures, lineterminator="\n")
-        self._bad.writerow(["path", "stage", "reason"])
+        _write_row(self._predictions, ["path", "minerals", *contract.labels])
+        _write_row(self._failures, ["path", "stage", "reason"])
         self.written = 0
         self.failed = 0
 
@@ -58,10 +57,10 @@ class CsvSink:
         """
         try:
             if isinstance(result, Failure):
-                self._bad.writerow([result.path, result.stage, result.reason])
+                _write_row(self._failures, [result.path, result.stage, result.reason])
                 self.failed += 1
             else:
-                self._rows.writerow(_row(result, self._contract))
+                _write_row(self._predictions, _row(result, self._contract))
                 self.written += 1
         except OSError as error:
             raise DataError(f"cannot write into {self.folder}: {error.strerror}") from None
@@ -72,14 +71,24 @@ class CsvSink:
         self._failures.flush()
 
     def finish(self) -> None:
-        """Give both tables their names: the run is complete."""
-        for file, name in ((self._predictions, PREDICTIONS), (self._failures, FAILURES)):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-            (self.folder / (name + _UNFINISHED)).replace(self.folder / name)
-        if not self.failed:
-            (self.folder / FAILURES).unlink()
+        """Give both tables their names: the run is complete.
+
+        Raises:
+            DataError: if the disk is full or gone; the tables then keep their `.unfinished` names.
+        """
+        files = (self._predictions, self._failures)
+        try:
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            for name in (PREDICTIONS, FAILURES):
+                (self.folder / (name + _UNFINISHED)).replace(self.folder / name)
+            if not self.failed:
+                (self.folder / FAILURES).unlink()
+        except OSError as error:
+            self._abandon()
+            raise DataError(f"cannot write into {self.folder}: {error.strerror}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -90,12 +99,23 @@ class CsvSink:
         if kind is None:
             self.finish()
         else:
-            self._predictions.close()
-            self._failures.close()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Close both tables under their unfinished names; what stopped the run is the error that counts."""
+        for file in (self._predictions, self._failures):
+            with suppress(OSError):
+                file.close()
 
 
 def _open(path: Path) -> IO[str]:
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_row(file: IO[str], row: list[str]) -> None:
+    """The csv module leaves a carriage return unquoted when it does not end lines, and its own reader then fails."""
+    has_return = any("\r" in field for field in row)
+    csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(row)
 
 
 def _row(prediction: Prediction, contract: ModelContract) -> list[str]:

@@ -61,8 +61,9 @@ def open_cpu(path: Path, device: int) -> OnnxRuntimeBackend:
         ContractError: if the file carries no contract, or another one than its graph.
     """
     del device
+    contract = read_contract(path)
     session = _session(path, "CPUExecutionProvider", {})
-    return OnnxRuntimeBackend(session, read_contract(path), name="onnx-cpu", device="CPU", batch_size=8)
+    return OnnxRuntimeBackend(session, contract, name="onnx-cpu", device="CPU", batch_size=8)
 
 
 def open_cuda(path: Path, device: int) -> OnnxRuntimeBackend:
@@ -72,8 +73,9 @@ def open_cuda(path: Path, device: int) -> OnnxRuntimeBackend:
         BackendError: if there is no onnxruntime-gpu, no driver, or no such GPU.
         ContractError: if the file carries no contract, or another one than its graph.
     """
+    contract = read_contract(path)
     session = _session(path, "CUDAExecutionProvider", {"device_id": str(device)})
-    return OnnxRuntimeBackend(session, read_contract(path), name="onnx-cuda", device=f"CUDA {device}", batch_size=64)
+    return OnnxRuntimeBackend(session, contract, name="onnx-cuda", device=f"CUDA {device}", batch_size=64)
 
 
 def _session(path: Path, provider: str, options: dict[str, str]) -> Any:

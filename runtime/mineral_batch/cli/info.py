@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.models import starter_path
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mineral_batch.contract import ModelContract
@@ -42,7 +42,8 @@ def _accuracy(contract: ModelContract) -> str:
     measured = contract.measured
     if measured is None:
         return "never measured"
-    interval = f", 95 % interval {measured.low:.4f} to {measured.high:.4f}" if measured.low and measured.high else ""
+    known = measured.low is not None and measured.high is not None
+    interval = f", 95 % interval {measured.low:.4f} to {measured.high:.4f}" if known else ""
     return (
         f"mAP {measured.mean_ap:.4f}{interval} ({measured.definition}) "
         f"on {measured.images} pictures of {measured.dataset}"

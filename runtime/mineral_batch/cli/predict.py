@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,25 +89,24 @@ def _opening(predictor: Predictor, *, is_starter: bool) -> str:
 def _run(predictor: Predictor, inputs: tuple[Path, ...], output: Path, quiet: bool) -> tuple[Counter[str], int, float]:
     """Predict and write; gives the pictures per mineral ("" for none), the failures and the seconds."""
     counts: Counter[str] = Counter()
-    # The first picture is drawn before the tables are opened: a mistyped folder must not leave files behind.
-    results = predictor.predict(inputs)
-    first = next(results, None)
-    if first is None:
-        raise DataError(f"no photographs under {', '.join(map(str, inputs))}: no file has the suffix of a picture")
     started = time.monotonic()
-    with CsvSink(output, predictor.contract) as sink, _progress(inputs, quiet) as bar:
-        try:
-            for result in itertools.chain([first], results):
-                sink.write(result)
-                counts.update(_called(result, predictor.contract))
-                bar.update()
-                if isinstance(result, Failure):
-                    bar.set_postfix(failed=sink.failed, refresh=False)
-        except KeyboardInterrupt:
-            results.close()
-            raise DataError(
-                f"stopped after {sink.written + sink.failed} pictures; their rows are in {output}/*.unfinished"
-            ) from None
+    with closing(predictor.predict(inputs)) as results:
+        # The first picture is drawn before the tables are opened: a mistyped folder must not leave files behind.
+        first = next(results, None)
+        if first is None:
+            raise DataError(f"no photographs under {', '.join(map(str, inputs))}: no file has the suffix of a picture")
+        with CsvSink(output, predictor.contract) as sink, _progress(inputs, quiet) as bar:
+            try:
+                for result in itertools.chain([first], results):
+                    sink.write(result)
+                    counts.update(_called(result, predictor.contract))
+                    bar.update()
+                    if isinstance(result, Failure):
+                        bar.set_postfix(failed=sink.failed, refresh=False)
+            except KeyboardInterrupt:
+                raise DataError(
+                    f"stopped after {sink.written + sink.failed} pictures; their rows are in {output}/*.unfinished"
+                ) from None
         return counts, sink.failed, time.monotonic() - started
 
 
