@@ -1,0 +1,315 @@
+"""`mineral-batch evaluate`: how right a table of predictions is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from mineral_batch._onnx_file import read_contract, write_contract
+from mineral_batch.errors import DataError
+from mineral_batch.evaluate import Evaluation, Joined, Tuning, join, tune
+from mineral_batch.evaluate import evaluate as judge
+from mineral_batch.files import whole_file
+from mineral_batch.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mineral_batch.contract import ModelContract
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was compared, for the head of the report."""
+
+    predictions: Path
+    labels: Path
+    split: str | None
+    resamples: int
+
+
+_FILE = click.Path(path_type=Path)
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("predictions", type=_FILE)
+@click.argument("labels", type=_FILE)
+@click.option("--split", help="Judge only the rows of LABELS that have this in their column `split`.")
+@click.option(
+    "--thresholds",
+    metavar="NUMBER|MODEL",
+    help="Decide anew with one threshold (0.5) or those of an ONNX file; default: the column `minerals`.",
+)
+@click.option("--tune", "model", type=_FILE, metavar="MODEL", help="Write the thresholds of highest F1 into MODEL.")
+@click.option(
+    "--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples for the interval; 0: none."
+)
+@click.option("--json", "json_file", type=_FILE, help="Write every figure as JSON.")
+@click.option("--csv", "csv_file", type=_FILE, help="Write the table per mineral as CSV.")
+def evaluate(
+    predictions: Path,
+    labels: Path,
+    split: str | None,
+    thresholds: str | None,
+    model: Path | None,
+    bootstrap: int,
+    json_file: Path | None,
+    csv_file: Path | None,
+) -> None:
+    """Compare PREDICTIONS (predictions.csv of `predict`) with LABELS (CSV: path,labels[,split]).
+
+    Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
+    match when one path is the end of the other. PREDICTIONS come from a run on all photographs that LABELS name.
+
+    With --tune, MODEL (which made PREDICTIONS) gets for each mineral the threshold of the highest F1 on these
+    photographs. Tune on validation photographs (--split val) and judge on others (--split test): a threshold looks
+    better than it is on the photographs that chose it. A mineral in fewer than 5 photographs keeps its threshold.
+    """
+    asked = _Asked(predictions, labels, split, bootstrap)
+    contract = read_contract(model) if model else None
+    cuts = _thresholds(thresholds)
+    known = contract or (cuts if not isinstance(cuts, float) else None)
+    joined = join(predictions, labels, split, known.labels if known else None)
+    result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
+    tuning = tune(joined, contract.thresholds) if contract else None
+    click.echo("\n".join(_text(joined, result, asked)))
+    if joined.predictions.is_rounded:
+        click.echo("Warning: the probabilities have three decimals or fewer; the ties move mAP.", err=True)
+    if json_file:
+        _write(json_file, json.dumps(_record(joined, result, tuning, asked), indent=2, ensure_ascii=False) + "\n")
+    if csv_file:
+        _write(csv_file, _csv_text(result))
+    if model and contract and tuning:
+        write_contract(model, _tuned(contract, tuning, joined, asked))
+        click.echo("\n".join(_tuning_text(tuning, contract, model, split)))
+
+
+def _thresholds(text: str | None) -> ModelContract | float | None:
+    """`0.5`, or the contract of the model file that is named."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return read_contract(text)
+    if not 0.0 <= number <= 1.0:
+        raise DataError(f"--thresholds {text}: a threshold is a probability, 0 to 1, or the name of an ONNX file")
+    return number
+
+
+def _for_labels(cuts: ModelContract | float | None, labels: Sequence[str]) -> list[float] | None:
+    """Thresholds in the order of the labels."""
+    if cuts is None or isinstance(cuts, float):
+        return cuts if cuts is None else [cuts] * len(labels)
+    by_name = dict(zip(cuts.labels, cuts.thresholds, strict=True))
+    absent = [name for name in labels if name not in by_name]
+    if absent:
+        raise DataError(f"the model of --thresholds does not know {', '.join(absent)}: is it the one that predicted?")
+    return [by_name[name] for name in labels]
+
+
+def _text(joined: Joined, result: Evaluation, asked: _Asked) -> list[str]:
+    return [
+        *_join_text(joined, asked),
+        "",
+        *_label_lines(result),
+        "",
+        *_mean_ap_lines(result, asked.resamples),
+        "",
+        *_decision_lines(result),
+        *_empty_lines(result),
+    ]
+
+
+def _join_text(joined: Joined, asked: _Asked) -> list[str]:
+    of_split = f", split {asked.split}" if asked.split else ""
+    lines = [f"{len(joined.truth)} photographs are in {asked.predictions} and in {asked.labels}{of_split}."]
+    if joined.unlabelled:
+        lines.append(f"{joined.unlabelled} predictions have no labels and are ignored.")
+    if joined.other_splits:
+        lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
+    if joined.missing:
+        first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
+        more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
+        lines.append(f"{len(joined.missing)} labelled photographs have no prediction: {first}{more}.")
+    if joined.predictions.ignored:
+        lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
+    return lines
+
+
+_COLUMNS = ("mineral", "AP", "photographs", "called", "precision", "recall", "F1", "threshold")
+
+
+def _rows(result: Evaluation) -> list[tuple[str, float, int, int, float, float, float, float]]:
+    """The table per mineral, `_COLUMNS`; NaN for a ratio 0 / 0 and for a threshold that is not known."""
+    found = result.decisions
+    thresholds = result.thresholds or [math.nan] * len(result.labels)
+    figures = (
+        result.mean_ap.per_label,
+        found.support,
+        found.called,
+        np.where(found.called > 0, found.precision, np.nan),
+        np.where(found.support > 0, found.recall, np.nan),
+        np.where(found.called + found.support > 0, found.f1, np.nan),
+    )
+    return list(zip(result.labels, *(figure.tolist() for figure in figures), thresholds, strict=True))
+
+
+def _label_lines(result: Evaluation) -> list[str]:
+    width = max(len("mineral"), *(len(name) for name in result.labels))
+    columns = _COLUMNS if result.thresholds else _COLUMNS[:-1]
+    lines = ["  ".join([f"{columns[0]:<{width}}", *(f"{name:>{max(len(name), 6)}}" for name in columns[1:])])]
+    for row in _rows(result):
+        cells = [f"{_cell(v):>{max(len(name), 6)}}" for name, v in zip(columns[1:], row[1:], strict=False)]
+        lines.append("  ".join([f"{row[0]:<{width}}", *cells]))
+    return lines
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
+    lines = []
+    for name, figure in result.ap.items():
+        interval = ""
+        if name == EQUATION_6 and result.interval:
+            low, high = (_cell(value) for value in result.interval)
+            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the photographs)"
+        lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
+        lines += textwrap.wrap(DEFINITIONS[name], 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
+    return lines
+
+
+def _decision_lines(result: Evaluation) -> list[str]:
+    found = result.decisions
+    by = "the thresholds above" if result.thresholds else "the column minerals"
+    return [
+        f"What was called present by {by}:",
+        "per class  CP {:.4f}  CR {:.4f}  CF1 {:.4f}".format(*found.per_class) + f"  macro-F1 {found.macro_f1:.4f}",
+        "overall    OP {:.4f}  OR {:.4f}  OF1 {:.4f}".format(*found.overall),
+    ]
+
+
+def _empty_lines(result: Evaluation) -> list[str]:
+    empty = [result.labels[index] for index in result.mean_ap.empty]
+    if not empty:
+        return []
+    return [
+        "",
+        f"In no photograph, so that nothing is said about them ({len(empty)} of {len(result.labels)}): "
+        f"{', '.join(empty)}.",
+    ]
+
+
+def _tuning_text(tuning: Tuning, contract: ModelContract, model: Path, split: str | None) -> list[str]:
+    kept = sum(new == old for new, old in zip(tuning.thresholds, contract.thresholds, strict=True))
+    lines = ["", f"Wrote thresholds into {model}: {len(contract.labels) - kept} of {len(contract.labels)} changed."]
+    for when, found in (("before", tuning.before), ("after", tuning.after)):
+        lines.append(
+            f"{when:<7} macro-F1 {found.macro_f1:.4f}  CF1 {found.per_class.f1:.4f}  OF1 {found.overall.f1:.4f}"
+        )
+    if split != "val":
+        lines.append("These photographs chose the thresholds, so the figures after are optimistic; judge on others.")
+    return lines
+
+
+def _tuned(contract: ModelContract, tuning: Tuning, joined: Joined, asked: _Asked) -> ModelContract:
+    """The contract with the new thresholds and where they come from."""
+    origin = {
+        "rule": "highest F1 per label",
+        "labels": asked.labels.name,
+        "split": asked.split,
+        "images": len(joined.truth),
+    }
+    return replace(
+        contract.with_thresholds(tuning.thresholds), provenance={**contract.provenance, "thresholds": origin}
+    )
+
+
+def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _Asked) -> dict[str, Any]:
+    """Every figure, ready for JSON: six significant digits, null where a figure is not defined."""
+    record = {
+        "predictions": str(asked.predictions),
+        "labels": str(asked.labels),
+        "split": asked.split,
+        "images": len(joined.truth),
+        "predictions_without_labels": joined.unlabelled,
+        "predictions_of_other_splits": joined.other_splits,
+        "labelled_without_prediction": len(joined.missing),
+        "mean_ap": {name: figure.mean for name, figure in result.ap.items()},
+        "interval_95": result.interval,
+        "interval_of": EQUATION_6,
+        "bootstrap_resamples": asked.resamples,
+        "definitions": dict(DEFINITIONS),
+        "minerals": [_label_record(result, index, row) for index, row in enumerate(_rows(result))],
+        "without_positives": [result.labels[index] for index in result.mean_ap.empty],
+        "decisions": "thresholds" if result.thresholds else "column minerals",
+        **_decision_record(result.decisions),
+    }
+    if tuning:
+        record["tuning"] = {
+            "thresholds": dict(zip(result.labels, tuning.thresholds, strict=True)),
+            "before": _decision_record(tuning.before),
+            "after": _decision_record(tuning.after),
+        }
+    rounded: dict[str, Any] = _six_digits(record)
+    return rounded
+
+
+def _label_record(result: Evaluation, index: int, row: tuple[Any, ...]) -> dict[str, Any]:
+    name, _, support, called, precision, recall, f1, threshold = row
+    return {
+        "mineral": name,
+        "ap": {definition: figure.per_label[index].item() for definition, figure in result.ap.items()},
+        "support": support,
+        "called": called,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "threshold": threshold,
+    }
+
+
+def _decision_record(found: PrecisionRecallF1) -> dict[str, Any]:
+    return {"per_class": found.per_class._asdict() | {"macro_f1": found.macro_f1}, "overall": found.overall._asdict()}
+
+
+def _six_digits(value: Any) -> Any:
+    """The same structure with floats of six significant digits and None for NaN."""
+    if isinstance(value, dict):
+        return {key: _six_digits(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_six_digits(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def _csv_text(result: Evaluation) -> str:
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold"])
+    for row in _six_digits(_rows(result)):
+        table.writerow(["" if value is None else value for value in row])
+    return out.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode(errors="replace"))
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None
