@@ -1,0 +1,38 @@
+"""Tiny checkpoints: timm's test networks, seconds to export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from mineral_batch.contract import ModelContract
+from mineral_train.model import MineralNet, ModelConfig, build_model, input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LABELS = ("quartz", "pyrite, cubic", "Рубин")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., tuple[MineralNet, ModelContract]]:
+    """A model with random weights and its contract: `tiny(backbone=..., method=..., projection=...)`."""
+
+    def make(backbone: str = "test_vit", **options: Any) -> tuple[MineralNet, ModelContract]:
+        sizes = {"image_size": 64, "width": 32, "heads": 2, "ffn": 48, "labels": LABELS}
+        config = ModelConfig(backbone, **(sizes | options))
+        model = build_model(config, seed=1)
+        with torch.no_grad():  # at initialisation every probability is near 0.5, and parity would prove little
+            for parameter in model.head.parameters():
+                parameter.mul_(8)
+        contract = ModelContract(LABELS, (0.3, 0.5, 0.7), input_spec(config), name="tiny", licence="MIT")
+        return model, contract
+
+    return make

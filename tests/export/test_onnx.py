@@ -1,0 +1,180 @@
+"""A checkpoint as an ONNX file: the same answers, one file, whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends import open_backend
+from mineral_batch.contract import ModelContract
+from mineral_export import TOLERANCE
+from mineral_export.cli import main
+from mineral_export.onnx import export_onnx
+from mineral_export.verify import ParityError, photographs, synthetic
+from mineral_train.checkpoint import save_checkpoint
+from mineral_train.model import PRESETS, build_model, input_spec
+
+VARIANTS = {
+    "vit, reshape": {"backbone": "test_vit", "projection": "reshape", "image_size": 128},
+    "vit, linear, two blocks": {"backbone": "test_vit", "projection": "linear", "blocks": 2},
+    "vit, group head": {"backbone": "test_vit", "projection": "linear", "head": "group"},
+    "cnn, decoder": {"backbone": "test_efficientnet"},
+    "cnn, pool": {"backbone": "test_efficientnet", "method": "pool"},
+    "cnn, fusion": {"backbone": "test_resnet", "method": "fusion"},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny):
+    """One exported file with the model it came from."""
+    model, contract = tiny(projection="linear")
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export_onnx(model, contract, path)
+    return model, contract, path
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_model_answers_as_torch_does(variant, tiny, tmp_path):
+    model, contract = tiny(**VARIANTS[variant])
+    result = export_onnx(model, contract, tmp_path / "model.onnx")
+    assert result.parity.largest < 1e-5
+    spread = open_backend(result.path, "onnx-cpu").infer(synthetic(contract.input)).std(axis=0)
+    assert spread.max() > 100 * result.parity.largest, "answers alike for every picture: parity proved nothing"
+
+
+def test_an_answer_does_not_depend_on_its_batch(exported):
+    _, contract, path = exported
+    pixels = synthetic(contract.input, 7)
+    backend = open_backend(path, "onnx-cpu")
+    together = backend.infer(pixels)
+    alone = np.concatenate([backend.infer(pixels[i : i + 1]) for i in range(7)])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_the_contract_is_inside_and_the_graph_is_as_documented(exported):
+    _, contract, path = exported
+    assert read_contract(path) == contract
+    graph = onnx.load(path).graph
+    (pixels,), (probabilities,) = graph.input, graph.output
+    assert (pixels.name, pixels.type.tensor_type.elem_type) == ("pixels", onnx.TensorProto.UINT8)
+    assert [d.dim_param or d.dim_value for d in pixels.type.tensor_type.shape.dim] == ["N", 64, 64, 3]
+    assert (probabilities.name, probabilities.type.tensor_type.elem_type) == ("probabilities", onnx.TensorProto.FLOAT)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def test_layer_norm_stays_one_operator(exported):
+    operators = {node.op_type for node in onnx.load(exported[2]).graph.node}
+    assert "LayerNormalization" in operators
+    assert not operators & {"ReduceMean", "Pow"}
+
+
+def test_the_label_self_attention_is_folded_away(exported):
+    model, _, path = exported
+    weights = {tuple(w.dims) for w in onnx.load(path).graph.initializer}
+    labels, width = model.decoder.labels.shape
+    assert (1, labels, width) in weights or (labels, width) in weights
+    in_graph = sum(int(np.prod(w.dims)) for w in onnx.load(path).graph.initializer)
+    folded = sum(p.numel() for p in model.decoder.blocks[0].self_attention.parameters())
+    everything = sum(p.numel() for p in model.parameters())
+    assert in_graph < everything - folded + 3 * labels * width
+
+
+def test_exporting_leaves_the_model_able_to_train(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model, contract, tmp_path / "model.onnx")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_file_that_answers_otherwise_is_not_written(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    older = tmp_path / "model.onnx"
+    older.write_bytes(b"an earlier export")
+    with pytest.raises(ParityError, match="nothing was written: largest difference"):
+        export_onnx(model, contract, older, tolerance=-1.0)
+    assert older.read_bytes() == b"an earlier export"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_an_answer_that_is_not_a_number_is_refused(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    with torch.no_grad():
+        model.head.linear.bias.fill_(float("nan"))
+    with pytest.raises(ParityError):
+        export_onnx(model, contract, tmp_path / "model.onnx")
+
+
+def test_wrong_normalisation_in_the_contract_changes_the_answers(tiny, tmp_path):
+    """The graph normalises by the contract it carries, so no other preprocessing can be applied by mistake."""
+    model, contract = tiny(projection="linear")
+    other = replace(contract, input=replace(contract.input, mean=(0.1, 0.2, 0.3)))
+    pixels = synthetic(contract.input)
+    answers = []
+    for name, described in (("a", contract), ("b", other)):
+        export_onnx(model, described, tmp_path / f"{name}.onnx")
+        answers.append(open_backend(tmp_path / f"{name}.onnx", "onnx-cpu").infer(pixels))
+    assert np.abs(answers[0] - answers[1]).max() > TOLERANCE
+
+
+def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    save_checkpoint(tmp_path / "run", model, contract)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, pixels in enumerate(synthetic(contract.input, 3)):
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), "--photos", str(photos), "--name", "new name"])
+    assert done.exit_code == 0, done.output
+    assert "over 3 photographs of" in done.output
+    assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is no checkpoint"),
+        (["run", "-o", "no/such/folder/model.onnx"], "no such folder: no/such/folder"),
+        (["run", "--photos", "missing"], "no such file or folder: missing"),
+        (["run", "--photos", "empty"], "no readable photograph under empty"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    save_checkpoint("run", *tiny(projection="linear"))
+    done = CliRunner().invoke(main, ["onnx", *arguments])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_photographs_skip_what_cannot_be_read(tmp_path, tiny):
+    _, contract = tiny(projection="linear")
+    (tmp_path / "a.jpg").write_bytes(b"")
+    Image.new("RGB", (10, 20), "red").save(tmp_path / "b.png")
+    assert photographs([tmp_path], contract.input).tolist() == np.full((1, 64, 64, 3), (255, 0, 0)).tolist()
+
+
+# The backbones at full width and depth, on small pictures and a narrow decoder so that each takes seconds.
+_SIZES = {"vit-b16-384": 64, "swin-b-384": 192}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_exports(name, tmp_path):
+    config = replace(PRESETS[name], image_size=_SIZES.get(name, 96), width=64, ffn=64)
+    model = build_model(config, seed=0)
+    contract = ModelContract(config.labels, (0.5,) * len(config.labels), input_spec(config))
+    result = export_onnx(model, contract, tmp_path / "model.onnx")
+    assert result.parity.largest < 1e-5
