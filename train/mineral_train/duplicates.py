@@ -87,7 +87,7 @@ def near_duplicates(
 
     Args:
         thumbs: (N, 16, 18, 3) uint8.
-        distance: largest number of differing bits of the hashes.
+        distance: largest number of differing bits of the hashes; -1 finds none.
         correlation: smallest Pearson correlation of the thumbnails' 864 values. A picture of one colour correlates
             with none.
     """
@@ -113,7 +113,7 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int) -> Links:
     """
     bounds = np.linspace(0, 64, distance + 2).astype(int)
     found = [_close_in_piece(hashes, low, high, distance) for low, high in pairwise(bounds.tolist())]
-    codes = np.unique(np.concatenate(found))
+    codes = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
     return np.stack(np.divmod(codes, max(1, len(hashes))), axis=1)
 
 

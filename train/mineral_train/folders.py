@@ -160,18 +160,6 @@ def _with_known_labels(
     ]
 
 
-def _require_columns(table: Path, header: Sequence[str], columns: TableFormat, keep_split: bool) -> None:
-    wanted = {
-        columns.path_column: "name it with --path-column",
-        columns.labels_column: "name it with --labels-column",
-    }
-    if keep_split:
-        wanted["split"] = "leave --keep-split out to make a new split"
-    for name, fix in wanted.items():
-        if name not in header:
-            raise DataError(f"{table} has no column {name!r}, only {', '.join(header)}; {fix}")
-
-
 def merge_identical(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     """One row for all that have the same path or the same bytes, with the labels of all, in the order of `labels`.
 
