@@ -1,0 +1,392 @@
+"""`mineral-batch evaluate` as a user runs it, and the joining of its two tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from sklearn.metrics import average_precision_score, f1_score
+
+from mineral_batch._onnx_file import read_contract, write_contract
+from mineral_batch.cli import main
+from mineral_batch.contract import MINERALS, ModelContract
+from mineral_batch.errors import DataError
+from mineral_batch.evaluate import join, match_paths
+
+LABELS = ("agate", "gold", "quartz", "topaz")
+COUNT = 60
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def fails(*arguments):
+    """The one line of an error."""
+    result = run(*arguments, code=1)
+    assert result.stdout == ""
+    assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
+    return result.stderr
+
+
+def write(path, header, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+class World:
+    """Sixty pictures, four labels of which topaz is in none, thirty pictures in each of two splits."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        self.truth = rng.random((COUNT, 4)) < [0.3, 0.4, 0.5, 0.0]
+        self.scores = 1 / (1 + np.exp(1.5 - rng.normal(size=(COUNT, 4)) - 2 * self.truth))
+        self.called = self.scores >= 0.5
+        self.val = np.arange(COUNT) < COUNT // 2
+
+    @property
+    def prediction_rows(self):
+        return [
+            [f"photos/images/{i:02d}.jpg", names(called), *(f"{v:.9g}" for v in scores)]
+            for i, (called, scores) in enumerate(zip(self.called, self.scores, strict=True))
+        ]
+
+    @property
+    def label_rows(self):
+        splits = np.where(self.val, "val", "test")
+        return [[f"images/{i:02d}.jpg", names(truth), splits[i]] for i, truth in enumerate(self.truth)]
+
+    def predictions(self, rows=None, header=("path", "minerals", *LABELS)):
+        return write(self.folder / "predictions.csv", header, self.prediction_rows if rows is None else rows)
+
+    def labels(self, rows=None, header=("path", "labels", "split")):
+        return write(self.folder / "labels.csv", header, self.label_rows if rows is None else rows)
+
+    def model(self, labels=LABELS):
+        value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+        path = self.folder / "model.onnx"
+        onnx.save(helper.make_model(helper.make_graph([], "g", [value], [value])), path)
+        write_contract(path, ModelContract(labels=labels, thresholds=(0.9,) * len(labels), provenance={"by": "me"}))
+        return path
+
+
+def names(row):
+    return ";".join(name for name, present in zip(LABELS, row, strict=True) if present)
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+# --- the report ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [None, "val", "test"])
+def test_the_printed_figures_are_scikit_learns(world, split):
+    rows = {None: world.val | True, "val": world.val, "test": ~world.val}[split]
+    scores, truth, called = world.scores[rows], world.truth[rows], world.called[rows]
+    out = run(world.predictions(), world.labels(), *(["--split", split] if split else []), "--bootstrap", 50).stdout
+    ap = [average_precision_score(truth[:, i], scores[:, i]) for i in range(3)]
+    for i in range(3):
+        figures = re.search(rf"^{LABELS[i]} +(.+)$", out, re.M)[1].split()
+        f1 = f1_score(truth[:, i], called[:, i])
+        assert figures[:3] == [f"{ap[i]:.4f}", str(truth[:, i].sum()), str(called[:, i].sum())]
+        assert figures[-1] == f"{f1:.4f}"
+    assert f"mAP {np.mean(ap):.4f}  equation-6, 95 % interval 0." in out
+    assert f"mAP {np.sum(ap) / 4:.4f}  empty-as-zero" in out
+    assert re.search(r"mAP 0\.\d{4}  voc2010-envelope", out)
+    assert f"OF1 {f1_score(truth.ravel(), called.ravel()):.4f}" in out
+    assert "nothing is said about them (1 of 4): topaz." in out
+
+
+def test_json_has_every_figure_with_six_significant_digits(world):
+    target = world.folder / "report.json"
+    run(world.predictions(), world.labels(), "--json", target, "--bootstrap", 100)
+    record = json.loads(target.read_text("utf-8"))
+    ap = average_precision_score(world.truth[:, :3], world.scores[:, :3])
+    assert record["mean_ap"]["equation-6"] == float(f"{ap:.6g}")
+    assert set(record["mean_ap"]) == set(record["definitions"])
+    low, high = record["interval_95"]
+    assert low < ap < high
+    assert record["images"] == COUNT
+    assert record["without_positives"] == ["topaz"]
+    topaz = record["minerals"][3]
+    assert topaz["ap"] == {"equation-6": None, "voc2010-envelope": None, "empty-as-zero": None}
+    assert topaz["recall"] is None
+    assert [m["support"] for m in record["minerals"]] == world.truth.sum(axis=0).tolist()
+
+
+def test_csv_has_the_table_per_mineral(world):
+    target = world.folder / "table.csv"
+    run(world.predictions(), world.labels(), "--csv", target, "--thresholds", 0.25)
+    rows = list(csv.DictReader(target.read_text("utf-8").splitlines()))
+    assert [row["mineral"] for row in rows] == list(LABELS)
+    assert float(rows[1]["ap (equation-6)"]) == pytest.approx(
+        average_precision_score(world.truth[:, 1], world.scores[:, 1]), rel=1e-5
+    )
+    assert rows[3]["ap (equation-6)"] == ""
+    assert {row["threshold"] for row in rows} == {"0.25"}
+
+
+def test_the_minerals_column_decides_unless_thresholds_are_given(world):
+    world.called[:] = False
+    tables = world.predictions(), world.labels()
+    assert "overall    OP 0.0000  OR 0.0000" in run(*tables, "--bootstrap", 0).stdout
+    expected = f"OF1 {f1_score(world.truth.ravel(), (world.scores >= 0.3).ravel()):.4f}"
+    assert expected in run(*tables, "--bootstrap", 0, "--thresholds", "0.3").stdout
+    model = world.model()
+    expected = f"OF1 {f1_score(world.truth.ravel(), (world.scores >= 0.9).ravel()):.4f}"
+    assert expected in run(*tables, "--bootstrap", 0, "--thresholds", model).stdout
+
+
+def test_further_columns_that_are_no_labels_are_ignored_and_named(world):
+    header = ["path", "minerals", "width", *LABELS, "seconds"]
+    rows = [[path, called, 512, *rest, "n/a"] for path, called, *rest in world.prediction_rows]
+    plain = run(world.predictions(), world.labels()).stdout
+    more = run(world.predictions(rows, header), world.labels()).stdout
+    assert "Columns that are no labels, ignored: width, seconds.\n" in more
+    assert more.replace("Columns that are no labels, ignored: width, seconds.\n", "") == plain
+
+
+def test_labels_of_ones_own_are_known_by_being_labelled_or_called(world):
+    header = ["path", "minerals", "grün, gelb", "Täuschung"]
+    predictions = world.predictions([["a.jpg", "Täuschung", 0.9, 0.8], ["b.jpg", "", 0.1, 0.2]], header)
+    labels = world.labels([["a.jpg", "grün, gelb"], ["b.jpg", ""]], ["path", "labels"])
+    joined = join(predictions, labels)
+    assert joined.predictions.labels == ("grün, gelb", "Täuschung")
+    assert joined.truth.tolist() == [[True, False], [False, False]]
+    assert joined.predictions.called.tolist() == [[False, True], [False, False]]
+
+
+def test_rounded_probabilities_are_warned_about(world):
+    assert "decimals" not in run(world.predictions(), world.labels()).stderr
+    world.scores = world.scores.round(2)
+    assert "ties move mAP" in run(world.predictions(), world.labels()).stderr
+
+
+# --- tuning --------------------------------------------------------------------------------------------
+
+
+def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
+    model = world.model()
+    out = run(world.predictions(), world.labels(), "--split", "val", "--tune", model).stdout
+    contract = read_contract(model)
+    onnx.checker.check_model(onnx.load(model))
+    assert contract.thresholds[3] == 0.9  # topaz is in no photograph
+    scores, truth = world.scores[world.val], world.truth[world.val]
+    before, after = (
+        np.mean([f1_score(truth[:, i], scores[:, i] >= cut[i]) for i in range(3)])
+        for cut in ((0.9,) * 3, contract.thresholds)
+    )
+    assert after > before
+    assert f"before  macro-F1 {before:.4f}" in out
+    assert f"after   macro-F1 {after:.4f}" in out
+    assert "3 of 4 changed" in out
+    assert "optimistic" not in out
+    assert contract.provenance == {
+        "by": "me",
+        "thresholds": {"rule": "highest F1 per label", "labels": "labels.csv", "split": "val", "images": 30},
+    }
+    held_out = run(world.predictions(), world.labels(), "--split", "test", "--thresholds", model).stdout
+    assert f"{contract.thresholds[0]:.4f}" in held_out
+
+
+def test_tuning_on_the_photographs_to_be_judged_is_said_to_be_optimistic(world):
+    assert "optimistic" in run(world.predictions(), world.labels(), "--tune", world.model()).stdout
+    text = " ".join(run("--help").stdout.split())
+    assert "Tune on validation photographs" in text
+
+
+def test_a_model_of_other_labels_is_not_tuned(world):
+    model = world.model(labels=("agate", "ruby"))
+    before = model.read_bytes()
+    message = fails(world.predictions(), world.labels(), "--tune", model)
+    assert "no columns ruby; it has agate, gold, quartz, topaz" in message
+    assert model.read_bytes() == before
+    assert "without a contract" in fails(world.predictions(), world.labels(), "--tune", stripped(model))
+
+
+def stripped(path):
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    return path
+
+
+# --- joining -------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_one_table_only_is_counted(world):
+    labels = world.labels([*world.label_rows[5:], *([f"missing/{i}.jpg", "gold", "test"] for i in range(7))])
+    out = run(world.predictions(), labels, "--split", "test").stdout
+    assert "30 photographs are in" in out
+    assert "5 predictions have no labels and are ignored." in out
+    assert "25 predictions belong to other splits and are ignored." in out
+    assert "7 labelled photographs have no prediction: missing/0.jpg, missing/1.jpg" in out
+    assert "missing/4.jpg and 2 more." in out
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labelled"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("photos/images/a.jpg", "images/a.jpg"),
+        ("images/a.jpg", "/data/photos/images/a.jpg"),
+        ("../photos/./a.jpg", "photos/a.jpg"),
+        ("C:\\photos\\a.jpg", "photos/a.jpg"),
+        ("photos/caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("/data/a.jpg", "/data//x/../a.jpg"),
+    ],
+)
+def test_paths_match_by_whole_components_from_the_end(predicted, labelled):
+    assert match_paths([predicted], [labelled]) == {labelled: 0}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labelled"),
+    [("photos/ba.jpg", "a.jpg"), ("/mnt/data/a.jpg", "/data/a.jpg"), ("a.JPG", "a.jpg"), ("a/b.jpg", "c/b.jpg")],
+)
+def test_other_paths_do_not_match(predicted, labelled):
+    assert match_paths([predicted], [labelled]) == {}
+
+
+def test_equal_paths_and_longer_ends_come_first():
+    assert match_paths(["a.jpg", "sub/a.jpg"], ["sub/a.jpg", "a.jpg"]) == {"a.jpg": 0, "sub/a.jpg": 1}
+    assert match_paths(["r/a.jpg", "r/sub/a.jpg"], ["sub/a.jpg", "a.jpg"]) == {"a.jpg": 0, "sub/a.jpg": 1}
+    assert match_paths(["sub/a.jpg", "a.jpg"], ["/r/a.jpg", "/r/sub/a.jpg"]) == {"/r/a.jpg": 1, "/r/sub/a.jpg": 0}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labelled"),
+    [(["x/a.jpg", "y/a.jpg"], ["a.jpg"]), (["a.jpg"], ["x/a.jpg", "y/a.jpg"])],
+)
+def test_an_ambiguous_match_names_both(predicted, labelled):
+    with pytest.raises(DataError, match=r"a\.jpg matches both x/a\.jpg and y/a\.jpg"):
+        match_paths(predicted, labelled)
+
+
+@given(
+    st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join), min_size=1),
+    st.lists(st.sampled_from("xyz"), max_size=2),
+    st.booleans(),
+)
+def test_a_common_prefix_on_either_side_changes_no_match(paths, prefix, on_predictions):
+    paths = sorted(paths)
+    longer = ["/".join([*prefix, path]) for path in paths]
+    predicted, labelled = (longer, paths) if on_predictions else (paths, longer)
+    assert match_paths(predicted, labelled) == {label: i for i, label in enumerate(labelled)}
+
+
+def test_names_that_are_not_utf8_match_and_are_printed(world):
+    predictions, labels = world.predictions(), world.labels()
+    for table in (predictions, labels):
+        table.write_bytes(table.read_bytes().replace(b"images/59", b"images/\xff59"))
+    assert "60 photographs are in" in run(predictions, labels).stdout
+    predictions.write_bytes(predictions.read_bytes().replace(b"\xff59", b"gone"))
+    assert "1 labelled photographs have no prediction: images/" in run(predictions, labels).stdout
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(world):
+    labels = world.labels()
+    labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes())
+    assert "60 photographs are in" in run(world.predictions(), labels).stdout
+
+
+# --- mistakes ------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_a_folder_and_an_empty_file(world, tmp_path):
+    predictions, labels = world.predictions(), world.labels()
+    assert "there is no file" in fails(tmp_path / "none.csv", labels)
+    assert "cannot read" in fails(predictions, tmp_path)
+    labels.write_bytes(b"")
+    assert "has no column path, labels; its first line has nothing" in fails(predictions, labels)
+
+
+def test_a_missing_column_names_those_there_are(world):
+    labels = world.labels(header=("file", "labels", "split"))
+    assert "has no column path; its first line has file, labels, split" in fails(world.predictions(), labels)
+    predictions = world.predictions(header=("path", "called", *LABELS))
+    assert "has no column minerals" in fails(predictions, world.labels())
+    predictions = world.predictions(header=("path", "minerals", "agate", "agate", "quartz", "topaz"))
+    assert "two columns of one name: agate" in fails(predictions, world.labels())
+
+
+@pytest.mark.parametrize("cell", ["high", "", "nan", "1.5", "-0.1", "inf"])
+def test_a_bad_number_is_named_with_its_line_and_column(world, cell):
+    rows = world.prediction_rows
+    rows[7][4] = cell
+    message = fails(world.predictions(rows), world.labels())
+    assert f"predictions.csv line 9, column quartz: {cell!r} is not a probability" in message
+
+
+def test_a_short_row_is_named_with_its_line(world):
+    rows = world.prediction_rows
+    rows[3] = rows[3][:-1]
+    assert "line 5: 5 fields where the first line has 6" in fails(world.predictions(rows), world.labels())
+
+
+def test_an_unknown_label_is_named_with_the_nearest(world):
+    rows = world.label_rows
+    rows[2][1] = "gold;quarz"
+    message = fails(world.predictions(), world.labels(rows))
+    assert "'quarz' (line 4, did you mean 'quartz'?); predicted were agate, gold, quartz, topaz" in message
+
+
+def test_a_mineral_called_present_must_be_a_column(world):
+    rows = world.prediction_rows
+    rows[0][1] = "gold;ruby"
+    assert "line 2: minerals names ruby, which is no column" in fails(world.predictions(rows), world.labels())
+
+
+def test_a_picture_named_twice_is_refused(world):
+    rows = world.label_rows
+    rows[4][0] = rows[1][0]
+    assert "names images/01.jpg twice, in lines 3 and 6" in fails(world.predictions(), world.labels(rows))
+    rows[4][0] = "./images/01.jpg"
+    assert "are the same path" in fails(world.predictions(), world.labels(rows))
+
+
+def test_nothing_in_common_shows_an_example_of_each(world):
+    labels = world.labels([["elsewhere/a.jpg", "gold", "test"]])
+    message = fails(world.predictions(), labels)
+    assert "no picture is in both tables" in message
+    assert "photos/images/00.jpg" in message
+    assert "elsewhere/a.jpg" in message
+    assert "no picture is in both" in fails(world.predictions([]), labels)
+
+
+def test_an_unknown_split_lists_those_there_are(world):
+    assert "no rows of split 'train'; it has test, val" in fails(
+        world.predictions(), world.labels(), "--split", "train"
+    )
+
+
+@pytest.mark.parametrize("value", ["1.5", "-1", "nan"])
+def test_a_threshold_is_a_probability(world, value):
+    assert "0 to 1" in fails(world.predictions(), world.labels(), f"--thresholds={value}")
+
+
+def test_an_output_that_cannot_be_written(world):
+    result = run(world.predictions(), world.labels(), "--json", world.folder / "none" / "x.json", code=1)
+    assert re.search(r"^Error: cannot write .*x\.json: No such file or directory", result.stderr)
+
+
+def test_the_36_minerals_are_known_without_being_labelled(world):
+    header = ["path", "minerals", *MINERALS]
+    predictions = world.predictions([["a.jpg", "", *["0.123456"] * 36]], header)
+    joined = join(predictions, world.labels([["a.jpg", "gold", ""]]))
+    assert joined.predictions.labels == MINERALS
