@@ -91,11 +91,10 @@ def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     return config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def set_lr(optimizer: torch.optim.Optimizer, config: TrainConfig, factor: float) -> float:
-    """Set every group's learning rate; returns that of the backbone's last layer."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate to `lr` times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * group["lr_scale"] * factor
-    return config.lr * factor
+        group["lr"] = lr * group["lr_scale"]
 
 
 def make_ema(model: nn.Module, decay: float) -> Any | None:
@@ -104,13 +103,6 @@ def make_ema(model: nn.Module, decay: float) -> Any | None:
         return None
     import_timm()
     return importlib.import_module("timm.utils").ModelEmaV3(model, decay=decay, use_warmup=True)
-
-
-def train_mode(model: MineralNet, frozen: bool) -> None:
-    """Training mode; a frozen backbone stays in evaluation mode, so that its BatchNorm statistics do not drift."""
-    model.train()
-    if frozen:
-        model.backbone.eval()
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -139,7 +139,8 @@ def fit(manifest: Path, run: Path, **chosen: Any) -> None:
     try:
         fit_run(config, manifest, run, options, say=click.echo)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; the same command goes on from the last state saved in {run}", err=True)
+        again = "the same command without --restart" if options.restart else "the same command"
+        click.echo(f"\nstopped; {again} goes on from the last state saved in {run}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     if os.environ.get("RANK", "0") == "0":  # of those that torchrun started
         click.echo(f"next: mineral-export onnx {run} -o model.onnx")
