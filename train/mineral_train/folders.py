@@ -29,7 +29,7 @@ def folder_names(root: Path) -> list[str]:
         DataError: if `root` is no folder or has none in it.
     """
     if not root.is_dir():
-        raise DataError(f"no such folder: {root}")
+        raise DataError(f"{root} is not a folder")
     names = sorted(
         entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )

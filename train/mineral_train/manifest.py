@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-import os
-import tempfile
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ import numpy as np
 
 from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
+from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -239,37 +239,27 @@ def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, s
 
 
 def write_table(path: str | Path, header: Sequence[str], records: Iterable[Sequence[object]]) -> None:
-    """Write a CSV whole or not at all: into a temporary file in the same folder, then renamed.
+    """Write a CSV, whole or not at all.
 
     Raises:
         DataError: if the folder is missing, the disk full, or a text has no UTF-8 form (a file name in another
             encoding); a file that was there before is untouched.
     """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([header, *records])
+    write_text(path, text.getvalue())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all; errors as in `write_table`."""
     try:
-        _write_table(Path(path), [header, *records])
+        content = text.encode()
+        with whole_file(path) as file:
+            file.write(content)
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"cannot write {path}: {error.object!a} is not Unicode text; rename the file"
-        ) from None
+        wrong = text[max(0, error.start - 40) : error.end + 40]
+        raise DataError(f"cannot write {path}: not Unicode text: {wrong!a}; rename the file") from None
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror}; give a folder that exists and has room"
         ) from None
-
-
-def _write_table(path: Path, records: Iterable[Sequence[object]]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.absolute().parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123  an open handle, not a path
-            csv.writer(file, lineterminator="\n").writerows(records)
-        _like_a_new_file(Path(temporary))
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _like_a_new_file(path: Path) -> None:
-    """Give the permissions that `open` would have given; `mkstemp` lets only the owner read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)

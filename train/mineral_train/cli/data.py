@@ -1,0 +1,171 @@
+"""`mineral-train data`: from folders or a table of photographs to a manifest."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from tqdm import tqdm
+
+from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.contract import MINERALS
+from mineral_train import census
+from mineral_train.duplicates import MAX_DISTANCE, MIN_CORRELATION
+from mineral_train.folders import TableFormat, folder_names
+from mineral_train.manifest import SEPARATOR, SPLITS, read_labels, write_manifest, write_table, write_text
+from mineral_train.prepare import Preparation, Prepared, prepare
+from mineral_train.splits import PAPER_SHARES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FOLDERS = "folders"
+REJECTED = "rejected.csv"
+
+
+def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers such as 18:1:1 or 70:10:20") from None
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest to write, a CSV."
+)
+@click.option(
+    "--labels",
+    "label_set",
+    metavar=f"FILE|{FOLDERS}",
+    help=f"Own label set: a text file, one a line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
+)
+@click.option(
+    "--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set."
+)
+@click.option("--path-column", default="path", show_default=True, help="Of a CSV: the column of paths.")
+@click.option("--labels-column", default="labels", show_default=True, help="Of a CSV: the column of labels.")
+@click.option(
+    "--separator", default=SEPARATOR, show_default=True, help="Of a CSV: what is between two labels."
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Of a CSV: the folder that its paths are relative to. [default: the CSV's own]",
+)
+@click.option(
+    "--group-column", help="Of a CSV: pictures with one value in it, one specimen's say, stay together."
+)
+@click.option("--keep-split", is_flag=True, help="Of a CSV: keep its column `split`.")
+@click.option(
+    "--split",
+    "shares",
+    default=":".join(f"{share:g}" for share in PAPER_SHARES),
+    show_default=True,
+    callback=_shares,
+    help="Shares of training, validation and test; the default is the paper's.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
+@click.option(
+    "--duplicate-distance",
+    type=click.IntRange(-1, 16),
+    default=MAX_DISTANCE,
+    show_default=True,
+    help="Bits of 64 in which near-duplicates' hashes may differ; -1 looks for none.",
+)
+@click.option(
+    "--duplicate-correlation",
+    type=click.FloatRange(0, 1),
+    default=MIN_CORRELATION,
+    show_default=True,
+    help="Least correlation of near-duplicates' thumbnails.",
+)
+@click.option("--threads", type=click.IntRange(1), help="That decode. [default: one per CPU]")
+@click.pass_context
+def data(
+    context: click.Context, /, source: Path, output: Path, label_set: str | None, **options: Any
+) -> None:
+    """Make a manifest of the photographs in SOURCE: check, merge, split, count.
+
+    SOURCE is a folder with one folder of pictures per mineral, or a CSV with a path and labels per picture. A picture
+    that lies in several folders becomes one row with several labels. Every picture is decoded; those that cannot be
+    are left out and listed with the reason in rejected.csv beside the manifest. Pictures of one specimen, and
+    near-duplicates, come into one split.
+    """
+    labels = _label_set(source, label_set)
+    progress = partial(tqdm, desc="checking", unit=" pictures", disable=None)
+    prepared = prepare(source, labels, _preparation(**options), progress)
+    _write(prepared, output)
+    for line in _report(prepared, output):
+        click.echo(line)
+    if labels != MINERALS:
+        click.echo(f"train with: mineral-train fit {output} --labels {_labels_file(output)}")
+    if prepared.rejected:
+        context.exit(EXIT_SOME_PICTURES_FAILED)
+
+
+def _label_set(source: Path, label_set: str | None) -> tuple[str, ...]:
+    if label_set is None:
+        return MINERALS
+    return tuple(folder_names(source)) if label_set == FOLDERS else read_labels(label_set)
+
+
+def _preparation(
+    *,
+    path_column: str,
+    labels_column: str,
+    separator: str,
+    root: Path | None,
+    keep_split: bool,
+    **options: Any,
+) -> Preparation:
+    table = TableFormat(path_column, labels_column, separator, "split" if keep_split else None, root)
+    return Preparation(table=table, **options)
+
+
+def _write(prepared: Prepared, output: Path) -> None:
+    """The manifest last: where it is, the other files are too."""
+    failures = [(failure.path, failure.stage, failure.reason) for failure in prepared.rejected]
+    write_table(output.parent / REJECTED, ["path", "stage", "reason"], failures)
+    if prepared.manifest.labels != MINERALS:
+        write_text(_labels_file(output), "".join(f"{label}\n" for label in prepared.manifest.labels))
+    write_manifest(prepared.manifest, output)
+
+
+def _labels_file(output: Path) -> Path:
+    return output.with_suffix(".labels.txt")
+
+
+def _report(prepared: Prepared, output: Path) -> Iterator[str]:
+    manifest = prepared.manifest
+    yield from (census.table_1(manifest), "", census.table_2(manifest), "")
+    for split in SPLITS:
+        if lacking := census.missing(manifest, split):
+            yield f"labels without a picture in {split}: {_some(lacking)}"
+    if prepared.merged:
+        yield f"merged with another row of the same path or bytes: {prepared.merged:,}"
+    if alike := len(set(prepared.near_duplicates.ravel().tolist())):
+        yield f"pictures that are near-duplicates of another: {alike:,}"
+    yield from _torn(prepared)
+    if prepared.rejected:
+        yield f"pictures that cannot be read, left out: {len(prepared.rejected):,}, see {output.parent / REJECTED}"
+    yield f"wrote {output} ({len(manifest.rows):,} pictures)"
+
+
+def _torn(prepared: Prepared) -> Iterator[str]:
+    """A warning where a kept split has one specimen on both sides."""
+    if torn := prepared.torn_groups():
+        one, other = torn[0]
+        yield (
+            f"warning: groups of one specimen or of near-duplicates in several splits: {len(torn):,}, for example "
+            f"{one.path} ({one.split}) and {other.path} ({other.split}); the test figure will be too good; "
+            "without --keep-split they stay together"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
