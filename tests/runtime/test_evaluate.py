@@ -269,6 +269,11 @@ def test_equal_paths_and_longer_ends_come_first():
     assert match_paths(["sub/a.jpg", "a.jpg"], ["/r/a.jpg", "/r/sub/a.jpg"]) == {"/r/a.jpg": 1, "/r/sub/a.jpg": 0}
 
 
+def test_a_path_that_has_its_equal_matches_nothing_else():
+    assert match_paths(["r/a.jpg"], ["r/a.jpg", "a.jpg"]) == {"r/a.jpg": 0}
+    assert match_paths(["r/a.jpg", "a.jpg"], ["r/a.jpg"]) == {"r/a.jpg": 0}
+
+
 @pytest.mark.parametrize(
     ("predicted", "labelled"),
     [(["x/a.jpg", "y/a.jpg"], ["a.jpg"]), (["a.jpg"], ["x/a.jpg", "y/a.jpg"])],

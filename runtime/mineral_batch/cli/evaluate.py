@@ -69,7 +69,7 @@ def evaluate(
     """Compare PREDICTIONS (predictions.csv of `predict`) with LABELS (CSV: path,labels[,split]).
 
     Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
-    match when one path is the end of the other. PREDICTIONS come from a run on all photographs that LABELS name.
+    match when one path is the end of the other; photographs in only one of the tables are counted and left out.
 
     With --tune, MODEL (which made PREDICTIONS) gets for each mineral the threshold of the highest F1 on these
     photographs. Tune on validation photographs (--split val) and judge on others (--split test): a threshold looks
@@ -78,7 +78,7 @@ def evaluate(
     asked = _Asked(predictions, labels, split, bootstrap)
     contract = read_contract(model) if model else None
     cuts = _thresholds(thresholds)
-    known = contract or (cuts if not isinstance(cuts, float) else None)
+    known = contract or (None if isinstance(cuts, float) else cuts)
     joined = join(predictions, labels, split, known.labels if known else None)
     result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
     tuning = tune(joined, contract.thresholds) if contract else None
