@@ -188,11 +188,18 @@ def _map_layout(backbone: nn.Module, features: Tensor) -> FeatureLayout:
 
 
 def _token_layout(backbone: nn.Module, features: Tensor) -> FeatureLayout:
-    extra = int(getattr(backbone, "num_prefix_tokens", 0))
-    tokens, channels = features.shape[1] - extra, features.shape[2]
-    side = math.isqrt(tokens)
-    grid = (side, side) if side * side == tokens else None
+    count, channels = features.shape[1:]
+    # Some models have a class token and do not say so; no square grid has a square + 1 places.
+    extra = int(getattr(backbone, "num_prefix_tokens", 0)) or int(_side(count) is None and _side(count - 1) is not None)
+    tokens = count - extra
+    side = _side(tokens)
+    grid = None if side is None else (side, side)
     return FeatureLayout(tokens, channels, grid, is_map=False, extra=extra)
+
+
+def _side(tokens: int) -> int | None:
+    side = math.isqrt(tokens)
+    return side if side * side == tokens else None
 
 
 class _Call(nn.Module):
@@ -226,7 +233,7 @@ def _run_on_meta(
 def _freeze_unreached(backbone: nn.Module, on_meta: Sequence[Tensor], results: Sequence[Tensor]) -> None:
     with torch.enable_grad():
         total = torch.stack([r.sum() for r in results]).sum()
-    gradients = torch.autograd.grad(total, on_meta, allow_unused=True)
-    for parameter, gradient in zip(backbone.parameters(), gradients, strict=True):
-        if gradient is None:
+    total.backward(inputs=list(on_meta))  # type: ignore[no-untyped-call]
+    for parameter, probe in zip(backbone.parameters(), on_meta, strict=True):
+        if probe.grad is None:
             parameter.requires_grad_(False)

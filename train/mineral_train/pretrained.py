@@ -88,7 +88,9 @@ def _from_file(config: ModelConfig, path: Path) -> tuple[nn.Module, Loaded]:
             config.backbone, config.image_size, config.drop_path, pretrained=True, overlay=overlay
         )
     except (RuntimeError, KeyError) as error:
-        raise DataError(f"{path} does not hold the weights of {config.backbone}: {_first_facts(error)}") from error
+        raise DataError(
+            f"{path} does not hold the weights of {config.backbone}: {_difference(config.backbone, kept, error)}"
+        ) from error
     _forget_state(backbone)
     filled = backbone.state_dict()
     resampled = tuple(n for n, t in kept.items() if n in filled and filled[n].shape != t.shape)
@@ -130,7 +132,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} is no torch file, or needs more than tensors to be read, which is not safe: save "
             "model.state_dict() as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         raise DataError(f"cannot read {path} as a torch file: {error}") from error
 
 
@@ -180,7 +182,13 @@ def _forget_state(backbone: nn.Module) -> None:
     record.pop("state_dict", None)
 
 
-def _first_facts(error: Exception) -> str:
-    """The missing, unexpected and misshapen names that torch reports, cut to one line."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+def _difference(name: str, state: State, error: Exception) -> str:
+    """What keeps a file from being this model: the first name or shape that differs."""
+    reference = _reference_state(name, 0)
+    missing = [n for n in reference if n not in state]
+    if missing:
+        return f"{len(missing)} of the model's {len(reference)} tensors are missing, the first is {missing[0]}"
+    for n, tensor in reference.items():
+        if state[n].shape != tensor.shape:
+            return f"{n} is {tuple(state[n].shape)}, the model's is {tuple(tensor.shape)}"
+    return " ".join(str(error).split())[:300]
