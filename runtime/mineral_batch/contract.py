@@ -8,14 +8,15 @@ that says what to change.
 from __future__ import annotations
 
 import json
-import math
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mineral_batch.errors import ContractError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +91,9 @@ class Measured:
     def __post_init__(self) -> None:
         _require(_is_fraction(self.mean_ap), f"measured.mean_ap must be 0 to 1, got {self.mean_ap!r}")
         _require(bool(self.definition), "measured.definition is empty: a figure needs its definition")
+        for name in ("ap", "support"):
+            value = getattr(self, name)
+            _require(isinstance(value, Mapping), f"measured.{name} must be one number per label, got {value!r}")
         _require(_is_int(self.images) and self.images > 0, f"measured.images must be above 0, got {self.images!r}")
 
 
@@ -131,6 +135,9 @@ class ModelContract:
         object.__setattr__(self, "thresholds", _floats("thresholds", self.thresholds, len(self.labels)))
         outside = [t for t in self.thresholds if not _is_fraction(t)]
         _require(not outside, f"thresholds must be 0 to 1, got {outside[:3]}")
+        for name, kind in (("input", InputSpec), ("name", str), ("licence", str), ("provenance", Mapping)):
+            value = getattr(self, name)
+            _require(isinstance(value, kind), f"{name} must be of type {kind.__name__}, got {value!r}")
 
     def with_thresholds(self, thresholds: Sequence[float]) -> ModelContract:
         """The same contract with other thresholds."""
@@ -195,7 +202,8 @@ def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
         f"{name} needs {count} numbers, got {values!r}",
     )
     _require(
-        all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values),
+        # Compared, not converted: JSON has integers that no float holds.
+        all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max for v in values),
         f"{name} must be finite numbers, got {list(values)}",
     )
     return tuple(float(v) for v in values)

@@ -111,8 +111,16 @@ def test_a_batch_of_bad_pictures_does_not_trouble_the_engine(tmp_path: Path) -> 
 
 
 def test_results_outlive_the_batches_they_were_in(album: Path) -> None:
-    """A consumer slower than the engine still holds what was true when the batch was answered."""
-    backend = FakeBackend()
+    """A consumer slower than the engine, and an engine that reuses its output, as one bound to a device does."""
+
+    class Reusing(FakeBackend):
+        output = np.empty((2, 2), np.float32)
+
+        def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            self.output[: len(pixels)] = super().infer(pixels)
+            return self.output[: len(pixels)]
+
+    backend = Reusing()
     expected = answers(list(run(find_images([album]), FakeBackend(), batch_size=1)))
     kept, copies = [], []
     for result in run(find_images([album]), backend, batch_size=2, decode_threads=2):

@@ -1,0 +1,175 @@
+"""The contract: it survives JSON, and refuses what contradicts itself with a line that says what to change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mineral_batch import MINERALS, ContractError, InputSpec, Measured, ModelContract
+
+names = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters=";\r\n"), min_size=1)
+    .map(str.strip)
+    .filter(bool)
+)
+unit = st.floats(0, 1)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def contracts(draw: st.DrawFn) -> ModelContract:
+    labels = tuple(draw(st.lists(names, min_size=1, max_size=8, unique=True)))
+    spec = InputSpec(
+        height=draw(st.integers(1, 8192)),
+        width=draw(st.integers(1, 8192)),
+        resize=draw(st.sampled_from(["squash", "crop"])),
+        interpolation=draw(st.sampled_from(["bilinear", "bicubic"])),
+        mean=draw(st.tuples(unit, unit, unit)),
+        std=draw(st.tuples(*[st.floats(1e-3, 10)] * 3)),
+    )
+    measured = Measured(
+        mean_ap=draw(unit),
+        definition="equation 6",
+        dataset=draw(st.text()),
+        images=draw(st.integers(1, 10**9)),
+        ap={label: draw(st.none() | unit) for label in labels},
+        support={label: draw(st.integers(0, 1000)) for label in labels},
+        low=draw(st.none() | unit),
+    )
+    return ModelContract(
+        labels=labels,
+        thresholds=tuple(draw(st.lists(unit, min_size=len(labels), max_size=len(labels)))),
+        input=spec,
+        name=draw(st.text()),
+        licence=draw(st.text()),
+        provenance=draw(st.dictionaries(st.text(), json_values, max_size=3)),
+        measured=draw(st.none() | st.just(measured)),
+    )
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A good contract's JSON object, with some fields changed; `input.x` reaches inside."""
+    good = json.loads(ModelContract(labels=("agate", "gold"), thresholds=(0.5, 0.5)).to_json())
+    for name, value in changes.items():
+        where, _, inner = name.partition("__")
+        if inner:
+            good[where][inner] = value
+        else:
+            good[where] = value
+    return good
+
+
+@given(contracts())
+def test_json_there_and_back(contract: ModelContract) -> None:
+    text = contract.to_json()
+    assert len(text.splitlines()) == 1 or "\n" not in text
+    assert ModelContract.from_json(text) == contract
+    assert ModelContract.from_json(text.encode("utf-8", "surrogatepass")) == contract
+
+
+def test_labels_beyond_ascii_and_commas_stay_readable() -> None:
+    contract = ModelContract(labels=("Größe, groß", "翡翠", "💎"), thresholds=(0, 0.5, 1))
+    assert "翡翠" in contract.to_json()
+    assert ModelContract.from_json(contract.to_json()).labels == ("Größe, groß", "翡翠", "💎")
+
+
+def test_the_papers_minerals_are_the_canonical_labels() -> None:
+    contract = ModelContract(labels=MINERALS, thresholds=(0.5,) * 36)
+    assert len(contract.labels) == 36
+    assert list(MINERALS) == sorted(MINERALS)
+    assert contract.input == InputSpec(384, 384, "squash")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": []}, "at least one"),
+        ({"labels": "agate"}, "list"),
+        ({"labels": ["agate", "agate"]}, "agate"),
+        ({"labels": ["agate", ""]}, "empty"),
+        ({"labels": ["agate", " gold"]}, "padded"),
+        ({"labels": ["agate", "fool;s gold"]}, "';'"),
+        ({"labels": ["agate", "go\nld"]}, "line break"),
+        ({"labels": ["agate", 7]}, "7"),
+        ({"thresholds": [0.5]}, "needs 2 numbers"),
+        ({"thresholds": [0.5, 1.5]}, "0 to 1"),
+        ({"thresholds": [0.5, -0.1]}, "0 to 1"),
+        ({"thresholds": [0.5, "0.5"]}, "finite numbers"),
+        ({"thresholds": [0.5, True]}, "finite numbers"),
+        ({"thresholds": [0.5, 10**400]}, "thresholds"),
+        ({"input": None}, "input"),
+        ({"input": []}, "input must be a JSON object"),
+        ({"input__height": 0}, "input.height"),
+        ({"input__width": 8193}, "input.width"),
+        ({"input__width": 32.0}, "input.width"),
+        ({"input__width": True}, "input.width"),
+        ({"input__resize": "stretch"}, "squash, crop"),
+        ({"input__interpolation": ["bicubic"]}, "bilinear, bicubic"),
+        ({"input__mean": [0.5, 0.5]}, "needs 3 numbers"),
+        ({"input__std": [0.5, 0.5, 0]}, "above 0"),
+        ({"input__colour": "BGR"}, "colour"),
+        ({"measured": {"mean_ap": 0.5}}, "missing"),
+        ({"measured": {"mean_ap": 2, "definition": "x", "dataset": "x", "images": 1}}, "mean_ap"),
+        ({"measured": {"mean_ap": "high", "definition": "x", "dataset": "x", "images": 1}}, "contract.measured"),
+        ({"measured": {"mean_ap": 0.5, "definition": "", "dataset": "x", "images": 1}}, "definition"),
+        ({"measured": {"mean_ap": 0.5, "definition": "x", "dataset": "x", "images": 0}}, "images"),
+        ({"schema_version": 2}, "schema version 2"),
+        ({"sigmoid": False}, "sigmoid"),
+        ({"name": None}, "name"),
+        ({"licence": 7}, "licence"),
+        ({"provenance": []}, "provenance"),
+        ({"measured": {"mean_ap": 1, "definition": "x", "dataset": "x", "images": 1, "ap": []}}, "measured.ap"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ContractError, match=said) as caught:
+        ModelContract.from_json(json.dumps(record(**changes)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["labels", "thresholds"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    incomplete = record()
+    del incomplete[missing]
+    with pytest.raises(ContractError, match=missing):
+        ModelContract.from_json(json.dumps(incomplete))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", b"\xff\xfe\x00", '{"labels": NaN}'])
+def test_what_is_not_a_json_object_is_refused(text: str | bytes) -> None:
+    with pytest.raises(ContractError):
+        ModelContract.from_json(text)
+
+
+@given(json_values | st.dictionaries(st.sampled_from(sorted(record())), json_values))
+def test_any_json_is_a_contract_or_a_contract_error(value: Any) -> None:
+    try:
+        contract = ModelContract.from_json(json.dumps(value))
+    except ContractError:
+        return
+    assert len(contract.labels) == len(contract.thresholds)
+
+
+def test_other_thresholds_are_checked_too() -> None:
+    contract = ModelContract(labels=("agate", "gold"), thresholds=(0.5, 0.5))
+    assert contract.with_thresholds([0.1, 0.2]).thresholds == (0.1, 0.2)
+    assert contract.thresholds == (0.5, 0.5)
+    with pytest.raises(ContractError):
+        contract.with_thresholds([0.1])
+
+
+def test_lists_from_json_become_tuples() -> None:
+    contract = ModelContract.from_json(json.dumps(record()))
+    assert isinstance(contract.labels, tuple)
+    assert isinstance(contract.input.mean, tuple)
+    assert hash(contract.input) == hash(InputSpec())
+    assert asdict(contract)["labels"] == ("agate", "gold")
