@@ -32,9 +32,7 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 @click.option("-n", "--number", type=int, required=True, help="Number of pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--size", type=int, default=384, show_default=True, help="Width and height, pixels.")
-@click.option(
-    "--max-minerals", type=int, default=3, show_default=True, help="Most minerals in one picture, 1 to 6."
-)
+@click.option("--max-minerals", type=int, default=3, show_default=True, help="Most minerals in one picture, 1 to 6.")
 @click.option("--minerals", callback=_names, help="Only these, separated by commas.  [default: all 36]")
 @click.option(
     "--split",

@@ -76,9 +76,7 @@ def generate(
     check(size, max_minerals, minerals)
     rng = np.random.default_rng([seed, index])
     chosen = _choose(index, seed, max_minerals, minerals, rng)
-    light = Light.from_direction(
-        np.array([rng.uniform(-0.9, 0.9), rng.uniform(-1.1, -0.4), rng.uniform(0.7, 1.2)])
-    )
+    light = Light.from_direction(np.array([rng.uniform(-0.9, 0.9), rng.uniform(-1.1, -0.4), rng.uniform(0.7, 1.2)]))
     canvas = _rock(_backdrop(size, rng), light, rng)
     mask = np.zeros((size, size), np.uint8)
     for mineral, site in zip(chosen, _sites(len(chosen), size, rng), strict=True):
@@ -110,9 +108,7 @@ def turn_of(index: int, seed: int, minerals: Sequence[str]) -> tuple[int, str]:
     return turn, minerals[order[position]]
 
 
-def _choose(
-    index: int, seed: int, max_minerals: int, minerals: Sequence[str], rng: np.random.Generator
-) -> list[str]:
+def _choose(index: int, seed: int, max_minerals: int, minerals: Sequence[str], rng: np.random.Generator) -> list[str]:
     """The minerals from the back to the front: the one whose turn it is comes last."""
     most = min(max_minerals, len(minerals))
     share = np.array(LABELS_PER_PICTURE[:most], np.float64)
@@ -135,9 +131,7 @@ def _sites(count: int, size: int, rng: np.random.Generator) -> list[Site]:
     ]
 
 
-def _place(
-    canvas: Floats, mask: Bytes, mineral: str, site: Site, light: Light, rng: np.random.Generator
-) -> None:
+def _place(canvas: Floats, mask: Bytes, mineral: str, site: Site, light: Light, rng: np.random.Generator) -> None:
     """Draw one group onto the canvas (H, W, 3) and into the mask (H, W), in place."""
     surface = grow(LOOKS[mineral], site, rng)
     cover = np.zeros(mask.shape, np.uint8)
@@ -164,7 +158,8 @@ def _backdrop(size: int, rng: np.random.Generator) -> Floats:
     rise = np.linspace(-1, 1, size, dtype=np.float32)
     fall = 1 + rng.uniform(-0.18, 0.18) * rise[:, None] + rng.uniform(-0.18, 0.18) * rise[None, :]
     fall = fall + rng.uniform(0, 0.06) * noise(size, rng, size / rng.uniform(4, 30))
-    return np.clip(fall[..., None] * colour.astype(np.float32), 4, 250).astype(np.float32)
+    cloth: Floats = np.clip(fall[..., None] * colour, 4, 250).astype(np.float32)
+    return cloth
 
 
 def _rock(canvas: Floats, light: Light, rng: np.random.Generator) -> Floats:
@@ -196,10 +191,6 @@ def _photographed(canvas: Floats, rng: np.random.Generator) -> Bytes:
     """Exposure, white balance, the lens's softness, the sensor's noise."""
     gain = (rng.normal(1.0, 0.05) * rng.normal(1.0, 0.015, 3)).astype(np.float32)
     exposed = Image.fromarray(np.clip(canvas * gain, 0, 255).astype(np.uint8))
-    lens = np.asarray(
-        exposed.filter(ImageFilter.GaussianBlur(canvas.shape[0] / 384 * rng.uniform(0.6, 1.0))), np.float32
-    )
-    sensor = rng.standard_normal(canvas.shape[:2], dtype=np.float32)[..., None] * np.float32(
-        rng.uniform(1.0, 3.5)
-    )
+    lens = np.asarray(exposed.filter(ImageFilter.BoxBlur(canvas.shape[0] / 384 * rng.uniform(0.5, 0.8))), np.float32)
+    sensor = rng.standard_normal(canvas.shape[:2], dtype=np.float32)[..., None] * np.float32(rng.uniform(1.0, 3.5))
     return np.clip(lens + sensor, 0, 255).astype(np.uint8)

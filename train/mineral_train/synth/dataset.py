@@ -26,7 +26,7 @@ from mineral_train.synth.compose import Bytes, check, generate, turn_of
 from mineral_train.synth.looks import LOOKS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 SPLITS = ("train", "val", "test")
 SOFTWARE = "mineral-batch synth"
@@ -95,11 +95,11 @@ def split_of(index: int, config: SynthConfig) -> str:
     parts: the splits have their sizes and every mineral its share in each, from small numbers on.
     """
     parts = [name for name, share in zip(SPLITS, _reduced(config.split), strict=True) for _ in range(share)]
-    parts_order = np.random.default_rng([config.seed, 2]).permutation(len(parts))
+    order = np.random.default_rng([config.seed, 2]).permutation(len(parts))
     turn, mineral = turn_of(index, config.seed, config.minerals)
     start = np.random.default_rng([config.seed, 3]).permutation(len(config.minerals))
     slot = int(start[config.minerals.index(mineral)]) + turn
-    return parts[parts_order[slot % len(parts)]]
+    return parts[int(order[slot % len(parts)])]
 
 
 def read_mask(path: str | Path) -> Bytes:
@@ -140,9 +140,7 @@ def _prepare(root: Path, overwrite: bool) -> None:
         raise DataError(f"{root} is a file; name a folder")
     if root.is_dir() and any(root.iterdir()):
         if not overwrite:
-            raise DataError(
-                f"{root} is not empty; name another folder, or pass --overwrite to replace its pictures"
-            )
+            raise DataError(f"{root} is not empty; name another folder, or pass --overwrite to replace its pictures")
         (root / "manifest.csv").unlink(missing_ok=True)
         for name in ("images", "masks"):
             shutil.rmtree(root / name, ignore_errors=True)
@@ -150,9 +148,7 @@ def _prepare(root: Path, overwrite: bool) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
 
 
-def _drawn(
-    draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStack
-) -> Iterable[tuple[str, ...]]:
+def _drawn(draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStack) -> Iterable[tuple[str, ...]]:
     """The rows in order; the pictures are drawn here or in other processes."""
     if workers == 1:
         return map(draw, range(n))
@@ -163,9 +159,7 @@ def _drawn(
 
 def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
     """Draw and write one picture and its mask; its row of the manifest."""
-    specimen = generate(
-        index, config.seed, config.size, max_minerals=config.max_minerals, minerals=config.minerals
-    )
+    specimen = generate(index, config.seed, config.size, max_minerals=config.max_minerals, minerals=config.minerals)
     name = f"{index:06d}"
     note = f"Synthetic picture, not a photograph (seed {config.seed}, number {index}): {', '.join(specimen.labels)}"
     exif = Image.Exif()

@@ -87,7 +87,7 @@ LOOKS: dict[str, Look] = {
     ),
     "cassiterite": Look(
         "brown-black stout tetragonal prisms with pyramids, brilliant",
-        ((62, 42, 30), (50, 38, 32)), "square-pointed", "adamantine", crystals=(7, 12), elongation=(0.9, 1.2),
+        ((62, 42, 30), (50, 38, 32)), "square-pointed", "adamantine", crystals=(7, 12), elongation=(1.0, 1.3),
     ),
     "chalcopyrite": Look(
         "deep brass-yellow sphenoids with a blue and purple tarnish",
@@ -133,8 +133,8 @@ LOOKS: dict[str, Look] = {
         ((255, 196, 40),), "nugget", "metallic", crystals=(4, 7),
     ),
     "halite": Look(
-        "clear to rosy-white cubes, stepped",
-        ((246, 212, 206), (248, 222, 214)), "cube", "vitreous", opacity=0.7, crystals=(7, 11), striae=3.0,
+        "clear to rosy-white cubes",
+        ((246, 212, 206), (248, 222, 214)), "cube", "vitreous", opacity=0.82, crystals=(7, 11),
     ),
     "hematite": Look(
         "kidney ore, dark red-grey shining botryoids",
@@ -159,8 +159,8 @@ LOOKS: dict[str, Look] = {
     ),
     "orpiment": Look(
         "golden-orange foliated masses, leaf on leaf",
-        ((250, 178, 16), (246, 164, 12)), "blade", "pearly", "stack", crystals=(22, 32), elongation=(1.3, 1.9),
-        striae=7.0, pattern="banded", second=(214, 116, 8),
+        ((255, 190, 20), (252, 178, 16)), "rhombic-tablet", "pearly", "stack", crystals=(24, 34),
+        elongation=(0.08, 0.14), striae=7.0,
     ),
     "pyrite": Look(
         "brass-yellow cubes, each face striated at right angles to the next",
@@ -168,7 +168,7 @@ LOOKS: dict[str, Look] = {
     ),
     "quartz": Look(
         "colourless six-sided prisms with pyramid ends",
-        ((232, 238, 244),), "hexagonal-pointed", "vitreous", "druse", opacity=0.5, crystals=(7, 12),
+        ((232, 238, 244),), "hexagonal-pointed", "vitreous", "druse", opacity=0.62, crystals=(7, 12),
         elongation=(2.2, 3.4),
     ),
     "rhodochrosite": Look(
@@ -205,7 +205,7 @@ LOOKS: dict[str, Look] = {
     ),
     "topaz": Look(
         "sherry-coloured rhombic prisms with a domed end",
-        ((228, 158, 108), (222, 150, 96)), "rhombic-domed", "vitreous", "druse", opacity=0.75, crystals=(4, 7),
+        ((240, 180, 136), (236, 172, 122)), "rhombic-domed", "vitreous", "druse", opacity=0.75, crystals=(4, 7),
         elongation=(1.6, 2.3),
     ),
     "torbernite": Look(

@@ -31,7 +31,7 @@ class Light:
     def from_direction(cls, direction: Doubles) -> Light:
         """A lamp in a direction of any length."""
         unit = direction / np.linalg.norm(direction)
-        half = unit + [0.0, 0.0, 1.0]
+        half = unit + np.array([0.0, 0.0, 1.0])
         return cls(unit.astype(np.float32), (half / np.linalg.norm(half)).astype(np.float32))
 
 
@@ -49,11 +49,11 @@ class _Gloss:
 
 
 _GLOSS: dict[Lustre, _Gloss] = {
-    "metallic": _Gloss(0.30, 0.55, 0.85, 10, 0.34, 0.10, tinted=True),
-    "adamantine": _Gloss(0.42, 0.62, 0.85, 22, 0.16, 0.20),
-    "vitreous": _Gloss(0.45, 0.60, 0.55, 34, 0.07, 0.18),
-    "resinous": _Gloss(0.45, 0.62, 0.40, 14, 0.05, 0.08),
-    "pearly": _Gloss(0.52, 0.50, 0.28, 8, 0.04, -0.12),
+    "metallic": _Gloss(0.46, 0.52, 0.75, 10, 0.24, 0.10, tinted=True),
+    "adamantine": _Gloss(0.50, 0.62, 0.85, 22, 0.16, 0.20),
+    "vitreous": _Gloss(0.52, 0.64, 0.55, 34, 0.07, 0.18),
+    "resinous": _Gloss(0.50, 0.64, 0.40, 14, 0.05, 0.08),
+    "pearly": _Gloss(0.56, 0.56, 0.28, 8, 0.04, -0.12),
     "silky": _Gloss(0.48, 0.55, 0.28, 7, 0.0, 0.0),
     "waxy": _Gloss(0.55, 0.46, 0.22, 18, 0.0, 0.0),
 }
@@ -77,18 +77,16 @@ def shade(surface: Surface, look: Look, light: Light, under: Floats, rng: np.ran
     normal = surface.normal
     lit = gloss.sky + gloss.lamp * np.clip(normal @ light.direction, 0, 1) + gloss.mirror * _room(normal)
     lit *= surface.tone * (1 + 0.16 * surface.line)
-    shine = (
-        gloss.highlight * np.clip(normal @ light.halfway, 0, 1) ** gloss.sharpness + gloss.edge * surface.edge
-    )
-    glow = (body * 0.6 + 102) if gloss.tinted else np.float32(255)
-    solid = body * lit[:, None]
-    return _through(solid, body, look, normal, under) + shine[:, None] * glow
+    shine = gloss.highlight * np.clip(normal @ light.halfway, 0, 1) ** gloss.sharpness + gloss.edge * surface.edge
+    glow = body * 0.6 + 102 if gloss.tinted else np.full_like(body, 255)
+    colour: Floats = _through(body * lit[:, None], body, look, normal, under) + shine[:, None] * glow
+    return colour
 
 
 def _room(normal: Floats) -> Floats:
     """What a mirror sees: a bright window above, a dark floor, and a band between."""
-    reflected: Floats = np.sin(5.0 * normal[:, 1] - 2.5 * normal[:, 0] + 0.6)
-    return reflected
+    room: Floats = np.sin(5.0 * normal[:, 1] - 2.5 * normal[:, 0] + 0.6)
+    return room
 
 
 def _through(solid: Floats, body: Floats, look: Look, normal: Floats, under: Floats) -> Floats:
@@ -96,7 +94,9 @@ def _through(solid: Floats, body: Floats, look: Look, normal: Floats, under: Flo
     if look.opacity >= 1:
         return solid
     opacity = look.opacity + (1 - look.opacity) * 0.7 * (1 - normal[:, 2:]) ** 2
-    mixed: Floats = opacity * solid + (1 - opacity) * under * (body / 255)
+    # Light that went in elsewhere comes out here: a clear crystal is brighter than the rock behind it.
+    behind = (0.7 / 255) * under * body + 0.35 * body
+    mixed: Floats = opacity * solid + (1 - opacity) * behind
     return mixed
 
 
@@ -116,9 +116,7 @@ def _body(surface: Surface, look: Look, rng: np.random.Generator) -> Floats:
 def _bands(surface: Surface, rng: np.random.Generator) -> Floats:
     """Bands of unequal width: two waves of the zone."""
     count = rng.uniform(4.0, 6.0)
-    wave = np.sin(2 * np.pi * count * surface.zone) + 0.5 * np.sin(
-        2 * np.pi * 2.3 * count * surface.zone + 1.0
-    )
+    wave = np.sin(2 * np.pi * count * surface.zone) + 0.5 * np.sin(2 * np.pi * 2.3 * count * surface.zone + 1.0)
     bands: Floats = np.clip(0.4 + 0.75 * wave, 0, 1)
     return bands
 
@@ -132,7 +130,7 @@ def _ends(surface: Surface, rng: np.random.Generator) -> Floats:
 def _tarnish(surface: Surface, rng: np.random.Generator) -> Floats:
     size = int(max(surface.rows.max(), surface.columns.max())) + 1
     patches = noise(size, rng, size / 14)[surface.rows, surface.columns]
-    tarnish: Floats = np.clip(0.45 + 1.1 * patches, 0, 0.85)
+    tarnish: Floats = np.clip(0.25 + 1.1 * patches, 0, 0.85)
     return tarnish
 
 
@@ -143,8 +141,8 @@ def _play_of_colour(surface: Surface, base: Floats, rng: np.random.Generator) ->
     """Patches of pure colour that come and go in a milky body, as in precious opal."""
     size = int(max(surface.rows.max(), surface.columns.max())) + 1
     place = (surface.rows, surface.columns)
-    hue = np.floor(6 * noise(size, rng, size / 26)[place] + 6 * surface.zone) * 1.1
+    hue = np.floor(6 * noise(size, rng, size / 20)[place] + 6 * surface.zone) * 1.1
     flash = np.stack([np.cos(hue + shift) for shift in (0.0, 2.1, 4.2)], axis=1) * 127 + 128
-    share = 0.75 * np.clip(0.15 + 1.2 * noise(size, rng, size / 18)[place], 0, 1)[:, None]
+    share = 0.8 * np.clip(0.3 + 1.2 * noise(size, rng, size / 18)[place], 0, 1)[:, None]
     played: Floats = base + share * (flash - base)
     return played.astype(np.float32)

@@ -7,6 +7,7 @@ the distances a little gives the unequal faces of a grown crystal, with every an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, permutations, product
 
 import numpy as np
@@ -24,11 +25,38 @@ class Solid:
         vertices: (V, 3) float64.
         faces: per face the indices of its vertices, counter-clockwise from outside.
         striae: (F, 3) float64, the direction of the growth lines on each face.
+        prismatic: whether every face is parallel to z or belongs to one end.
     """
 
     vertices: Doubles
     faces: tuple[NDArray[np.intp], ...]
     striae: Doubles
+    prismatic: bool
+
+    @cached_property
+    def spokes(self) -> NDArray[np.intp]:
+        """(F, 3) the first, second and last vertex of every face: two edges that span it."""
+        return np.array([(face[0], face[1], face[-1]) for face in self.faces])
+
+    @cached_property
+    def means(self) -> Doubles:
+        """(F, V) weights that average the vertices of every face."""
+        weights = np.zeros((len(self.faces), len(self.vertices)))
+        for row, face in zip(weights, self.faces, strict=True):
+            row[face] = 1 / len(face)
+        return weights
+
+    def stretched(self, elongation: float) -> Doubles:
+        """The vertices (V, 3) of a longer or flatter crystal.
+
+        A prism grows longer by moving its ends apart, which keeps the angles of its end faces.
+        """
+        points = self.vertices.copy()
+        if self.prismatic and elongation > 1:
+            points[:, 2] += np.sign(points[:, 2]) * (elongation - 1)
+        else:
+            points[:, 2] *= elongation
+        return points
 
 
 def solid_of(form: str, rng: np.random.Generator, unevenness: float = 0.07) -> Solid:
@@ -38,7 +66,7 @@ def solid_of(form: str, rng: np.random.Generator, unevenness: float = 0.07) -> S
         KeyError: for a form that is not in the table of faces.
     """
     normals, distances = FACES[form]
-    moved = distances * np.clip(rng.normal(1.0, unevenness, len(distances)), 0.8, 1.2)
+    moved = distances * np.clip(rng.normal(1.0, unevenness, len(distances)), 0.85, 1.15)
     return intersect(normals, moved)
 
 
@@ -50,13 +78,12 @@ def intersect(normals: Doubles, distances: Doubles) -> Solid:
         distances: (F,) above 0.
     """
     corners, on_face = _corners(normals, distances)
-    faces, lines = [], []
-    for normal, touching in zip(normals, on_face.T, strict=True):
-        ring = np.flatnonzero(touching)
-        if len(ring) >= 3:
-            faces.append(_counter_clockwise(corners, ring, normal))
-            lines.append(_stria_direction(normal))
-    return Solid(corners, tuple(faces), np.array(lines))
+    shown = np.flatnonzero(on_face.sum(axis=0) >= 3)
+    faces = tuple(_counter_clockwise(corners, np.flatnonzero(on_face[:, f]), normals[f]) for f in shown)
+    lines = np.array([_stria_direction(normals[f]) for f in shown])
+    upright = np.abs(normals[shown, 2]) < 1e-9
+    one_end = [abs(np.sign(corners[face, 2]).sum()) == len(face) for face in faces]
+    return Solid(corners, faces, lines, prismatic=bool((upright | one_end).all()))
 
 
 def _corners(normals: Doubles, distances: Doubles) -> tuple[Doubles, NDArray[np.bool_]]:
@@ -117,7 +144,7 @@ def _prism(sides: int, start: float = 0.0) -> Doubles:
 def _pyramid(sides: int, slope: float, start: float = 0.0, ends: tuple[int, ...] = (1, -1)) -> Doubles:
     """Faces leaning over z at both ends; `slope` is the normal's z for a unit of its x, y."""
     ring = _prism(sides, start)
-    return np.concatenate([ring + [0.0, 0.0, end * slope] for end in ends])
+    return np.concatenate([ring + np.array([0.0, 0.0, end * slope]) for end in ends])
 
 
 _PINACOID = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
@@ -127,7 +154,8 @@ _SIDES = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.
 
 
 def _rhombic(slope: float) -> Doubles:
-    return np.concatenate([_RHOMB + [0.0, 0.0, slope], _RHOMB - [0.0, 0.0, slope]])
+    lean = np.array([0.0, 0.0, slope])
+    return np.concatenate([_RHOMB + lean, _RHOMB - lean])
 
 
 #: Per form (normals (F, 3), distances (F,)). Bodies are about one unit across; growth stretches them along z.
@@ -147,7 +175,8 @@ FACES: dict[str, tuple[Doubles, Doubles]] = {
     "trigonal-prism": _faces((_prism(3), 0.6), (_prism(3, np.pi), 0.95), (_pyramid(3, 3.0), 1.05)),
     "square-pointed": _faces((_prism(4, np.pi / 4), 0.85), (_pyramid(4, 0.9, np.pi / 4), 0.95)),
     "square-plate": _faces((_prism(4), 1.0), (_PINACOID, 1.0), (_pyramid(4, 1.0), 1.3)),
-    "square-prism": _faces((_prism(4), 0.8), (_prism(4, np.pi / 4), 1.0), (np.array([[0.3, 0, 1], [-0.3, 0, -1]]), 1.0)),
+    "square-prism": _faces((_prism(4), 0.8), (_prism(4, np.pi / 4), 1.0),
+                           (np.array([[0.3, 0, 1], [-0.3, 0, -1]]), 1.0)),
     "rhombic-domed": _faces((_RHOMB, 0.72), (_rhombic(1.2), 1.02), (_PINACOID, 1.08)),
     "rhombic-dipyramid": _faces((_rhombic(0.85), 0.72), (_PINACOID, 0.98)),
     "rhombic-tablet": _faces((_RHOMB, 0.9), (_PINACOID, 1.0), (_rhombic(0.9), 1.2)),

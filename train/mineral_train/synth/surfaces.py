@@ -6,8 +6,8 @@ only, as flat arrays of length P, because shading costs the same per pixel where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mineral_train.synth.looks import Look
     from mineral_train.synth.solids import Solid
 
+_Real = TypeVar("_Real", np.float32, np.float64)
+Bytes = NDArray[np.uint8]
 Indexes = NDArray[np.intp]
 
 
@@ -74,22 +76,31 @@ def grow(look: Look, site: Site, rng: np.random.Generator) -> Surface:
 
 @dataclass(frozen=True)
 class _Crystal:
-    """One placed crystal: `frame` rows are its own axes in the picture, `scale` its half widths in pixels."""
+    """One placed crystal; those of greater depth are nearer to the viewer.
+
+    `frame` (3, 3) has the crystal's own axes as rows, in the picture; `half` is half its width, pixels.
+    """
 
     centre: Doubles
     frame: Doubles
-    scale: Doubles
+    half: float
+    elongation: float
     depth: float
 
 
 @dataclass(frozen=True)
-class _FaceTable:
-    """Per face (F, ...): what shading needs, looked up by the face's number in the picture."""
+class _Faces:
+    """What shading needs per face (F, ...), looked up by the face's number in the picture.
+
+    `axis` and `across` turn an offset in pixels into the place along the crystal and across the striae; `zone` is
+    the place of the face's centre along the crystal, -1..1.
+    """
 
     normal: Floats
     centre: Floats
     axis: Floats
     across: Floats
+    zone: Floats
     reach: Floats
     tone: Floats
 
@@ -98,65 +109,63 @@ def faceted(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     """Polyhedra drawn from the back to the front; edges and numbers of faces go through Pillow's polygons."""
     solid = solid_of(look.form, rng)
     crystals = sorted(_stand(look, site, rng), key=lambda c: c.depth)
-    numbers = Image.new("I", (site.size, site.size), 0)
-    edges = Image.new("L", (site.size, site.size), 0)
-    table = _draw(solid, crystals, rng, ImageDraw.Draw(numbers), ImageDraw.Draw(edges))
-    return _looked_up(look, np.asarray(numbers), np.asarray(edges), table)
+    numbers, edges = (Image.new(mode, (site.size, site.size), 0) for mode in ("I", "L"))
+    pens = ImageDraw.Draw(numbers), ImageDraw.Draw(edges)
+    tables: list[_Faces] = []
+    for rank, crystal in enumerate(crystals, 1):
+        # Those behind are in the shade of those in front.
+        tone = (0.76 + 0.24 * rank / len(crystals)) * rng.normal(1.0, 0.06)
+        drawn = sum(len(table.tone) for table in tables)
+        tables.append(_draw(solid, crystal, tone, pens, first=drawn + 1))
+    return _looked_up(look, np.asarray(numbers), np.asarray(edges), _joined(tables))
 
 
 def _draw(
-    solid: Solid,
-    crystals: list[_Crystal],
-    rng: np.random.Generator,
-    numbers: ImageDraw.ImageDraw,
-    edges: ImageDraw.ImageDraw,
-) -> _FaceTable:
-    """Paint every face that looks at the viewer with its number, from 1; row 0 of the table is no face."""
-    rows: list[list[Doubles]] = []
-    for rank, crystal in enumerate(crystals):
-        # Those behind are in the shade of those in front.
-        tone = np.array([(0.72 + 0.28 * (rank + 1) / len(crystals)) * rng.normal(1.0, 0.06)])
-        points = (solid.vertices * crystal.scale) @ crystal.frame + crystal.centre
-        for face, stria in zip(solid.faces, solid.striae, strict=True):
-            normal = _unit(np.cross(points[face[1]] - points[face[0]], points[face[-1]] - points[face[0]]))
-            if normal[2] <= 0.02:
-                continue
-            rows.append(_face_row(crystal, points[face], normal, stria, tone))
-            outline = [(float(x), float(y)) for x, y, _ in points[face]]
-            numbers.polygon(outline, fill=len(rows))
-            edges.polygon(outline, fill=0, outline=255)
-    columns = [np.stack(column).astype(np.float32) for column in zip(*rows, strict=True)]
-    return _FaceTable(*columns)
+    solid: Solid, crystal: _Crystal, tone: float, pens: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw], first: int
+) -> _Faces:
+    """Paint every face that looks at the viewer with its number, counted from `first`."""
+    local = solid.stretched(crystal.elongation)
+    points = local @ crystal.frame * crystal.half + crystal.centre
+    spokes = points[solid.spokes]
+    normal = _units(np.cross(spokes[:, 1] - spokes[:, 0], spokes[:, 2] - spokes[:, 0]))
+    shown = np.flatnonzero(normal[:, 2] > 0.02)
+    for number, face in enumerate(shown, first):
+        outline = points[solid.faces[face], :2].ravel().tolist()
+        pens[0].polygon(outline, fill=number)
+        pens[1].polygon(outline, fill=0, outline=255)
+    length = np.abs(local[:, 2]).max()
+    centre = solid.means[shown] @ points
+    columns = (
+        normal[shown],
+        centre,
+        np.tile(crystal.frame[2] / (crystal.half * length), (len(shown), 1)),
+        np.cross(normal[shown], solid.striae[shown] @ crystal.frame) / crystal.half,
+        solid.means[shown] @ local[:, 2] / length,
+        np.linalg.norm(spokes[shown] - centre[:, None], axis=2).max(axis=1) + 1e-6,
+        np.full(len(shown), tone),
+    )
+    return _Faces(*(column.astype(np.float32) for column in columns))
 
 
-def _face_row(
-    crystal: _Crystal, corners: Doubles, normal: Doubles, stria: Doubles, tone: Doubles
-) -> list[Doubles]:
-    centre = corners.mean(axis=0)
-    reach = np.array([np.abs(corners - centre).max() + 1e-6])
-    axis = crystal.frame[2] / crystal.scale[2]
-    across = np.cross(normal, stria @ crystal.frame) / crystal.scale[0]
-    # The face's plane gives z from x and y, so that both coordinates stay linear in the pixel.
-    return [normal, np.append(centre, (centre - crystal.centre) @ axis), axis, across, reach, tone]
+def _joined(tables: list[_Faces]) -> _Faces:
+    return _Faces(*(np.concatenate([getattr(table, field.name) for table in tables]) for field in fields(_Faces)))
 
 
-def _looked_up(
-    look: Look, numbers: NDArray[np.int32], edges: NDArray[np.uint8], table: _FaceTable
-) -> Surface:
+def _looked_up(look: Look, numbers: NDArray[np.int32], edges: Bytes, faces: _Faces) -> Surface:
+    """From face numbers (H, W) to the surface of every covered pixel."""
     rows, columns = np.nonzero(numbers)
     face = numbers[rows, columns] - 1
-    normal, centre = table.normal[face], table.centre[face]
-    dx, dy = columns - centre[:, 0], rows - centre[:, 1]
-    dz = -(normal[:, 0] * dx + normal[:, 1] * dy) / normal[:, 2]
-    offset = np.stack([dx, dy, dz], axis=1).astype(np.float32)
+    normal, centre = faces.normal[face], faces.centre[face]
+    offset = np.empty_like(normal)
+    offset[:, 0], offset[:, 1] = columns - centre[:, 0], rows - centre[:, 1]
+    # The face's plane gives the depth.
+    offset[:, 2] = -(normal[:, 0] * offset[:, 0] + normal[:, 1] * offset[:, 1]) / normal[:, 2]
     # Faces are a little domed: a perfectly flat one has a single colour, which no crystal has.
-    domed = normal + 0.22 * offset / table.reach[face]
-    zone = 0.5 + 0.5 * (centre[:, 3] + np.einsum("pi,pi->p", offset, table.axis[face]))
-    line = np.sin(np.pi * look.striae * np.einsum("pi,pi->p", offset, table.across[face]))
-    return Surface(
-        rows, columns, _units(domed), np.clip(zone, 0, 1).astype(np.float32), line.astype(np.float32),
-        table.tone[face][:, 0], (edges[rows, columns] / 255).astype(np.float32),
-    )  # fmt: skip
+    domed = normal + offset * (0.25 / faces.reach[face])[:, None]
+    zone = 0.5 + 0.5 * (faces.zone[face] + _dot(offset, faces.axis[face]))
+    line = np.sin(np.float32(np.pi * look.striae) * _dot(offset, faces.across[face]))
+    edge = edges[rows, columns] * np.float32(1 / 255)
+    return Surface(rows, columns, _units(domed), np.clip(zone, 0, 1), line, faces.tone[face], edge)
 
 
 # --- How crystals stand together
@@ -169,14 +178,15 @@ def _stand(look: Look, site: Site, rng: np.random.Generator) -> list[_Crystal]:
 
 def _scattered(look: Look, site: Site, count: int, rng: np.random.Generator) -> list[_Crystal]:
     """Anyhow in a disc, the largest in the middle and in front."""
-    places = _disc(count, rng)
     width = 0.95 * site.radius / np.sqrt(count) * rng.uniform(0.75, 1.3, count)
-    width[0] *= 1.35
+    width[0] *= 1.25
     crystals = []
-    for (x, y), half in zip(places, width, strict=True):
-        frame = _tilted(rng)
-        scale = half * np.array([1.0, 1.0, rng.uniform(*look.elongation)])
-        crystals.append(_Crystal(_at(site, x, y), frame, scale, -float(np.hypot(x, y))))
+    for (x, y), half in zip(_disc(count, rng), width, strict=True):
+        long = rng.uniform(*look.elongation)
+        # A plate shows its face, not its edge.
+        frame = _tilted(rng, least=0.15 if long >= 1 else 0.45)
+        width_for_length = half / np.sqrt(max(long, 1.0))
+        crystals.append(_Crystal(_at(site, x, y), frame, width_for_length, long, -float(np.hypot(x, y))))
     return crystals
 
 
@@ -184,38 +194,38 @@ def _druse(look: Look, site: Site, count: int, rng: np.random.Generator) -> list
     """Standing on the rock: axes lean outwards, and those in the middle come towards the viewer."""
     crystals = []
     for x, y in _disc(count, rng, reach=0.62):
-        lean = np.array([1.3 * x, 1.3 * y, 0.0]) + rng.normal(0, 0.25, 3) + [0.0, -0.25, 0.75]
+        lean = np.array([1.3 * x, 1.3 * y - 0.25, 0.75]) + rng.normal(0, 0.25, 3)
         long = rng.uniform(*look.elongation)
-        half = site.radius * rng.uniform(0.75, 1.15) * 0.85 / np.sqrt(count) / np.sqrt(long / 1.6)
+        half = site.radius * rng.uniform(0.65, 1.0) / np.sqrt(count * long / 1.6)
         frame = _frame(_unit(lean), rng.uniform(0, 2 * np.pi))
         centre = _at(site, x, y) + frame[2] * half * long * 0.35
-        crystals.append(_Crystal(centre, frame, half * np.array([1.0, 1.0, long]), float(y - np.hypot(x, y))))
+        crystals.append(_Crystal(centre, frame, half, long, float(y - np.hypot(x, y))))
     return crystals
 
 
 def _spray(look: Look, site: Site, count: int, rng: np.random.Generator) -> list[_Crystal]:
-    """Rays from one or two points."""
+    """Rays from one point, in a fan or all round."""
     main, opening = rng.uniform(0, 2 * np.pi), rng.uniform(1.6, 3.1)
+    root = -0.25 * site.radius * np.array([np.cos(main), np.sin(main), 0.0]) * (opening < 2.4)
     crystals = []
     for turn in main + opening * np.linspace(-1, 1, count) + rng.normal(0, 0.12, count):
         axis = _unit(np.array([np.cos(turn), np.sin(turn), rng.uniform(0.0, 0.7)]))
         long = rng.uniform(*look.elongation)
         length = site.radius * rng.uniform(0.38, 0.55)
-        root = -0.25 * site.radius * np.array([np.cos(main), np.sin(main), 0.0]) * (opening < 2.4)
+        centre = _at(site, 0, 0) + root + axis * length * 0.9
         frame = _frame(axis, rng.uniform(0, 2 * np.pi))
-        scale = length * np.array([1 / long, 1 / long, 1.0])
-        crystals.append(_Crystal(_at(site, 0, 0) + root + axis * length * 0.9, frame, scale, float(axis[2])))
+        crystals.append(_Crystal(centre, frame, length / long, long, float(axis[2])))
     return crystals
 
 
 def _stack(look: Look, site: Site, count: int, rng: np.random.Generator) -> list[_Crystal]:
     """Leaf on leaf: nearly parallel plates that overlap."""
-    leader = _tilted(rng, least=0.45)
+    leader = _tilted(rng, least=0.5)
     crystals = []
     for depth, (x, y) in enumerate(_disc(count, rng, reach=0.75)):
-        frame = _orthonormal(leader + rng.normal(0, 0.22, (3, 3)))
-        scale = site.radius * rng.uniform(0.22, 0.36) * np.array([1.0, 1.0, rng.uniform(*look.elongation)])
-        crystals.append(_Crystal(_at(site, x, y), frame, scale, float(depth)))
+        frame = _orthonormal(leader + rng.normal(0, 0.2, (3, 3)))
+        half = site.radius * rng.uniform(0.22, 0.36)
+        crystals.append(_Crystal(_at(site, x, y), frame, half, rng.uniform(*look.elongation), float(depth)))
     return crystals
 
 
@@ -227,10 +237,13 @@ _GROWTHS: dict[str, Callable[[Look, Site, int, np.random.Generator], list[_Cryst
 }
 
 
+_GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
+
+
 def _disc(count: int, rng: np.random.Generator, reach: float = 0.72) -> Doubles:
     """(count, 2) places in a disc, evenly spread by the golden angle, the first in the middle."""
     order = np.arange(count)
-    turn = order * 2.399963 + rng.uniform(0, 2 * np.pi)
+    turn = order * _GOLDEN_ANGLE + rng.uniform(0, 2 * np.pi)
     radius = reach * np.sqrt(order / count)
     return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1) + rng.normal(0, 0.07, (count, 2))
 
@@ -266,9 +279,16 @@ def _unit(vector: Doubles) -> Doubles:
     return unit
 
 
-def _units(vectors: Floats) -> Floats:
-    units: Floats = vectors / np.sqrt(np.einsum("pi,pi->p", vectors, vectors))[:, None]
-    return units.astype(np.float32)
+def _units(vectors: NDArray[_Real]) -> NDArray[_Real]:
+    units = vectors.copy()
+    units /= np.sqrt(_dot(vectors, vectors))[:, None]
+    return units
+
+
+def _dot(left: NDArray[_Real], right: NDArray[_Real]) -> NDArray[_Real]:
+    """(P,) of two (P, 3)."""
+    product: NDArray[_Real] = np.einsum("pi,pi->p", left, right)
+    return product
 
 
 # --- Surfaces without faces
@@ -282,8 +302,8 @@ def _botryoidal(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     for x, y in _disc(count, rng, reach=0.78):
         radius = site.radius * rng.uniform(0.2, 0.34)
         centre = _at(site, x, y)
-        rise = site.radius * (0.5 - 0.5 * float(np.hypot(x, y)))
-        _bulge(grid, zone, tone, centre + [0.0, 0.0, rise], radius, float(rng.normal(1.0, 0.05)))
+        centre[2] = site.radius * (0.5 - 0.5 * float(np.hypot(x, y)))
+        _bulge(grid, zone, tone, centre, radius, float(rng.normal(1.0, 0.05)))
     return _from_height(grid, grid > 0, zone, tone)
 
 
@@ -313,9 +333,8 @@ def _nugget(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     cover = height > 0
     coarse = noise(site.size, rng, site.radius / 5) * site.radius * 0.22
     height += coarse + noise(site.size, rng, site.radius / 14) * site.radius * 0.05
-    return _from_height(
-        height, cover, noise(site.size, rng, site.radius / 3.2) * 0.5 + 0.5, np.ones_like(height)
-    )
+    hue = 0.5 + 0.5 * noise(site.size, rng, site.radius / 3.2)
+    return _from_height(height, cover, hue, np.ones_like(height))
 
 
 def _dendrite(look: Look, site: Site, rng: np.random.Generator) -> Surface:
@@ -326,11 +345,9 @@ def _dendrite(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     for turn in rng.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi, stems, endpoint=False):
         _branch(pen, site.x, site.y, turn, site.radius * 0.42, 4, rng)
     soft = drawing.filter(ImageFilter.GaussianBlur(site.radius * 0.045))
-    height = np.asarray(soft, np.float32) / 255
-    return _from_height(
-        height * site.radius * 0.22, height > 0.4, np.zeros_like(height),
-        1 + 0.12 * noise(site.size, rng, site.radius / 6),
-    )  # fmt: skip
+    thickness = np.asarray(soft, np.float32) / np.float32(255)
+    tone = 1 + 0.12 * noise(site.size, rng, site.radius / 6)
+    return _from_height(np.float32(site.radius * 0.22) * thickness, thickness > 0.4, np.zeros_like(tone), tone)
 
 
 def _branch(
@@ -344,7 +361,7 @@ def _branch(
 ) -> None:
     turn += rng.normal(0, 0.2)
     end_x, end_y = x + length * np.cos(turn), y + length * np.sin(turn)
-    pen.line([(x, y), (end_x, end_y)], fill=255, width=max(2, round(length * 0.32)))
+    pen.line([(x, y), (end_x, end_y)], fill=255, width=max(2, round(length * 0.36)))
     for fork in (-0.9, 0.0, 0.9) if forks > 1 else ():
         _branch(pen, end_x, end_y, turn + fork, length * rng.uniform(0.5, 0.75), forks - 1, rng)
 
@@ -353,7 +370,7 @@ def _nodule(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     """A polished slice: flat, with a rim; the zone runs from the heart to the rim."""
     radius = polar(site.size, _at(site, 0, 0), site.radius * 0.92, rng, 0.16)
     wavy = np.clip(radius + 0.06 * noise(site.size, rng, site.radius / 4), 0, 1)
-    height = site.radius * 0.25 * np.sqrt(np.clip(1 - radius**8, 0, 1))
+    height = np.float32(site.radius * 0.25) * np.sqrt(np.clip(1 - radius**8, 0, 1))
     return _from_height(height, radius < 1, wavy, np.ones_like(wavy))
 
 
@@ -388,11 +405,9 @@ def polar(size: int, centre: Doubles, radius: float, rng: np.random.Generator, r
     """(size, size): distance from the centre over the radius of an irregular outline, 1 on the outline."""
     rows, columns = np.ogrid[:size, :size]
     dx, dy = (columns - centre[0]).astype(np.float32), (rows - centre[1]).astype(np.float32)
-    turns = np.linspace(0, 2 * np.pi, 257)
-    waves = sum(
-        rng.normal(0, roughness / k) * np.cos(k * turns + rng.uniform(0, 2 * np.pi)) for k in range(2, 8)
-    )
-    angle = np.arctan2(dy, dx) * (256 / (2 * np.pi)) + 128
+    turns = np.linspace(0, 2 * np.pi, 2049)
+    waves = sum(rng.normal(0, roughness / k) * np.cos(k * turns + rng.uniform(0, 2 * np.pi)) for k in range(2, 8))
+    angle = np.arctan2(dy, dx) * (2048 / (2 * np.pi)) + 1024
     outline = (radius * (1 + np.clip(waves, -0.3, 0.3))).astype(np.float32)
     distance: Floats = np.sqrt(dx * dx + dy * dy) / outline[angle.astype(np.intp)]
     return distance
