@@ -8,9 +8,10 @@
 
 from mineral_batch.contract import MINERALS, InputSpec, Measured, ModelContract
 from mineral_batch.errors import BackendError, ContractError, DataError, MineralError
-from mineral_batch.images import Failure, Image, find_images, load_image
+from mineral_batch.images import Failure, Image, load_image
 from mineral_batch.pipeline import Prediction
 from mineral_batch.predictor import Predictor
+from mineral_batch.sources import find_images
 
 __all__ = [
     "MINERALS",

@@ -6,8 +6,6 @@ A picture that cannot be read is a value, `Failure`, that keeps its place in the
 from __future__ import annotations
 
 import io
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,20 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
-from mineral_batch.errors import DataError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable
 
     from mineral_batch.contract import InputSpec
 
 Pixels = NDArray[np.uint8]
-
-#: What `find_images` takes for a photograph, in lower case. A file named directly is taken whatever its suffix.
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
-    | {".avif", ".avifs", ".jp2", ".ppm", ".pgm", ".tga"}
-)
 
 # Telephones take 200 megapixels; far beyond that is a panorama or a decompression bomb. Pillow's own guard is
 # process-global and starts to warn at 89 megapixels, so it is moved to where ours stands; it refuses twice that.
@@ -42,7 +32,6 @@ MAX_BYTES = 2**30
 _RUN_BY_OTHER_PROGRAMS = frozenset({"EPS", "WMF"})
 
 _FILTERS = {"bilinear": PILImage.Resampling.BILINEAR, "bicubic": PILImage.Resampling.BICUBIC}
-
 
 # EXIF orientation (tag 274) -> what makes the picture upright; 1 and anything unknown need nothing.
 _ORIENTATION_TAG = 274
@@ -66,7 +55,7 @@ class Failure:
     """A picture without a prediction.
 
     Attributes:
-        path: as `find_images` gave it.
+        path: as `mineral_batch.sources` names it.
         stage: `read` (the file), `decode` (its content) or `infer` (the model's answer).
         reason: one line.
     """
@@ -81,7 +70,7 @@ class Image:
     """A decoded picture.
 
     Attributes:
-        path: as `find_images` gave it.
+        path: as `mineral_batch.sources` names it.
         pixels: (H, W, 3) uint8 RGB, the model's input size.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
@@ -91,94 +80,6 @@ class Image:
     pixels: Pixels
     width: int
     height: int
-
-
-def find_images(inputs: Iterable[str | Path]) -> Iterator[Path | Failure]:
-    """The photographs under folders, and the files named directly, each once and in a fixed order.
-
-    Folders are walked depth first, names sorted by code point, hidden ones skipped; symbolic links to folders are
-    followed once. A folder that may not be read is a `Failure` in its place. Memory grows with the inputs named and
-    with one folder's listing, not with the tree.
-
-    Raises:
-        DataError: if an input does not exist.
-    """
-    seen = _Seen()
-    # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
-    for given, is_folder in [(Path(given), _is_existing_folder(Path(given))) for given in inputs]:
-        if is_folder:
-            yield from _walk(given, seen)
-        elif seen.is_new_file(given):
-            yield given
-
-
-def _is_existing_folder(given: Path) -> bool:
-    try:
-        return stat.S_ISDIR(given.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such file or folder: {given} (current folder: {Path.cwd()})") from None
-    except OSError as error:
-        raise DataError(f"cannot read {given}: {_one_line(error)}") from None
-
-
-class _Seen:
-    """The folders walked and the files named so far, however their paths were spelt."""
-
-    def __init__(self) -> None:
-        self._folders: set[tuple[int, int]] = set()
-        self._named: set[tuple[tuple[int, int], str]] = set()
-
-    def is_new_folder(self, folder: Path) -> bool:
-        identity = _identity(folder)
-        is_new = identity not in self._folders
-        self._folders.add(identity)
-        return is_new
-
-    def is_new_file(self, file: Path) -> bool:
-        """For a file that was named directly: neither named before nor found in a folder."""
-        folder = _identity(file.parent)
-        is_new = (folder, file.name) not in self._named
-        self._named.add((folder, file.name))
-        return is_new and not (folder in self._folders and _is_photograph(file.name))
-
-    def named(self, folder: Path) -> set[str]:
-        """The names of a folder's files that were named directly."""
-        identity = _identity(folder) if self._named else None
-        return {name for parent, name in self._named if parent == identity}
-
-
-def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:
-    try:
-        if not seen.is_new_folder(folder):  # a loop of links, or a folder given twice
-            return
-        done = seen.named(folder)
-        with os.scandir(folder) as listing:
-            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
-    except OSError as error:
-        yield Failure(str(folder), "read", _one_line(error))
-        return
-    for name, is_folder in entries:
-        if is_folder and not name.startswith("."):
-            yield from _walk(folder / name, seen)
-        elif _is_photograph(name) and not is_folder and name not in done:
-            yield folder / name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """False for a link that leads nowhere or to itself: reading it will say so, in its own row."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _is_photograph(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None) -> PILImage.Image:
@@ -197,13 +98,13 @@ def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None
         PictureError: if the content is no picture, is damaged or truncated, or is absurdly large.
         OSError: if the file cannot be read.
     """
-    content = source if isinstance(source, bytes) else _read(Path(source))
+    content = source if isinstance(source, bytes) else read_file(Path(source))
     try:
         return _decode(content, cover)[0]
     except PictureError:
         raise
     except Exception as error:  # see load_image
-        raise PictureError(_one_line(error)) from error
+        raise PictureError(one_line(error)) from error
 
 
 def resize(picture: PILImage.Image, spec: InputSpec) -> Pixels:
@@ -221,31 +122,61 @@ def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Ima
         spec: the model's input.
         exact: decode JPEGs in full instead of at the nearest sufficient scale (see `open_rgb`).
     """
+    return decode_image(str(path), lambda: read_file(Path(path)), spec, exact=exact)
+
+
+def decode_image(
+    name: str, read: Callable[[], bytes | PILImage.Image], spec: InputSpec, *, exact: bool = False
+) -> Image | Failure:
+    """What `load_image` does, for a picture that is not a file by itself.
+
+    Args:
+        name: for the result's `path`.
+        read: gives the file's bytes, or a picture that is decoded already; raises `OSError` or `PictureError`.
+        spec: the model's input.
+        exact: see `load_image`.
+    """
     try:
-        content = _read(Path(path))
+        content = read()
     except (OSError, PictureError) as error:
-        return Failure(str(path), "read", _one_line(error))
+        return Failure(name, "read", one_line(error))
     try:
         picture, (width, height) = _decode(content, None if exact else (spec.width, spec.height))
-        return Image(str(path), resize(picture, spec), width, height)
+        return Image(name, resize(picture, spec), width, height)
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, MemoryError, ...).
     except Exception as error:
-        return Failure(str(path), "decode", _one_line(error))
+        return Failure(name, "decode", one_line(error))
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A photograph's bytes.
+
+    Raises:
+        PictureError: if the file is empty or absurdly large.
+        OSError: if it cannot be read.
+    """
     size = path.stat().st_size
+    check_size(size)
+    return path.read_bytes()
+
+
+def check_size(size: int) -> None:
+    """Refuse a file of so many bytes.
+
+    Raises:
+        PictureError: if it is empty or too large to be held.
+    """
     if size == 0:
         raise PictureError("the file is empty")
     if size > MAX_BYTES:
         raise PictureError(f"{size} bytes is over the limit of {MAX_BYTES}")
-    return path.read_bytes()
 
 
-def _decode(content: bytes, cover: tuple[int, int] | None) -> tuple[PILImage.Image, tuple[int, int]]:
+def _decode(content: bytes | PILImage.Image, cover: tuple[int, int] | None) -> tuple[PILImage.Image, tuple[int, int]]:
     """The upright RGB picture, and (width, height) of the upright photograph before any scaling by the decoder."""
     try:
-        opened = PILImage.open(io.BytesIO(content))
+        # A caller's own picture is copied: closing and turning must not touch it.
+        opened = content.copy() if isinstance(content, PILImage.Image) else PILImage.open(io.BytesIO(content))
     except UnidentifiedImageError:
         raise PictureError("not a picture, or of a format that is not supported") from None
     with opened as picture:
@@ -310,7 +241,7 @@ def _central_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float,
     return left, top, left + across, top + down
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An exception in words: one line, no memory addresses, the file's name left to its own column."""
     if isinstance(error, PictureError):
         return str(error)

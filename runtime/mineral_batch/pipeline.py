@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mineral_batch.images import Failure, Image, Pixels, load_image
+from mineral_batch.images import Failure, Image, Pixels, decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
-    from pathlib import Path
 
     from mineral_batch.backends import Backend
     from mineral_batch.contract import InputSpec
+    from mineral_batch.sources import Source
 
 # One being written, one in the engine, one being filled.
 SLOTS = 3
@@ -38,7 +38,7 @@ class Prediction:
     """What the model says of one photograph.
 
     Attributes:
-        path: as `find_images` gave it.
+        path: as `mineral_batch.sources` names it.
         probabilities: (L,) float32, 0..1, in the order of the contract's labels.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
@@ -68,7 +68,7 @@ def decode_threads_by_default() -> int:
 
 
 def run(
-    sources: Iterable[Path | Failure],
+    sources: Iterable[Source | Failure],
     backend: Backend,
     *,
     batch_size: int,
@@ -81,11 +81,11 @@ def run(
     depend on its neighbours, nor on whether they could be read. Closing the iterator stops the threads.
 
     Args:
-        sources: files, or failures that are passed on.
+        sources: pictures to read, or failures that are passed on.
         backend: an open engine; it is used from one thread and left open.
         batch_size: pictures that go to the engine at once.
         decode_threads: None for one per processor.
-        exact: see `mineral_batch.images.load_image`.
+        exact: see `mineral_batch.images.open_rgb`.
 
     Raises:
         BackendError: if the engine itself fails.
@@ -118,9 +118,9 @@ def run(
         engine.shutdown(cancel_futures=True)
 
 
-def _decode_into(row: Pixels, source: Path | Failure, spec: InputSpec, exact: bool) -> Image | Failure:
+def _decode_into(row: Pixels, source: Source | Failure, spec: InputSpec, exact: bool) -> Image | Failure:
     """Fill one row (H, W, 3) of a batch; a picture that cannot be read leaves it black."""
-    image = source if isinstance(source, Failure) else load_image(source, spec, exact=exact)
+    image = source if isinstance(source, Failure) else decode_image(source.name, source.read, spec, exact=exact)
     row[...] = 0 if isinstance(image, Failure) else image.pixels
     return image
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import closing
-from typing import TYPE_CHECKING, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
+
+import numpy as np
+from PIL import Image as PILImage
 
 from mineral_batch import pipeline
 from mineral_batch.backends import AUTO, open_backend
-from mineral_batch.images import find_images
+from mineral_batch.errors import DataError
+from mineral_batch.images import Failure, Pixels
 from mineral_batch.models import starter_path
+from mineral_batch.sources import Source, find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
-    from pathlib import Path
+    from collections.abc import Generator, Iterable, Iterator
     from types import TracebackType
 
     from mineral_batch.contract import ModelContract
     from mineral_batch.pipeline import Result
+
+#: What can be predicted: names of folders and files, sources, failures (passed on), and pictures in memory.
+Input = str | Path | Source | Failure | PILImage.Image | Pixels
 
 
 class Predictor:
@@ -49,10 +58,11 @@ class Predictor:
         decode_threads: int | None = None,
         exact: bool = False,
     ) -> None:
-        self._backend = open_backend(starter_path() if model is None else model, backend, device=device)
+        self.model = Path(model) if model is not None else starter_path()
+        self._backend = open_backend(self.model, backend, device=device)
         self.batch_size = batch_size or self._backend.batch_size
         self._decode_threads = decode_threads
-        self._exact = exact
+        self.exact = exact
 
     @property
     def contract(self) -> ModelContract:
@@ -61,22 +71,31 @@ class Predictor:
 
     @property
     def backend(self) -> str:
-        """The engine and device that really answer."""
-        return f"{self._backend.name} on {self._backend.device}"
+        """The engine that really answers: a name in `mineral_batch.backends.BACKENDS`."""
+        return self._backend.name
 
-    def predict(self, inputs: Iterable[str | Path]) -> Generator[Result, None, None]:
-        """One `Prediction` or `Failure` per photograph under `inputs` (folders, files), lazily and in order.
+    @property
+    def device(self) -> str:
+        """What the engine really runs on, in words."""
+        return self._backend.device
+
+    def predict(self, inputs: Iterable[Input]) -> Generator[Result, None, None]:
+        """One `Prediction` or `Failure` per photograph, lazily and in order.
+
+        Args:
+            inputs: folders, files, globs, archives (see `mineral_batch.sources`); pictures that are in memory, as PIL
+                images or (H, W, 3) uint8 RGB arrays, whose results are called `picture 0`, `picture 1`, ...
 
         Raises:
             DataError: if an input does not exist.
             BackendError: if the engine fails.
         """
         results = pipeline.run(
-            find_images(inputs),
+            _sources(inputs),
             self._backend,
             batch_size=self.batch_size,
             decode_threads=self._decode_threads,
-            exact=self._exact,
+            exact=self.exact,
         )
         with closing(results):
             yield from results
@@ -92,3 +111,26 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
+    """Pictures in memory one by one, names in the stretches between them, so that each file still comes once."""
+    pictures = itertools.count()
+    for are_names, stretch in itertools.groupby(inputs, key=lambda given: isinstance(given, (str, Path))):
+        if are_names:
+            yield from find_sources(cast("Iterator[str | Path]", stretch))
+            continue
+        for given in stretch:
+            yield given if isinstance(given, (Source, Failure)) else _in_memory(f"picture {next(pictures)}", given)
+
+
+def _in_memory(name: str, picture: object) -> Source:
+    image = picture if isinstance(picture, PILImage.Image) else PILImage.fromarray(_checked(picture))
+    return Source(name, 0, 0, lambda: image)
+
+
+def _checked(picture: object) -> Pixels:
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return picture
+    what = f"an array {picture.shape} of {picture.dtype}" if isinstance(picture, np.ndarray) else f"{type(picture)}"
+    raise DataError(f"a picture is a PIL image or an array (H, W, 3) of uint8, RGB; got {what}")

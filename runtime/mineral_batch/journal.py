@@ -1,0 +1,217 @@
+"""What a run has done so far, safe at every moment: a SQLite file in the output folder.
+
+Results are committed while the run goes on; the tables are written from here when it is complete, in the order of the
+files, so that a run which was killed and started again ends with the same bytes as one that was not. The journal stays
+beside the tables: the same command later does only what is new or changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from mineral_batch.errors import DataError
+from mineral_batch.images import Failure
+from mineral_batch.pipeline import Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+    from mineral_batch.pipeline import Result
+    from mineral_batch.sources import Source
+
+JOURNAL = "journal.sqlite"
+
+# How long results may wait for their commit: what a kill can cost.
+_SECONDS_BETWEEN_COMMITS = 1.0
+
+# Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' answers.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS fingerprint (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS listing (
+    position INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, modified INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS result (
+    name BLOB PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL,
+    probabilities BLOB, width INTEGER, height INTEGER, stage TEXT, reason TEXT
+);
+DELETE FROM listing;
+"""
+
+
+class Journal:
+    """The results of the runs into one output folder.
+
+    Args:
+        folder: of the output; made if absent.
+        fingerprint: everything that changes results, as text. A journal made under another one is refused.
+        restart: forget what an earlier run did.
+
+    Raises:
+        DataError: if another run is writing there, the fingerprint differs, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: Mapping[str, str], *, restart: bool = False) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / JOURNAL
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make the folder {folder}: {error.strerror}; choose another with -o") from None
+        # Rows are written and read by one thread; only opening may happen in another.
+        self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        try:
+            self._lock()
+            if restart:
+                self._db.executescript("DROP TABLE IF EXISTS result; DROP TABLE IF EXISTS fingerprint;")
+            self._db.executescript(_SCHEMA)
+            self._check(fingerprint)
+            self._begin()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._explained(error) from None
+        except DataError:
+            self._db.close()
+            raise
+
+    def _lock(self) -> None:
+        """Hold the file until it is closed, or this process ends however it ends."""
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("BEGIN EXCLUSIVE")
+        self._db.execute("COMMIT")
+
+    def _check(self, fingerprint: Mapping[str, str]) -> None:
+        earlier = dict(self._db.execute("SELECT key, value FROM fingerprint"))
+        differing = [key for key in fingerprint if earlier and earlier.get(key) != fingerprint[key]]
+        if differing:
+            changes = "; ".join(f"{key} was {earlier.get(key, 'unknown')}, is {fingerprint[key]}" for key in differing)
+            raise DataError(
+                f"{self.folder} holds results made otherwise ({changes}): "
+                f"choose another folder with -o, or give --restart to forget them"
+            )
+        self._db.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?)", fingerprint.items())
+
+    def _begin(self) -> None:
+        self._db.execute("BEGIN")
+        self._committed = time.monotonic()
+
+    def unfinished(
+        self, sources: Iterator[Source | Failure], reused: Callable[[None], object] = lambda _: None
+    ) -> Iterator[Source | Failure]:
+        """Note the order of all sources and pass on, once each, those without a valid result.
+
+        A result is valid while the file's size and time of change are what they were. What could not be read (as
+        against decoded) is tried again: a network folder may be back. `reused` is called for each valid one.
+        """
+        for source in sources:
+            if isinstance(source, Failure):
+                if self._list(source.path, 0, 0):
+                    yield source
+            elif self._list(source.name, source.size, source.modified):
+                if self._has(source):
+                    reused(None)
+                else:
+                    yield source
+
+    def _list(self, name: str, size: int, modified: int) -> bool:
+        """Note one source; False if it is in this run's list already."""
+        with self._explaining():
+            cursor = self._db.execute(
+                "INSERT OR IGNORE INTO listing (name, size, modified) VALUES (?, ?, ?)",
+                (os.fsencode(name), size, modified),
+            )
+        return cursor.rowcount == 1
+
+    def _has(self, source: Source) -> bool:
+        known = self._db.execute(
+            "SELECT 1 FROM result WHERE name = ? AND size = ? AND modified = ? AND stage IS NOT 'read'",
+            (os.fsencode(source.name), source.size, source.modified),
+        )
+        return known.fetchone() is not None
+
+    def add(self, result: Result) -> None:
+        """Keep the result of a listed source; committed within a second.
+
+        Raises:
+            DataError: if the disk is full or gone; everything committed before is safe.
+        """
+        with self._explaining():
+            self._db.execute(
+                "INSERT OR REPLACE INTO result SELECT name, size, modified, ?, ?, ?, ?, ? FROM listing WHERE name = ?",
+                (*_columns(result), os.fsencode(result.path)),
+            )
+            if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
+                self.commit()
+
+    def commit(self) -> None:
+        """Make everything added so far survive a kill."""
+        with self._explaining():
+            self._db.execute("COMMIT")
+            self._begin()
+
+    def counts(self) -> tuple[int, int]:
+        """How many listed sources have a prediction, and how many a failure."""
+        predicted, failed = self._db.execute(
+            "SELECT count(probabilities), count(stage) FROM listing JOIN result USING (name)"
+        ).fetchone()
+        return predicted, failed
+
+    def results(self) -> Iterator[Result]:
+        """The results of all listed sources that have one, in the order of the list."""
+        rows = self._db.execute(
+            "SELECT name, probabilities, width, height, stage, reason FROM listing JOIN result USING (name) "
+            "ORDER BY position"
+        )
+        for name, probabilities, width, height, stage, reason in rows:
+            if probabilities is None:
+                yield Failure(os.fsdecode(name), stage, reason)
+            else:
+                yield Prediction(os.fsdecode(name), np.frombuffer(probabilities, "<f4"), width, height)
+
+    def close(self) -> None:
+        """Commit and let go of the file. Never raises: it also runs while an error is on its way."""
+        with suppress(sqlite3.Error):
+            self._db.execute("COMMIT")
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """SQLite's errors inside the block, as one line for the user."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: sqlite3.Error) -> DataError:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return DataError(f"another run is writing into {self.folder}: wait for it or choose another folder with -o")
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            return DataError(f"{self.path} is damaged or not a journal: remove it and start again")
+        return DataError(
+            f"cannot write {self.path}: {error}; what was done before is safe: "
+            f"make room and start the same command again"
+        )
+
+
+def _columns(result: Result) -> tuple[bytes | None, int | None, int | None, str | None, str | None]:
+    """(probabilities, width, height, stage, reason)."""
+    if isinstance(result, Failure):
+        return None, None, None, result.stage, result.reason
+    return np.ascontiguousarray(result.probabilities, "<f4").tobytes(), result.width, result.height, None, None

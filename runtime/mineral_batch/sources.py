@@ -1,0 +1,263 @@
+"""What there is to look at: folders, files, globs, lists of names, zip and tar archives, in any mix.
+
+A `Source` is one photograph that can be read when its turn comes. Nothing here decodes.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mineral_batch.errors import DataError
+from mineral_batch.images import Failure, PictureError, check_size, one_line, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from PIL import Image as PILImage
+
+#: What is opened as an archive when it is named directly; archives that merely lie in a folder are left alone.
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+#: What `find_images` takes for a photograph, in lower case. A file named directly is taken whatever its suffix.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
+    | {".avif", ".avifs", ".jp2", ".ppm", ".pgm", ".tga"}
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One photograph before it is read.
+
+    Attributes:
+        name: its row's name: the path as it was found, or `ARCHIVE/MEMBER`.
+        size: bytes.
+        modified: nanoseconds since 1970; with `size` it tells whether the picture changed since an earlier run.
+        read: gives the file's bytes, or a picture that is in memory already; raises `OSError` or
+            `images.PictureError`. Safe to call from any thread.
+    """
+
+    name: str
+    size: int
+    modified: int
+    read: Callable[[], bytes | PILImage.Image] = field(repr=False, compare=False)
+
+
+def find_sources(inputs: Iterable[str | Path]) -> Iterator[Source | Failure]:
+    """The photographs under inputs, lazily, each once and in a fixed order.
+
+    Folders are walked as `find_images` does; a file is taken whatever its name; an archive named directly gives its
+    pictures in its own order; a name that does not exist but has `*`, `?` or `[` is a glob (`**` crosses folders).
+
+    Raises:
+        DataError: if an input does not exist or a glob matches nothing.
+    """
+    for found in find_images(_globbed(inputs)):
+        if isinstance(found, Failure):
+            yield found
+        elif found.name.lower().endswith(ARCHIVE_SUFFIXES):
+            yield from _members(found)
+        else:
+            yield _file(found)
+
+
+def find_images(inputs: Iterable[str | Path]) -> Iterator[Path | Failure]:
+    """The photographs under folders, and the files named directly, each once and in a fixed order.
+
+    Folders are walked depth first, names sorted by code point, hidden ones skipped; symbolic links to folders are
+    followed once. A folder that may not be read is a `Failure` in its place. Memory grows with the inputs named and
+    with one folder's listing, not with the tree.
+
+    Raises:
+        DataError: if an input does not exist.
+    """
+    seen = _Seen()
+    # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
+    for given, is_folder in [(Path(given), _is_existing_folder(Path(given))) for given in inputs]:
+        if is_folder:
+            yield from _walk(given, seen)
+        elif seen.is_new_file(given):
+            yield given
+
+
+def _is_existing_folder(given: Path) -> bool:
+    try:
+        return stat.S_ISDIR(given.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no such file or folder: {given} (current folder: {Path.cwd()})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {given}: {one_line(error)}") from None
+
+
+class _Seen:
+    """The folders walked and the files named so far, however their paths were spelt."""
+
+    def __init__(self) -> None:
+        self._folders: set[tuple[int, int]] = set()
+        self._named: set[tuple[tuple[int, int], str]] = set()
+
+    def is_new_folder(self, folder: Path) -> bool:
+        identity = _identity(folder)
+        is_new = identity not in self._folders
+        self._folders.add(identity)
+        return is_new
+
+    def is_new_file(self, file: Path) -> bool:
+        """For a file that was named directly: neither named before nor found in a folder."""
+        folder = _identity(file.parent)
+        is_new = (folder, file.name) not in self._named
+        self._named.add((folder, file.name))
+        return is_new and not (folder in self._folders and is_photograph(file.name))
+
+    def named(self, folder: Path) -> set[str]:
+        """The names of a folder's files that were named directly."""
+        identity = _identity(folder) if self._named else None
+        return {name for parent, name in self._named if parent == identity}
+
+
+def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:
+    try:
+        if not seen.is_new_folder(folder):  # a loop of links, or a folder given twice
+            return
+        done = seen.named(folder)
+        with os.scandir(folder) as listing:
+            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
+    except OSError as error:
+        yield Failure(str(folder), "read", one_line(error))
+        return
+    for name, is_folder in entries:
+        if is_folder and not name.startswith("."):
+            yield from _walk(folder / name, seen)
+        elif is_photograph(name) and not is_folder and name not in done:
+            yield folder / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False for a link that leads nowhere or to itself: reading it will say so, in its own row."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def is_photograph(name: str) -> bool:
+    """Whether a file found in a folder or an archive is taken for a photograph, by its name."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_list(file: str | Path) -> list[str]:
+    """The inputs listed in a text file, one a line or separated by NUL bytes; `-` is the standard input.
+
+    Raises:
+        DataError: if it cannot be read or names nothing.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the list {file}: {one_line(error)}") from None
+    separator = b"\0" if b"\0" in content else b"\n"
+    names = [os.fsdecode(line.removesuffix(b"\r")) for line in content.split(separator) if line.strip()]
+    if not names:
+        raise DataError(f"the list {file} is empty: it needs one file or folder a line")
+    return names
+
+
+def _globbed(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
+    for given in inputs:
+        if os.path.lexists(given) or not glob.has_magic(str(given)):
+            yield given
+            continue
+        matches = sorted(glob.glob(str(given), recursive=True))  # noqa: PTH207 - pathlib refuses absolute patterns
+        if not matches:
+            raise DataError(f"nothing matches {given} (current folder: {Path.cwd()})")
+        yield from matches
+
+
+def _file(path: Path) -> Source | Failure:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Failure(_harmless(str(path)), "read", one_line(error))
+    return Source(_harmless(str(path)), status.st_size, status.st_mtime_ns, partial(read_file, path))
+
+
+def _harmless(name: str) -> str:
+    """The same file under a name that a spreadsheet does not take for a formula."""
+    return f"./{name}" if name[0] in "=+-@\t\r" else name
+
+
+def _members(archive: Path) -> Iterator[Source | Failure]:
+    """The pictures in an archive; a damaged archive is one failure behind those that it still gave."""
+    walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+    try:
+        yield from walk(archive)
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        yield Failure(str(archive), "read", f"the archive is damaged: {one_line(error)}")
+
+
+def _zip_members(archive: Path) -> Iterator[Source | Failure]:
+    modified = archive.stat().st_mtime_ns
+    opened = zipfile.ZipFile(archive)  # left open: its members are read later, by other threads
+    for member in opened.infolist():
+        if not member.is_dir() and is_photograph(Path(member.filename).name):
+            read = partial(_read_zip_member, opened, member)
+            yield Source(f"{archive}/{member.filename}", member.file_size, modified, read)
+
+
+def _read_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    check_size(member.file_size)
+    try:
+        return opened.read(member)
+    # A wrong checksum, an unknown compression, a missing password.
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise OSError(one_line(error)) from error
+
+
+def _tar_members(archive: Path) -> Iterator[Source | Failure]:
+    modified = archive.stat().st_mtime_ns
+    with tarfile.open(archive, "r:*") as opened:
+        is_plain = isinstance(opened.fileobj, io.BufferedReader)
+        for member in opened:
+            # tarfile remembers every member it passed, and a shard may hold millions.
+            opened.members = []  # type: ignore[attr-defined]
+            if not member.isreg() or not is_photograph(Path(member.name).name):
+                continue
+            name = f"{archive}/{member.name}"
+            try:
+                check_size(member.size)
+            except PictureError as error:
+                yield Failure(name, "read", one_line(error))
+                continue
+            if is_plain:
+                read: Callable[[], bytes] = partial(_read_at, archive, member.offset_data, member.size)
+            else:  # a compressed stream cannot be entered in the middle, so it is read as it passes
+                content = opened.extractfile(member)
+                assert content is not None
+                read = partial(bytes, content.read())
+            yield Source(name, member.size, modified, read)
+
+
+def _read_at(archive: Path, offset: int, size: int) -> bytes:
+    with archive.open("rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise OSError("the archive ends in the middle of this picture")
+    return content
