@@ -63,6 +63,7 @@ class Learner:
         self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "fp16")
         self.ema = optim.make_ema(self.model, config.ema)
+        optim.freeze_stages(self.model.backbone, config.freeze_stages)
         self._backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         self._frozen: bool | None = None
         self._parallel: nn.Module = self.model
@@ -76,7 +77,7 @@ class Learner:
         return kept
 
     def start_epoch(self, *, frozen: bool) -> None:
-        """Training mode; frozen, the backbone does not learn and stays in evaluation mode.
+        """Training mode; what does not learn, all of a frozen backbone or its lowest stages, stays in evaluation mode.
 
         Evaluation mode keeps its BatchNorm statistics and its stochastic depth still, not only its weights.
         """
@@ -86,9 +87,7 @@ class Learner:
             # What averages the gradients of several processes counts the parameters that learn.
             self._parallel = self.process.wrap(self.model, sync_batch_norm=self.options.sync_batch_norm)
             self._frozen = frozen
-        self.model.train()
-        if frozen:
-            self.model.backbone.eval()
+        optim.train_what_learns(self.model)
 
     def step(
         self, pieces: list[Piece], batches: Iterator[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float

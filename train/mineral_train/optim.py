@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,35 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set every group's learning rate to `lr` times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def freeze_stages(backbone: nn.Module, count: int) -> None:
+    """Stop the learning of a backbone's stem and of its `count` lowest stages (a transformer's blocks), for good.
+
+    Raises:
+        MineralError: when the backbone does not tell its stages, or has not more than `count`.
+    """
+    if not count:
+        return
+    if not hasattr(backbone, "group_matcher"):
+        raise MineralError("this backbone does not tell which parameter is in which stage: leave out --freeze-stages")
+    import_timm()
+    rules = backbone.group_matcher(coarse=True)  # type: ignore[operator]
+    grouped = importlib.import_module("timm.models").group_parameters(backbone, rules)
+    stem, *stages = [names for _, names in sorted(grouped.items())]
+    if count >= len(stages):
+        raise MineralError(f"--freeze-stages {count} leaves nothing of the backbone's {len(stages)} stages to learn")
+    for name in itertools.chain(stem, *stages[:count]):
+        backbone.get_parameter(name).requires_grad_(False)
+
+
+def train_what_learns(model: nn.Module) -> None:
+    """Training mode, but evaluation mode for each module with parameters of which none learns."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
 
 
 def make_ema(model: nn.Module, decay: float) -> Any | None:
