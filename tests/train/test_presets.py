@@ -122,6 +122,12 @@ def test_unknown_fields_are_named():
         ModelConfig.from_json({"depth": 3})
 
 
+@pytest.mark.parametrize("record", [{"labels": None}, {"dropout": "0.1"}])
+def test_a_value_of_the_wrong_type_is_a_data_error(record):
+    with pytest.raises(DataError, match="model config has a value of the wrong type"):
+        ModelConfig.from_json(record)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -95,7 +95,10 @@ class ModelConfig:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(record) - set(known))
         _require(not unknown, f"model config has unknown fields {unknown}; known are {known}")
-        return cls(**record)
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise DataError(f"model config has a value of the wrong type: {error}") from error
 
 
 def _require(condition: bool, message: str) -> None:
