@@ -34,20 +34,16 @@ def table_2(manifest: Manifest) -> str:
 
 def missing(manifest: Manifest, split: str) -> list[str]:
     """The labels that no picture of a split has."""
-    present: list[bool] = manifest.targets(split).any(axis=0).tolist()
-    return [label for label, there in zip(manifest.labels, present, strict=True) if not there]
+    counts: list[int] = manifest.targets(split).sum(axis=0).tolist()
+    return [label for label, count in zip(manifest.labels, counts, strict=True) if count == 0]
 
 
-def _text(
-    title: str, rows: Sequence[tuple[str, Sequence[int]]], totals: Sequence[tuple[str, Sequence[int]]]
-) -> str:
+def _text(title: str, rows: Sequence[tuple[str, Sequence[int]]], totals: Sequence[tuple[str, Sequence[int]]]) -> str:
     """Aligned columns: names to the left, numbers to the right, a rule above the totals."""
     cells = [(title, *_HEADER), *((name, *(f"{n:,}" for n in counts)) for name, counts in [*rows, *totals])]
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     lines = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))]
-        )
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in cells
     ]
     rule = "-" * len(lines[0])

@@ -123,9 +123,7 @@ class PhotoDataset(Dataset[Sample]):
         if self._cache is None:
             return _load(self.paths[index], self._stored_spec)
         stored = self._cache.get(index)
-        return (
-            self._cache.put(index, _load(self.paths[index], self._stored_spec)) if stored is None else stored
-        )
+        return self._cache.put(index, _load(self.paths[index], self._stored_spec)) if stored is None else stored
 
     def _varied(self, pixels: Pixels, augment: Augment, rng: np.random.Generator) -> Pixels:
         picture = PILImage.fromarray(pixels)
@@ -158,9 +156,7 @@ def _with_margin(spec: InputSpec, augment: Augment | None) -> InputSpec:
     return replace(spec, height=round(spec.height * margin), width=round(spec.width * margin))
 
 
-def _crop_box(
-    size: tuple[int, int], share: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _crop_box(size: tuple[int, int], share: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """A random part of a picture of `size` (width, height), as (left, top, right, bottom) pixels.
 
     Area and aspect ratio as in Inception's crop (Szegedy et al. 2015), the ratio relative to the picture's own: the

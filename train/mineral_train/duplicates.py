@@ -10,6 +10,7 @@ measured in tests/train/test_duplicates.py.
 from __future__ import annotations
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -80,9 +81,7 @@ def _or_unique(value: Callable[[], Hashable]) -> object:
         return object()
 
 
-def near_duplicates(
-    thumbs: Pixels, distance: int = MAX_DISTANCE, correlation: float = MIN_CORRELATION
-) -> Links:
+def near_duplicates(thumbs: Pixels, distance: int = MAX_DISTANCE, correlation: float = MIN_CORRELATION) -> Links:
     """(P, 2) indices i < j of the pictures that are near-duplicates of each other.
 
     Args:
@@ -130,9 +129,7 @@ def _close_in_piece(hashes: NDArray[np.uint64], low: int, high: int, distance: i
     found = [np.empty(0, np.int64)]
     while (left := left[left + step < end[left]]).size:
         close = left[np.bitwise_count(ordered[left] ^ ordered[left + step]) <= distance]
-        found.append(
-            order[close] * len(hashes) + order[close + step]
-        )  # the sort is stable: the first is lower
+        found.append(order[close] * len(hashes) + order[close + step])  # the sort is stable: the first is lower
         step += 1
     return np.concatenate(found)
 
@@ -146,7 +143,7 @@ def _correlations(thumbs: Pixels, pairs: Links) -> NDArray[np.float32]:
 
 def _standardised(thumbs: Pixels) -> NDArray[np.float32]:
     """(P, V) values with mean 0 and norm 1; all 0 where a picture has one colour."""
-    values = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    values = thumbs.reshape(len(thumbs), math.prod(thumbs.shape[1:])).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
     np.divide(values, norm, out=values, where=norm > 1)  # under 1, no value differs by a grey level

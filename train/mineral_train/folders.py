@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.images import Failure, find_images
+from mineral_batch.images import Failure
+from mineral_batch.sources import find_images
 from mineral_train.duplicates import classes, connected, identical_files
 from mineral_train.manifest import SEPARATOR, SPLITS, Row, describe_unknown, read_table, split_labels
 from mineral_train.names import canonical
@@ -30,9 +31,7 @@ def folder_names(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
-    names = sorted(
-        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{root} has no folders in it; it needs one folder of pictures per mineral")
     return names
@@ -132,9 +131,7 @@ def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path, wh
     names = split_labels(record[columns.labels_column], columns.separator)
     split = _split(record[columns.split_column], where) if columns.split_column else ""
     taken = {columns.path_column, columns.labels_column, "path", "labels", "split"}
-    return Row(
-        folder / path, names, split, {name: text for name, text in record.items() if name not in taken}
-    )
+    return Row(folder / path, names, split, {name: text for name, text in record.items() if name not in taken})
 
 
 def _split(text: str, where: str) -> str:
@@ -143,9 +140,7 @@ def _split(text: str, where: str) -> str:
     return _SPLIT_NAMES[text.strip().casefold()]
 
 
-def _with_known_labels(
-    rows: Sequence[Row], labels: Sequence[str], table: Path, ignore_unknown: bool
-) -> list[Row]:
+def _with_known_labels(rows: Sequence[Row], labels: Sequence[str], table: Path, ignore_unknown: bool) -> list[Row]:
     names = {name for row in rows for name in row.labels}
     meant = {name: label for name in names if (label := canonical(name, labels)) is not None}
     unknown = names - set(meant)
@@ -155,8 +150,7 @@ def _with_known_labels(
             "out with --ignore-unknown, or give your own set with --labels FILE, one name a line"
         )
     return [
-        replace(row, labels=tuple(dict.fromkeys(meant[name] for name in row.labels if name in meant)))
-        for row in rows
+        replace(row, labels=tuple(dict.fromkeys(meant[name] for name in row.labels if name in meant))) for row in rows
     ]
 
 

@@ -118,9 +118,7 @@ def _rows(path: Path) -> Iterator[Row]:
     for line, record in records:
         row = _row(record, folder, f"{path}, line {line}")
         if row.path in first_line:
-            raise DataError(
-                f"{path}, line {line}: {row.path} was already in line {first_line[row.path]}; drop one"
-            )
+            raise DataError(f"{path}, line {line}: {row.path} was already in line {first_line[row.path]}; drop one")
         first_line[row.path] = line
         yield row
 
@@ -150,9 +148,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """
     broken = [label for row in manifest.rows for label in row.labels if split_labels(label) != (label,)]
     if broken:
-        raise DataError(
-            f"label {broken[0]!r} is empty, has blanks around it or contains {SEPARATOR!r}: rename it"
-        )
+        raise DataError(f"label {broken[0]!r} is empty, has blanks around it or contains {SEPARATOR!r}: rename it")
     folder = Path(path).absolute().parent
     extra = list(dict.fromkeys(name for row in manifest.rows for name in row.extra))
     records = (
@@ -181,9 +177,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the labels {path}: {error}; it must be UTF-8 text, one name a line"
-        ) from None
+        raise DataError(f"cannot read the labels {path}: {error}; it must be UTF-8 text, one name a line") from None
     names = [line.strip() for line in lines if line.strip()]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if not names or doubled:
@@ -203,9 +197,7 @@ def describe_unknown(unknown: Iterable[str], known: Sequence[str], limit: int = 
     """The unknown names, each with the nearest known one: `'sulfer' (did you mean 'sulfur'?), 'mica'`."""
     listed = sorted(unknown)
     guesses = [(name, nearest(name, known)) for name in listed[:limit]]
-    text = ", ".join(
-        f"{name!r}" + (f" (did you mean {guess!r}?)" if guess else "") for name, guess in guesses
-    )
+    text = ", ".join(f"{name!r}" + (f" (did you mean {guess!r}?)" if guess else "") for name, guess in guesses)
     return text + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
 
@@ -245,8 +237,11 @@ def write_table(path: str | Path, header: Sequence[str], records: Iterable[Seque
         DataError: if the folder is missing, the disk full, or a text has no UTF-8 form (a file name in another
             encoding); a file that was there before is untouched.
     """
+    table = [header, *records]
+    # Python 3.11's writer leaves a lone carriage return unquoted, and its reader takes that for the end of a line.
+    returns = any("\r" in str(cell) for record in table for cell in record)
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([header, *records])
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL).writerows(table)
     write_text(path, text.getvalue())
 
 
@@ -260,6 +255,4 @@ def write_text(path: str | Path, text: str) -> None:
         wrong = text[max(0, error.start - 40) : error.end + 40]
         raise DataError(f"cannot write {path}: not Unicode text: {wrong!a}; rename the file") from None
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; give a folder that exists and has room"
-        ) from None
+        raise DataError(f"cannot write {path}: {error.strerror}; give a folder that exists and has room") from None

@@ -22,7 +22,7 @@ from mineral_train.duplicates import (
 )
 from mineral_train.folders import TableFormat, merge_identical, rows_from_folders, rows_from_table
 from mineral_train.manifest import Manifest, Row
-from mineral_train.splits import PAPER_SHARES, stratified_split
+from mineral_train.splits import PAPER_SHARES, fractions_of, stratified_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +60,9 @@ class Preparation:
     duplicate_distance: int = MAX_DISTANCE
     duplicate_correlation: float = MIN_CORRELATION
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        fractions_of(self.shares)  # a mistake in them must not wait until all pictures are decoded
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,7 @@ def prepare(
     manifest = Manifest(tuple(rows), tuple(labels))
     if how.table.split_column is None:
         splits = stratified_split(manifest.targets(), groups, how.shares, how.seed)
-        manifest = replace(
-            manifest, rows=tuple(replace(row, split=s) for row, s in zip(rows, splits, strict=True))
-        )
+        manifest = replace(manifest, rows=tuple(replace(row, split=s) for row, s in zip(rows, splits, strict=True)))
     return Prepared(manifest, groups, tuple(rejected), len(found) - len(merged), alike)
 
 
@@ -132,15 +133,11 @@ def _found(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
     else:
         rows = rows_from_folders(source, labels, ignore_unknown=how.ignore_unknown)
     if how.group_column and how.group_column not in rows[0].extra:
-        raise DataError(
-            f"{source} has no column {how.group_column!r} to group by; it has {', '.join(rows[0].extra)}"
-        )
+        raise DataError(f"{source} has no column {how.group_column!r} to group by; it has {', '.join(rows[0].extra)}")
     return rows
 
 
-def _examined(
-    rows: Sequence[Row], threads: int, progress: Progress | None
-) -> tuple[list[Row], Pixels, list[Failure]]:
+def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> tuple[list[Row], Pixels, list[Failure]]:
     """The rows whose picture can be decoded, their thumbnails, and why the others cannot."""
     looks: Iterable[Pixels | Failure] = thumbnails([row.path for row in rows], threads)
     if progress is not None:
@@ -164,9 +161,7 @@ def _named(rows: Iterable[Row], looks: Iterable[Pixels | Failure]) -> Iterator[P
     """Reject the pictures whose name a CSV in UTF-8 cannot hold."""
     for row, look in zip(rows, looks, strict=True):
         name = str(row.path).encode(errors="backslashreplace").decode()
-        yield (
-            look if name == str(row.path) else Failure(name, "read", "its name is not UTF-8; rename the file")
-        )
+        yield (look if name == str(row.path) else Failure(name, "read", "its name is not UTF-8; rename the file"))
 
 
 def _same_value(rows: Sequence[Row], column: str | None) -> Links:

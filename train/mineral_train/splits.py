@@ -43,18 +43,21 @@ def stratified_split(
     Raises:
         DataError: if a share is negative or that of training is 0.
     """
-    wanted = _fractions(shares)
+    wanted = fractions_of(shares)
     _, group_of = np.unique(groups, return_inverse=True)
     counts = _group_counts(targets, group_of)
     chosen = _share_out(counts, wanted, np.random.default_rng(seed))
     return [SPLITS[chosen[group]] for group in group_of]
 
 
-def _fractions(shares: Sequence[float]) -> NDArray[np.float64]:
+def fractions_of(shares: Sequence[float]) -> NDArray[np.float64]:
+    """(3,) shares of training, validation and test that sum to 1.
+
+    Raises:
+        DataError: if they are not three, one is negative, or that of training is 0.
+    """
     fractions: NDArray[np.float64] = np.array(shares, np.float64)
-    if len(fractions) != len(SPLITS) or not (
-        np.isfinite(fractions).all() and fractions.min() >= 0 < fractions[0]
-    ):
+    if len(fractions) != len(SPLITS) or not (np.isfinite(fractions).all() and fractions.min() >= 0 < fractions[0]):
         raise DataError(
             f"a split is three shares, training:validation:test, none negative and training above 0, "
             f"such as 18:1:1 or 70:10:20; not {':'.join(f'{share:g}' for share in shares)}"

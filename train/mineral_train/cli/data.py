@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.contract import MINERALS
+from mineral_batch.errors import DataError
 from mineral_train import census
 from mineral_train.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from mineral_train.folders import TableFormat, folder_names
@@ -34,31 +35,23 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest to write, a CSV."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest to write, a CSV.")
 @click.option(
     "--labels",
     "label_set",
     metavar=f"FILE|{FOLDERS}",
     help=f"Own label set: a text file, one a line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
 )
-@click.option(
-    "--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set."
-)
+@click.option("--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set.")
 @click.option("--path-column", default="path", show_default=True, help="Of a CSV: the column of paths.")
 @click.option("--labels-column", default="labels", show_default=True, help="Of a CSV: the column of labels.")
-@click.option(
-    "--separator", default=SEPARATOR, show_default=True, help="Of a CSV: what is between two labels."
-)
+@click.option("--separator", default=SEPARATOR, show_default=True, help="Of a CSV: what is between two labels.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     help="Of a CSV: the folder that its paths are relative to. [default: the CSV's own]",
 )
-@click.option(
-    "--group-column", help="Of a CSV: pictures with one value in it, one specimen's say, stay together."
-)
+@click.option("--group-column", help="Of a CSV: pictures with one value in it, one specimen's say, stay together.")
 @click.option("--keep-split", is_flag=True, help="Of a CSV: keep its column `split`.")
 @click.option(
     "--split",
@@ -85,9 +78,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 )
 @click.option("--threads", type=click.IntRange(1), help="That decode. [default: one per CPU]")
 @click.pass_context
-def data(
-    context: click.Context, /, source: Path, output: Path, label_set: str | None, **options: Any
-) -> None:
+def data(context: click.Context, /, source: Path, output: Path, label_set: str | None, **options: Any) -> None:
     """Make a manifest of the photographs in SOURCE: check, merge, split, count.
 
     SOURCE is a folder with one folder of pictures per mineral, or a CSV with a path and labels per picture. A picture
@@ -95,6 +86,8 @@ def data(
     are left out and listed with the reason in rejected.csv beside the manifest. Pictures of one specimen, and
     near-duplicates, come into one split.
     """
+    if not output.absolute().parent.is_dir():  # before minutes of decoding, not after
+        raise DataError(f"cannot write {output}: no folder {output.parent}; make it first")
     labels = _label_set(source, label_set)
     progress = partial(tqdm, desc="checking", unit=" pictures", disable=None)
     prepared = prepare(source, labels, _preparation(**options), progress)
