@@ -73,8 +73,8 @@ def generate(
     Raises:
         DataError: for an unknown mineral or a number out of its range.
     """
-    check(size, max_minerals, minerals)
-    rng = np.random.default_rng([seed, index])
+    check(seed, size, max_minerals, minerals)
+    rng = stream(seed, 0, index)
     chosen = _choose(index, seed, max_minerals, minerals, rng)
     light = Light.from_direction(np.array([rng.uniform(-0.9, 0.9), rng.uniform(-1.1, -0.4), rng.uniform(0.7, 1.2)]))
     canvas = _rock(_backdrop(size, rng), light, rng)
@@ -85,7 +85,12 @@ def generate(
     return Specimen(_photographed(canvas, rng), mask, labels)
 
 
-def check(size: int, max_minerals: int, minerals: Sequence[str]) -> None:
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers of their own for every key under one seed."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def check(seed: int, size: int, max_minerals: int, minerals: Sequence[str]) -> None:
     """Refuse what cannot be drawn.
 
     Raises:
@@ -95,6 +100,8 @@ def check(size: int, max_minerals: int, minerals: Sequence[str]) -> None:
     if unknown or not minerals:
         wrong = f"unknown minerals {', '.join(unknown)}" if unknown else "no minerals were named"
         raise DataError(f"{wrong}; known are {', '.join(MINERALS)}")
+    if seed < 0:
+        raise DataError(f"seed must be 0 or above, got {seed}")
     if not 1 <= max_minerals <= len(LABELS_PER_PICTURE):
         raise DataError(f"max-minerals must be 1 to {len(LABELS_PER_PICTURE)}, got {max_minerals}")
     if not 32 <= size <= 4096:
@@ -104,7 +111,7 @@ def check(size: int, max_minerals: int, minerals: Sequence[str]) -> None:
 def turn_of(index: int, seed: int, minerals: Sequence[str]) -> tuple[int, str]:
     """Which round picture `index` is in, and the mineral whose turn it is."""
     turn, position = divmod(index, len(minerals))
-    order = np.random.default_rng([seed, turn, 1]).permutation(len(minerals))
+    order = stream(seed, 1, turn).permutation(len(minerals))
     return turn, minerals[order[position]]
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
-from mineral_train.synth.compose import Bytes, check, generate, turn_of
+from mineral_train.synth.compose import Bytes, check, generate, stream, turn_of
 from mineral_train.synth.looks import LOOKS
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 SOFTWARE = "mineral-batch synth"
 _IMAGE_DESCRIPTION, _SOFTWARE = 0x010E, 0x0131  # EXIF tags
+_NOTE = "SYNTHETIC.txt"
+_FOLDERS = ("images", "masks")
 _HEADER = ("path", "labels", "split", "specimen", "source")
 
 
@@ -64,6 +66,8 @@ def write_dataset(
 ) -> Path:
     """Write `images/000000.jpg`, `masks/000000.png`, ... and `manifest.csv`; return the manifest's path.
 
+    `SYNTHETIC.txt` says what the folder is and what it was made with.
+
     The same config gives the same bytes on one machine (another libjpeg may round otherwise), with any number of
     workers, and n pictures are the first n of any larger number. The manifest comes last: a folder that has one
     is complete.
@@ -77,15 +81,18 @@ def write_dataset(
         progress: show a bar on stderr.
 
     Raises:
-        DataError: for an option out of its range or a folder that is in the way.
+        DataError: for an option out of its range or a folder that is in the way or cannot be written.
     """
     config = config or SynthConfig()
     _check_options(n, config, workers)
     root = Path(folder)
-    _prepare(root, overwrite)
-    with ExitStack() as stack:
-        rows = _drawn(partial(_write_one, root, config), n, workers, stack)
-        return _write_manifest(root, tqdm(rows, total=n, unit="picture", disable=not progress))
+    try:
+        _prepare(root, config, overwrite)
+        with ExitStack() as stack:
+            rows = _drawn(partial(_write_one, root, config), n, workers, stack)
+            return _write_manifest(root, tqdm(rows, total=n, unit="picture", disable=not progress))
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
 
 
 def split_of(index: int, config: SynthConfig) -> str:
@@ -95,9 +102,9 @@ def split_of(index: int, config: SynthConfig) -> str:
     parts: the splits have their sizes and every mineral its share in each, from small numbers on.
     """
     parts = [name for name, share in zip(SPLITS, _reduced(config.split), strict=True) for _ in range(share)]
-    order = np.random.default_rng([config.seed, 2]).permutation(len(parts))
+    order = stream(config.seed, 2).permutation(len(parts))
     turn, mineral = turn_of(index, config.seed, config.minerals)
-    start = np.random.default_rng([config.seed, 3]).permutation(len(config.minerals))
+    start = stream(config.seed, 3).permutation(len(config.minerals))
     slot = int(start[config.minerals.index(mineral)]) + turn
     return parts[int(order[slot % len(parts)])]
 
@@ -121,11 +128,9 @@ def read_mask(path: str | Path) -> Bytes:
 
 
 def _check_options(n: int, config: SynthConfig, workers: int) -> None:
-    check(config.size, config.max_minerals, config.minerals)
+    check(config.seed, config.size, config.max_minerals, config.minerals)
     if n < 1 or workers < 1:
         raise DataError(f"the numbers of pictures and of workers must be above 0, got {n} and {workers}")
-    if config.seed < 0:
-        raise DataError(f"seed must be 0 or above, got {config.seed}")
     if len(config.split) != 3 or min(config.split) < 0 or sum(config.split) == 0:
         raise DataError(f"split needs three parts such as 18:1:1, got {':'.join(map(str, config.split))}")
 
@@ -134,18 +139,29 @@ def _reduced(split: tuple[int, ...]) -> list[int]:
     return [part // math.gcd(*split) for part in split]
 
 
-def _prepare(root: Path, overwrite: bool) -> None:
-    """An empty folder with `images` and `masks`; deletes only what this command writes."""
+def _prepare(root: Path, config: SynthConfig, overwrite: bool) -> None:
+    """An empty folder with `images`, `masks` and a note; deletes only what an earlier run of this command wrote."""
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; name a folder")
     if root.is_dir() and any(root.iterdir()):
-        if not overwrite:
-            raise DataError(f"{root} is not empty; name another folder, or pass --overwrite to replace its pictures")
-        (root / "manifest.csv").unlink(missing_ok=True)
-        for name in ("images", "masks"):
-            shutil.rmtree(root / name, ignore_errors=True)
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True, exist_ok=True)
+        _clear(root, overwrite)
+    for name in _FOLDERS:
+        (root / name).mkdir(parents=True)
+    (root / _NOTE).write_text(f"Synthetic pictures, not photographs: {SOFTWARE}, {config}\n", encoding="utf-8")
+
+
+def _clear(root: Path, overwrite: bool) -> None:
+    """Without the note the pictures may be somebody's photographs."""
+    if not overwrite:
+        raise DataError(f"{root} is not empty; name another folder, or pass --overwrite to replace its pictures")
+    if not (root / _NOTE).is_file():
+        raise DataError(
+            f"{root} has no {_NOTE}, so its pictures are not this command's to replace; name another folder"
+        )
+    (root / "manifest.csv").unlink(missing_ok=True)
+    for name in _FOLDERS:
+        if (root / name).exists():
+            shutil.rmtree(root / name)
 
 
 def _drawn(draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStack) -> Iterable[tuple[str, ...]]:

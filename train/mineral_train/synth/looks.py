@@ -73,7 +73,7 @@ LOOKS: dict[str, Look] = {
     ),
     "anglesite": Look(
         "pale champagne-yellow tablets, brilliant, transparent",
-        ((236, 222, 158),), "rhombic-tablet", "adamantine", opacity=0.72, crystals=(7, 12), elongation=(0.4, 0.6),
+        ((248, 238, 190),), "rhombic-tablet", "adamantine", opacity=0.72, crystals=(7, 12), elongation=(0.4, 0.6),
     ),
     "azurite": Look(
         "azure to midnight-blue thick monoclinic prisms",
@@ -205,7 +205,7 @@ LOOKS: dict[str, Look] = {
     ),
     "topaz": Look(
         "sherry-coloured rhombic prisms with a domed end",
-        ((240, 180, 136), (236, 172, 122)), "rhombic-domed", "vitreous", "druse", opacity=0.75, crystals=(4, 7),
+        ((250, 204, 160), (246, 196, 148)), "rhombic-domed", "vitreous", "druse", opacity=0.75, crystals=(4, 7),
         elongation=(1.6, 2.3),
     ),
     "torbernite": Look(

@@ -161,7 +161,7 @@ def _rhombic(slope: float) -> Doubles:
 #: Per form (normals (F, 3), distances (F,)). Bodies are about one unit across; growth stretches them along z.
 FACES: dict[str, tuple[Doubles, Doubles]] = {
     "cube": _faces((_cubic(1, 0, 0), 1.0)),
-    "cuboctahedron": _faces((_cubic(1, 0, 0), 1.0), (_cubic(1, 1, 1), 1.36)),
+    "cuboctahedron": _faces((_cubic(1, 0, 0), 1.0), (_cubic(1, 1, 1), 1.57)),
     "octahedron": _faces((_cubic(1, 1, 1), 0.75)),
     "dodecahedron": _faces((_cubic(1, 1, 0), 1.0)),
     "trapezohedron": _faces((_cubic(2, 1, 1), 1.0)),
