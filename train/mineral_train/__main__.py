@@ -2,4 +2,5 @@
 
 from mineral_train.cli import main
 
-main(prog_name="mineral-train")
+if __name__ == "__main__":  # processes that are spawned import this module too
+    main(prog_name="mineral-train")

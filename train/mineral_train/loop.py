@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.metrics import mean_average_precision
 from mineral_train import checkpoint, optim
-from mineral_train.config import RunOptions, TrainConfig
+from mineral_train.config import DoesNotFitError, RunOptions, TrainConfig
 from mineral_train.dataset import PhotoDataset
 from mineral_train.describe import make_contract
 from mineral_train.distributed import Process, join, plan_epoch
@@ -71,10 +71,11 @@ def fit(
 
     Raises:
         DataError: when the manifest, a picture, or the run's folder is not as it must be.
+        DoesNotFitError: when the GPU's memory does not suffice.
         MineralError: when the recipe differs from the one that the run was begun with, or the loss is not finite.
     """
     options = options or RunOptions()
-    with join(options.device) as process, _deterministic(options.deterministic):
+    with join(options.device) as process, _deterministic(options.deterministic), _memory_in_words():
         data = _Data.read(Path(manifest), config, options)
         trainer = Trainer(config, data, Path(run), options, process)
         if not process.main:
@@ -334,6 +335,18 @@ class Trainer:
 def _start(config: TrainConfig, learner: Learner) -> str:
     """Which weights the run begins with, in words."""
     return f"all weights from {config.init}" if config.init else str(learner.model.loaded)
+
+
+@contextlib.contextmanager
+def _memory_in_words() -> Iterator[None]:
+    """Within, a GPU that is too small is one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise DoesNotFitError(
+            "the GPU's memory does not suffice: --accumulate 2 (or 4, 8) gives the same gradients in less of it, "
+            "--precision bf16 halves much of it"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,175 @@
+"""`mineral-train fit` as a user meets it: one line per mistake, and a kill costs nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mineral_train import loop
+from mineral_train.checkpoint import load_checkpoint, load_state
+from mineral_train.cli import main
+from mineral_train.config import TrainConfig
+from mineral_train.presets import PRESETS
+from mineral_train.run_state import STATE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = [
+    "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48", "--no-pretrained",
+    "--epochs", "2", "--batch", "8", "--lr", "1e-3", "--workers", "0", "--device", "cpu", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labels") / "labels.txt"
+    path.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(coloured_manifest, labels):
+    """`run(folder, *options)` -> the command's result."""
+
+    def invoke(folder, *options, manifest=coloured_manifest):
+        arguments = ["fit", str(manifest), "-o", str(folder), "--labels", str(labels), *TINY, *options]
+        return CliRunner().invoke(main, arguments)
+
+    return invoke
+
+
+def test_it_trains_says_how_good_it_is_and_what_comes_next(run, tmp_path):
+    result = run(tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "epoch 2/2" in result.output
+    assert "% (equation-6)" in result.output
+    assert "mineral-export onnx" in result.output
+    model, contract = load_checkpoint(tmp_path / "run")
+    assert contract.labels == ("agate", "gold", "pyrite", "quartz")
+    assert contract.name == "run"
+    assert model.config.backbone == "test_vit"
+
+
+def test_the_same_command_again_only_says_the_result(run, tmp_path):
+    first, second = run(tmp_path), run(tmp_path)
+    assert "epoch 1/2" in first.output
+    assert second.exit_code == 0
+    assert "epoch 1/2" not in second.output
+    assert "all 2 epochs are done" in second.output
+
+
+def test_options_reach_the_recipe(run, tmp_path):
+    options = [
+        "--loss", "focal", "--ema", "0.9", "--schedule", "cosine", "--warmup-epochs", "0.5", "--min-lr", "0.1",
+        "--layer-decay", "0.8", "--head-lr", "3", "--clip", "1", "--freeze-epochs", "1", "--freeze-stages", "1",
+        "--patience", "4", "--positive-weight", "sqrt-inverse", "--accumulate", "2", "--precision", "bf16",
+        "--augment", "none", "--flip", "0", "--crop", "0.5", "--smoothing", "0.1", "--seed", "7",
+        "--weight-decay", "0.2", "--tune-thresholds", "--projection", "linear", "--dropout", "0.2",
+    ]  # fmt: skip
+    result = run(tmp_path, *options)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "config.json").read_text("utf-8"))["train"]
+    defaults = TrainConfig(PRESETS["vit-b16-384"]).to_json()
+    unchanged = {name for name, value in defaults.items() if record[name] == value}
+    assert unchanged == {"init"}
+    assert record["model"]["projection"] == "linear"
+    assert record["augment"] == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "code"),
+    [
+        (["--lr", "0"], "--lr must be above 0", 1),
+        (["--backbone", "vit_giant"], "vit_giant", 1),
+        (["--preset", "vit-b16-384"], "exclude each other", 2),
+        (["--pretrained", "weights.pth"], "exclude each other", 2),
+        (["--device", "toaster"], "unknown device", 1),
+        (["--precision", "fp16"], "needs a GPU", 1),
+        (["--init", "nowhere"], "is no checkpoint", 1),
+        (["--labels", "nowhere.txt"], "cannot read the labels", 1),
+        (["--width", "30"], "multiple of model.heads", 1),
+    ],
+)
+def test_a_mistake_is_one_line(run, tmp_path, options, words, code):
+    result = run(tmp_path / "run", *options)
+    assert result.exit_code == code
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert result.output.strip().splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_manifest_is_one_line(run, tmp_path):
+    result = run(tmp_path / "run", manifest="nowhere.csv")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot read nowhere.csv")
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(run, tmp_path):
+    (tmp_path / "file").write_text("", "utf-8")
+    result = run(tmp_path / "file" / "run")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith(f"Error: cannot write {tmp_path / 'file' / 'run'}")
+
+
+def test_another_recipe_names_what_differs(run, tmp_path):
+    run(tmp_path)
+    result = run(tmp_path, "--lr", "0.5")
+    assert result.exit_code == 1
+    assert "lr: 0.001 -> 0.5" in result.output
+    assert "--restart" in result.output
+
+
+def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Trainer, "_validate", interrupted)
+    result = run(tmp_path)
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, coloured_manifest, labels, tmp_path):
+    options = ["--epochs", "12", "--save-every", "1", "--ema", "0.9"]
+    command = ["-m", "mineral_train", "fit", str(coloured_manifest), "-o", str(tmp_path / "killed")]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--labels", str(labels), *TINY, *options],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "killed" / STATE).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    progress = load_state(tmp_path / "killed" / STATE)[1]["progress"]
+    assert not progress["reason"]
+    for name in ("killed", "whole"):
+        assert run(tmp_path / name, *options).exit_code == 0
+    killed, whole = (load_state(tmp_path / name / STATE)[0] for name in ("killed", "whole"))
+    assert killed.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(killed[name], whole[name])] == []
+
+
+def test_help_shows_the_papers_defaults():
+    text = CliRunner().invoke(main, ["fit", "--help"], terminal_width=200).output
+    for option, default in {"--lr": "1e-05", "--batch": "16", "--epochs": "50", "--loss": "asymmetric"}.items():
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{option} "))
+        assert f"[default: {default}]" in line

@@ -1,0 +1,92 @@
+"""`mineral-train tables`: the paper's Tables 3, 4 and 5 for a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mineral_batch.errors import DataError
+from mineral_train import tables as paper
+from mineral_train.cli import _options
+from mineral_train.config import DoesNotFitError
+from mineral_train.presets import PRESETS, ModelConfig
+
+if TYPE_CHECKING:
+    from mineral_train.config import RunOptions, TrainConfig
+
+_NOT_YET = "not trained yet"
+_TOO_LARGE = "did not fit this GPU"
+
+
+@click.command()
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
+@click.option("--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this one. [repeat]")
+@click.option(
+    "--rows", "runs", multiple=True, metavar="RUN", help="Only this row, e.g. resnet-101-asymmetric. [repeat]"
+)
+@click.option("--stand-in", multiple=True, metavar="PRESET=TIMM", help="Train another backbone in a row. [repeat]")
+@click.option(
+    "--weights", multiple=True, metavar="PRESET=FILE", help="A backbone's weights, not from the hub. [repeat]"
+)
+@_options.labels_option
+@_options.model_options
+@_options.recipe_options
+@_options.run_options
+def tables(manifest: Path, folder: Path, **chosen: Any) -> None:
+    """Train and print the paper's Tables 3, 4 and 5 on MANIFEST, beside the paper's figures.
+
+    Each row is a run in its own folder; the same command reads the finished ones and goes on with the rest. Writes
+    tables.md and tables.csv after every row.
+    """
+    rows = paper.choose_rows([int(number) for number in chosen["numbers"]], chosen["runs"])
+    configs = _configs(rows, chosen)
+    paper.require_test_split(manifest, _options.chosen_labels(chosen))
+    try:
+        text = _fill(rows, configs, manifest, folder, _options.make_options(chosen))
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; the same command goes on; what is finished is in {folder / 'tables.md'}", err=True)
+        raise SystemExit(_options.EXIT_INTERRUPTED) from None
+    click.echo(text)
+
+
+def _configs(rows: list[paper.Row], chosen: dict[str, Any]) -> dict[str, TrainConfig]:
+    """Recipe of every run, by its name."""
+    common = ModelConfig(labels=_options.chosen_labels(chosen))
+    recipe = _options.make_recipe(chosen, common, "none" if chosen["no_pretrained"] else "hub")
+    changes = _options.model_changes(chosen)
+    stand_ins, weights = _pairs("--stand-in", chosen["stand_in"]), _pairs("--weights", chosen["weights"])
+    return {row.run: paper.row_config(row, recipe, changes, stand_ins, weights) for row in rows}
+
+
+def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = dict(text.partition("=")[::2] for text in texts)
+    wrong = [name for name, value in pairs.items() if name not in PRESETS or not value]
+    if wrong:
+        raise DataError(f"{flag} takes PRESET=VALUE with a preset of {', '.join(PRESETS)}; got {wrong[0]!r}")
+    return pairs
+
+
+def _fill(
+    rows: list[paper.Row], configs: dict[str, TrainConfig], manifest: Path, folder: Path, options: RunOptions
+) -> str:
+    """Train what is missing, writing the tables after each run; the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = {run: paper.finished_row(folder / run, config, manifest) for run, config in configs.items()}
+    results: dict[str, paper.RowResult | str] = {run: result or _NOT_YET for run, result in finished.items()}
+    for run, config in configs.items():
+        if finished[run] is None:
+            click.echo(f"{run}: training", err=True)
+            results[run] = _train(config, manifest, folder / run, options)
+            paper.write_tables(folder, {row: results[row.run] for row in rows})
+    return paper.write_tables(folder, {row: results[row.run] for row in rows})
+
+
+def _train(config: TrainConfig, manifest: Path, run: Path, options: RunOptions) -> paper.RowResult | str:
+    try:
+        return paper.train_row(config, manifest, run, options)
+    except DoesNotFitError as error:
+        click.echo(str(error), err=True)
+        return _TOO_LARGE
