@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction, find_images
+from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction
 from mineral_batch.backends import open_backend
 from mineral_batch.pipeline import SLOTS, run
+from mineral_batch.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from mineral_batch.sources import Source
 
 SPEC = InputSpec(height=24, width=32)
 
@@ -59,11 +62,11 @@ def threads_of_the_pipeline() -> list[str]:
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 11, 50])
 @pytest.mark.parametrize("decode_threads", [1, 3])
 def test_one_result_per_source_in_order(album: Path, batch_size: int, decode_threads: int) -> None:
-    sources = list(find_images([album]))
+    sources = list(find_sources([album]))
     sources.insert(3, Failure("a folder", "read", "Permission denied"))
     backend = FakeBackend()
     results = list(run(sources, backend, batch_size=batch_size, decode_threads=decode_threads))
-    assert [r.path for r in results] == [s.path if isinstance(s, Failure) else str(s) for s in sources]
+    assert [r.path for r in results] == [s.path if isinstance(s, Failure) else s.name for s in sources]
     assert results[3] is sources[3]
     assert (results[0].width, results[0].height) == (40, 90)
     assert results[0].probabilities.dtype == np.float32
@@ -83,8 +86,8 @@ def test_onnx_runtime_answers_bit_for_bit_the_same_however_it_is_batched(
 ) -> None:
     pytest.importorskip("onnxruntime")
     backend = open_backend(model_path, "onnx-cpu")
-    alone = [next(run([path], backend, batch_size=1, decode_threads=1)) for path in find_images([album])]
-    together = list(run(find_images([album]), backend, batch_size=batch_size, decode_threads=decode_threads))
+    alone = [next(run([path], backend, batch_size=1, decode_threads=1)) for path in find_sources([album])]
+    together = list(run(find_sources([album]), backend, batch_size=batch_size, decode_threads=decode_threads))
     np.testing.assert_array_equal(answers(together), answers(alone))
     assert np.ptp(answers(alone), axis=0).min() > 0.01  # the pictures do get different answers
 
@@ -92,10 +95,10 @@ def test_onnx_runtime_answers_bit_for_bit_the_same_however_it_is_batched(
 def test_a_bad_picture_changes_nothing_for_its_neighbours(album: Path, model_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     backend = open_backend(model_path, "onnx-cpu")
-    before = list(run(find_images([album]), backend, batch_size=4))
+    before = list(run(find_sources([album]), backend, batch_size=4))
     for bad in ("02.png", "05.png", "06.png"):
         (album / bad).write_bytes((album / bad).read_bytes()[:200])
-    after = list(run(find_images([album]), backend, batch_size=4))
+    after = list(run(find_sources([album]), backend, batch_size=4))
     is_bad = np.array([isinstance(r, Failure) for r in after])
     assert is_bad.nonzero()[0].tolist() == [2, 5, 6]
     np.testing.assert_array_equal(answers(after)[~is_bad], answers(before)[~is_bad])
@@ -105,7 +108,7 @@ def test_a_batch_of_bad_pictures_does_not_trouble_the_engine(tmp_path: Path) -> 
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_bytes(b"not a picture")
     backend = FakeBackend()
-    results = list(run(find_images([tmp_path]), backend, batch_size=2))
+    results = list(run(find_sources([tmp_path]), backend, batch_size=2))
     assert [type(r) for r in results] == [Failure] * 5
     assert backend.sizes == []
 
@@ -121,9 +124,9 @@ def test_results_outlive_the_batches_they_were_in(album: Path) -> None:
             return self.output[: len(pixels)]
 
     backend = Reusing()
-    expected = answers(list(run(find_images([album]), FakeBackend(), batch_size=1)))
+    expected = answers(list(run(find_sources([album]), FakeBackend(), batch_size=1)))
     kept, copies = [], []
-    for result in run(find_images([album]), backend, batch_size=2, decode_threads=2):
+    for result in run(find_sources([album]), backend, batch_size=2, decode_threads=2):
         time.sleep(0.02)  # time for the other slots to be refilled and answered
         kept.append(result)
         copies.append(result.probabilities.copy())
@@ -133,10 +136,10 @@ def test_results_outlive_the_batches_they_were_in(album: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_sources_are_drawn_no_further_than_the_slots_hold(album: Path, batch_size: int) -> None:
-    paths = list(find_images([album]))
+    paths = list(find_sources([album]))
     drawn = 0
 
-    def endless() -> Iterator[Path]:
+    def endless() -> Iterator[Source | Failure]:
         nonlocal drawn
         while True:
             drawn += 1
@@ -152,7 +155,7 @@ def test_sources_are_drawn_no_further_than_the_slots_hold(album: Path, batch_siz
 
 
 def test_closing_early_stops_the_threads(album: Path) -> None:
-    results = run(find_images([album]), FakeBackend(), batch_size=2, decode_threads=3)
+    results = run(find_sources([album]), FakeBackend(), batch_size=2, decode_threads=3)
     next(results)
     assert threads_of_the_pipeline()
     results.close()
@@ -167,7 +170,7 @@ def test_an_engine_that_fails_stops_the_run_and_its_threads(album: Path) -> None
                 raise BackendError("the GPU fell off the bus")
             return super().infer(pixels)
 
-    results = run(find_images([album]), Failing(), batch_size=2, decode_threads=2)
+    results = run(find_sources([album]), Failing(), batch_size=2, decode_threads=2)
     assert [next(results).path, next(results).path] == [str(album / "00.png"), str(album / "01.png")]
     with pytest.raises(BackendError, match="fell off the bus"):
         next(results)
@@ -180,7 +183,7 @@ def test_an_engine_that_loses_rows_is_not_believed(album: Path) -> None:
             return super().infer(pixels)[:-1]
 
     with pytest.raises(ValueError, match="shorter"):
-        list(run(find_images([album]), Short(), batch_size=4))
+        list(run(find_sources([album]), Short(), batch_size=4))
     assert not threads_of_the_pipeline()
 
 
@@ -192,15 +195,15 @@ def test_an_answer_that_is_no_number_is_a_failure_of_that_picture_only(album: Pa
             probabilities[1, 1] = value
             return probabilities
 
-    results = list(run(find_images([album]), Broken(), batch_size=4))
+    results = list(run(find_sources([album]), Broken(), batch_size=4))
     failed = [index for index, result in enumerate(results) if isinstance(result, Failure)]
     assert failed == [1, 5, 9]
     assert {results[index].stage for index in failed} == {"infer"}
 
 
 def test_an_error_in_the_sources_is_raised_and_the_threads_stop(album: Path) -> None:
-    def sources() -> Iterator[Path | Failure]:
-        yield from list(find_images([album]))[:5]
+    def sources() -> Iterator[Source | Failure]:
+        yield from list(find_sources([album]))[:5]
         raise RuntimeError("the listing broke")
 
     with pytest.raises(RuntimeError, match="the listing broke"):
