@@ -1,0 +1,134 @@
+"""An engine is opened or refused: never another one in its place, never a model that it was not told about."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
+from mineral_batch._onnx_file import write_contract
+from mineral_batch.backends import BACKENDS, open_backend
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def refused(error: type[Exception], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        open_backend(*arguments, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_cpu_answers_in_float32_for_any_batch(model_path: Path, contract: ModelContract, batch: int) -> None:
+    backend = open_backend(model_path, "onnx-cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, 24, 32, 3)).astype(np.uint8)
+    probabilities = backend.infer(pixels)
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (batch, 5))
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert (backend.name, backend.device, backend.contract) == ("onnx-cpu", "CPU", contract)
+    assert backend.batch_size >= 1
+    backend.close()
+
+
+def test_the_answer_is_the_graphs_own_arithmetic(model_path: Path, contract: ModelContract) -> None:
+    """Against numpy, from the weights in the file."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(str(model_path)).graph
+    weights = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "weights")
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 24, 32, 3)).astype(np.uint8)
+    normal = (pixels / 255 - contract.input.mean) / contract.input.std
+    cells = normal.reshape(2, 3, 8, 4, 8, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(2, -1)
+    expected = 1 / (1 + np.exp(-cells @ weights.astype(float)))
+    np.testing.assert_allclose(open_backend(model_path, "onnx-cpu").infer(pixels), expected, atol=1e-5)
+
+
+def test_auto_takes_the_first_engine_that_works(model_path: Path) -> None:
+    assert open_backend(model_path).name in BACKENDS
+
+
+@pytest.mark.parametrize("name", ["auto", *BACKENDS])
+def test_what_is_no_model_is_said_alike_by_every_engine(tmp_path: Path, bare_model_path: Path, name: str) -> None:
+    text = tmp_path / "text.onnx"
+    text.write_text("version https://git-lfs.github.com/spec/v1\n")
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(bare_model_path.read_bytes()[:-200])
+    assert "no such model file" in refused(ContractError, tmp_path / "none.onnx", name)
+    assert "not a complete ONNX model" in refused(ContractError, text, name)
+    assert "not a complete ONNX model" in refused(ContractError, cut, name)
+    assert "without a contract" in refused(ContractError, bare_model_path, name)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ModelContract(labels=("a", "b"), thresholds=(0.5, 0.5), input=InputSpec(24, 32)),
+        ModelContract(labels=tuple("abcde"), thresholds=(0.5,) * 5, input=InputSpec(32, 24)),
+    ],
+    ids=["labels", "size"],
+)
+def test_a_contract_of_another_graph_is_refused(model_path: Path, tmp_path: Path, other: ModelContract) -> None:
+    path = tmp_path / "other.onnx"
+    shutil.copy(model_path, path)
+    write_contract(path, other)
+    assert "its contract says" in refused(ContractError, path, "onnx-cpu")
+
+
+def test_a_file_whose_graph_is_damaged_is_refused(model_path: Path, tmp_path: Path) -> None:
+    content = bytearray(model_path.read_bytes())
+    at = content.find(b"AveragePool")
+    content[at : at + 11] = b"AveragePoop"
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(content)
+    assert "ONNX Runtime cannot open" in refused(BackendError, path, "onnx-cpu")
+
+
+def test_an_unknown_engine_is_answered_with_the_known_ones(model_path: Path) -> None:
+    message = refused(BackendError, model_path, "tpu")
+    assert all(name in message for name in ("tpu", "auto", *BACKENDS))
+
+
+def test_a_batch_of_the_wrong_shape_is_a_backend_error(model_path: Path) -> None:
+    backend = open_backend(model_path, "onnx-cpu")
+    with pytest.raises(BackendError, match="batch of 2") as caught:
+        backend.infer(np.zeros((2, 8, 8, 3), np.uint8))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this build knows CUDA")
+def test_cuda_without_its_package_is_refused_and_the_package_named(model_path: Path) -> None:
+    assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The silent fall-back: the build names CUDA, and the session it makes runs on the CPU."""
+    pretender = SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions,
+        InferenceSession=lambda path, settings, providers: onnxruntime.InferenceSession(
+            path, settings, providers=["CPUExecutionProvider"]
+        ),
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        __version__="1.99",
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", pretender)
+    message = refused(BackendError, model_path, "onnx-cuda")
+    assert "would run on CPUExecutionProvider" in message
+    assert open_backend(model_path, "auto").name == "onnx-cpu"
+
+
+def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
+    assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
+    message = refused(BackendError, model_path, "auto")
+    assert all(f"{name}: " in message for name in BACKENDS)

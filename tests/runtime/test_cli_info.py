@@ -1,0 +1,62 @@
+"""`mineral-batch info`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from click.testing import CliRunner, Result
+
+from mineral_batch import Measured, ModelContract
+from mineral_batch._onnx_file import write_contract
+from mineral_batch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def info(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["info", *map(str, arguments)])
+
+
+def test_it_shows_every_label_with_its_threshold(model_path: Path, contract: ModelContract) -> None:
+    result = info(model_path)
+    assert result.exit_code == 0
+    for label, threshold in zip(contract.labels, contract.thresholds, strict=True):
+        assert any(label in line and f"{threshold:.3f}" in line for line in result.output.splitlines())
+    assert "32 x 24" in result.output
+    assert "CC0-1.0" in result.output
+    assert "never measured" in result.output
+
+
+def test_accuracy_comes_with_its_definition_data_and_interval(model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "measured.onnx"
+    shutil.copy(model_path, path)
+    contract = ModelContract.from_json(info(path, "--json").output)
+    measured = Measured(0.7654, "equation 6", "the test split", 321, low=0.0, high=0.8)
+    write_contract(path, replace(contract, measured=measured, provenance={"recipe": "decoder"}))
+    output = info(path).output
+    for said in ("0.7654", "equation 6", "321 pictures of the test split", "0.0000 to 0.8000", "decoder"):
+        assert said in output
+
+
+def test_json_is_the_whole_contract(model_path: Path, contract: ModelContract) -> None:
+    result = info(model_path, "--json")
+    assert json.loads(result.output)["labels"] == list(contract.labels)
+    assert ModelContract.from_json(result.output) == contract
+
+
+def test_a_file_that_is_no_model_is_one_line(tmp_path: Path, bare_model_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    for path, said in (
+        (tmp_path / "missing.onnx", "no model file"),
+        (tmp_path / "text.onnx", "not a complete ONNX model"),
+        (tmp_path, "cannot read"),
+        (bare_model_path, "without a contract"),
+    ):
+        result = info(path)
+        assert result.exit_code == 1
+        assert said in result.output
+        assert len(result.output.splitlines()) == 1

@@ -1,0 +1,283 @@
+"""`mineral-batch predict`: exit codes, tables, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mineral_batch import BackendError, Predictor
+from mineral_batch.backends.onnx_runtime import OnnxRuntimeBackend
+from mineral_batch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from mineral_batch import ModelContract
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def predict(model_path: Path, tmp_path: Path) -> Any:
+    """Run the command in this process, into tmp_path/out, with the tiny model on the CPU unless told otherwise."""
+
+    def run(*arguments: object, model: Path | None = model_path, backend: str = "onnx-cpu") -> Result:
+        options = ["-o", tmp_path / "out", "--backend", backend, *(["-m", model] if model else [])]
+        return CliRunner().invoke(main, ["predict", *map(str, [*options, *arguments])])
+
+    return run
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def assert_one_line_error(result: Result, *said: str) -> None:
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert all(words in lines[0] for words in said), lines[0]
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_becomes_a_table_in_file_order(
+    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    result = predict(album)
+    assert result.exit_code == 0
+    rows = table(tmp_path / "out/predictions.csv")
+    assert [row["path"] for row in rows] == [str(album / f"{n:02}.png") for n in range(11)]
+    assert list(rows[0]) == ["path", "minerals", *contract.labels]
+    assert not (tmp_path / "out/failures.csv").exists()
+    assert "11 pictures" in result.output
+    assert "predictions.csv" in result.output
+
+
+def test_minerals_are_those_at_or_above_their_thresholds(
+    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    predict(album)
+    rows = table(tmp_path / "out/predictions.csv")
+    for row in rows:
+        values = {label: float(row[label]) for label in contract.labels}
+        called = {label for label, t in zip(contract.labels, contract.thresholds, strict=True) if values[label] >= t}
+        listed = row["minerals"].split(";") if row["minerals"] else []
+        assert set(listed) == called
+        assert [values[label] for label in listed] == sorted((values[label] for label in listed), reverse=True)
+    assert len({row["minerals"] for row in rows}) > 1
+
+
+def test_probabilities_read_back_to_a_millionth(
+    predict: Any, album: Path, tmp_path: Path, model_path: Path, contract: ModelContract
+) -> None:
+    predict(album)
+    read = [[float(row[label]) for label in contract.labels] for row in table(tmp_path / "out/predictions.csv")]
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        expected = [result.probabilities.astype(float) for result in predictor.predict([album])]
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+
+
+def test_batch_size_and_threads_do_not_change_a_byte(predict: Any, album: Path, tmp_path: Path) -> None:
+    tables = []
+    for options in (["--batch-size", 1], ["--batch-size", 4, "--decode-threads", 1], ["--batch-size", 64]):
+        assert predict(album, *options).exit_code == 0
+        tables.append((tmp_path / "out/predictions.csv").read_bytes())
+        shutil.rmtree(tmp_path / "out")
+    assert len(set(tables)) == 1
+
+
+def test_a_bad_picture_is_a_row_of_its_own_and_exit_code_3(
+    predict: Any, tmp_path: Path, photos: dict[str, Any], damaged: dict[str, bytes]
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, photo in photos.items():
+        (folder / name).write_bytes(photo.content)
+    for name, content in damaged.items():
+        (folder / name).write_bytes(content)
+    result = predict(folder)
+    assert result.exit_code == 3
+    good, bad = table(tmp_path / "out/predictions.csv"), table(tmp_path / "out/failures.csv")
+    assert {row["path"] for row in good} == {str(folder / name) for name in photos}
+    assert [row["path"] for row in bad] == sorted(str(folder / name) for name in damaged)
+    assert {row["stage"] for row in bad} == {"read", "decode"}
+    assert all(row["reason"] for row in bad)
+    assert f"{len(damaged)} could not be read" in result.output
+
+
+def test_a_clean_run_after_a_failed_one_leaves_no_failures(predict: Any, album: Path, tmp_path: Path) -> None:
+    good = (album / "03.png").read_bytes()
+    (album / "03.png").write_bytes(b"damaged")
+    assert predict(album).exit_code == 3
+    (album / "03.png").write_bytes(good)
+    assert predict(album).exit_code == 0
+    assert not (tmp_path / "out/failures.csv").exists()
+    assert len(table(tmp_path / "out/predictions.csv")) == 11
+
+
+def test_odd_names_come_through(predict: Any, album: Path, tmp_path: Path, odd_names: tuple[bytes, ...]) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in odd_names:
+        try:
+            shutil.copy(album / "00.png", folder / os.fsdecode(name))
+        except OSError as error:  # some file systems take UTF-8 only
+            pytest.skip(f"this file system refuses {name!r}: {error}")
+    assert predict(folder).exit_code == 0
+    found = [os.fsencode(row["path"]) for row in table(tmp_path / "out/predictions.csv")]
+    assert sorted(found) == sorted(os.fsencode(folder) + b"/" + name for name in odd_names)
+
+
+def test_quiet_says_nothing(predict: Any, album: Path) -> None:
+    result = predict(album, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_the_opening_line_names_the_model_and_the_engine(predict: Any, album: Path) -> None:
+    assert predict(album).stderr.startswith("tiny: 5 minerals, onnx-cpu on CPU")
+
+
+# ---- what is wrong is one line ---------------------------------------------------------------------------------------
+
+
+def test_a_mistyped_folder_makes_no_output_folder(predict: Any, album: Path, tmp_path: Path) -> None:
+    assert_one_line_error(predict(tmp_path / "albun", "-q"), "no such file or folder", "albun")
+    assert_one_line_error(predict(album, tmp_path / "albun", "-q"), "no such file or folder", "albun")
+    assert_one_line_error(predict("n" * 300, "-q"), "nnn")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_photographs_is_said_and_makes_no_output_folder(predict: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.txt").write_text("none here")
+    assert_one_line_error(predict(tmp_path / "empty", "-q"), "no photographs")
+    assert not (tmp_path / "out").exists()
+
+
+def test_if_no_picture_can_be_read_the_run_failed(predict: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"damaged")
+    assert_one_line_error(predict(tmp_path / "bad.jpg", "-q"), "none of 1 pictures", "failures.csv")
+    assert table(tmp_path / "out/failures.csv")[0]["stage"] == "decode"
+
+
+def test_a_model_that_is_none_is_refused(predict: Any, album: Path, tmp_path: Path, bare_model_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    assert_one_line_error(predict(album, model=tmp_path / "no.onnx"), "no such model file")
+    assert_one_line_error(predict(album, model=tmp_path / "text.onnx"), "not a complete ONNX model")
+    assert_one_line_error(predict(album, model=bare_model_path), "without a contract", "mineral-export onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused(predict: Any, album: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    assert_one_line_error(predict(album, "-q"), "-o")
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--backend", "tpu"], ["--batch-size", "0"], ["--decode-threads", "-1"], ["--colour"], []]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], album: Path) -> None:
+    result = CliRunner().invoke(main, ["predict", *([str(album)] if arguments else []), *arguments])
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this build knows CUDA")
+def test_cuda_that_is_not_there_is_refused_not_replaced(predict: Any, album: Path, tmp_path: Path) -> None:
+    assert_one_line_error(predict(album, backend="onnx-cuda"), "CUDAExecutionProvider", "mineral-batch[gpu]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_onnxruntime_one_line_names_the_extra(
+    predict: Any, album: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert_one_line_error(predict(album), "mineral-batch[cpu]")
+
+
+# ---- runs that do not end well ---------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_fails_midway_leaves_the_older_table(
+    predict: Any, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert predict(album, "-q").exit_code == 0
+    before = (tmp_path / "out/predictions.csv").read_bytes()
+    for path in album.iterdir():  # other pictures, so that nothing can be taken from the run before
+        shutil.copy(path, path.with_name(f"other {path.name}"))
+        path.unlink()
+    calls, infer = [], OnnxRuntimeBackend.infer
+
+    def failing(self: OnnxRuntimeBackend, pixels: Any) -> Any:
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise BackendError("out of memory")
+        return infer(self, pixels)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "infer", failing)
+    assert_one_line_error(predict(album, "-q", "--batch-size", 2), "out of memory")
+    assert (tmp_path / "out/predictions.csv").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_control_c_is_one_line_and_leaves_the_older_table(album: Path, model_path: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "many", tmp_path / "out"
+    folder.mkdir()
+    for index in range(20_000):
+        (folder / f"{index}.png").symlink_to(album / f"{index % 11:02}.png")
+    out.mkdir()
+    (out / "predictions.csv").write_text("an older table")
+    command = "import sys; from mineral_batch.cli import main; main(sys.argv[1:])"
+    options = ["-o", out, "-m", model_path, "--backend", "onnx-cpu", "--batch-size", "1", "--decode-threads", "1", "-q"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "predict", *map(str, options), str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.poll() is None and len(list(out.iterdir())) == 1:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("Error: stopped")
+    assert (out / "predictions.csv").read_text() == "an older table"
+
+
+def test_the_command_works_in_a_process_of_its_own(album: Path, model_path: Path, tmp_path: Path) -> None:
+    """Standard output carries the summary, standard error the progress; nothing else is printed."""
+    shutil.copy(album / "00.png", album / "-o.png")
+    (album / "bad.png").write_bytes(b"damaged")
+    command = "import sys; from mineral_batch.cli import main; main(sys.argv[1:])"
+    options = ["-m", model_path, "--backend", "onnx-cpu", "--", "-o.png", "bad.png", "00.png"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", command, "predict", *map(str, options)],
+        cwd=album,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert len(table(album / "results/predictions.csv")) == 2
+    assert "Traceback" not in done.stderr
+    assert "2 pictures" in done.stdout

@@ -1,0 +1,94 @@
+"""The Python interface, and the same answer by every road."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image as PILImage
+
+from mineral_batch import DataError, Failure, Image, ModelContract, Prediction, Predictor, load_image
+from mineral_batch.backends import open_backend
+from mineral_batch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("onnxruntime")
+
+
+def test_it_says_what_is_open(model_path: Path, contract: ModelContract) -> None:
+    with Predictor(model_path, backend="onnx-cpu", batch_size=3) as predictor:
+        assert predictor.contract == contract
+        assert (predictor.backend, predictor.device, predictor.model) == ("onnx-cpu", "CPU", model_path)
+        assert predictor.batch_size == 3
+
+
+def test_folders_files_and_failures_in_order(album: Path, model_path: Path) -> None:
+    (album / "05.png").write_bytes(b"not a picture")
+    with Predictor(model_path, backend="onnx-cpu", batch_size=2) as predictor:
+        results = list(predictor.predict([album / "09.png", album]))
+    assert [result.path[-6:] for result in results] == ["09.png", *(f"{n:02}.png" for n in range(11) if n != 9)]
+    assert [type(result) for result in results] == [Prediction if n != 6 else Failure for n in range(11)]
+
+
+def test_it_answers_more_than_once(album: Path, model_path: Path) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        first, second = list(predictor.predict([album])), list(predictor.predict([str(album)]))
+    assert [result.path for result in first] == [result.path for result in second]
+
+
+def test_pictures_in_memory_beside_files(album: Path, model_path: Path) -> None:
+    path = album / "04.png"
+    picture = PILImage.open(path).convert("RGB")
+    pixels = np.asarray(picture)
+    with Predictor(model_path, backend="onnx-cpu", batch_size=2) as predictor:
+        results = list(predictor.predict([picture, str(path), pixels]))
+    assert [result.path for result in results] == ["picture 0", str(path), "picture 1"]
+    assert all(isinstance(result, Prediction) for result in results)
+    for result in results:
+        assert (result.width, result.height) == picture.size
+        np.testing.assert_array_equal(result.probabilities, results[1].probabilities)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), 7])
+def test_what_is_no_picture_is_said(model_path: Path, wrong: Any) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor, pytest.raises(DataError, match="uint8, RGB"):
+        list(predictor.predict([wrong]))
+
+
+def test_nothing_is_read_before_the_first_result_is_asked_for(model_path: Path, tmp_path: Path) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        results = predictor.predict([tmp_path / "not there yet"])
+        with pytest.raises(DataError, match="not there yet"):
+            next(results)
+
+
+def test_one_photograph_by_three_roads(tmp_path: Path, model_path: Path, photos: dict[str, Any]) -> None:
+    """Decoder and engine by hand, the Python interface, the command: the same probabilities."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, photo in photos.items():
+        (folder / name).write_bytes(photo.content)
+    with Predictor(model_path, backend="onnx-cpu", batch_size=7) as predictor:
+        by_interface = {result.path: result.probabilities for result in predictor.predict([folder])}
+    assert len(by_interface) == len(photos)
+
+    backend = open_backend(model_path, "onnx-cpu")
+    for path, probabilities in by_interface.items():
+        image = load_image(path, backend.contract.input)
+        assert isinstance(image, Image)
+        np.testing.assert_array_equal(backend.infer(image.pixels[None])[0], probabilities)
+
+    out = tmp_path / "out"
+    arguments = ["predict", str(folder), "-o", str(out), "-m", str(model_path), "--backend", "onnx-cpu", "-q"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as table:
+        by_command = {row["path"]: row for row in csv.DictReader(table)}
+    assert list(by_command) == list(by_interface)
+    for path, probabilities in by_interface.items():
+        values = [float(by_command[path][label]) for label in backend.contract.labels]
+        np.testing.assert_allclose(values, probabilities.astype(float), rtol=1e-6)
