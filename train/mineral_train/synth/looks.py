@@ -72,8 +72,8 @@ LOOKS: dict[str, Look] = {
         ((104, 18, 30), (92, 22, 22)), "dodecahedron", "vitreous", opacity=0.95, crystals=(5, 9),
     ),
     "anglesite": Look(
-        "pale champagne-yellow tablets, brilliant, transparent",
-        ((248, 238, 190),), "rhombic-tablet", "adamantine", opacity=0.72, crystals=(7, 12), elongation=(0.4, 0.6),
+        "honey-yellow tablets, brilliant, transparent",
+        ((248, 230, 140),), "rhombic-tablet", "adamantine", opacity=0.72, crystals=(7, 12), elongation=(0.4, 0.6),
     ),
     "azurite": Look(
         "azure to midnight-blue thick monoclinic prisms",
@@ -133,8 +133,8 @@ LOOKS: dict[str, Look] = {
         ((255, 196, 40),), "nugget", "metallic", crystals=(4, 7),
     ),
     "halite": Look(
-        "clear to rosy-white cubes",
-        ((246, 212, 206), (248, 222, 214)), "cube", "vitreous", opacity=0.82, crystals=(7, 11),
+        "clear rose-tinted cubes",
+        ((248, 202, 196), (248, 212, 204)), "cube", "vitreous", opacity=0.82, crystals=(7, 11),
     ),
     "hematite": Look(
         "kidney ore, dark red-grey shining botryoids",
