@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
-from mineral_batch.sinks import CsvSink, present
+from mineral_batch.sinks import mirrored, present, write_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 LABELS = ("agate", "beryl, blue", "Größe °")
 
@@ -39,74 +40,108 @@ def listing(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
+def write(folder: Path, *results: Prediction | Failure, **options: Any) -> None:
+    write_tables(folder, results, contract(), **options)
+
+
 def test_a_clean_run_leaves_one_table(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    with CsvSink(folder, contract()) as sink:
-        sink.write(prediction("b.jpg", 0.25, 0.75, 0.5))
-        sink.write(prediction("a.jpg", 0.1, 0.2, 0.3))
-        assert listing(folder) == ["failures.csv.unfinished", "predictions.csv.unfinished"]
-    assert listing(folder) == ["predictions.csv"]
-    assert rows(folder / "predictions.csv") == [
+    write(tmp_path, prediction("b.jpg", 0.25, 0.75, 0.5), prediction("a.jpg", 0.1, 0.2, 0.3))
+    assert listing(tmp_path) == ["predictions.csv"]
+    assert rows(tmp_path / "predictions.csv") == [
         ["path", "minerals", *LABELS],
         ["b.jpg", "beryl, blue;Größe °", "0.25", "0.75", "0.5"],
         ["a.jpg", "", "0.1", "0.2", "0.3"],
     ]
-    assert (sink.written, sink.failed) == (2, 0)
 
 
 def test_failures_have_a_table_of_their_own(tmp_path: Path) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(Failure("a, b.jpg", "decode", 'it said "no", twice'))
-        sink.write(prediction("c.jpg", 0, 0, 1))
+    write(tmp_path, Failure("a, b.jpg", "decode", 'it said "no", twice'), prediction("c.jpg", 0, 0, 1))
     assert rows(tmp_path / "failures.csv") == [
         ["path", "stage", "reason"],
         ["a, b.jpg", "decode", 'it said "no", twice'],
     ]
     assert [row[0] for row in rows(tmp_path / "predictions.csv")] == ["path", "c.jpg"]
-    assert (sink.written, sink.failed) == (1, 1)
 
 
 def test_a_clean_run_removes_the_failures_of_the_run_before(tmp_path: Path) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(Failure("a.jpg", "decode", "damaged"))
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(prediction("a.jpg", 0, 0, 1))
+    write(tmp_path, Failure("a.jpg", "decode", "damaged"))
+    write(tmp_path, prediction("a.jpg", 0, 0, 1))
     assert listing(tmp_path) == ["predictions.csv"]
 
 
-def test_an_interrupted_run_keeps_its_rows_apart_and_the_older_table_whole(tmp_path: Path) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(prediction("old.jpg", 0, 0, 1))
-    old = (tmp_path / "predictions.csv").read_bytes()
+@pytest.mark.parametrize("options", [{}, {"json_lines": True}])
+def test_a_run_that_breaks_leaves_the_older_tables_and_nothing_else(tmp_path: Path, options: dict[str, bool]) -> None:
+    write(tmp_path, prediction("old.jpg", 0, 0, 1), Failure("bad.jpg", "decode", "damaged"), **options)
+    before = {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)}
 
-    def interrupted() -> None:
-        with CsvSink(tmp_path, contract()) as sink:
-            sink.write(prediction("new.jpg", 1, 0, 0))
-            sink.write(Failure("bad.jpg", "decode", "damaged"))
-            raise KeyboardInterrupt
+    def broken() -> Iterator[Prediction]:
+        yield prediction("new.jpg", 1, 0, 0)
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert (tmp_path / "predictions.csv").read_bytes() == old
-    assert listing(tmp_path) == ["failures.csv.unfinished", "predictions.csv", "predictions.csv.unfinished"]
-    assert rows(tmp_path / "predictions.csv.unfinished")[1][0] == "new.jpg"
-    assert rows(tmp_path / "failures.csv.unfinished")[1][0] == "bad.jpg"
+        write_tables(tmp_path, broken(), contract(), **options)
+    assert {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)} == before
 
 
-def test_flushed_rows_are_there_for_others_to_read(tmp_path: Path) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(prediction("new.jpg", 1, 0, 0))
-        sink.flush()
-        assert rows(tmp_path / "predictions.csv.unfinished")[1][0] == "new.jpg"
+def test_json_lines_hold_failures_in_their_place(tmp_path: Path) -> None:
+    good = prediction("good.jpg", 0.25, 0.75, 0.5)
+    write(tmp_path, Failure("bad.jpg", "decode", "damaged"), good, json_lines=True)
+    assert [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == [
+        {"path": "bad.jpg", "failure": {"stage": "decode", "reason": "damaged"}},
+        {
+            "path": "good.jpg",
+            "width": 640,
+            "height": 480,
+            "minerals": ["beryl, blue", "Größe °"],
+            "probabilities": {"agate": 0.25, "beryl, blue": 0.75, "Größe °": 0.5},
+        },
+    ]
+
+
+def test_each_picture_can_have_its_own_file(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        prediction("/photos/a/1.jpg", 0.25, 0.75, 0.5),
+        prediction("../1.jpg", 0, 0, 0),
+        Failure("2.jpg", "decode", "damaged"),
+        per_image=True,
+    )
+    folder = tmp_path / "per-image"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.csv")) == [
+        "__/1.jpg.csv",
+        "photos/a/1.jpg.csv",
+    ]
+    assert rows(folder / "photos/a/1.jpg.csv") == [
+        ["mineral", "probability", "present"],
+        ["agate", "0.25", "0"],
+        ["beryl, blue", "0.75", "1"],
+        ["Größe °", "0.5", "1"],
+    ]
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "b c", "//", "/"]), min_size=1).map("/".join))
+def test_no_picture_s_own_file_leaves_the_folder(name: str) -> None:
+    path = mirrored(name + "/x.jpg")
+    assert not path.is_absolute()
+    assert ".." not in path.parts
+    assert path.name == "x.jpg.csv"
+
+
+def test_progress_is_called_once_a_result(tmp_path: Path) -> None:
+    calls: list[None] = []
+    results = [prediction("a.jpg", 0, 0, 0), Failure("b.jpg", "decode", "damaged")]
+    write_tables(tmp_path, results, contract(), progress=lambda: calls.append(None))
+    assert len(calls) == 2
 
 
 @given(arrays(np.float32, 3, elements=st.floats(0, 1, width=32)))
 def test_probabilities_read_back_to_a_millionth(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
-    folder = tmp_path_factory.getbasetemp() / "values"
-    with CsvSink(folder, contract()) as sink:
-        sink.write(Prediction("a.jpg", values, 1, 1))
+    folder = tmp_path_factory.getbasetemp()
+    write(folder, Prediction("a.jpg", values, 1, 1), json_lines=True)
     read = [float(text) for text in rows(folder / "predictions.csv")[1][2:]]
     np.testing.assert_allclose(read, values.astype(float), rtol=1e-6, atol=0)
+    record = json.loads((folder / "predictions.jsonl").read_text())
+    assert list(record["probabilities"].values()) == read
 
 
 @given(
@@ -126,42 +161,32 @@ def test_a_value_at_its_threshold_is_present() -> None:
 
 
 def test_odd_names_read_back_as_they_were(tmp_path: Path, odd_names: tuple[bytes, ...]) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        for name in odd_names:
-            sink.write(prediction(os.fsdecode(name), 0, 0, 0))
-            sink.write(Failure(os.fsdecode(name), "decode", "damaged"))
+    names = [os.fsdecode(name) for name in odd_names]
+    results = [result for name in names for result in (prediction(name, 0, 0, 0), Failure(name, "decode", "damaged"))]
+    write(tmp_path, *results, json_lines=True)
     for table in ("predictions.csv", "failures.csv"):
         assert [os.fsencode(row[0]) for row in rows(tmp_path / table)[1:]] == list(odd_names)
+    lines = (tmp_path / "predictions.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["path"] for line in lines[::2]] == names
 
 
 @given(st.text(st.characters(exclude_characters="\0"), min_size=1))
 def test_any_name_reads_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     path = os.fsdecode(name.encode("utf-8", "replace"))
-    folder = tmp_path_factory.getbasetemp() / "any"
-    with CsvSink(folder, contract()) as sink:
-        sink.write(prediction(path, 0, 0, 0))
+    folder = tmp_path_factory.getbasetemp()
+    write(folder, prediction(path, 0, 0, 0))
     assert rows(folder / "predictions.csv")[1][0] == path
 
 
-def test_a_place_where_no_folder_can_be_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="choose another folder with -o") as caught:
-        CsvSink(tmp_path / "file" / "results", contract())
+def test_a_full_disk_is_one_line_and_the_older_table_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, prediction("old.jpg", 0, 0, 1))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left on device") as caught:
+        write(tmp_path, prediction("new.jpg", 1, 0, 0))
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
-@pytest.mark.parametrize("pictures", [1, 5000], ids=["at the end", "in the middle"])
-def test_a_full_disk_is_one_line_and_the_older_table_stays(tmp_path: Path, pictures: int) -> None:
-    with CsvSink(tmp_path, contract()) as sink:
-        sink.write(prediction("old.jpg", 0, 0, 1))
-    (tmp_path / "predictions.csv.unfinished").symlink_to("/dev/full")
-
-    def fill() -> None:
-        with CsvSink(tmp_path, contract()) as sink:
-            for _ in range(pictures):
-                sink.write(prediction("new.jpg", 1, 0, 0))
-
-    with pytest.raises(DataError, match="No space left on device"):
-        fill()
     assert rows(tmp_path / "predictions.csv")[1][0] == "old.jpg"
+    assert listing(tmp_path) == ["predictions.csv"]
