@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mineral_batch.errors import MineralError
 from mineral_train.checkpoint import load_state
-from mineral_train.distributed import choose_device, plan_epoch
+from mineral_train.distributed import choose_device, plan_epoch, share_batch_norm
 from mineral_train.run_state import STATE
 
 
@@ -69,6 +69,15 @@ def test_two_processes_equal_one(coloured_manifest, tmp_path):
     for mine, theirs in zip(its_record["progress"]["history"], other_record["progress"]["history"], strict=True):
         for key in ("lr", "train_loss", "val_loss", "val_map"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_shared_batch_norm_keeps_activations_and_weights(tiny_model, pictures):
+    model = tiny_model("test_efficientnet").eval()
+    before = model(pictures), dict(model.named_parameters())
+    share_batch_norm(model)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+    assert all(parameter is before[1][name] for name, parameter in model.named_parameters())
+    assert torch.equal(model(pictures), before[0])
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x"])

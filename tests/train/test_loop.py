@@ -126,8 +126,9 @@ def test_it_learns_and_keeps_the_best_epoch(recipe, coloured_manifest, tmp_path)
     assert result.best_epoch == maps.index(max(maps)) + 1
 
 
-def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, tmp_path):
-    config = recipe("test_efficientnet", ema=0.9, tune_thresholds=True)
+@pytest.mark.parametrize(("ema", "weights"), [(0.0, "as trained"), (0.9, "moving average")])
+def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, tmp_path, ema, weights):
+    config = recipe("test_efficientnet", ema=ema, lr=1e-2, tune_thresholds=True)
     result = fit(config, coloured_manifest, tmp_path / "run", HERE)
     model, contract = load_checkpoint(tmp_path / "run")
     manifest = read_manifest(coloured_manifest, config.model.labels)
@@ -142,8 +143,18 @@ def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, t
     assert contract.measured.ap["quartz"] is None
     assert contract.thresholds[3] == 0.5
     assert contract.thresholds != (0.5,) * 4
-    assert contract.provenance["weights"] == "moving average"
+    assert contract.provenance["weights"] == weights
     assert contract.provenance["images"] == {"train": 16, "val": 12}
+
+
+@pytest.mark.parametrize(("augment", "vary"), [("", False), ("rand-m9-mstd0.5", True)])
+def test_pictures_vary_from_epoch_to_epoch(recipe, coloured_manifest, tmp_path, augment, vary):
+    config = recipe(augment=augment, flip=0.0, lr=1e-12)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    fit(config, coloured_manifest, tmp_path, HERE)
+    history = load_state(tmp_path / STATE)[1]["progress"]["history"]
+    # The weights stand still, so only other pictures can make another loss.
+    assert (history[0]["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-5)) == vary
 
 
 def test_the_moving_average_lags_behind_the_weights(recipe, coloured_manifest, tmp_path):
@@ -169,6 +180,19 @@ def test_a_frozen_backbone_stands_still_with_its_statistics(recipe, coloured_man
     free, _ = load_state(tmp_path / STATE)
     for name in ("backbone.conv_stem.weight", "backbone.bn1.running_mean"):
         assert not torch.equal(free[f"model/{name}"], start[name])
+
+
+def test_frozen_stages_stand_still_and_the_others_learn(recipe, coloured_manifest, tmp_path):
+    start = build_model(recipe("test_efficientnet").model, seed=0).state_dict()
+    fit(recipe("test_efficientnet", freeze_stages=2), coloured_manifest, tmp_path, HERE)
+    tensors, _ = load_state(tmp_path / STATE)
+    moved = [name for name, tensor in start.items() if not torch.equal(tensors[f"model/{name}"], tensor)]
+    stages = {name.split(".")[2] for name in moved if name.startswith("backbone.blocks.")}
+    assert stages
+    assert not stages & {"0", "1"}
+    assert not any(name.startswith(("backbone.conv_stem", "backbone.bn1")) for name in moved)
+    with pytest.raises(MineralError, match="leaves nothing"):
+        fit(recipe("test_efficientnet", freeze_stages=99), coloured_manifest, tmp_path / "other", HERE)
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole_batch(recipe, coloured_manifest, tmp_path):

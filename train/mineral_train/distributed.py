@@ -7,6 +7,7 @@ is that of the mean over that batch, also for the last one, which may not divide
 
 from __future__ import annotations
 
+import importlib
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mineral_batch.errors import MineralError
+from mineral_train.backbones import import_timm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,16 +68,14 @@ class Process:
         dist.all_gather_object(parts, part.cpu())
         return parts
 
-    def wrap(self, model: nn.Module, *, sync_batch_norm: bool = False) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients averaged over the processes; itself where there is only one.
 
         BatchNorm normalises by the pictures of its own process, so a CNN that is trained on several differs from one
-        that is trained on one, unless `sync_batch_norm` (CUDA only) shares the statistics.
+        that is trained on one, unless `share_batch_norm` (CUDA only) came before.
         """
         if self.world == 1:
             return model
-        if sync_batch_norm:
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
 
@@ -111,11 +111,25 @@ def join(device: str) -> Iterator[Process]:
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    if place.type == "cuda":
+        dist.init_process_group("nccl", device_id=place)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield Process(dist.get_rank(), world, place)
     finally:
         dist.destroy_process_group()
+
+
+def share_batch_norm(model: nn.Module) -> None:
+    """Let every BatchNorm normalise by the pictures of all processes, which works on CUDA only.
+
+    By timm's conversion: torch's own loses the activation that timm's `BatchNormAct2d` contains.
+    """
+    import_timm()
+    convert = importlib.import_module("timm.layers").convert_sync_batchnorm
+    for name, child in model.named_children():
+        setattr(model, name, convert(child))
 
 
 class Piece(NamedTuple):

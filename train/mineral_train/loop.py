@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,7 +302,8 @@ class Trainer:
 
     def _bar(self, epoch: int, steps: int, loss_sum: torch.Tensor) -> Iterator[int]:
         """The numbers of the steps that are left, with a bar that shows the loss so far and the best mAP."""
-        progress, hidden = self.progress, self.options.quiet or not self.process.main
+        progress = self.progress
+        hidden = self.options.quiet or not self.process.main or not sys.stderr.isatty()
         best = f", best mAP {100 * progress.best_map:.2f} %" if progress.best_epoch else ""
         title = f"epoch {epoch}/{self.config.epochs}{best}"
         with tqdm(total=steps, initial=progress.step, desc=title, disable=hidden, leave=False, unit="step") as bar:

@@ -154,12 +154,10 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: d
         prefix = f"{names[id(parameter)]}/"
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if found:
-            states[index] = {key: _like(value, parameter) for key, value in found.items()}
+            states[index] = {key: value if key == "step" else _like(value, parameter) for key, value in found.items()}
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     """`value` laid out as the optimiser lays out its own: other strides can round differently."""
-    if value.shape != parameter.shape:
-        return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
