@@ -217,6 +217,22 @@ def test_a_jpeg_below_twice_the_input_is_decoded_in_full(tmp_path: Path) -> None
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
+SOURCES = [
+    encode(scene(), kind, **options)
+    for kind, options in (
+        ("JPEG", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("TGA", {}),
+        ("PPM", {}),
+    )
+]
+
 
 def assert_one_line(reason: str) -> None:
     assert reason.strip()
@@ -224,6 +240,7 @@ def assert_one_line(reason: str) -> None:
     assert " at 0x" not in reason
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 def test_every_damaged_file_is_a_failure_with_a_reason(tmp_path: Path, damaged: dict[str, bytes]) -> None:
     for name, content in damaged.items():
         path = tmp_path / name
@@ -236,11 +253,28 @@ def test_every_damaged_file_is_a_failure_with_a_reason(tmp_path: Path, damaged: 
             assert_one_line(found.reason)
 
 
+@pytest.mark.filterwarnings("ignore:::PIL")
 def test_open_rgb_raises_only_picture_errors(damaged: dict[str, bytes]) -> None:
     for name, content in damaged.items():
         with pytest.raises(PictureError) as caught:
             open_rgb(content)
         assert str(caught.value), name
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("content", SOURCES)
+def test_a_file_cut_short_is_never_a_picture_with_a_hole(content: bytes) -> None:
+    """Only what lies behind the last pixel may be missing; half a picture would be a confident wrong answer."""
+    whole = np.asarray(open_rgb(content))
+    read = 0
+    for length in {*range(0, len(content), max(1, len(content) // 60)), *range(len(content) - 30, len(content))}:
+        try:
+            picture = open_rgb(content[:length])
+        except PictureError:
+            continue
+        np.testing.assert_array_equal(picture, whole)
+        read += 1
+    assert read <= 30
 
 
 def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,23 +324,6 @@ def test_what_is_no_file_is_a_failure_to_read(tmp_path: Path, make: Callable[[Pa
     assert found.stage == "read"
     assert_one_line(found.reason)
     assert str(tmp_path) not in found.reason
-
-
-SOURCES = [
-    encode(scene(), kind, **options)
-    for kind, options in (
-        ("JPEG", {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"}),
-        ("JPEG", {"progressive": True}),
-        ("PNG", {}),
-        ("GIF", {}),
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("WEBP", {}),
-        ("BMP", {}),
-        ("TGA", {}),
-        ("PPM", {}),
-    )
-]
 
 
 @st.composite
