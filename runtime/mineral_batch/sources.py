@@ -5,6 +5,7 @@ A `Source` is one photograph that can be read when its turn comes. Nothing here 
 
 from __future__ import annotations
 
+import codecs
 import glob
 import io
 import os
@@ -12,11 +13,10 @@ import stat
 import sys
 import tarfile
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, PictureError, check_size, one_line, read_file
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: What is opened as an archive when it is named directly; archives that merely lie in a folder are left alone.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
+# A cell that begins with one of these is a formula to a spreadsheet, and would be run.
+FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
 
 #: What `find_images` takes for a photograph, in lower case. A file named directly is taken whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -44,7 +46,8 @@ class Source:
     Attributes:
         name: its row's name: the path as it was found, or `ARCHIVE/MEMBER`.
         size: bytes.
-        modified: nanoseconds since 1970; with `size` it tells whether the picture changed since an earlier run.
+        modified: nanoseconds since 1970, or the checksum of an archive's member; with `size` it tells whether the
+            picture changed since an earlier run.
         read: gives the file's bytes, or a picture that is in memory already; raises `OSError` or
             `images.PictureError`. Safe to call from any thread.
     """
@@ -60,17 +63,35 @@ def find_sources(inputs: Iterable[str | Path]) -> Iterator[Source | Failure]:
 
     Folders are walked as `find_images` does; a file is taken whatever its name; an archive named directly gives its
     pictures in its own order; a name that does not exist but has `*`, `?` or `[` is a glob (`**` crosses folders).
+    Of a name that an archive holds twice the first counts in a run's tables.
 
     Raises:
         DataError: if an input does not exist or a glob matches nothing.
     """
     for found in find_images(_globbed(inputs)):
         if isinstance(found, Failure):
-            yield found
-        elif found.name.lower().endswith(ARCHIVE_SUFFIXES):
+            yield Failure(_harmless(found.path), found.stage, found.reason)
+        elif is_archive(found.name):
             yield from _members(found)
         else:
             yield _file(found)
+
+
+def count_sources(inputs: Iterable[str | Path]) -> int | None:
+    """How many `find_sources` gives; None where a compressed tar would have to be read in full to know.
+
+    Raises:
+        DataError: as `find_sources` does.
+    """
+    names = list(_globbed(inputs))
+    if any(is_archive(str(name)) and not str(name).lower().endswith((".zip", ".tar")) for name in names):
+        return None
+    return sum(1 for _ in find_sources(names))
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file that is named directly is opened as an archive."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def find_images(inputs: Iterable[str | Path]) -> Iterator[Path | Failure]:
@@ -105,42 +126,39 @@ class _Seen:
     """The folders walked and the files named so far, however their paths were spelt."""
 
     def __init__(self) -> None:
-        self._folders: set[tuple[int, int]] = set()
-        self._named: set[tuple[tuple[int, int], str]] = set()
+        self._listed: set[tuple[int, int]] = set()
+        self._named: dict[tuple[int, int], set[str]] = {}
 
-    def is_new_folder(self, folder: Path) -> bool:
+    def list_folder(self, folder: Path) -> list[tuple[str, bool]]:
+        """A folder's entries that are still to come, sorted, and whether each is a folder; none the second time."""
         identity = _identity(folder)
-        is_new = identity not in self._folders
-        self._folders.add(identity)
-        return is_new
+        if identity in self._listed:  # a loop of links, or a folder given twice
+            return []
+        with os.scandir(folder) as listing:
+            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
+        self._listed.add(identity)
+        named = self._named.get(identity, set())
+        return [entry for entry in entries if entry[0] not in named]
 
     def is_new_file(self, file: Path) -> bool:
         """For a file that was named directly: neither named before nor found in a folder."""
         folder = _identity(file.parent)
-        is_new = (folder, file.name) not in self._named
-        self._named.add((folder, file.name))
-        return is_new and not (folder in self._folders and is_photograph(file.name))
-
-    def named(self, folder: Path) -> set[str]:
-        """The names of a folder's files that were named directly."""
-        identity = _identity(folder) if self._named else None
-        return {name for parent, name in self._named if parent == identity}
+        named = self._named.setdefault(folder, set())
+        is_new = file.name not in named
+        named.add(file.name)
+        return is_new and not (folder in self._listed and is_photograph(file.name))
 
 
 def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:
     try:
-        if not seen.is_new_folder(folder):  # a loop of links, or a folder given twice
-            return
-        done = seen.named(folder)
-        with os.scandir(folder) as listing:
-            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
+        entries = seen.list_folder(folder)
     except OSError as error:
         yield Failure(str(folder), "read", one_line(error))
         return
     for name, is_folder in entries:
         if is_folder and not name.startswith("."):
             yield from _walk(folder / name, seen)
-        elif is_photograph(name) and not is_folder and name not in done:
+        elif is_photograph(name) and not is_folder:
             yield folder / name
 
 
@@ -172,6 +190,7 @@ def read_list(file: str | Path) -> list[str]:
         content = sys.stdin.buffer.read() if str(file) == "-" else Path(file).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the list {file}: {one_line(error)}") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in content else b"\n"
     names = [os.fsdecode(line.removesuffix(b"\r")) for line in content.split(separator) if line.strip()]
     if not names:
@@ -200,58 +219,85 @@ def _file(path: Path) -> Source | Failure:
 
 def _harmless(name: str) -> str:
     """The same file under a name that a spreadsheet does not take for a formula."""
-    return f"./{name}" if name[0] in "=+-@\t\r" else name
+    return f"./{name}" if name[:1] in FORMULA_SIGNS else name
 
 
 def _members(archive: Path) -> Iterator[Source | Failure]:
     """The pictures in an archive; a damaged archive is one failure behind those that it still gave."""
     walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
+    name = _harmless(str(archive))
     try:
-        yield from walk(archive)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        yield Failure(str(archive), "read", f"the archive is damaged: {one_line(error)}")
+        yield from walk(archive, name)
+    except OSError as error:
+        yield Failure(name, "read", one_line(error))
+    # Damaged archives make the readers raise almost anything (struct.error, UnicodeDecodeError, LZMAError, ...).
+    except Exception as error:
+        yield Failure(name, "read", f"the archive is damaged: {one_line(error)}")
 
 
-def _zip_members(archive: Path) -> Iterator[Source | Failure]:
-    modified = archive.stat().st_mtime_ns
-    opened = zipfile.ZipFile(archive)  # left open: its members are read later, by other threads
+def _zip_members(archive: Path, name: str) -> Iterator[Source | Failure]:
+    opened = zipfile.ZipFile(archive)  # not closed here: its members are read later, by other threads
     for member in opened.infolist():
-        if not member.is_dir() and is_photograph(Path(member.filename).name):
+        if not member.is_dir() and is_photograph(_last(member.filename)):
             read = partial(_read_zip_member, opened, member)
-            yield Source(f"{archive}/{member.filename}", member.file_size, modified, read)
+            yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
 
 
 def _read_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     check_size(member.file_size)
     try:
         return opened.read(member)
-    # A wrong checksum, an unknown compression, a missing password.
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+    except OSError:
+        raise
+    # A wrong checksum, an unknown compression, a missing password, a damaged stream of any of four kinds.
+    except Exception as error:
         raise OSError(one_line(error)) from error
 
 
-def _tar_members(archive: Path) -> Iterator[Source | Failure]:
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged or halved header for the end of the archive, and what follows would be lost silently."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from None
+
+
+def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
     modified = archive.stat().st_mtime_ns
-    with tarfile.open(archive, "r:*") as opened:
-        is_plain = isinstance(opened.fileobj, io.BufferedReader)
+    with tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo) as opened:
         for member in opened:
             # tarfile remembers every member it passed, and a shard may hold millions.
             opened.members = []  # type: ignore[attr-defined]
-            if not member.isreg() or not is_photograph(Path(member.name).name):
+            if member.isdir() or not is_photograph(_last(member.name)):
                 continue
-            name = f"{archive}/{member.name}"
             try:
-                check_size(member.size)
+                read = _tar_reader(archive, opened, member)
             except PictureError as error:
-                yield Failure(name, "read", one_line(error))
-                continue
-            if is_plain:
-                read: Callable[[], bytes] = partial(_read_at, archive, member.offset_data, member.size)
-            else:  # a compressed stream cannot be entered in the middle, so it is read as it passes
-                content = opened.extractfile(member)
-                assert content is not None
-                read = partial(bytes, content.read())
-            yield Source(name, member.size, modified, read)
+                yield Failure(f"{name}/{member.name}", "read", one_line(error))
+            else:
+                yield Source(f"{name}/{member.name}", member.size, modified, read)
+
+
+def _tar_reader(archive: Path, opened: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
+    """How one member is read, now or later; raises `PictureError` for one that cannot be."""
+    if not member.isreg():
+        what = f"a link to {member.linkname!r}" if member.islnk() or member.issym() else "no regular file"
+        raise PictureError(f"{what} inside an archive: unpack the archive to have it read")
+    check_size(member.size)
+    if isinstance(opened.fileobj, io.BufferedReader) and not member.issparse():
+        return partial(_read_at, archive, member.offset_data, member.size)
+    # A compressed stream cannot be entered in the middle, so it is read as it passes.
+    content = opened.extractfile(member)
+    assert content is not None
+    return partial(bytes, content.read())
+
+
+def _last(member: str) -> str:
+    """The name of a member without its folders; archives made on Windows may have backslashes."""
+    return member.replace("\\", "/").rpartition("/")[2]
 
 
 def _read_at(archive: Path, offset: int, size: int) -> bytes:
