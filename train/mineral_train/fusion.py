@@ -1,4 +1,6 @@
-"""The other method of the paper's Table 5: multi-resolution features of a ResNet-50, fused (Jia et al. 2021).
+"""Several stages of a backbone at once: the other method of the paper's Table 5, and tokens of many resolutions.
+
+The other method is multi-resolution features of a ResNet-50, fused (Jia et al. 2021).
 
 Jia et al., Minerals 2021, 11, 1354, "fuses multi-resolution features extracted from ResNet-50"; how is not in our
 sources. Our reading: the last three stages (C3, C4, C5) are each brought to one width by a 1x1 convolution and to the
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,6 +44,29 @@ class StageFusion(nn.Module):
         resized = [F.interpolate(x, size=grid, mode="bilinear", align_corners=False) for x in laterals]
         fused: Tensor = self.smooth(F.relu(sum(resized[1:], resized[0])))
         return F.relu(fused).flatten(2).transpose(1, 2)
+
+
+class StageTokens(nn.Module):
+    """Feature maps of several resolutions, side by side -> tokens on the grid of the middle one.
+
+    A backbone's last layers keep what tells its pretraining's classes apart; colour and texture, by which minerals
+    differ, are still to be had from the stages below. Each channel is standardised (BatchNorm without scale and
+    shift), because the stages' magnitudes differ by more than a head's learning rate makes good.
+
+    Args:
+        channels: of each stage, from the finest to the coarsest.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.standardise = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        """[(N, C_i, H_i, W_i)] -> (N, T, C) with T = H W of the middle stage and C the sum of the C_i."""
+        grid = stages[len(stages) // 2].shape[-2:]
+        alike = [standard(stage) for standard, stage in zip(self.standardise, stages, strict=True)]
+        resized = [F.interpolate(x, size=grid, mode="bilinear", align_corners=False) for x in alike]
+        return torch.cat(resized, dim=1).flatten(2).transpose(1, 2)
 
 
 def _convolution(channels: int, width: int, kernel: int) -> nn.Sequential:

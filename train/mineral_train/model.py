@@ -17,7 +17,7 @@ from mineral_train.backbones import (
     stage_maps,
 )
 from mineral_train.decoder import LinearProjection, make_decoder, make_head, make_projection
-from mineral_train.fusion import FUSED_STAGES, StageFusion
+from mineral_train.fusion import FUSED_STAGES, StageFusion, StageTokens
 from mineral_train.presets import PAPER_PARAMETERS, PRESETS, ModelConfig, preset
 from mineral_train.pretrained import Loaded, load_backbone
 
@@ -50,6 +50,8 @@ class MineralNet(nn.Module):
     | pool | backbone | mean over tokens, head |
     | fusion | backbone's last stages, projection (`StageFusion`) | mean over tokens, head |
 
+    With `config.stages` above 1, `decoder` and `pool` begin with the backbone's last stages side by side (`tokens`).
+
     Args:
         config: what to build.
         backbone: a timm model without classifier, for pictures of `config.image_size`.
@@ -60,6 +62,7 @@ class MineralNet(nn.Module):
         layout: of the tokens; `layout.grid` says which places they are.
         loaded: as given.
         backbone: the timm model.
+        tokens: `StageTokens` of several stages, else `nn.Identity`; it has nothing to learn.
         projection: `nn.Identity` for `pool`.
         decoder: `nn.Identity` but for `decoder`.
         head: to logits.
@@ -70,20 +73,28 @@ class MineralNet(nn.Module):
         self.config = config
         self.loaded = loaded
         self.backbone = backbone
+        self.tokens: nn.Module = nn.Identity()
         self.projection: nn.Module = nn.Identity()
         self.decoder: nn.Module = nn.Identity()
         {"decoder": self._add_decoder, "pool": self._add_pool, "fusion": self._add_fusion}[config.method]()
 
     def _add_decoder(self) -> None:
-        self.layout = feature_layout(self.backbone, self.config.image_size)
+        self.layout = self._make_tokens()
         tokens, channels = self.layout.tokens, self.layout.channels
         self.projection = make_projection(self.config, tokens, channels, is_map=self.layout.is_map)
         self.decoder = make_decoder(self.config)
         self.head = make_head(self.config)
 
     def _add_pool(self) -> None:
-        self.layout = feature_layout(self.backbone, self.config.image_size)
+        self.layout = self._make_tokens()
         self.head = nn.Linear(self.layout.channels, len(self.config.labels))
+
+    def _make_tokens(self) -> FeatureLayout:
+        if self.config.stages == 1:
+            return feature_layout(self.backbone, self.config.image_size)
+        channels, grid = stage_channels(self.backbone, self.config.image_size, self.config.stages)
+        self.tokens = StageTokens(channels)
+        return FeatureLayout(grid[0] * grid[1], sum(channels), grid, is_map=True)
 
     def _add_fusion(self) -> None:
         width = self.config.width
@@ -93,7 +104,7 @@ class MineralNet(nn.Module):
         self.head = nn.Linear(width, len(self.config.labels))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the picture shows, place by place: after the backbone's last norm, without class tokens.
+        """What the picture shows, place by place: after the backbone's last norm (or stages), without class tokens.
 
         Args:
             x: (N, 3, image_size, image_size) float, normalised as `input_spec` says.
@@ -104,6 +115,9 @@ class MineralNet(nn.Module):
         if self.config.method == "fusion":
             fused: Tensor = self.projection(stage_maps(self.backbone, x, FUSED_STAGES))
             return fused
+        if self.config.stages > 1:
+            tokens: Tensor = self.tokens(stage_maps(self.backbone, x, self.config.stages))
+            return tokens
         return self.layout.read(self.backbone.forward_features(x))  # type: ignore[operator]
 
     def classify(self, tokens: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -32,6 +32,9 @@ class ModelConfig:
         image_size: height and width of the input, pixels.
         method: `decoder` (the paper), `pool` (mean over the tokens + linear, the plain baseline) or `fusion` (the
             last three stages fused before pooling, Jia et al. 2021; see `mineral_train.fusion`).
+        stages: for `decoder` and `pool`: 1 takes the backbone's last features as tokens, as in the paper; more takes so
+            many of its last stages side by side (see `fusion.StageTokens`), which on few pictures is worth more than
+            a larger backbone. `fusion` always takes three.
         projection: how tokens become the decoder's memory: `reshape` (the paper) or `linear`; see
             `mineral_train.decoder`. For a backbone that gives a feature map both mean the paper's 1x1 convolution.
         head: `flatten` (the paper: one linear layer on all label states together) or `group` (Query2Label: each
@@ -51,6 +54,7 @@ class ModelConfig:
     backbone: str = "vit_base_patch16_384.augreg_in21k_ft_in1k"
     image_size: int = 384
     method: Method = "decoder"
+    stages: int = 1
     projection: Projection = "reshape"
     head: Head = "flatten"
     width: int = 2048
@@ -66,7 +70,7 @@ class ModelConfig:
         for name, choices in {"method": Method, "projection": Projection, "head": Head}.items():
             value, allowed = getattr(self, name), get_args(choices)
             _require(value in allowed, f"model.{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name in ("image_size", "width", "blocks", "heads", "ffn"):
+        for name in ("image_size", "stages", "width", "blocks", "heads", "ffn"):
             value = getattr(self, name)
             _require(
                 type(value) is int and value >= 1,

@@ -59,6 +59,7 @@ labels_option = click.option(
 
 model_options = group(
     model("--image-size", int, "Height and width of the input, pixels."),
+    model("--stages", int, "How many of the backbone's last stages give the tokens."),
     model("--projection", click.Choice(get_args(Projection)), "How tokens become the decoder's memory."),
     model("--head", click.Choice(get_args(Head)), "How label states become logits."),
     model("--width", int, "Width of the decoder."),
