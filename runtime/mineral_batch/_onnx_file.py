@@ -10,6 +10,7 @@ Specification: https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mineral_batch.errors import ContractError
 from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 #: The metadata key under which the contract travels.
 CONTRACT_KEY = "mineral.contract"
@@ -80,9 +81,25 @@ def write_metadata(path: str | Path, entries: Mapping[str, str]) -> None:
         kept = [field for field in _model_fields(file) if not _is_replaced(file, field, entries)]
         with whole_file(path) as out:
             for field in kept:
-                _copy(file, out, field)
+                _copy(file, out.write, field)
             for key, value in entries.items():
                 out.write(_encoded_entry(key, value))
+
+
+def graph_digest(path: str | Path) -> str:
+    """SHA-256, in hexadecimal, of everything in an ONNX file but `metadata_props`.
+
+    It stays the same when a contract is written into the file: what the model computes is not touched by that.
+
+    Raises:
+        ContractError: when the file is missing, cut short or not ONNX.
+    """
+    digest = hashlib.sha256()
+    with _reading(path) as file:
+        for field in _model_fields(file):
+            if field.number != _METADATA_PROPS:
+                _copy(file, digest.update, field)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -199,13 +216,13 @@ def _is_replaced(file: BinaryIO, field: _Field, entries: Mapping[str, str]) -> b
     return field.number == _METADATA_PROPS and _entry(file, field)[0] in entries
 
 
-def _copy(source: BinaryIO, target: BinaryIO, field: _Field) -> None:
-    """Append the field's bytes, tag included, to the target."""
+def _copy(source: BinaryIO, write: Callable[[bytes], object], field: _Field) -> None:
+    """Hand on the field's bytes, tag included, piece by piece."""
     source.seek(field.start)
     left = field.stop - field.start
     while left:
         chunk = source.read(min(left, _COPY_BYTES))
         if not chunk:
             raise _MalformedError("it became shorter while it was read")
-        target.write(chunk)
+        write(chunk)
         left -= len(chunk)

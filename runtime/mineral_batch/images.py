@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
+from mineral_batch.capture import Capture, read_capture
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -74,12 +76,14 @@ class Image:
         pixels: (H, W, 3) uint8 RGB, the model's input size.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
+        capture: when and where it was taken; None where that was not asked for.
     """
 
     path: str
     pixels: Pixels
     width: int
     height: int
+    capture: Capture | None = None
 
 
 def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None) -> PILImage.Image:
@@ -126,7 +130,12 @@ def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Ima
 
 
 def decode_image(
-    name: str, read: Callable[[], bytes | PILImage.Image], spec: InputSpec, *, exact: bool = False
+    name: str,
+    read: Callable[[], bytes | PILImage.Image],
+    spec: InputSpec,
+    *,
+    exact: bool = False,
+    with_capture: bool = False,
 ) -> Image | Failure:
     """What `load_image` does, for a picture that is not a file by itself.
 
@@ -135,6 +144,7 @@ def decode_image(
         read: gives the file's bytes, or a picture that is decoded already; raises `OSError` or `PictureError`.
         spec: the model's input.
         exact: see `load_image`.
+        with_capture: read when and where the picture was taken, too.
     """
     try:
         content = read()
@@ -142,7 +152,8 @@ def decode_image(
         return Failure(name, "read", one_line(error))
     try:
         picture, (width, height) = _decode(content, None if exact else (spec.width, spec.height))
-        return Image(name, resize(picture, spec), width, height)
+        capture = read_capture(content) if with_capture else None
+        return Image(name, resize(picture, spec), width, height, capture)
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, MemoryError, ...).
     except Exception as error:
         return Failure(name, "decode", one_line(error))

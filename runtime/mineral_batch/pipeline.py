@@ -9,9 +9,13 @@ once and reused, and no more sources are drawn than the slots hold, so memory do
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -21,11 +25,15 @@ from numpy.typing import NDArray
 from mineral_batch.images import Failure, Image, Pixels, decode_image
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from PIL import Image as PILImage
 
     from mineral_batch.backends import Backend
-    from mineral_batch.contract import InputSpec
+    from mineral_batch.capture import Capture
     from mineral_batch.sources import Source
+
+    _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
 
 # One being written, one in the engine, one being filled.
 SLOTS = 3
@@ -42,15 +50,47 @@ class Prediction:
         probabilities: (L,) float32, 0..1, in the order of the contract's labels.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
+        capture: when and where it was taken; None where that was not asked for.
     """
 
     path: str
     probabilities: Probabilities
     width: int
     height: int
+    capture: Capture | None = None
 
 
 Result = Prediction | Failure
+
+
+class StageTimes:
+    """Seconds that each stage was busy or waited, summed over its threads.
+
+    Attributes:
+        decode: reading, decoding and resizing, over all decode threads.
+        engine: inside the engine.
+        engine_waited: the engine, idle, for pictures: decoding is the bottleneck where this is large.
+        results_waited: whoever draws the results, for the next batch.
+    """
+
+    def __init__(self) -> None:
+        self.decode = self.engine = self.engine_waited = self.results_waited = 0.0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to one of the attributes; safe from any thread."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            with self._lock:
+                setattr(self, stage, getattr(self, stage) + seconds)
+
+    def rounded(self) -> dict[str, float]:
+        """All four, to the millisecond."""
+        return {name: round(value, 3) for name, value in vars(self).items() if not name.startswith("_")}
 
 
 @dataclass
@@ -74,6 +114,8 @@ def run(
     batch_size: int,
     decode_threads: int | None = None,
     exact: bool = False,
+    with_capture: bool = False,
+    times: StageTimes | None = None,
 ) -> Generator[Result, None, None]:
     """Predict photographs, lazily and in order.
 
@@ -86,11 +128,14 @@ def run(
         batch_size: pictures that go to the engine at once.
         decode_threads: None for one per processor.
         exact: see `mineral_batch.images.open_rgb`.
+        with_capture: read when and where each picture was taken, too.
+        times: where the seconds of each stage are added.
 
     Raises:
         BackendError: if the engine itself fails.
     """
-    spec = backend.contract.input
+    spec, times = backend.contract.input, times or StageTimes()
+    decode = partial(decode_image, spec=spec, exact=exact, with_capture=with_capture)
     decoders = ThreadPoolExecutor(decode_threads or decode_threads_by_default(), thread_name_prefix="decode")
     engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
     free = [_Slot(np.zeros((batch_size, spec.height, spec.width, 3), np.uint8)) for _ in range(SLOTS)]
@@ -101,15 +146,17 @@ def run(
             while free and (batch := list(islice(source, batch_size))):
                 slot = free.pop()
                 slot.decoding = [
-                    decoders.submit(_decode_into, slot.pixels[row], item, spec, exact) for row, item in enumerate(batch)
+                    decoders.submit(_decode_into, slot.pixels[row], item, decode, times)
+                    for row, item in enumerate(batch)
                 ]
-                slot.answer = engine.submit(_infer, backend, slot)
+                slot.answer = engine.submit(_infer, backend, slot, times)
                 waiting.append(slot)
             if not waiting:
                 return
             slot = waiting.popleft()
             assert slot.answer is not None
-            results = slot.answer.result()
+            with times.measure("results_waited"):
+                results = slot.answer.result()
             # The results hold copies, so the slot can be refilled before they are consumed.
             free.append(slot)
             yield from results
@@ -118,20 +165,23 @@ def run(
         engine.shutdown(cancel_futures=True)
 
 
-def _decode_into(row: Pixels, source: Source | Failure, spec: InputSpec, exact: bool) -> Image | Failure:
+def _decode_into(row: Pixels, source: Source | Failure, decode: _Decode, times: StageTimes) -> Image | Failure:
     """Fill one row (H, W, 3) of a batch; a picture that cannot be read leaves it black."""
-    image = source if isinstance(source, Failure) else decode_image(source.name, source.read, spec, exact=exact)
-    row[...] = 0 if isinstance(image, Failure) else image.pixels
+    with times.measure("decode"):
+        image = source if isinstance(source, Failure) else decode(source.name, source.read)
+        row[...] = 0 if isinstance(image, Failure) else image.pixels
     return image
 
 
-def _infer(backend: Backend, slot: _Slot) -> list[Result]:
+def _infer(backend: Backend, slot: _Slot, times: StageTimes) -> list[Result]:
     """Wait for a slot's pictures and put them through the engine; skipped where none could be read."""
-    images = [future.result() for future in slot.decoding]
+    with times.measure("engine_waited"):
+        images = [future.result() for future in slot.decoding]
     slot.decoding = []
     if all(isinstance(image, Failure) for image in images):
         return list(images)  # type: ignore[arg-type]  # mypy does not narrow through all()
-    probabilities = backend.infer(slot.pixels[: len(images)])
+    with times.measure("engine"):
+        probabilities = backend.infer(slot.pixels[: len(images)])
     return [_result(image, row) for image, row in zip(images, probabilities, strict=True)]
 
 
@@ -140,4 +190,4 @@ def _result(image: Image | Failure, probabilities: Probabilities) -> Result:
         return image
     if not np.isfinite(probabilities).all():
         return Failure(image.path, "infer", "the model's answer is not a number")
-    return Prediction(image.path, probabilities.copy(), image.width, image.height)
+    return Prediction(image.path, probabilities.copy(), image.width, image.height, image.capture)

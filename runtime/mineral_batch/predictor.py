@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mineral_batch.contract import ModelContract
-    from mineral_batch.pipeline import Result
+    from mineral_batch.pipeline import Result, StageTimes
 
 #: What can be predicted: names of folders and files, sources, failures (passed on), and pictures in memory.
 Input = str | Path | Source | Failure | PILImage.Image | Pixels
@@ -79,12 +79,16 @@ class Predictor:
         """What the engine really runs on, in words."""
         return self._backend.device
 
-    def predict(self, inputs: Iterable[Input]) -> Generator[Result, None, None]:
+    def predict(
+        self, inputs: Iterable[Input], *, with_capture: bool = False, times: StageTimes | None = None
+    ) -> Generator[Result, None, None]:
         """One `Prediction` or `Failure` per photograph, lazily and in order.
 
         Args:
             inputs: folders, files, globs, archives (see `mineral_batch.sources`); pictures that are in memory, as PIL
                 images or (H, W, 3) uint8 RGB arrays, whose results are called `picture 0`, `picture 1`, ...
+            with_capture: read when and where each picture was taken, too.
+            times: where the seconds of each stage are added.
 
         Raises:
             DataError: if an input does not exist.
@@ -96,6 +100,8 @@ class Predictor:
             batch_size=self.batch_size,
             decode_threads=self._decode_threads,
             exact=self.exact,
+            with_capture=with_capture,
+            times=times,
         )
         with closing(results):
             yield from results
