@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from mineral_batch.errors import DataError, MineralError
-from mineral_batch.images import Failure, find_images, load_image
+from mineral_batch.images import Failure, load_image
+from mineral_batch.sources import find_images
 from mineral_train.synth import generate
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class ParityError(MineralError):
 class Answers(Protocol):
     """Anything that maps (N, H, W, 3) uint8 to (N, L) float32 probabilities."""
 
-    def __call__(self, pixels: Pixels, /) -> Probabilities: ...
+    def __call__(self, pixels: Pixels, /) -> Probabilities:
+        """Answer one batch."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -202,6 +203,23 @@ def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
     }
     held_out = run(world.predictions(), world.labels(), "--split", "test", "--thresholds", model).stdout
     assert f"{contract.thresholds[0]:.4f}" in held_out
+
+
+def test_record_writes_what_was_measured_into_the_model(world):
+    model = world.model()
+    before = read_contract(model)
+    arguments = ("--split", "test", "--record", model, "--dataset", "thirty made pictures")
+    out = run(world.predictions(), world.labels(), *arguments).stdout
+    measured = read_contract(model).measured
+    scores, truth = world.scores[~world.val], world.truth[~world.val]
+    expected = [average_precision_score(truth[:, i], scores[:, i]) for i in range(3)]
+    assert measured.mean_ap == pytest.approx(np.mean(expected), rel=1e-5)
+    assert list(measured.ap.values()) == [*(pytest.approx(ap, rel=1e-5) for ap in expected), None]
+    assert list(measured.support.values()) == [*truth[:, :3].sum(axis=0), 0]
+    assert measured.low <= measured.high
+    assert (measured.dataset, measured.images, measured.definition) == ("thirty made pictures", 30, "equation-6")
+    assert f"Wrote mAP {measured.mean_ap:.4f} on 30 photographs" in out
+    assert replace(read_contract(model), measured=None) == replace(before, measured=None)
 
 
 def test_tuning_on_the_photographs_to_be_judged_is_said_to_be_optimistic(world):

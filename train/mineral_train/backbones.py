@@ -175,9 +175,7 @@ def stage_maps(backbone: nn.Module, x: Tensor, stages: int) -> list[Tensor]:
         DataError: if timm cannot give a backbone's stages.
     """
     if not hasattr(backbone, "forward_intermediates"):
-        raise DataError(
-            f"timm gives no stages of {type(backbone).__name__}: choose a ResNet, or one stage"
-        )
+        raise DataError(f"timm gives no stages of {type(backbone).__name__}: choose a ResNet, or one stage")
     maps: list[Tensor] = backbone.forward_intermediates(x, indices=stages, intermediates_only=True)  # type: ignore[operator]
     return maps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,8 +71,9 @@ def measure(scores: NDArray[np.float32], truth: NDArray[np.bool_], labels: tuple
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-    """The recipe without the labels, which the contract has."""
+    """The recipe without the labels, which the contract has, and without folders, which are nobody else's business."""
     record = config.to_json()
+    record |= {name: Path(record[name]).name for name in ("pretrained", "init")}
     record["model"] = {name: value for name, value in record["model"].items() if name != "labels"}
     return record
 

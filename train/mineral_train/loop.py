@@ -336,7 +336,7 @@ class Trainer:
 
 def _start(config: TrainConfig, learner: Learner) -> str:
     """Which weights the run begins with, in words."""
-    return f"all weights from {config.init}" if config.init else str(learner.model.loaded)
+    return f"all weights from {Path(config.init).name}" if config.init else str(learner.model.loaded)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ class Loaded:
     """Where a backbone's weights came from, for the log and the provenance.
 
     Attributes:
-        source: a file, a hub, or `random`.
+        source: a file's name without its folder (a model that is given away need not tell of the machine that made
+            it), a hub, or `random`.
         tensors: how many of the backbone's tensors were filled.
         matched: how the file's names were matched with timm's: `name` or `order`.
         resampled: names whose shape differed and was interpolated (position embeddings on another grid).
@@ -64,6 +66,8 @@ def _from_hub(config: ModelConfig) -> tuple[nn.Module, Loaded]:
     name = config.backbone
     if not pretrained_cfg(name).has_weights:
         raise DataError(f"timm names no weights for {name}: use --pretrained FILE or --no-pretrained")
+    # Without a network its client tells of a dozen attempts; one line at the end is enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         backbone = create_backbone(name, config.image_size, config.drop_path, pretrained=True)
     except DataError:
@@ -94,7 +98,7 @@ def _from_file(config: ModelConfig, path: Path) -> tuple[nn.Module, Loaded]:
     _forget_state(backbone)
     filled = backbone.state_dict()
     resampled = tuple(n for n, t in kept.items() if n in filled and filled[n].shape != t.shape)
-    return backbone, Loaded(str(path), len(filled), matched, resampled, dropped)
+    return backbone, Loaded(path.name, len(filled), matched, resampled, dropped)
 
 
 def read_state(path: Path) -> State:

@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from mineral_batch._onnx_file import read_contract, write_contract
+from mineral_batch.contract import Measured
 from mineral_batch.errors import DataError
 from mineral_batch.evaluate import Evaluation, Joined, Tuning, join, tune
 from mineral_batch.evaluate import evaluate as judge
@@ -51,6 +52,8 @@ _SHOWN = 5
     help="Decide anew with one threshold (0.5) or those of an ONNX file; default: the column `minerals`.",
 )
 @click.option("--tune", "model", type=_FILE, metavar="MODEL", help="Write the thresholds of highest F1 into MODEL.")
+@click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
+@click.option("--dataset", help="With --record: what the photographs are, in words; default: the name of LABELS.")
 @click.option(
     "--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples for the interval; 0: none."
 )
@@ -62,6 +65,8 @@ def evaluate(
     split: str | None,
     thresholds: str | None,
     model: Path | None,
+    record: Path | None,
+    dataset: str | None,
     bootstrap: int,
     json_file: Path | None,
     csv_file: Path | None,
@@ -74,6 +79,8 @@ def evaluate(
     With --tune, MODEL (which made PREDICTIONS) gets for each mineral the threshold of the highest F1 on these
     photographs. Tune on validation photographs (--split val) and judge on others (--split test): a threshold looks
     better than it is on the photographs that chose it. A mineral in fewer than 5 photographs keeps its threshold.
+
+    With --record, MODEL carries from then on what was measured here: `predict` and `info` show it.
     """
     asked = _Asked(predictions, labels, split, bootstrap)
     contract = read_contract(model) if model else None
@@ -92,6 +99,32 @@ def evaluate(
     if model and contract and tuning:
         write_contract(model, _tuned(contract, tuning, joined, asked))
         click.echo("\n".join(_tuning_text(tuning, contract, model, split)))
+    if record:
+        measured = _measured(joined, result, dataset or _in_words(asked))
+        write_contract(record, replace(read_contract(record), measured=measured))
+        click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} photographs into {record}.")
+
+
+def _in_words(asked: _Asked) -> str:
+    return f"split {asked.split} of {asked.labels.name}" if asked.split else asked.labels.name
+
+
+def _measured(joined: Joined, result: Evaluation, dataset: str) -> Measured:
+    """What a contract carries of an evaluation: the figures by equation 6."""
+    if math.isnan(result.mean_ap.mean):
+        raise DataError("nothing to record: none of these photographs has a label")
+    low, high = result.interval or (None, None)
+    ap, low, high = (_six_digits(value) for value in (result.mean_ap.per_label.tolist(), low, high))
+    return Measured(
+        mean_ap=float(f"{result.mean_ap.mean:.6g}"),
+        definition=EQUATION_6,
+        dataset=dataset,
+        images=len(joined.truth),
+        ap=dict(zip(result.labels, ap, strict=True)),
+        support=dict(zip(result.labels, result.mean_ap.support.tolist(), strict=True)),
+        low=low,
+        high=high,
+    )
 
 
 def _thresholds(text: str | None) -> ModelContract | float | None:
