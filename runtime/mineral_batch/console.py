@@ -60,6 +60,7 @@ _EXTRA_OF = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "pyarrow": "parquet",
     "sklearn": "dev",
 }
 
