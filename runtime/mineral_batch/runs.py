@@ -85,7 +85,7 @@ def run(
         predictor: the open model.
         inputs: see `mineral_batch.sources.find_sources`.
         folder: where the tables come; made if absent.
-        tables: which ones.
+        tables: which ones; those that an earlier run left are brought up to date, too.
         restart: do everything again, whatever an earlier run did.
         seen: called with each new result, and with None for each source that an earlier run had done.
         stop: asked before each source; once it says True the batches in flight are finished and the run ends.
@@ -95,6 +95,7 @@ def run(
             an earlier run was made with another model or other options.
         BackendError: if the engine fails. What was predicted before either is kept.
     """
+    tables = tables.and_those_in(folder)
     require(tables)
     sources = _not_empty(find_sources(inputs), inputs)
     attempt = _Attempt(predictor, inputs, folder, tables)

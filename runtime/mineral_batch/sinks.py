@@ -22,8 +22,8 @@ r"""The tables that a run leaves, schema version 1. Each appears whole or not at
 | reason | one line |
 
 Text is UTF-8. A file name that is not keeps its bytes in the CSVs, is escaped (`\udcXX`) in the JSON and shown as
-`\xXX` in Parquet. A relative name that a spreadsheet would run as a formula begins with `./`. A table that this run
-was not asked for, but an earlier one into the same folder was, is removed: it would no longer agree with the others.
+`\xXX` in Parquet. A relative name that a spreadsheet would run as a formula begins with `./`. A table that an earlier
+run left in the folder is brought up to date, asked for or not, so that all that lie there agree.
 """
 
 from __future__ import annotations
@@ -100,6 +100,11 @@ class Tables:
         """What a run leaves, failures.csv apart."""
         named = tuple(file for name, file in FORMATS.items() if name in self.formats or name == "csv")
         return named + (PER_IMAGE,) * self.per_image
+
+    def and_those_in(self, folder: Path) -> Tables:
+        """These, and those that an earlier run left."""
+        formats = tuple(name for name, file in FORMATS.items() if name in self.formats or (folder / file).exists())
+        return Tables(formats, self.per_image or (folder / PER_IMAGE).exists(), self.columns)
 
 
 #: predictions.csv and failures.csv.
@@ -289,7 +294,7 @@ def write_tables(folder: Path, results: Iterable[Result], contract: ModelContrac
         sweep(folder)
         (folder / CERTIFICATE).unlink(missing_ok=True)  # from here on it would vouch for other tables
         has_failures = _write_all(folder, results, contract, tables)
-        _remove(folder, {*FORMATS.values(), PER_IMAGE, PARTIAL} - {*tables.files})
+        (folder / PARTIAL).unlink(missing_ok=True)
         if not has_failures:
             (folder / FAILURES).unlink()
     except OSError as error:
@@ -357,14 +362,6 @@ def sweep(folder: Path) -> None:
     if old.exists() and not current.exists():  # killed between the two renames
         old.rename(current)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if name == PER_IMAGE:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        else:
-            (folder / name).unlink(missing_ok=True)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:

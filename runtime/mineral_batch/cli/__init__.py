@@ -7,6 +7,7 @@ from mineral_batch.console import LazyGroup
 _COMMANDS = {
     "predict": ("mineral_batch.cli.predict:predict", "Write a table of mineral probabilities for photographs."),
     "evaluate": ("mineral_batch.cli.evaluate:evaluate", "Compare a table with labels: AP per mineral, mAP, P/R/F1."),
+    "check": ("mineral_batch.cli.check:check", "Check that the tables of a run are whole and agree."),
     "info": ("mineral_batch.cli.info:info", "Show what a model file says about itself."),
 }
 
