@@ -97,7 +97,7 @@ def _parity(deployable: Deployable, path: Path, pixels: Pixels, what: str) -> Pa
             answers: Probabilities = deployable(torch.from_numpy(batch)).numpy()
         return answers
 
-    backend = open_cpu(path, 0)
+    backend = open_cpu(path)
     try:
         return verify.compare(reference, backend.infer, pixels, what)
     finally:

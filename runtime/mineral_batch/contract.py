@@ -53,6 +53,11 @@ class InputSpec:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one picture's pixels: (height, width, 3)."""
+        return self.height, self.width, 3
+
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             value = getattr(self, name)

@@ -1,9 +1,11 @@
-"""Decode threads -> preallocated batches -> engine thread -> results in the order of the files.
+"""Decode threads -> preallocated batches -> engine threads -> results in the order of the files.
 
-    sources --(decode threads)--> slot 0 | slot 1 | slot 2 --(one engine thread)--> results, in order
+    sources --(decode threads)--> slot 0 | slot 1 | slot 2 | ... --(engine threads)--> results, in order
 
-While the engine works on one slot the next is being decoded and the last one is being written. Slots are allocated
-once and reused, and no more sources are drawn than the slots hold, so memory does not depend on how many there are.
+While the engine works on one slot the next is being decoded and the last one is being written. A GPU has one engine
+thread and its batches are large; an engine on the processor takes one picture on each of as many threads as it likes.
+Slots are allocated once and reused, and no more sources are drawn than they hold, so memory does not depend on how
+many there are.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
     _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
 
-# One being written, one in the engine, one being filled.
-SLOTS = 3
+# Pictures per decode thread that may be drawn ahead, so that one that decodes slowly does not stop the others.
+_LOOK_AHEAD = 8
 
 Probabilities = NDArray[np.float32]
 
@@ -102,9 +104,20 @@ class _Slot:
     answer: Future[list[Result]] | None = None
 
 
-def decode_threads_by_default() -> int:
-    """As many as this process may use processors; Pillow releases the interpreter's lock while it decodes."""
+def processors() -> int:
+    """How many this process may use: as many threads decode, since Pillow releases the interpreter's lock."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def slots(batch_size: int, decode_threads: int, workers: int) -> int:
+    """Batches that there is room for: one being written, one being filled, one in each engine thread, or more if small.
+
+    Args:
+        batch_size: pictures in each.
+        decode_threads: how many decode.
+        workers: engine threads.
+    """
+    return max(workers + 2, -(-_LOOK_AHEAD * decode_threads // batch_size))
 
 
 def run(
@@ -124,7 +137,7 @@ def run(
 
     Args:
         sources: pictures to read, or failures that are passed on.
-        backend: an open engine; it is used from one thread and left open.
+        backend: an open engine; it is used from `backend.workers` threads and left open.
         batch_size: pictures that go to the engine at once.
         decode_threads: None for one per processor.
         exact: see `mineral_batch.images.open_rgb`.
@@ -134,11 +147,12 @@ def run(
     Raises:
         BackendError: if the engine itself fails.
     """
-    spec, times = backend.contract.input, times or StageTimes()
-    decode = partial(decode_image, spec=spec, exact=exact, with_capture=with_capture)
-    decoders = ThreadPoolExecutor(decode_threads or decode_threads_by_default(), thread_name_prefix="decode")
-    engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
-    free = [_Slot(np.zeros((batch_size, spec.height, spec.width, 3), np.uint8)) for _ in range(SLOTS)]
+    times = times or StageTimes()
+    decode_threads = decode_threads or processors()
+    decode = partial(decode_image, spec=backend.contract.input, exact=exact, with_capture=with_capture)
+    decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+    engine = ThreadPoolExecutor(backend.workers, thread_name_prefix="engine")
+    free = [_Slot(backend.buffer(batch_size)) for _ in range(slots(batch_size, decode_threads, backend.workers))]
     waiting: deque[_Slot] = deque()
     source = iter(sources)
     try:

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch import pipeline
-from mineral_batch.backends import AUTO, open_backend
+from mineral_batch.backends import AUTO, choose_backend
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, Pixels
 from mineral_batch.models import starter_path
 from mineral_batch.sources import Source, find_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from mineral_batch.contract import ModelContract
@@ -38,7 +38,8 @@ class Predictor:
     Args:
         model: an ONNX file from `mineral-export onnx`; None for the starter model that comes with the package.
         backend: a name in `mineral_batch.backends.BACKENDS`, or `auto`.
-        device: index of the GPU, for engines that use one.
+        devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
+        precision: `auto`, or one of `mineral_batch.backends.PRECISIONS` that the engine must compute in.
         batch_size: pictures per call of the engine; None for what suits the device.
         decode_threads: None for one per processor.
         exact: decode JPEGs in full (see `mineral_batch.images.open_rgb`).
@@ -53,13 +54,17 @@ class Predictor:
         model: str | Path | None = None,
         *,
         backend: str = AUTO,
-        device: int = 0,
+        devices: Sequence[int] = (),
+        precision: str = AUTO,
         batch_size: int | None = None,
         decode_threads: int | None = None,
         exact: bool = False,
     ) -> None:
         self.model = Path(model) if model is not None else starter_path()
-        self._backend = open_backend(self.model, backend, device=device)
+        choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
+        self._backend = choice.backend
+        #: Engines that `auto` tried before the one that is open, and why each was not it.
+        self.passed_over = choice.passed_over
         self.batch_size = batch_size or self._backend.batch_size
         self._decode_threads = decode_threads
         self.exact = exact
@@ -76,8 +81,13 @@ class Predictor:
 
     @property
     def device(self) -> str:
-        """What the engine really runs on, in words."""
+        """What the engine really runs on and in which precision, in words."""
         return self._backend.device
+
+    @property
+    def engine_version(self) -> str:
+        """The engine's software and precision: what changes a probability beside the model."""
+        return self._backend.version
 
     def predict(
         self, inputs: Iterable[Input], *, with_capture: bool = False, times: StageTimes | None = None

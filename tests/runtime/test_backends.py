@@ -12,7 +12,7 @@ import pytest
 
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
 from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import BACKENDS, open_backend
+from mineral_batch.backends import BACKENDS, choose_backend, open_backend
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def test_the_cpu_answers_in_float32_for_any_batch(model_path: Path, contract: Mo
     probabilities = backend.infer(pixels)
     assert (probabilities.dtype, probabilities.shape) == (np.float32, (batch, 5))
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
-    assert (backend.name, backend.device, backend.contract) == ("onnx-cpu", "CPU", contract)
+    assert (backend.name, backend.device, backend.contract) == ("onnx-cpu", "CPU, float32", contract)
     assert backend.batch_size >= 1
     backend.close()
 
@@ -123,12 +123,18 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", pretender)
     message = refused(BackendError, model_path, "onnx-cuda")
     assert "would run on CPUExecutionProvider" in message
-    assert open_backend(model_path, "auto").name == "onnx-cpu"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    choice = choose_backend(model_path, "auto")
+    assert choice.backend.name == "onnx-cpu"
+    assert list(choice.passed_over) == ["onnx-cuda", "openvino"]
+    assert "would run on CPUExecutionProvider" in choice.passed_over["onnx-cuda"]
+    assert "pip install openvino" in choice.passed_over["openvino"]
 
 
 def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
+    monkeypatch.setitem(sys.modules, "openvino", None)
     message = refused(BackendError, model_path, "auto")
-    assert all(f"{name}: " in message for name in BACKENDS)
+    assert all(f"{name}: " in message for name in ("onnx-cuda", "openvino", "onnx-cpu"))

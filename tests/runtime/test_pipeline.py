@@ -11,7 +11,7 @@ import pytest
 
 from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction
 from mineral_batch.backends import open_backend
-from mineral_batch.pipeline import SLOTS, run
+from mineral_batch.pipeline import run, slots
 from mineral_batch.sources import find_sources
 
 if TYPE_CHECKING:
@@ -30,12 +30,17 @@ class FakeBackend:
 
     name = "fake"
     device = "memory"
+    version = "1"
     batch_size = 4
+    workers = 1
 
     def __init__(self) -> None:
         self.contract = ModelContract(labels=("mean", "first"), thresholds=(0.5, 0.5), input=SPEC)
         self.sizes: list[int] = []
         self.threads: set[int] = set()
+
+    def buffer(self, pictures: int) -> NDArray[np.uint8]:
+        return np.zeros((pictures, 24, 32, 3), np.uint8)
 
     def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         assert pixels.dtype == np.uint8
@@ -145,11 +150,12 @@ def test_sources_are_drawn_no_further_than_the_slots_hold(album: Path, batch_siz
             drawn += 1
             yield paths[drawn % len(paths)]
 
-    results = run(endless(), FakeBackend(), batch_size=batch_size)
+    results = run(endless(), FakeBackend(), batch_size=batch_size, decode_threads=1)
+    room = slots(batch_size, decode_threads=1, workers=1)
     assert drawn == 0
     for consumed in range(1, 40):
         next(results)
-        assert drawn - consumed <= SLOTS * batch_size + 1
+        assert drawn - consumed <= room * batch_size + 1
     results.close()
     assert not threads_of_the_pipeline()
 

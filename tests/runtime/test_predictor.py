@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime")
 def test_it_says_what_is_open(model_path: Path, contract: ModelContract) -> None:
     with Predictor(model_path, backend="onnx-cpu", batch_size=3) as predictor:
         assert predictor.contract == contract
-        assert (predictor.backend, predictor.device, predictor.model) == ("onnx-cpu", "CPU", model_path)
+        assert (predictor.backend, predictor.device, predictor.model) == ("onnx-cpu", "CPU, float32", model_path)
         assert predictor.batch_size == 3
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or an NVIDIA GPU.
+"""ONNX Runtime on the CPU, and what its three backends share.
 
 `get_available_providers()` names CUDA on machines without a GPU, and a session asked for it then runs on the CPU
 without a word. What counts is `session.get_providers()[0]` after the session was made: that is checked.
@@ -9,31 +9,49 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.errors import BackendError, ContractError
+from mineral_batch.backends import DEFAULT, Settings, graph
+from mineral_batch.errors import BackendError
+from mineral_batch.pipeline import processors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mineral_batch.contract import ModelContract
     from mineral_batch.images import Pixels
     from mineral_batch.pipeline import Probabilities
 
-_ERRORS_ONLY = 3
+CPU = "CPUExecutionProvider"
+_LOG_ERRORS, _LOG_FATAL = 3, 4
 
 
 class OnnxRuntimeBackend:
-    """One ONNX Runtime session that maps (N, H, W, 3) uint8 to (N, L) float32; see `Backend`."""
+    """One CPU session that `workers` threads share, each with one picture on one thread; see `Backend`.
 
-    def __init__(self, session: Any, contract: ModelContract, *, name: str, device: str, batch_size: int) -> None:
-        _check_graph(session, contract)
-        self.name = name
-        self.device = device
+    One picture per thread, not one batch over all threads: there is nothing to wait for between the layers. On two
+    shared cores this was 1.6 to 2.6 times ONNX Runtime's own settings with a batch of 8 (benchmarks/README.md), and
+    a picture's answer cannot depend on the batch that it came in.
+    """
+
+    name = "onnx-cpu"
+    device = "CPU, float32"
+    batch_size = 1
+
+    def __init__(self, session: Any, contract: ModelContract, version: str) -> None:
+        check_graph(session, contract)
         self.contract = contract
-        self.batch_size = batch_size
+        self.workers = processors()
+        self.version = f"ONNX Runtime {version}, float32"
         self._session = session
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
+
+    def buffer(self, pictures: int) -> Pixels:
+        """Ordinary memory."""
+        return np.zeros((pictures, *self.contract.input.shape), np.uint8)
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities.
@@ -42,73 +60,83 @@ class OnnxRuntimeBackend:
             BackendError: with ONNX Runtime's own words, if the run fails.
         """
         try:
-            probabilities: Probabilities = self._session.run([self._output], {self._input: pixels})[0]
+            rows = [self._session.run([self._output], {self._input: row[None]})[0] for row in pixels]
         # Its exceptions have no common base class.
         except Exception as error:
-            raise BackendError(f"{self.name} failed on a batch of {len(pixels)}: {_first_line(error)}") from error
-        return probabilities
+            raise BackendError(f"{self.name} failed on a batch of {len(pixels)}: {first_line(error)}") from error
+        return np.concatenate(rows)
 
     def close(self) -> None:
         """Drop the session, and with it the memory it holds."""
         self._session = None
 
 
-def open_cpu(path: Path, device: int) -> OnnxRuntimeBackend:
-    """Open a model on the CPU; `device` has no meaning there.
+def open_cpu(path: Path, settings: Settings = DEFAULT) -> OnnxRuntimeBackend:
+    """Open a model on the CPU.
 
     Raises:
-        BackendError: if onnxruntime is not installed or refuses the model.
-        ContractError: if the file carries no contract, or another one than its graph.
-    """
-    del device
-    contract = read_contract(path)
-    session = _session(path, "CPUExecutionProvider", {})
-    return OnnxRuntimeBackend(session, contract, name="onnx-cpu", device="CPU", batch_size=8)
-
-
-def open_cuda(path: Path, device: int) -> OnnxRuntimeBackend:
-    """Open a model on NVIDIA GPU number `device`, or refuse: never on the CPU instead.
-
-    Raises:
-        BackendError: if there is no onnxruntime-gpu, no driver, or no such GPU.
+        BackendError: if onnxruntime is not installed or refuses the model, or a GPU or another precision is wanted.
         ContractError: if the file carries no contract, or another one than its graph.
     """
     contract = read_contract(path)
-    session = _session(path, "CUDAExecutionProvider", {"device_id": str(device)})
-    return OnnxRuntimeBackend(session, contract, name="onnx-cuda", device=f"CUDA {device}", batch_size=64)
+    refuse_devices("onnx-cpu", settings)
+    if settings.precision not in ("auto", "float32"):
+        raise BackendError(f"onnx-cpu computes in float32, not {settings.precision}: try --backend openvino")
+    runtime = onnxruntime_with(CPU)
+    options = runtime.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS
+    options.intra_op_num_threads = 1
+    session = make_session(runtime, path, options, [(CPU, {})])
+    return OnnxRuntimeBackend(session, contract, runtime.__version__)
 
 
-def _session(path: Path, provider: str, options: dict[str, str]) -> Any:
-    runtime = _onnxruntime(provider)
-    settings = runtime.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY if provider == "CPUExecutionProvider" else 4
+def refuse_devices(name: str, settings: Settings) -> None:
+    """For engines that know only the processor.
+
+    Raises:
+        BackendError: if a GPU was asked for.
+    """
+    if settings.device is not None:
+        raise BackendError(f"{name} runs on the processor and knows no device {settings.device}: leave out --devices")
+
+
+def make_session(runtime: Any, path: Path, options: Any, providers: Sequence[tuple[str, Mapping[str, str]]]) -> Any:
+    """A session that truly runs on the first of the providers.
+
+    Raises:
+        BackendError: if the model is refused, or another provider would run it.
+    """
+    wanted = providers[0][0]
     try:
-        session = runtime.InferenceSession(str(path), settings, providers=[(provider, options)])
+        session = runtime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # its exceptions have no common base class
-        raise BackendError(f"ONNX Runtime cannot open {path} on {provider}: {_first_line(error)}") from error
-    if session.get_providers()[0] != provider:
+        raise BackendError(f"ONNX Runtime cannot open {path} on {wanted}: {first_line(error)}") from error
+    if session.get_providers()[0] != wanted:
         raise BackendError(
-            f"ONNX Runtime was asked for {provider} and would run on {session.get_providers()[0]}: check the NVIDIA "
+            f"ONNX Runtime was asked for {wanted} and would run on {session.get_providers()[0]}: check the NVIDIA "
             f"driver (nvidia-smi) and that the CUDA and cuDNN libraries of onnxruntime-gpu {runtime.__version__} load"
         )
     return session
 
 
-def _onnxruntime(provider: str) -> Any:
-    """The module, if it is installed, only once, and knows the provider."""
-    extra = "cpu" if provider == "CPUExecutionProvider" else "gpu"
+def onnxruntime_with(provider: str) -> Any:
+    """The module `onnxruntime`, if it is installed, only once, and knows the provider.
+
+    Raises:
+        BackendError: if not, with the command that mends it.
+    """
+    extra = "cpu" if provider == CPU else "gpu"
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            f'ONNX Runtime does not load ({_first_line(error)}): pip install "mineral-batch[{extra}]"'
+            f'ONNX Runtime does not load ({first_line(error)}): pip install "mineral-batch[{extra}]"'
         ) from error
     if provider in onnxruntime.get_available_providers():
         return onnxruntime
-    if {"onnxruntime", "onnxruntime-gpu"} <= _installed():
+    if is_clash():
         raise BackendError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: {CLASH_FIX}"
         )
     raise BackendError(
         f"the installed ONNX Runtime {onnxruntime.__version__} has no {provider}: "
@@ -116,23 +144,28 @@ def _onnxruntime(provider: str) -> Any:
     )
 
 
-def _installed() -> set[str]:
-    return {str(distribution.name).lower() for distribution in metadata.distributions() if distribution.name}
+CLASH_FIX = (
+    "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
+    "(or onnxruntime on a machine without an NVIDIA GPU)"
+)
 
 
-def _check_graph(session: Any, contract: ModelContract) -> None:
-    """The graph must be the one that the contract describes: one input, one answer per label."""
+def is_clash() -> bool:
+    """Whether the wheels for the CPU and for the GPU are both installed: one has overwritten the other's files."""
+    installed = {str(one.name).lower() for one in metadata.distributions() if one.name}
+    return {"onnxruntime", "onnxruntime-gpu"} <= installed
+
+
+def check_graph(session: Any, contract: ModelContract) -> None:
+    """See `mineral_batch.backends.graph.check`."""
     (pixels, *more), (probabilities, *_) = session.get_inputs(), session.get_outputs()
-    size, labels = contract.input, len(contract.labels)
-    wanted = ["tensor(uint8)", [size.height, size.width, 3], labels]
-    found = [pixels.type, list(pixels.shape[1:]), probabilities.shape[-1]]
-    if more or wanted != found or probabilities.type != "tensor(float)":
-        raise ContractError(
-            f"the model's graph takes {pixels.type} {pixels.shape} and gives {probabilities.type} "
-            f"{probabilities.shape}, its contract says uint8 (N, {size.height}, {size.width}, 3) and float32 "
-            f"(N, {labels}): export it again with mineral-export onnx"
-        )
+    described = [(_TYPES.get(one.type, one.type), list(one.shape)) for one in (pixels, probabilities)]
+    graph.check(contract, *described, inputs=1 + len(more))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+
+def first_line(error: BaseException) -> str:
+    """An engine's own words, without the lines of its source files."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,134 @@
+"""ONNX Runtime's TensorRT provider: an engine built once for this model, this GPU and these versions, then reused.
+
+The provider itself reuses a cached engine whatever has changed since, so all that an engine depends on is in the name
+of its folder. Asked for by name only: the first build takes minutes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends.cuda_driver import DriverError, gpus
+from mineral_batch.backends.onnx_cuda import (
+    BATCH_SIZE,
+    CUDA,
+    OnnxGpuBackend,
+    Provider,
+    cuda_options,
+    fixed_session,
+    load_cuda_libraries,
+)
+from mineral_batch.backends.onnx_runtime import onnxruntime_with
+from mineral_batch.errors import BackendError
+
+if TYPE_CHECKING:
+    from mineral_batch.backends import Settings
+    from mineral_batch.backends.cuda_driver import Gpu
+
+TENSORRT = "TensorrtExecutionProvider"
+# ONNX Runtime 1.18 to 1.32 are linked against this one.
+_LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
+
+
+def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
+    """Open a model with TensorRT inside ONNX Runtime, or refuse: never on CUDA or the CPU instead.
+
+    What TensorRT cannot do of the graph, ONNX Runtime's CUDA provider does.
+
+    Raises:
+        BackendError: if onnxruntime-gpu, TensorRT or a GPU is missing, or TensorRT refuses the model.
+        ContractError: if the file carries no contract, or another one than its graph.
+    """
+    contract = read_contract(path)
+    if settings.precision == "bfloat16":
+        raise BackendError("onnx-tensorrt computes in float32 or float16: choose one of these with --precision")
+    runtime = onnxruntime_with(TENSORRT)
+    load_cuda_libraries(runtime)
+    tensorrt = tensorrt_version()
+    gpu = _gpu(settings.device or 0)
+    is_half = settings.precision == "float16"
+
+    def session(batch: int) -> Any:
+        folder = cache_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=is_half)
+        folder.mkdir(parents=True, exist_ok=True)
+        return fixed_session(runtime, path, batch, _providers(folder, gpu.index, settings, is_half=is_half))
+
+    return OnnxGpuBackend(
+        session,
+        runtime,
+        contract,
+        name="onnx-tensorrt",
+        device=gpu.index,
+        batch_size=settings.batch_size or BATCH_SIZE,
+        precision="float16" if is_half else "float32" if settings.precision == "float32" else "TF32 allowed",
+        engine=f", TensorRT {tensorrt}",
+    )
+
+
+def cache_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: int, *, is_half: bool) -> Path:
+    """Where the engine of exactly this model, GPU, software, batch size and precision is kept.
+
+    Args:
+        path: the model file; its content counts, not its name.
+        gpu: the GPU that it is built for.
+        onnxruntime: version.
+        tensorrt: version.
+        batch: pictures per call.
+        is_half: float16 where TensorRT finds it faster.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    kind = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-")
+    precision = "float16" if is_half else "float32"
+    name = f"{digest[:16]}_ort{onnxruntime}_trt{tensorrt}_{kind}_sm{gpu.compute_capability}_batch{batch}_{precision}"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "mineral-batch" / "tensorrt" / name
+
+
+def tensorrt_version() -> str:
+    """Of the TensorRT library that ONNX Runtime will use, such as `10.16.0`.
+
+    Raises:
+        BackendError: if it does not load.
+    """
+    # The pip package keeps the library where the loader does not look, and loads it when it is imported.
+    with suppress(ImportError):
+        importlib.import_module("tensorrt")
+    for name in _LIBRARIES:
+        with suppress(OSError):
+            number = ctypes.CDLL(name).getInferLibVersion()
+            return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    raise BackendError(
+        'TensorRT 10 does not load, which ONNX Runtime\'s TensorRT provider needs: pip install "tensorrt>=10.12,<11"'
+    )
+
+
+def _gpu(device: int) -> Gpu:
+    try:
+        return gpus()[device]
+    except DriverError as error:
+        raise BackendError(f"onnx-tensorrt needs an NVIDIA GPU: {error}") from error
+    except IndexError:
+        raise BackendError(f"there is no GPU {device}: {', '.join(map(str, range(len(gpus()))))} are there") from None
+
+
+def _providers(folder: Path, device: int, settings: Settings, *, is_half: bool) -> list[Provider]:
+    """With their options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html."""
+    options = {
+        "device_id": str(device),
+        "trt_fp16_enable": str(int(is_half)),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_cuda_graph_enable": "1",
+    }
+    return [(TENSORRT, options), (CUDA, cuda_options(device, is_exact=settings.precision == "float32"))]

@@ -1,0 +1,144 @@
+"""OpenVINO on the processor: one stream per core, in bfloat16 where the processor has it."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends import graph
+from mineral_batch.backends.onnx_runtime import first_line, refuse_devices
+from mineral_batch.errors import BackendError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mineral_batch.backends import Settings
+    from mineral_batch.contract import ModelContract
+    from mineral_batch.images import Pixels
+    from mineral_batch.pipeline import Probabilities
+
+# Its names for a precision: as an option, and among the processor's abilities.
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_ABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
+_WORDS = {hint: name for name, hint in _HINTS.items()}
+
+
+class OpenVinoBackend:
+    """A model compiled for batches of one, and one infer request for each thread that may call; see `Backend`.
+
+    One picture per stream costs up to a tenth against batches of four (benchmarks/README.md) and gives what those
+    cannot promise: a picture's answer is the same to the bit whatever was in the batch with it.
+    """
+
+    name = "openvino"
+    batch_size = 1
+
+    def __init__(self, compiled: Any, contract: ModelContract, version: str) -> None:
+        precision = _precision(compiled)
+        self.contract = contract
+        self.device = f"CPU, {precision}"
+        self.version = f"OpenVINO {version}, {precision}"
+        self.workers = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.workers):
+            self._idle.put(compiled.create_infer_request())
+
+    def buffer(self, pictures: int) -> Pixels:
+        """Ordinary memory."""
+        return np.zeros((pictures, *self.contract.input.shape), np.uint8)
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities.
+
+        Raises:
+            BackendError: with OpenVINO's own words, if the run fails.
+        """
+        request = self._idle.get()
+        try:
+            rows = [_answer(request, row) for row in pixels]
+        except RuntimeError as error:
+            raise BackendError(f"openvino failed on a batch of {len(pixels)}: {_reason(error)}") from error
+        finally:
+            self._idle.put(request)
+        return np.concatenate(rows)
+
+    def close(self) -> None:
+        """Drop the requests, and with them the compiled model."""
+        self._idle = SimpleQueue()
+
+
+def open_openvino(path: Path, settings: Settings) -> OpenVinoBackend:
+    """Open a model with OpenVINO on the CPU.
+
+    Raises:
+        BackendError: if openvino is not installed or refuses the model, a GPU is wanted, or a precision that the
+            processor lacks.
+        ContractError: if the file carries no contract, or another one than its graph.
+    """
+    contract = read_contract(path)
+    refuse_devices("openvino", settings)
+    openvino = _openvino()
+    core = openvino.Core()
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", **_precision_option(core, settings.precision)}
+    try:
+        model = core.read_model(str(path))
+        _check_graph(model, contract)
+        model.reshape([1, *contract.input.shape])
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise BackendError(f"OpenVINO cannot open {path}: {_reason(error)}") from error
+    # "2026.4.1-22982-e213a147257-releases/2026/4": the release is what a user can install.
+    return OpenVinoBackend(compiled, contract, openvino.__version__.split("-")[0])
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError(f"OpenVINO does not load ({first_line(error)}): pip install openvino") from error
+    return openvino
+
+
+def _precision_option(core: Any, precision: str) -> dict[str, str]:
+    """Nothing for `auto`: its own choice is bfloat16 where the processor multiplies in it, else float32."""
+    if precision == "auto":
+        return {}
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if _ABILITIES[precision] not in able:
+        known = ", ".join(name for name, ability in _ABILITIES.items() if ability in able)
+        raise BackendError(f"this processor does not compute in {precision}; OpenVINO can here: {known}")
+    return {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+
+
+def _precision(compiled: Any) -> str:
+    """What the compiled model really computes in."""
+    found = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
+    return _WORDS.get(found, found)
+
+
+def _check_graph(model: Any, contract: ModelContract) -> None:
+    def described(port: Any) -> tuple[str, list[str | int]]:
+        shape = [size.get_length() if size.is_static else "N" for size in port.get_partial_shape()]
+        return _TYPES.get(name := port.get_element_type().get_type_name(), name), shape
+
+    graph.check(contract, described(model.inputs[0]), described(model.outputs[0]), inputs=len(model.inputs))
+
+
+_TYPES = {"u8": "uint8", "f32": "float32"}
+
+
+def _answer(request: Any, row: Pixels) -> Probabilities:
+    """(H, W, 3) -> (1, L), copied, because the request reuses its output."""
+    request.infer([row[None]], share_inputs=True)
+    probabilities: Probabilities = request.get_output_tensor(0).data.copy()
+    return probabilities
+
+
+def _reason(error: RuntimeError) -> str:
+    """Its messages begin with lines of its source files: the first one that does not is the reason."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return told[0] if told else first_line(error)
