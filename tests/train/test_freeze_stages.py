@@ -1,4 +1,4 @@
-"""`--freeze-stages`: the lowest stages of a backbone never learn, and their statistics stand still."""
+"""`--freeze-stages` and `--freeze-norm`: what of a backbone does not learn, and whose statistics stand still."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mineral_batch.errors import MineralError
-from mineral_train.optim import freeze_stages, train_what_learns
+from mineral_train.optim import freeze_stages, still_statistics, train_what_learns
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,15 @@ def test_a_stage_must_be_left_to_learn(tiny_model):
     freeze_stages(backbone, 3)
     with pytest.raises(MineralError, match="--freeze-stages 4 leaves nothing of the backbone's 4 stages"):
         freeze_stages(backbone, 4)
+
+
+def test_still_statistics_neither_move_nor_use_the_batch(tiny_model, pictures):
+    backbone = tiny_model("test_efficientnet").backbone
+    start = {name: tensor.clone() for name, tensor in backbone.named_buffers()}
+    backbone.train()
+    still_statistics(backbone)
+    together, alone = backbone(pictures), torch.cat([backbone(picture) for picture in pictures.split(1)])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in backbone.named_buffers())
+    together.square().sum().backward()
+    assert backbone.bn1.weight.grad.abs().sum() > 0

@@ -60,6 +60,8 @@ class TrainConfig:
         freeze_epochs: during these the backbone does not learn, and its BatchNorm statistics and dropout are still.
         freeze_stages: the stem and so many of the backbone's lowest stages (blocks of a transformer) never learn, and
             their BatchNorm statistics are still: on small data little is lost, and a step costs half the time.
+        freeze_norm: the backbone's BatchNorm layers keep the statistics of their pretraining, which those of a small
+            batch are a poor estimate of; their scales and shifts do learn.
         ema: decay of the exponential moving average of the weights that is validated and kept, 0 = none.
         patience: stop after this many epochs without a better validation mAP, 0 = never.
         precision: of the matrix products; weights, normalisation and loss stay float32.
@@ -89,6 +91,7 @@ class TrainConfig:
     clip: float = 0.0
     freeze_epochs: int = 0
     freeze_stages: int = 0
+    freeze_norm: bool = False
     ema: float = 0.0
     patience: int = 0
     precision: Precision = "fp32"

@@ -91,6 +91,8 @@ class Learner:
             self._parallel = self.process.wrap(self.model)
             self._frozen = frozen
         optim.train_what_learns(self.model)
+        if self.config.freeze_norm:
+            optim.still_statistics(self.model.backbone)
 
     def step(
         self, pieces: list[Piece], batches: Iterator[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float

@@ -127,6 +127,13 @@ def train_what_learns(model: nn.Module) -> None:
             module.eval()
 
 
+def still_statistics(module: nn.Module) -> None:
+    """BatchNorm in evaluation mode: it normalises with the statistics that it has, and does not change them."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.eval()
+
+
 def make_ema(model: nn.Module, decay: float) -> Any | None:
     """Timm's moving average of all weights and buffers, warmed up so that early weights are forgotten; None for 0."""
     if not decay:

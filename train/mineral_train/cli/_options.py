@@ -90,6 +90,7 @@ recipe_options = group(
     recipe("--clip", "Largest norm of the gradient; 0 = any."),
     recipe("--freeze-epochs", "The backbone and its BatchNorm statistics stand still in these."),
     recipe("--freeze-stages", "The stem and so many of the lowest stages (transformer blocks) never learn."),
+    click.option("--freeze-norm", is_flag=True, help="The backbone's BatchNorm keeps its pretrained statistics."),
     recipe("--ema", "Decay of the weights' moving average, e.g. 0.999; 0 = none."),
     recipe("--patience", "Stop after so many epochs without a better validation mAP; 0 = never."),
     recipe("--precision", "Of the matrix products; fp16 needs CUDA.", recipes.Precision),
