@@ -12,12 +12,15 @@ import pytest
 
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
 from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import BACKENDS, choose_backend, open_backend
+from mineral_batch.backends import BACKENDS, choose_backend, onnx_cuda, open_backend
+from mineral_batch.backends.cuda_driver import DriverError, Gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 onnxruntime = pytest.importorskip("onnxruntime")
+
+GPU = Gpu(0, "NVIDIA L4", "8.9", 24 << 30)
 
 
 def refused(error: type[Exception], *arguments: Any, **options: Any) -> str:
@@ -105,7 +108,10 @@ def test_a_batch_of_the_wrong_shape_is_a_backend_error(model_path: Path) -> None
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this build knows CUDA")
-def test_cuda_without_its_package_is_refused_and_the_package_named(model_path: Path) -> None:
+def test_cuda_without_its_package_is_refused_and_the_package_named(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
 
 
@@ -121,6 +127,7 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
         __version__="1.99",
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", pretender)
+    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
     message = refused(BackendError, model_path, "onnx-cuda")
     assert "would run on CPUExecutionProvider" in message
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -131,8 +138,20 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
     assert "pip install openvino" in choice.passed_over["openvino"]
 
 
+@pytest.mark.parametrize("name", ["onnx-cuda", "onnx-tensorrt"])
+def test_without_a_gpu_that_is_all_there_is_to_say(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def none() -> list[Gpu]:
+        raise DriverError("no NVIDIA driver")
+
+    monkeypatch.setattr(onnx_cuda, "gpus", none)
+    assert refused(BackendError, model_path, name) == f"{name} needs an NVIDIA GPU: no NVIDIA driver"
+
+
 def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
     assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
     monkeypatch.setitem(sys.modules, "openvino", None)

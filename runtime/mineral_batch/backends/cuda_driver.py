@@ -98,8 +98,8 @@ def _driver() -> Any:
     """The library, started."""
     try:
         driver = ctypes.CDLL(_LIBRARY)
-    except OSError as error:
-        raise DriverError(f"no NVIDIA driver: {error}") from None
+    except OSError:
+        raise DriverError(f"no NVIDIA driver ({_LIBRARY} does not load)") from None
     _call(driver.cuInit, ctypes.c_uint(0))
     return driver
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.cuda_driver import DriverError, gpus, page_locked
+from mineral_batch.backends.cuda_driver import DriverError, Gpu, gpus, page_locked
 from mineral_batch.backends.onnx_runtime import check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, MineralError
 
@@ -59,9 +59,10 @@ class OnnxGpuBackend:
         runtime: the module `onnxruntime`.
         contract: the model's.
         name: as in `BACKENDS`.
-        device: index of the GPU.
+        device: the GPU.
         batch_size: to begin with.
         precision: in words, for people and for the fingerprint of a run.
+        engine: what computes beside ONNX Runtime, with its version.
 
     Raises:
         BackendError: if not even a batch of one fits.
@@ -77,17 +78,17 @@ class OnnxGpuBackend:
         contract: ModelContract,
         *,
         name: str,
-        device: int,
+        device: Gpu,
         batch_size: int,
         precision: str,
         engine: str = "",
     ) -> None:
         self.name = name
-        self.device = f"{_gpu_name(device)}, {precision}"
+        self.device = f"GPU {device.index} ({device.name}), {precision}"
         self.version = f"ONNX Runtime {runtime.__version__}{engine}, {precision}"
         self.contract = contract
         self.batch_size = batch_size
-        self._index = device
+        self._index = device.index
         self._runtime = runtime
         self._session_for = session_for
         self._bound: _Bound | None = None
@@ -199,19 +200,35 @@ def open_cuda(path: Path, settings: Settings) -> OnnxGpuBackend:
             f"onnx-cuda computes in the precision of the model file: give it a file exported in half precision instead "
             f"of --precision {settings.precision}"
         )
+    gpu = require_gpu("onnx-cuda", settings.device)
     runtime = onnxruntime_with(CUDA)
     load_cuda_libraries(runtime)
-    device = settings.device or 0
     is_exact = settings.precision == "float32"
     return OnnxGpuBackend(
-        lambda batch: fixed_session(runtime, path, batch, [(CUDA, cuda_options(device, is_exact=is_exact))]),
+        lambda batch: fixed_session(runtime, path, batch, [(CUDA, cuda_options(gpu.index, is_exact=is_exact))]),
         runtime,
         contract,
         name="onnx-cuda",
-        device=device,
+        device=gpu,
         batch_size=settings.batch_size or BATCH_SIZE,
         precision="float32" if is_exact else "TF32 allowed",
     )
+
+
+def require_gpu(name: str, device: int | None) -> Gpu:
+    """The GPU of this number, the first one by default.
+
+    Raises:
+        BackendError: in the name of an engine, if the driver does not offer it.
+    """
+    try:
+        there = gpus()
+    except DriverError as error:
+        raise BackendError(f"{name} needs an NVIDIA GPU: {error}") from None
+    index = device or 0
+    if index >= len(there):
+        raise BackendError(f"there is no GPU {index}, only {', '.join(str(gpu.index) for gpu in there) or 'none'}")
+    return there[index]
 
 
 def cuda_options(device: int, *, is_exact: bool) -> dict[str, str]:
@@ -262,13 +279,6 @@ def load_cuda_libraries(runtime: Any) -> None:
     if hasattr(runtime, "preload_dlls"):
         with redirect_stdout(StringIO()):
             runtime.preload_dlls()
-
-
-def _gpu_name(device: int) -> str:
-    try:
-        return f"GPU {device} ({gpus()[device].name})"
-    except (DriverError, IndexError):
-        return f"GPU {device}"
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.cuda_driver import DriverError, gpus
 from mineral_batch.backends.onnx_cuda import (
     BATCH_SIZE,
     CUDA,
@@ -25,6 +24,7 @@ from mineral_batch.backends.onnx_cuda import (
     cuda_options,
     fixed_session,
     load_cuda_libraries,
+    require_gpu,
 )
 from mineral_batch.backends.onnx_runtime import onnxruntime_with
 from mineral_batch.errors import BackendError
@@ -50,10 +50,10 @@ def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
     contract = read_contract(path)
     if settings.precision == "bfloat16":
         raise BackendError("onnx-tensorrt computes in float32 or float16: choose one of these with --precision")
+    gpu = require_gpu("onnx-tensorrt", settings.device)
     runtime = onnxruntime_with(TENSORRT)
     load_cuda_libraries(runtime)
     tensorrt = tensorrt_version()
-    gpu = _gpu(settings.device or 0)
     is_half = settings.precision == "float16"
 
     def session(batch: int) -> Any:
@@ -66,7 +66,7 @@ def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
         runtime,
         contract,
         name="onnx-tensorrt",
-        device=gpu.index,
+        device=gpu,
         batch_size=settings.batch_size or BATCH_SIZE,
         precision="float16" if is_half else "float32" if settings.precision == "float32" else "TF32 allowed",
         engine=f", TensorRT {tensorrt}",
@@ -109,15 +109,6 @@ def tensorrt_version() -> str:
     raise BackendError(
         'TensorRT 10 does not load, which ONNX Runtime\'s TensorRT provider needs: pip install "tensorrt>=10.12,<11"'
     )
-
-
-def _gpu(device: int) -> Gpu:
-    try:
-        return gpus()[device]
-    except DriverError as error:
-        raise BackendError(f"onnx-tensorrt needs an NVIDIA GPU: {error}") from error
-    except IndexError:
-        raise BackendError(f"there is no GPU {device}: {', '.join(map(str, range(len(gpus()))))} are there") from None
 
 
 def _providers(folder: Path, device: int, settings: Settings, *, is_half: bool) -> list[Provider]:

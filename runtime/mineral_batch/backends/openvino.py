@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Its names for a precision: as an option, and among the processor's abilities.
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 _ABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
+_REASON_LENGTH = 300
 _WORDS = {hint: name for name, hint in _HINTS.items()}
 
 
@@ -138,7 +139,7 @@ def _answer(request: Any, row: Pixels) -> Probabilities:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Its messages begin with lines of its source files: the first one that does not is the reason."""
+    """Its messages run over many lines, of which those about its source files are for its makers."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return told[0] if told else first_line(error)
+    return " ".join(told)[:_REASON_LENGTH] if told else first_line(error)

@@ -1,0 +1,71 @@
+"""`mineral-batch doctor`: what is installed, what works, and how to mend what does not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_batch.doctor import Engine, Machine, Report, examine
+from mineral_batch.errors import ContractError, MineralError
+from mineral_batch.models import starter_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), help="ONNX file to try; default: the starter model.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def doctor(model: Path | None, as_json: bool) -> None:
+    """Show what is installed, try every engine on one picture, and say what to install.
+
+    Every engine really opens the model, in a process of its own. Exit code 0: at least one of them answers.
+    """
+    if model is not None and not model.is_file():
+        raise ContractError(f"no such model file: {model}")
+    path = model or (starter_path() if starter_path().is_file() else None)
+    report = examine(path)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(_text(report)))
+    if path is None:
+        raise MineralError("no engine was tried, because this installation has no starter model: name one with --model")
+    if not report.works:
+        raise MineralError("no engine works here: see above")
+
+
+def _text(report: Report) -> Iterator[str]:
+    yield from _machine_lines(report.machine)
+    yield ""
+    yield from map(_engine_line, report.engines)
+    if report.findings:
+        yield ""
+    for finding in report.findings:
+        yield f"To mend: {finding.what}"
+        yield f"    {finding.fix}"
+
+
+def _machine_lines(machine: Machine) -> Iterator[str]:
+    yield f"system     {machine.system}, Python {machine.python}"
+    yield f"processor  {machine.processor}, {machine.processors} usable ({' '.join(machine.cpu_features) or 'plain'})"
+    if not machine.gpus:
+        yield f"GPU        none: {machine.no_gpu}"
+    for gpu in machine.gpus:
+        memory = f"{gpu.memory / 2**30:.0f} GiB"
+        driver = f"driver {machine.driver or 'unknown'}, CUDA {machine.cuda}"
+        yield f"GPU {gpu.index}      {gpu.name}, compute capability {gpu.compute_capability}, {memory}, {driver}"
+    yield f"packages   {', '.join(f'{name} {version}' for name, version in machine.packages.items())}"
+    absent = [name for name, is_there in machine.codecs.items() if not is_there]
+    there = [name for name, is_there in machine.codecs.items() if is_there]
+    yield f"Pillow     {' '.join(there)}" + (f"; not {' '.join(absent)}" if absent else "")
+
+
+def _engine_line(engine: Engine) -> str:
+    if not engine.works:
+        return f"{engine.name:<14} no   {engine.reason}"
+    milliseconds = f"{1000 * (engine.seconds or 0):.1f} ms a picture on one worker"
+    is_compared = engine.difference is not None and engine.name != "onnx-cpu"
+    difference = f", within {engine.difference:.1g} of onnx-cpu" if is_compared else ""
+    return f"{engine.name:<14} yes  {engine.device}, {milliseconds}{difference}"

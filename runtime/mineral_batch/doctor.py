@@ -1,0 +1,303 @@
+"""What is installed, what of it works here, and the command that mends what does not.
+
+Each engine is tried in a process of its own: one that crashes (a CUDA library without its driver does) is a finding,
+not the end of the examination. Nothing but the base packages is imported in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import features
+
+from mineral_batch.backends import BACKENDS, open_backend
+from mineral_batch.backends.cuda_driver import DriverError, Gpu, cuda_version, gpus
+from mineral_batch.errors import MineralError
+from mineral_batch.pipeline import processors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mineral_batch.images import Pixels
+
+# What can make a difference to a run; names on the package index.
+_PACKAGES = ("mineral-batch", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+# Linux's names of what makes a network fast on a processor.
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16", "bf16", "i8mm")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+_CODECS = ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff")
+_SECONDS_FOR_AN_ENGINE = 600  # TensorRT builds for minutes
+_TIMED_PICTURES = 3
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How one engine did.
+
+    Attributes:
+        name: as in `mineral_batch.backends.BACKENDS`.
+        works: whether it opened the model and answered for a picture.
+        device: what it ran on, in words; empty if it does not work.
+        seconds: of one picture, the best of a few, on one worker; None if it does not work.
+        difference: largest, between its probabilities and those of onnx-cpu; None where one of them does not work.
+        reason: why it does not work, one line.
+    """
+
+    name: str
+    works: bool
+    device: str = ""
+    seconds: float | None = None
+    difference: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to mend or to gain, and how."""
+
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is there, before any engine is tried.
+
+    Attributes:
+        python: version.
+        system: in words.
+        processor: its name.
+        processors: how many this process may use.
+        cpu_features: those of `_CPU_FEATURES` that it has.
+        packages: name -> version, of those installed.
+        codecs: of Pillow, name -> whether it is there.
+        driver: version of the NVIDIA driver; empty if there is none.
+        cuda: newest CUDA that the driver runs; empty if there is none.
+        gpus: that CUDA programs see.
+        no_gpu: why there are none.
+    """
+
+    python: str
+    system: str
+    processor: str
+    processors: int
+    cpu_features: tuple[str, ...]
+    packages: Mapping[str, str]
+    codecs: Mapping[str, bool]
+    driver: str = ""
+    cuda: str = ""
+    gpus: tuple[Gpu, ...] = ()
+    no_gpu: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole examination."""
+
+    machine: Machine
+    engines: Sequence[Engine]
+    findings: Sequence[Finding] = field(default_factory=list)
+
+    @property
+    def works(self) -> bool:
+        """Whether a picture can be predicted here."""
+        return any(engine.works for engine in self.engines)
+
+
+def examine(model: Path | None) -> Report:
+    """Look at the machine and try every engine.
+
+    Args:
+        model: ONNX file to try them with; None to try none.
+    """
+    machine = look_around()
+    engines = _compared([_tried(name, model) for name in BACKENDS]) if model else []
+    return Report(machine, [engine for engine, _ in engines], list(findings(machine, [one for one, _ in engines])))
+
+
+def look_around() -> Machine:
+    """The machine and what is installed on it."""
+    machine = Machine(
+        python=platform.python_version(),
+        system=platform.platform(),
+        processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
+        processors=processors(),
+        cpu_features=_cpu_features(),
+        packages=_packages(),
+        codecs={name: bool(features.check(name)) for name in _CODECS},
+        driver=_nvidia_driver(),
+    )
+    try:
+        return replace(machine, cuda=cuda_version(), gpus=tuple(gpus()))
+    except DriverError as error:
+        return replace(machine, no_gpu=str(error))
+
+
+def findings(machine: Machine, engines: Sequence[Engine]) -> Iterator[Finding]:
+    """What to mend, each with the exact command, the gravest first."""
+    pip = f"{_quoted(sys.executable)} -m pip"
+    yield from _of_onnxruntime(machine, engines, pip)
+    if engines and not any(engine.works for engine in engines):
+        yield Finding("no engine works, so nothing can be predicted", f'{pip} install "mineral-batch[cpu]"')
+    has_openvino = any(engine.name == "openvino" and engine.works for engine in engines)
+    if engines and not has_openvino and not machine.gpus:
+        gain = "about twice as fast here, in bfloat16" if _BFLOAT16 & set(machine.cpu_features) else "often faster"
+        yield Finding(f"OpenVINO does not work; on processors it is {gain}", f"{pip} install openvino")
+    yield from _of_pillow(machine, pip)
+
+
+def _of_onnxruntime(machine: Machine, engines: Sequence[Engine], pip: str) -> Iterator[Finding]:
+    has_cpu, has_gpu = "onnxruntime" in machine.packages, "onnxruntime-gpu" in machine.packages
+    wanted = "gpu" if machine.gpus else "cpu"
+    both_away = f"{pip} uninstall -y onnxruntime onnxruntime-gpu"
+    cuda_works = any(engine.name == "onnx-cuda" and engine.works for engine in engines)
+    if has_cpu and has_gpu:
+        yield Finding(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
+            f'{both_away} && {pip} install "mineral-batch[{wanted}]"',
+        )
+    elif machine.gpus and not has_gpu:
+        yield Finding(
+            f"{machine.gpus[0].name} is not used: onnxruntime-gpu is not installed",
+            f'{both_away} && {pip} install "mineral-batch[gpu]"',
+        )
+    elif machine.gpus and engines and not cuda_works:
+        yield Finding(
+            "onnxruntime-gpu does not run on the GPU; most often CUDA's or cuDNN's libraries are missing",
+            f'{pip} install "onnxruntime-gpu[cuda,cudnn]"',
+        )
+    elif machine.driver and not machine.gpus:
+        yield Finding(
+            f"there is an NVIDIA driver and no GPU: {machine.no_gpu}", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _of_pillow(machine: Machine, pip: str) -> Iterator[Finding]:
+    absent = [name for name, is_there in machine.codecs.items() if not is_there and name != "libjpeg_turbo"]
+    renew = f"{pip} install --upgrade --force-reinstall --only-binary :all: pillow"
+    if absent:
+        yield Finding(f"this Pillow cannot read some files, for want of {', '.join(absent)}", renew)
+    if not machine.codecs.get("libjpeg_turbo"):
+        yield Finding("this Pillow was built without libjpeg-turbo: JPEGs decode several times slower", renew)
+
+
+def _tried(name: str, model: Path) -> tuple[Engine, list[float]]:
+    """One engine in a process of its own, and its probabilities."""
+    code = "import sys; from mineral_batch.doctor import trial; trial(sys.argv[1], sys.argv[2])"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and code
+            [sys.executable, "-c", code, name, str(model)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS_FOR_AN_ENGINE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Engine(name, works=False, reason=f"no answer within {_SECONDS_FOR_AN_ENGINE} seconds"), []
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+        probabilities = told.pop("probabilities")
+        return Engine(name, **told), probabilities
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        return Engine(name, works=False, reason=f"the process ended with code {done.returncode}: {last}"), []
+
+
+def trial(name: str, model: str) -> None:
+    """Open a model on one engine, run one picture, and print how that went as one line of JSON."""
+    told: dict[str, Any] = {"works": False, "probabilities": []}
+    try:
+        # A batch of one for everybody: the smallest memory and the shortest build.
+        backend = open_backend(model, name, batch_size=1)
+        pixels = _picture(backend.contract.input.shape)
+        probabilities = backend.infer(pixels)[0].tolist()
+        seconds = min(_timed(lambda: backend.infer(pixels)) for _ in range(_TIMED_PICTURES))
+        told = {"works": True, "device": backend.device, "seconds": seconds, "probabilities": probabilities}
+        backend.close()
+    except MineralError as error:
+        told["reason"] = str(error)
+    print(json.dumps(told))  # noqa: T201 - read by the parent
+
+
+def _compared(tried: Sequence[tuple[Engine, list[float]]]) -> list[tuple[Engine, list[float]]]:
+    """With each engine's difference from onnx-cpu."""
+    reference = next((given for engine, given in tried if engine.name == "onnx-cpu"), [])
+    return [
+        (replace(engine, difference=float(np.abs(np.subtract(given, reference)).max())), given)
+        if reference and given
+        else (engine, given)
+        for engine, given in tried
+    ]
+
+
+def _picture(shape: tuple[int, int, int]) -> Pixels:
+    """(1, H, W, 3): one picture with edges, gradients and colours, the same everywhere."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    waves = np.stack([np.sin(x / (5 + c) + y / (11 - 2 * c)) for c in range(3)], axis=-1)
+    pixels: Pixels = (127.5 + 127.5 * waves)[None].astype(np.uint8)
+    return pixels
+
+
+def _timed(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _packages() -> dict[str, str]:
+    """Those of `_PACKAGES` that are installed, in its order; TensorRT's package has its CUDA version in its name."""
+    installed = {str(one.name).lower(): one.version for one in metadata.distributions() if one.name}
+    tensorrt = {name: version for name, version in installed.items() if re.fullmatch(r"tensorrt(-rtx)?-cu\d+", name)}
+    return {name: installed[name] for name in _PACKAGES if name in installed} | tensorrt
+
+
+@cache
+def _cpuinfo(key: str) -> str:
+    """The first value of a key in Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _cpu_features() -> tuple[str, ...]:
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(name for name in _CPU_FEATURES if name in flags)
+
+
+def _nvidia_driver() -> str:
+    """The driver's version by `nvidia-smi`; empty without it."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    try:
+        told = subprocess.run(  # noqa: S603 - found on the user's own path
+            [program, "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return told.stdout.splitlines()[0].strip() if told.returncode == 0 and told.stdout.strip() else ""
+
+
+def _quoted(path: str) -> str:
+    """For the shell, where it needs that."""
+    return f'"{path}"' if " " in path else path
