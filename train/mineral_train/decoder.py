@@ -201,9 +201,9 @@ class LabelDecoder(nn.Module):
         state, q = self._before_last_answer(memory, start)
         return self._stack[-1].answer(state, q, memory)
 
-    def attention(self, memory: Tensor) -> Tensor:
-        """The last block's cross-attention weights: (N, T, D) -> (N, H, L, T)."""
-        _, q = self._before_last_answer(memory, None)
+    def attention(self, memory: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The last block's cross-attention weights: (N, T, D) -> (N, H, L, T); arguments as `forward`."""
+        _, q = self._before_last_answer(memory, start)
         return self._stack[-1].cross_attention.weights(q, memory)
 
     def _before_last_answer(self, memory: Tensor, start: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:

@@ -137,8 +137,12 @@ class MineralNet(nn.Module):
         """(N, 3, H, W) to logits (N, L)."""
         return self.classify(self.features(x))
 
-    def cross_attention(self, tokens: Tensor) -> Tensor:
+    def cross_attention(self, tokens: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Where each label looks in the last decoder block: tokens (N, T, C) to weights (N, heads, L, T).
+
+        Args:
+            tokens: of `features`.
+            start: as in `classify`.
 
         Raises:
             DataError: if the model has no decoder, or its memory's positions are not places (projection reshape).
@@ -148,7 +152,7 @@ class MineralNet(nn.Module):
                 "cross-attention can be shown on the picture for method decoder with projection linear only, not for "
                 f"method {self.config.method} with projection {self.config.projection}: use Grad-CAM"
             )
-        weights: Tensor = self.decoder.attention(self.projection(tokens))  # type: ignore[operator]
+        weights: Tensor = self.decoder.attention(self.projection(tokens), start)  # type: ignore[operator]
         return weights
 
 
