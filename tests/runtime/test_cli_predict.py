@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -236,34 +235,119 @@ def test_an_engine_that_fails_midway_leaves_the_older_table(
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_control_c_is_one_line_and_leaves_the_older_table(model_path: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def interrupted(model_path: Path, tmp_path: Path) -> Any:
+    """Start the command on ten seconds of work, send it signals once it works; gives exit code and standard error."""
     folder, out = tmp_path / "many", tmp_path / "out"
     folder.mkdir()
-    PILImage.effect_noise((3000, 3000), 60).save(tmp_path / "large.jpg")
-    for index in range(200):  # at least ten seconds of decoding
+    PILImage.effect_noise((2500, 2500), 60).save(tmp_path / "large.jpg")
+    for index in range(200):
         (folder / f"{index}.jpg").symlink_to(tmp_path / "large.jpg")
+    command = "import sys; from mineral_batch.cli import main; main(sys.argv[1:])"
+    options = ["-o", out, "-m", model_path, "--backend", "onnx-cpu", "--batch-size", "1", "--exact"]
+
+    def run(*signals: signal.Signals, options: list[Any] = options) -> tuple[int, list[str]]:
+        program = [sys.executable, "-c", command, "predict", *map(str, [*options, "--log-every", 0, folder])]
+        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            try:
+                lines = [process.stderr.readline(), process.stderr.readline()]  # the opening and the first picture
+                for number in signals[:-1]:
+                    process.send_signal(number)
+                    lines += iter(process.stderr.readline, FINISHING)
+                process.send_signal(signals[-1])
+                lines += process.stderr.readlines()
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, [line.rstrip("\n") for line in lines if line.strip()]
+
+    return run
+
+
+FINISHING = "finishing the pictures in flight; once more to stop at once\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
+    interrupted: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
     out.mkdir()
     (out / "predictions.csv").write_text("an older table")
-    command = "import sys; from mineral_batch.cli import main; main(sys.argv[1:])"
-    options = ["-o", out, "-m", model_path, "--backend", "onnx-cpu", "--batch-size", "1", "--exact", "-q"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, "predict", *map(str, options), str(folder)],
-        stderr=subprocess.PIPE,
-        text=True,
+    code, lines = interrupted(number)
+    assert code == 128 + number
+    assert "Traceback" not in "".join(lines)
+    done = len(table(out / "predictions.partial.csv"))
+    assert 1 <= done < 200
+    assert lines[-1] == (
+        f"Stopped after {done} pictures; what was predicted is safe in {out} (see {out}/predictions.partial.csv): "
+        f"the same command goes on from there"
     )
-    try:
-        while process.poll() is None and len(list(out.iterdir())) == 1:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 1
-    assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("Error: stopped")
     assert (out / "predictions.csv").read_text() == "an older table"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_second_signal_ends_it_at_once(interrupted: Any, tmp_path: Path) -> None:
+    code, lines = interrupted(signal.SIGINT, signal.SIGINT)
+    assert code == 128 + signal.SIGINT
+    assert "Traceback" not in "".join(lines)
+    assert lines[-1].startswith("Stopped")
+
+
+def test_a_log_gets_a_line_now_and_then(predict: Any, album: Path) -> None:
+    (album / "04.png").write_bytes(b"damaged")
+    lines = predict(album, "--log-every", 0, "--batch-size", 1).stderr.splitlines()[1:]
+    assert len(lines) == 11
+    assert all(line[:2] == "20" and " a second" in line for line in lines)
+    assert " 11 " in lines[-1] or " 11 of 11 pictures" in lines[-1]
+    assert "1 failed" in lines[-1]
+    again = predict(album, "--log-every", 0).stderr.splitlines()[1:]
+    assert "11 from earlier runs" in again[-1]
+    assert "0.0 a second" in again[-1]
+    assert len(predict(album, "--restart").stderr.splitlines()) == 1  # over within a minute
+
+
+# ---- inputs and outputs ----------------------------------------------------------------------------------------------
+
+
+def test_lists_globs_and_archives_in_any_mix(predict: Any, album: Path, tmp_path: Path) -> None:
+    names = "\n".join(str(album / f"{n:02}.png") for n in range(3))
+    (tmp_path / "list.txt").write_text(names)
+    shutil.make_archive(str(tmp_path / "packed"), "zip", album)
+    result = predict("--list", tmp_path / "list.txt", album / "0[2-4].png", tmp_path / "packed.zip")
+    assert result.exit_code == 0
+    paths = [row["path"] for row in table(tmp_path / "out/predictions.csv")]
+    assert [*paths[:3], *paths[-2:]] == [str(album / f"{n:02}.png") for n in (2, 3, 4, 0, 1)]
+    assert sorted(paths[3:-2]) == [f"{tmp_path}/packed.zip/{n:02}.png" for n in range(11)]
+
+
+def test_more_formats_columns_and_a_tree(predict: Any, album: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    formats = ["--format", "jsonl", "--format", "parquet", "--layout", "per-image"]
+    assert predict(album, *formats, "--columns", "gps, size").exit_code == 0
+    assert {entry.name for entry in (tmp_path / "out").iterdir() if not entry.name.startswith("journal")} == {
+        "predictions.csv", "predictions.jsonl", "predictions.parquet", "per-image", "run.json",
+    }  # fmt: skip
+    assert list(table(tmp_path / "out/predictions.csv")[0])[:6] == [
+        "path", "minerals", "width", "height", "latitude", "longitude",
+    ]  # fmt: skip
+    checked = CliRunner().invoke(main, ["check", str(tmp_path / "out")])
+    assert (checked.exit_code, checked.output) == (0, f"{tmp_path}/out: no problems\n")
+
+
+def test_columns_that_are_none_are_refused(predict: Any, album: Path, tmp_path: Path) -> None:
+    result = predict(album, "--columns", "size,colour")
+    assert result.exit_code == 2
+    assert "no such columns as colour; there are size, captured, gps" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_into_the_same_folder_is_refused_until_restart(predict: Any, album: Path, tmp_path: Path) -> None:
+    predict(album)
+    assert_one_line_error(predict(album, "--exact", "-q"), "decoder was", "--restart")
+    assert predict(album, "--exact", "--restart").exit_code == 0
 
 
 def test_the_command_works_in_a_process_of_its_own(album: Path, model_path: Path, tmp_path: Path) -> None:
