@@ -149,9 +149,9 @@ def _stopped(report: Report | None, output: Path) -> str:
 
 def _closing(report: Report, minerals: Counter[str], output: Path) -> str:
     new = report.predicted + report.failed - report.reused
-    lines = [f"{new} pictures in {report.seconds:.1f} s ({new / report.seconds:.1f} a second)"]
+    lines = [f"{new} pictures in {report.seconds:.1f} s ({new / report.seconds:.1f} a second)"] if new else []
     if report.reused:
-        lines.append(f"{report.reused} more were done by an earlier run")
+        lines.append(f"{report.reused} {'more ' if new else 'pictures, all of them, '}were done by an earlier run")
     if report.failed:
         lines.append(f"{report.failed} could not be read: {output / FAILURES}")
     lines += [f"  {name:<20} in {n} pictures" for name, n in minerals.most_common(_SHOWN)]
