@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends.onnx_runtime import open_cpu
-from mineral_batch.errors import DataError
 from mineral_export import OPSET, TOLERANCE, verify
+from mineral_export.artefacts import open_artefact
 from mineral_export.deployable import Deployable
+from mineral_export.gate import Exported, unproved
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mineral_batch.contract import ModelContract
     from mineral_batch.images import Pixels
     from mineral_batch.pipeline import Probabilities
-    from mineral_export.verify import Parity
+    from mineral_export.verify import Parity, Samples
     from mineral_train.model import MineralNet
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A written ONNX file and the proof that it answers as the checkpoint does."""
-
-    path: Path
-    size: int
-    parity: Parity
 
 
 def export_onnx(
@@ -39,8 +30,9 @@ def export_onnx(
     path: Path,
     *,
     opset: int = OPSET,
-    pictures: tuple[Pixels, str] | None = None,
+    pictures: Samples | None = None,
     tolerance: float = TOLERANCE,
+    force: bool = False,
 ) -> Exported:
     """Write `model` as an ONNX file: `pixels` (N, H, W, 3) uint8 in, `probabilities` (N, L) float32 out, any N.
 
@@ -51,24 +43,21 @@ def export_onnx(
         contract: embedded into the file.
         path: where to write.
         opset: of ONNX, 17 to 23.
-        pictures: (N, H, W, 3) uint8 to compare on, and what they are in words; None for synthetic ones.
-        tolerance: largest difference allowed between two probabilities.
+        pictures: to compare on; None for synthetic ones.
+        tolerance: largest difference allowed between two probabilities; with labels the loss of mAP decides.
+        force: write even what exceeds the budget.
 
     Raises:
-        ParityError: if the answers differ by more than `tolerance`; nothing is written.
+        ParityError: if the answers differ by more than the budget; nothing is written.
         DataError: if the file cannot be written.
     """
-    if not path.parent.is_dir():
-        raise DataError(f"no such folder: {path.parent}; make it first or choose another with -o")
-    pixels, what = pictures or (verify.synthetic(contract.input), "synthetic pictures")
     deployable = Deployable(model, contract.input)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
-        unproved = Path(folder, path.name)
-        _trace(deployable, unproved, contract, opset)
-        write_contract(unproved, contract)
-        parity = _parity(deployable, unproved, pixels, what)
-        parity.require(tolerance)
-        unproved.replace(path)
+    with unproved(path) as file:
+        _trace(deployable, file, contract, opset)
+        write_contract(file, contract)
+        parity = _parity(deployable, file, pictures or verify.samples(contract), contract)
+        if not force:
+            parity.require(replace(verify.BUDGETS["float32"], largest=tolerance))
     return Exported(path, path.stat().st_size, parity)
 
 
@@ -91,14 +80,11 @@ def _trace(deployable: Deployable, path: Path, contract: ModelContract, opset: i
         )
 
 
-def _parity(deployable: Deployable, path: Path, pixels: Pixels, what: str) -> Parity:
+def _parity(deployable: Deployable, path: Path, pictures: Samples, contract: ModelContract) -> Parity:
     def reference(batch: Pixels) -> Probabilities:
         with torch.inference_mode():
             answers: Probabilities = deployable(torch.from_numpy(batch)).numpy()
         return answers
 
-    backend = open_cpu(path)
-    try:
-        return verify.compare(reference, backend.infer, pixels, what)
-    finally:
-        backend.close()
+    with open_artefact(path) as written:
+        return verify.compare(reference, written.answers, pictures, contract)

@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 
 from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE
+from mineral_export.cli._options import pictures_options
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: CHECKPOINT/model.onnx.")
 @click.option("--name", help="What to call the model; default: the checkpoint's name for it.")
-@click.option("--photos", type=click.Path(path_type=Path), help="Verify on these photographs, not on synthetic ones.")
+@pictures_options
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
+@click.option("--force", is_flag=True, help="Write the model even if its answers differ.")
 @click.option(
     "--opset",
     default=OPSET,
@@ -23,24 +25,34 @@ from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE
     help="ONNX operator set.",
 )
 def onnx(
-    checkpoint: Path, output: Path | None, name: str | None, photos: Path | None, tolerance: float, opset: int
+    checkpoint: Path,
+    output: Path | None,
+    name: str | None,
+    photos: Path | None,
+    labels: Path | None,
+    split: str | None,
+    count: int | None,
+    tolerance: float,
+    force: bool,
+    opset: int,
 ) -> None:
     """Export CHECKPOINT (a folder from mineral-train fit) to one self-describing ONNX file.
 
     The file takes uint8 pictures and gives probabilities; normalisation, labels, thresholds and input size are inside.
-    It is compared with the checkpoint before it is written, and refused if their answers differ.
+    It is compared with the checkpoint before it is written, and refused if their answers differ. One pass over 8
+    pictures shows that; --count and --labels ask for more.
     """
     from dataclasses import replace
 
     from mineral_export.onnx import export_onnx
-    from mineral_export.verify import photographs
+    from mineral_export.verify import PICTURES, samples
     from mineral_train.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(checkpoint)
     if name:
         contract = replace(contract, name=name)
-    pictures = (photographs([photos], contract.input), f"photographs of {photos}") if photos else None
+    pictures = samples(contract, photos, labels, split, count or (None if labels else PICTURES))
     target = output or checkpoint / "model.onnx"
-    exported = export_onnx(model, contract, target, opset=opset, pictures=pictures, tolerance=tolerance)
+    exported = export_onnx(model, contract, target, opset=opset, pictures=pictures, tolerance=tolerance, force=force)
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB, {len(contract.labels)} labels, opset {opset}")
     click.echo(f"Same answers as the checkpoint: {exported.parity}")

@@ -1,0 +1,107 @@
+"""`mineral-export verify`: how far two forms of a model lie apart."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mineral_export.cli._options import FILE, pictures_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mineral_export.artefacts import Artefact
+    from mineral_export.verify import Budget, Parity
+
+_PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
+_EXIT_BEYOND = 1
+
+
+@click.command()
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@pictures_options
+@click.option("--budget", type=click.Choice(_PRECISIONS), help="Of a precision. [default: the less exact of A and B]")
+@click.option("--points", type=float, help="Points of mAP that may be lost, in place of the budget's.")
+@click.option("--json", "json_file", type=FILE, help="Write every figure as JSON.")
+def verify(
+    one: str,
+    other: str,
+    photos: Path | None,
+    labels: Path | None,
+    split: str | None,
+    count: int | None,
+    budget: str | None,
+    points: float | None,
+    json_file: Path | None,
+) -> None:
+    """Compare the answers of A and B: the same model as a checkpoint, an ONNX file or an engine.
+
+    A and B are PATH or PATH@ENGINE[:PRECISION], such as model.onnx@openvino:bfloat16. An ONNX file runs on onnx-cpu
+    where no engine is named, a checkpoint folder on torch. Without --photos or --labels the pictures are synthetic.
+
+    With labels the loss of mAP from A to B decides, without them the differences of the probabilities. Exit code 1
+    if B is beyond the budget.
+    """
+    from dataclasses import replace
+
+    from mineral_export import verify as parities
+    from mineral_export.artefacts import open_artefact, require_same
+
+    with open_artefact(one) as a, open_artefact(other) as b:
+        require_same(a, b)
+        order = list(parities.BUDGETS)
+        allowed = parities.BUDGETS[budget or max(a.precision, b.precision, key=order.index)]
+        allowed = allowed if points is None else replace(allowed, points=points)
+        pictures = parities.samples(a.contract, photos, labels, split, count)
+        parity = parities.compare(a.answers, b.answers, pictures, a.contract)
+    click.echo("\n".join(_text(a, b, parity, allowed)))
+    if json_file:
+        _write(json_file, _record(a, b, parity, allowed))
+    if parity.beyond(allowed):
+        raise click.exceptions.Exit(_EXIT_BEYOND)
+
+
+def _text(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> list[str]:
+    decisions = parity.pictures * len(parity.labels)
+    return [
+        f"A  {a.name}  ({a.engine})",
+        f"B  {b.name}  ({b.engine})",
+        f"pictures       {parity.pictures} {parity.what}",
+        f"probabilities  largest difference {parity.largest:.2g}, mean {parity.mean:.2g}",
+        f"decisions      {parity.flips} of {decisions} differ, in {parity.changed} of {parity.pictures} pictures",
+        *_ap_lines(parity),
+        f"budget         {budget}",
+        f"verdict        {'; '.join(parity.beyond(budget)) or 'within the budget'}",
+    ]
+
+
+def _ap_lines(parity: Parity) -> list[str]:
+    if parity.ap is None or parity.lost is None:
+        return []
+    a, b = parity.ap
+    differing = [row for row in parity.minerals() if row[2] != row[3]]
+    table = [f"  {'AP per mineral':<16} photographs       A       B  B - A"] if differing else []
+    table += [f"  {name:<16} {n:>11}  {x:.4f}  {y:.4f}  {100 * (y - x):+.2f}" for name, n, x, y in differing]
+    head = f"mAP            A {a.mean:.4f}, B {b.mean:.4f}: {parity.lost:+.3f} points lost ({a.definition})"
+    same = len(parity.minerals()) - len(differing)
+    return [head, *table, f"  the same AP for {same} minerals"]
+
+
+def _record(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> dict[str, Any]:
+    artefacts = {key: {"name": one.name, "engine": one.engine} for key, one in (("a", a), ("b", b))}
+    reasons = parity.beyond(budget)
+    return {**artefacts, **parity.record(), "budget": vars(budget), "within": not reasons, "beyond": list(reasons)}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    from mineral_batch.errors import DataError
+    from mineral_batch.files import whole_file
+
+    try:
+        with whole_file(path) as file:
+            file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None
