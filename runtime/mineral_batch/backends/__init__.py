@@ -79,6 +79,7 @@ BACKENDS = {
     "openvino": "mineral_batch.backends.openvino:open_openvino",
     "onnx-cpu": "mineral_batch.backends.onnx_runtime:open_cpu",
     "onnx-tensorrt": "mineral_batch.backends.onnx_tensorrt:open_tensorrt",
+    "tensorrt": "mineral_batch.backends.tensorrt:open_tensorrt",
 }
 AUTO = "auto"
 # Fastest first. TensorRT is left to those who ask: it builds an engine for minutes before the first picture.

@@ -32,7 +32,7 @@ class OnnxRuntimeBackend:
     """One CPU session that `workers` threads share, each with one picture on one thread; see `Backend`.
 
     One picture per thread, not one batch over all threads: there is nothing to wait for between the layers. On two
-    shared cores this was 1.6 to 2.6 times ONNX Runtime's own settings with a batch of 8 (benchmarks/README.md), and
+    shared cores this was 1.4 to 1.6 times ONNX Runtime's own settings with a batch of 8 (benchmarks/README.md), and
     a picture's answer cannot depend on the batch that it came in.
     """
 

@@ -30,7 +30,7 @@ _WORDS = {hint: name for name, hint in _HINTS.items()}
 class OpenVinoBackend:
     """A model compiled for batches of one, and one infer request for each thread that may call; see `Backend`.
 
-    One picture per stream costs up to a tenth against batches of four (benchmarks/README.md) and gives what those
+    One picture per stream costs up to a tenth more than batches of four (benchmarks/README.md) and gives what those
     cannot promise: a picture's answer is the same to the bit whatever was in the batch with it.
     """
 

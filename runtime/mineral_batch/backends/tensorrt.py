@@ -1,0 +1,375 @@
+"""TensorRT's own runtime: engines from `mineral-export trt`, or an ONNX file that becomes one on first use.
+
+Two lanes, each with a stream, buffers on the GPU and a context of its own, so that one lane copies while the other
+computes. Everything is allocated when the engine is opened; a batch is one copy in, one CUDA graph and one wait:
+
+    lane 0   copy in | compute, copy out |          copy in | compute, ...
+    lane 1             copy in | wait    | compute, copy out |  copy in ...
+
+Every batch has the same size, a smaller one is padded, so a picture's answer does not depend on how full its batch is.
+
+This module has not run on a GPU yet: its tests drive it with recorded stand-ins of TensorRT and CUDA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch._onnx_file import graph_digest, read_contract
+from mineral_batch.backends import graph
+from mineral_batch.backends.cuda_driver import DriverError, cuda_version, page_locked
+from mineral_batch.backends.tensorrt_build import Network, Options
+from mineral_batch.backends.tensorrt_cuda import Cuda, Graph
+from mineral_batch.backends.tensorrt_engine import (
+    SUFFIXES,
+    EngineRecord,
+    Profile,
+    read_engine,
+    read_record,
+    rebuild_command,
+    sidecar_path,
+    write_engine,
+)
+from mineral_batch.backends.tensorrt_library import load_library, require_gpu
+from mineral_batch.errors import BackendError, MineralError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mineral_batch.backends import Settings
+    from mineral_batch.backends.cuda_driver import Gpu
+    from mineral_batch.backends.tensorrt_build import Built
+    from mineral_batch.backends.tensorrt_library import Library
+    from mineral_batch.images import Pixels
+    from mineral_batch.pipeline import Probabilities
+
+BATCH_SIZE = 64
+LANES = 2
+_log = logging.getLogger("mineral_batch")
+
+
+class TensorRtBackend:
+    """An engine on one GPU; see `Backend`.
+
+    Args:
+        library: the TensorRT that built the engine.
+        gpu: to run on.
+        record: of the engine.
+        plan: the engine.
+        batch_size: of every call; None for the one that the engine is best at.
+
+    Raises:
+        BackendError: if TensorRT or CUDA refuses, or the engine does not take such a batch.
+        ContractError: if the engine is not what its contract says.
+    """
+
+    name = "tensorrt"
+    workers = LANES
+
+    def __init__(self, library: Library, gpu: Gpu, record: EngineRecord, plan: bytes, batch_size: int | None) -> None:
+        self.contract = record.contract
+        self.batch_size = _checked_batch(batch_size or record.profile.optimum, record)
+        self.version = f"{library.name} {library.version}, {record.precision}"
+        self._gpu = gpu
+        self._library = library
+        self._cuda: Any = Cuda(gpu)
+        self._lanes: list[_Lane] = []
+        self._idle: SimpleQueue[_Lane] = SimpleQueue()
+        try:
+            with self._cuda.current():
+                self._open(record, plan)
+        except BaseException:
+            self.close()
+            raise
+        graphs = "" if all(lane.has_graph for lane in self._lanes) else ", without CUDA graph"
+        self.device = f"GPU {gpu.index} ({gpu.name}), {record.precision}{graphs}"
+
+    def _open(self, record: EngineRecord, plan: bytes) -> None:
+        trt = self._library.module
+        self._logger = self._library.logger()
+        self._runtime = trt.Runtime(self._logger)
+        if record.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such a plan brings a runtime of its own
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise BackendError(
+                f"{self._library.name} {self._library.version} does not load the engine: {_last(self._logger)}; "
+                f"build it again: {record.rebuild}"
+            )
+        names = _tensors(trt, self._engine)
+        _check(self._engine, names, self.contract)
+        for _ in range(LANES):
+            lane = _Lane(self._cuda, self._engine, names, self.contract.input.shape, self.batch_size, self._gpu.index)
+            self._lanes.append(lane)
+            lane.prepare(self._logger)
+            self._idle.put(lane)
+
+    def buffer(self, pictures: int) -> Pixels:
+        """Page-locked memory, which the GPU reads while it computes; ordinary if there is none."""
+        shape = (pictures, *self.contract.input.shape)
+        try:
+            return page_locked(shape, self._gpu.index)
+        except DriverError:
+            return np.zeros(shape, np.uint8)
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, any N; from up to `workers` threads at once.
+
+        Raises:
+            BackendError: if TensorRT or CUDA fails; the pictures of other threads are not touched.
+        """
+        if pixels.shape[1:] != self.contract.input.shape or pixels.dtype != np.uint8:
+            raise BackendError(
+                f"tensorrt got a batch {pixels.shape} of {pixels.dtype}; it takes uint8 (N, *{self.contract.input.shape})"
+            )
+        answers = np.empty((len(pixels), len(self.contract.labels)), np.float32)
+        lane = self._idle.get()
+        try:
+            with self._cuda.current():
+                for start in range(0, len(pixels), self.batch_size):
+                    part = np.ascontiguousarray(pixels[start : start + self.batch_size])
+                    answers[start : start + len(part)] = lane.run(part)
+        except DriverError as error:
+            raise BackendError(f"tensorrt failed on a batch of {len(pixels)}: {error}") from error
+        finally:
+            self._idle.put(lane)
+        return answers
+
+    def close(self) -> None:
+        """Give back the graphs, buffers and contexts, then the engine, then the GPU's context; twice does no harm."""
+        if self._cuda is None:
+            return
+        cuda, self._cuda = self._cuda, None
+        try:
+            with cuda.current():
+                while self._lanes:
+                    self._lanes.pop().close()
+                self._engine = self._runtime = None
+        finally:
+            cuda.release()
+
+
+class _Lane:
+    """A stream with its buffers on the GPU: pixels (B, H, W, 3) uint8, probabilities (B, L) float32.
+
+    The last two are written and read by the stream alone, and `run` waits for it: a batch that is in flight when the
+    next one comes does not exist.
+    """
+
+    def __init__(
+        self, cuda: Cuda, engine: Any, names: tuple[str, str], picture: tuple[int, ...], batch: int, device: int
+    ) -> None:
+        self._cuda = cuda
+        self._batch = batch
+        labels = int(engine.get_tensor_shape(names[1])[-1])
+        self._stream = cuda.stream()
+        self._pixels = cuda.allocate(batch * int(np.prod(picture)))
+        self._answers = cuda.allocate(batch * labels * 4)
+        # Uint8 that is read as float32: the driver hands out bytes.
+        self._host = page_locked((batch, labels * 4), device).view(np.float32)  # (B, L)
+        self._graph: Graph | None = None
+        self._context = _context(engine, names, (batch, *picture), (int(self._pixels), int(self._answers)))
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a batch is one launch."""
+        return self._graph is not None
+
+    def prepare(self, logger: Any) -> None:
+        """Run once on zeros, which allocates all that is ever needed, then record the graph."""
+        self._work()
+        self._stream.synchronize()
+        try:
+            self._graph = Graph(self._stream, self._work)
+        except (DriverError, BackendError) as error:
+            _log.warning("TensorRT's work cannot be one CUDA graph (%s): going on without", _last(logger) or error)
+
+    def run(self, pixels: Pixels) -> Probabilities:
+        """(N, H, W, 3), N up to B -> (N, L), valid until the next call; the rest of the batch is what lay there."""
+        self._cuda.to_gpu(self._pixels, pixels, self._stream)
+        try:
+            if self._graph:
+                self._graph.launch()
+            else:
+                self._work()
+        finally:
+            # Also after a failure: the copy in may still be reading the caller's pictures.
+            self._stream.synchronize()
+        answers: Probabilities = self._host[: len(pixels)]
+        return answers
+
+    def _work(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise BackendError("TensorRT could not start the engine: see a smaller --batch-size, or build it again")
+        self._cuda.from_gpu(self._host, self._answers, self._stream)
+
+    def close(self) -> None:
+        """Only when nothing runs on the stream any more: first the graph, which holds the context's addresses."""
+        self._stream.synchronize()
+        if self._graph:
+            self._graph.close()
+        self._graph = self._context = None
+        self._pixels.free()
+        self._answers.free()
+
+
+def open_tensorrt(path: Path, settings: Settings) -> TensorRtBackend:
+    """Open an engine with its description, or an ONNX file, from which one is built once for this GPU and batch.
+
+    Raises:
+        BackendError: if there is no GPU, TensorRT or pycuda, or the engine is stale or was built for another machine.
+        ContractError: if the model or its description is missing or damaged.
+    """
+    is_engine = path.suffix in SUFFIXES
+    contract = None if is_engine else read_contract(path)
+    gpu = require_gpu(settings.device, "tensorrt")
+    if contract is None:
+        library = load_library(read_record(path).runtime)
+        record, plan = read_engine(path, library, gpu)
+    else:
+        library = load_library()
+        record, plan = _from_cache(path, settings, library, gpu)
+        # What the file says now: thresholds may have changed since the engine was built.
+        record = replace(record, contract=contract)
+    if settings.precision not in ("auto", record.precision):
+        raise BackendError(
+            f"{path.name} computes in {record.precision}: its types are part of the graph; for {settings.precision} "
+            f"use another file (mineral-export fp16 makes one in float16)"
+        )
+    return TensorRtBackend(library, gpu, record, plan, settings.batch_size)
+
+
+def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) -> tuple[EngineRecord, bytes]:
+    """The engine of exactly this graph, software, GPU and batch: read, or built and kept."""
+    batch = settings.batch_size or BATCH_SIZE
+    engine = cache_path(source, library, gpu, batch)
+    if engine.is_file() and sidecar_path(engine).is_file():
+        try:
+            return read_engine(engine, library, gpu)
+        except MineralError as error:
+            _log.warning("%s: building it anew", error)
+    _log.warning("building a TensorRT engine of %s for %s: minutes, and only once", source.name, gpu.name)
+    with Cuda(gpu).current():
+        built = Network(library, source).build(Options(Profile(batch, batch, batch)))
+    record = describe(built, source, engine, library, Options(Profile(batch, batch, batch)), gpu)
+    _make_folder(engine.parent)
+    write_engine(engine, built.plan, record)
+    return record, built.plan
+
+
+def cache_path(source: Path, library: Library, gpu: Gpu, batch: int) -> Path:
+    """Where the engine is kept: whatever it depends on is in the name of its folder.
+
+    Args:
+        source: the ONNX file; its graph counts, not its name nor its contract.
+        library: that builds.
+        gpu: that it is for.
+        batch: pictures at once.
+    """
+    facts = [graph_digest(source), library.name, library.version, gpu.name, gpu.compute_capability, cuda_version()]
+    key = hashlib.sha256(json.dumps([*facts, batch]).encode()).hexdigest()[:24]
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "mineral-batch" / "engines" / key / "model.plan"
+
+
+def describe(
+    built: Built, source: Path, engine: Path, library: Library, options: Options, gpu: Gpu | None
+) -> EngineRecord:
+    """What is written beside an engine.
+
+    Args:
+        built: the engine.
+        source: the ONNX file that it was built from.
+        engine: where it will lie.
+        library: that built it.
+        options: how.
+        gpu: of this machine, None if it has none.
+    """
+    chips = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
+    targets = [word for chip in options.compute_capabilities for word in ("--compute-capability", chip)]
+    return EngineRecord(
+        contract=read_contract(source),
+        source=source.name,
+        onnx_sha256=graph_digest(source),
+        engine_sha256=hashlib.sha256(built.plan).hexdigest(),
+        runtime=library.name,
+        version=library.version,
+        cuda=cuda_version() if gpu else "",
+        gpu=gpu.name if gpu else "",
+        compute_capabilities=chips,
+        precision=built.layers.precision,
+        products=built.layers.products,
+        layers=built.layers.all,
+        layers_from=built.layers.of,
+        profile=options.profile,
+        inputs=built.inputs,
+        outputs=built.outputs,
+        rebuild=rebuild_command(engine, source.name, "--runtime", library.name, *targets),
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(
+            f"cannot make the engine cache {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be "
+            f"written to"
+        ) from None
+
+
+def _checked_batch(batch: int, record: EngineRecord) -> int:
+    profile = record.profile
+    if not profile.smallest <= batch <= profile.largest:
+        raise BackendError(
+            f"the engine takes {profile.smallest} to {profile.largest} pictures at once, not {batch}: choose another "
+            f"--batch-size or build it again: {record.rebuild}"
+        )
+    return batch
+
+
+def _tensors(trt: Any, engine: Any) -> tuple[str, str]:
+    """Names of the input and of the output."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if name not in inputs]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise BackendError(f"the engine has inputs {inputs} and outputs {outputs}; one of each was expected")
+    return inputs[0], outputs[0]
+
+
+def _check(engine: Any, names: tuple[str, str], contract: Any) -> None:
+    kinds = {"UINT8": "uint8", "FLOAT": "float32"}
+
+    def described(name: str) -> tuple[str, Sequence[object]]:
+        kind = engine.get_tensor_dtype(name).name
+        return kinds.get(kind, kind), list(engine.get_tensor_shape(name))
+
+    graph.check(contract, described(names[0]), described(names[1]), inputs=1)
+
+
+def _context(engine: Any, names: tuple[str, str], shape: tuple[int, ...], addresses: tuple[int, int]) -> Any:
+    """An execution context with its shape and both addresses set."""
+    context = engine.create_execution_context()
+    if context is None:
+        raise BackendError("the GPU has too little free memory for the engine: choose a smaller --batch-size")
+    is_set = context.set_input_shape(names[0], shape)
+    is_set = is_set and all(context.set_tensor_address(*pair) for pair in zip(names, addresses, strict=True))
+    if not is_set:
+        raise BackendError(f"the engine does not take a batch {shape}: build it again for that --batch")
+    return context
+
+
+def _last(logger: Any) -> str:
+    return " ".join(logger.errors[-1].split()) if logger.errors else ""

@@ -1,0 +1,132 @@
+"""The few things of CUDA that an engine needs: memory and streams from pycuda, graphs from the driver.
+
+pycuda's `autoinit` makes a context of its own, which clashes with that of torch or ONNX Runtime in the same process.
+Here the GPU's primary context is retained, the one that they use too. pycuda 2026.1 knows no CUDA graphs; they are
+five functions of the driver's own library, called with pycuda's stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mineral_batch.backends import cuda_driver
+from mineral_batch.backends.cuda_driver import DriverError
+from mineral_batch.errors import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mineral_batch.backends.cuda_driver import Gpu
+
+# Only what this thread does is captured or forbidden meanwhile: another lane may be copying.
+_CAPTURE_THIS_THREAD = 1
+
+
+class Cuda:
+    """One GPU's primary context; `with cuda.current():` makes it the thread's, around everything else.
+
+    Args:
+        gpu: whose.
+
+    Raises:
+        BackendError: if pycuda is not installed or refuses.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._driver = _pycuda()
+        try:
+            self._driver.init()
+            self._context = self._driver.Device(gpu.index).retain_primary_context()
+        except self._driver.Error as error:
+            raise BackendError(f"CUDA does not start on GPU {gpu.index} ({gpu.name}): {error}") from error
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The block runs in this GPU's context; what was current before is current again afterwards."""
+        self._context.push()
+        try:
+            yield
+        except self._driver.Error as error:
+            raise BackendError(f"CUDA failed: {error}") from error
+        finally:
+            self._driver.Context.pop()
+
+    def stream(self) -> Any:
+        """A new stream; `.handle` is CUDA's own."""
+        return self._driver.Stream()
+
+    def allocate(self, size: int) -> Any:
+        """`size` bytes on the GPU, zeroed; `int()` of it is the address."""
+        memory = self._driver.mem_alloc(size)
+        self._driver.memset_d8(memory, 0, size)
+        return memory
+
+    def to_gpu(self, memory: Any, array: Any, stream: Any) -> None:
+        """Start to copy a contiguous array; at the full rate of the bus, and beside computation, if page-locked."""
+        self._driver.memcpy_htod_async(memory, array, stream)
+
+    def from_gpu(self, array: Any, memory: Any, stream: Any) -> None:
+        """Start to copy into a page-locked array."""
+        self._driver.memcpy_dtoh_async(array, memory, stream)
+
+    def release(self) -> None:
+        """Let go of the primary context; others may still hold it."""
+        self._context.detach()
+
+
+class Graph:
+    """Work on a stream, recorded once and then started by one call instead of one for each kernel.
+
+    Args:
+        stream: of pycuda; also the one that it is launched on.
+        work: enqueues on that stream, and allocates nothing.
+
+    Raises:
+        DriverError: if the work cannot be captured.
+    """
+
+    def __init__(self, stream: Any, work: Callable[[], None]) -> None:
+        self._library = cuda_driver._driver()
+        self._stream = ctypes.c_void_p(stream.handle)
+        self._executable = ctypes.c_void_p()
+        recorded = self._record(work)
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), recorded, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", recorded)
+
+    def _record(self, work: Callable[[], None]) -> ctypes.c_void_p:
+        recorded = ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream, ctypes.c_int(_CAPTURE_THIS_THREAD))
+        try:
+            work()
+        finally:
+            # Also after a failure: a stream that is left capturing is of no more use.
+            self._call("cuStreamEndCapture", self._stream, ctypes.byref(recorded))
+        return recorded
+
+    def launch(self) -> None:
+        """Start the recorded work on its stream."""
+        self._call("cuGraphLaunch", self._executable, self._stream)
+
+    def close(self) -> None:
+        """Give the executable graph back."""
+        self._call("cuGraphExecDestroy", self._executable)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            raise DriverError(f"the NVIDIA driver answers {name} with CUDA error {code}")
+
+
+def _pycuda() -> Any:
+    try:
+        import pycuda.driver
+    except ImportError as error:
+        raise BackendError(
+            f'pycuda does not load ({error}): pip install "mineral-batch[trt]" (it is compiled on installation and '
+            f"needs the CUDA toolkit)"
+        ) from None
+    return pycuda.driver
