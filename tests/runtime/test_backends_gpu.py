@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +79,7 @@ class Session:
     def run_with_iobinding(self, binding: Binding) -> None:
         batch = len(binding.pixels.memory)
         self._runtime.calls.append(("run", batch))
+        self._runtime.threads[id(self)].add(threading.get_ident())
         if batch > self._runtime.fits:
             raise RuntimeError(self._runtime.out_of_memory)
         binding.probabilities.memory[...] = self._session.run(None, {"pixels": binding.pixels.memory})[0]
@@ -90,6 +93,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.threads: dict[int, set[int]] = defaultdict(set)  # session -> threads that ran it
         self.fits = 1 << 20
         self.out_of_memory = "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 939524096"
         self.really: list[str] | None = None
@@ -225,7 +229,8 @@ def test_tensorrt_caches_what_it_built_under_all_that_it_depends_on(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend = open_backend(model_path, "onnx-tensorrt", batch_size=8, precision="float16")
-    (tensorrt, options), (second, _) = runtime.of("session")[0][1]
+    (tensorrt, options), (second, cuda) = runtime.of("session")[0][1]
+    assert (options["trt_cuda_graph_enable"], cuda["enable_cuda_graph"]) == ("1", "0")
     (folder,) = (tmp_path / "mineral-batch" / "tensorrt").iterdir()
     assert (tensorrt, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
@@ -267,7 +272,9 @@ def test_two_gpus_share_a_run_and_the_results_keep_their_order(model_path: Path,
         reference = list(alone.predict([album]))
     with Predictor(model_path, backend="onnx-cuda", devices=[0, 1], batch_size=2) as predictor:
         assert predictor.device == "GPU 0 (NVIDIA H200), TF32 allowed and GPU 1 (NVIDIA H200), TF32 allowed"
-        results = list(predictor.predict([album]))
+        results = [list(predictor.predict([album])) for _ in range(2)][-1]
+    assert [len(threads) for threads in runtime.threads.values()] == [1, 1]  # a CUDA graph belongs to a thread
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("gpu")]
     assert [result.path for result in results] == [result.path for result in reference]
     for one, other in zip(results, reference, strict=True):
         if isinstance(one, Failure) or isinstance(other, Failure):

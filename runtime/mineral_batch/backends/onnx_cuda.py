@@ -7,6 +7,7 @@ So nothing is allocated while a run goes on, and the whole model is one CUDA gra
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
@@ -40,6 +41,7 @@ _OUT_OF_MEMORY = (
     "outofmemory",
     "out_of_memory",
 )
+_GRAPH_OPTIONS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 _NO_CUDA_GRAPH = "cannot use the graph capture feature"
 
 _log = logging.getLogger("mineral_batch")
@@ -92,7 +94,13 @@ class OnnxGpuBackend:
         self._runtime = runtime
         self._session_for = session_for
         self._bound: _Bound | None = None
-        self._with_less_memory(self._open)
+        # ONNX Runtime keeps a captured CUDA graph with the thread that captured it: all runs come from this one.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+        try:
+            self._thread.submit(self._with_less_memory, self._open).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
 
     def buffer(self, pictures: int) -> Pixels:
         """Page-locked memory, from which the GPU reads at the full rate of its bus; ordinary if there is none."""
@@ -108,6 +116,9 @@ class OnnxGpuBackend:
         Raises:
             BackendError: with ONNX Runtime's own words, if the run fails, or if not even one picture fits.
         """
+        return self._thread.submit(self._infer, pixels).result()
+
+    def _infer(self, pixels: Pixels) -> Probabilities:
         answers = np.empty((len(pixels), len(self.contract.labels)), np.float32)
         done = 0
         while done < len(pixels):
@@ -122,6 +133,10 @@ class OnnxGpuBackend:
 
     def close(self) -> None:
         """Drop the session and its buffers, and with them the GPU's memory."""
+        self._thread.submit(self._forget).result()
+        self._thread.shutdown()
+
+    def _forget(self) -> None:
         self._bound = None
 
     def _open(self) -> _Bound:
@@ -260,8 +275,7 @@ def fixed_session(runtime: Any, path: Path, batch: int, providers: Sequence[Prov
     except BackendError as error:
         if _NO_CUDA_GRAPH not in str(error):
             raise
-        plain = [(name, {**given, "enable_cuda_graph": "0"}) for name, given in providers]
-        session = make_session(runtime, path, options, plain)
+        session = make_session(runtime, path, options, [without_graphs(provider) for provider in providers])
     found = session.get_inputs()[0].shape[0]
     if found != batch:
         raise BackendError(
@@ -269,6 +283,12 @@ def fixed_session(runtime: Any, path: Path, batch: int, providers: Sequence[Prov
             f"export it again"
         )
     return session
+
+
+def without_graphs(provider: Provider) -> Provider:
+    """The same provider, told not to capture CUDA graphs."""
+    name, given = provider
+    return name, {option: "0" if option in _GRAPH_OPTIONS else value for option, value in given.items()}
 
 
 def load_cuda_libraries(runtime: Any) -> None:

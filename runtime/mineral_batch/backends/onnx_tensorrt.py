@@ -25,6 +25,7 @@ from mineral_batch.backends.onnx_cuda import (
     fixed_session,
     load_cuda_libraries,
     require_gpu,
+    without_graphs,
 )
 from mineral_batch.backends.onnx_runtime import onnxruntime_with
 from mineral_batch.errors import BackendError
@@ -122,4 +123,5 @@ def _providers(folder: Path, device: int, settings: Settings, *, is_half: bool) 
         "trt_timing_cache_path": str(folder),
         "trt_cuda_graph_enable": "1",
     }
-    return [(TENSORRT, options), (CUDA, cuda_options(device, is_exact=settings.precision == "float32"))]
+    rest = without_graphs((CUDA, cuda_options(device, is_exact=settings.precision == "float32")))
+    return [(TENSORRT, options), rest]
