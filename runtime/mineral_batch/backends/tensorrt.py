@@ -129,7 +129,7 @@ class TensorRtBackend:
         """
         if pixels.shape[1:] != self.contract.input.shape or pixels.dtype != np.uint8:
             raise BackendError(
-                f"tensorrt got a batch {pixels.shape} of {pixels.dtype}; it takes uint8 (N, *{self.contract.input.shape})"
+                f"tensorrt got {pixels.dtype} {pixels.shape}; it takes uint8 (N, *{self.contract.input.shape})"
             )
         answers = np.empty((len(pixels), len(self.contract.labels)), np.float32)
         lane = self._idle.get()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.backends.cuda_driver import DriverError, gpus
-from mineral_batch.backends.tensorrt_engine import Profile
 from mineral_batch.errors import BackendError
 from mineral_batch.files import whole_file
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from mineral_batch.backends.tensorrt_engine import Profile
     from mineral_batch.backends.tensorrt_library import Library
 
     #: Called with the name of a phase, the steps done and all of them.
@@ -161,7 +161,7 @@ class Network:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if options.timing_cache:
             known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), False)  # noqa: FBT003 - takes no keyword in 10.12
+            config.set_timing_cache(config.create_timing_cache(known), False)
         if progress is not None and hasattr(trt, "IProgressMonitor"):
             config.progress_monitor = _monitor(trt, progress)
         _target(self._library, config, options.compute_capabilities)

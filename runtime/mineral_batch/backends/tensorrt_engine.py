@@ -12,7 +12,6 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch._onnx_file import graph_digest
@@ -22,6 +21,7 @@ from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mineral_batch.backends.cuda_driver import Gpu
     from mineral_batch.backends.tensorrt_library import Library
@@ -143,7 +143,8 @@ def write_engine(path: Path, plan: bytes, record: EngineRecord) -> None:
         BackendError: if the files cannot be written.
     """
     try:
-        with whole_file(sidecar_path(path)) as description, whole_file(path) as engine:
+        # The inner one gets its name first: a plan that is named has its description.
+        with whole_file(path) as engine, whole_file(sidecar_path(path)) as description:
             engine.write(plan)
             description.write(record.to_json().encode())
     except OSError as error:

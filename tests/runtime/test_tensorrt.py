@@ -1,0 +1,596 @@
+"""TensorRT's own runtime against a recorded stand-in of TensorRT, pycuda and the driver: order, shapes, lifetimes.
+
+The stand-in's streams run nothing until they are waited for, its memory is known by its address, and whatever is used
+without a context, after it was freed or before it was waited for is an error. It says nothing about a real GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mineral_batch import BackendError, ContractError, Predictor
+from mineral_batch._onnx_file import graph_digest, write_contract
+from mineral_batch.backends import cuda_driver, open_backend
+from mineral_batch.backends import tensorrt as backend_module
+from mineral_batch.backends.tensorrt_build import Built, Layers, inspected
+from mineral_batch.backends.tensorrt_engine import (
+    EngineRecord,
+    Profile,
+    read_record,
+    sidecar_path,
+    write_engine,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mineral_batch import ModelContract
+
+PLAN = b"the plan"
+
+
+class CudaError(Exception):
+    """pycuda's."""
+
+
+class Machine:
+    """A GPU that only exists here."""
+
+    def __init__(self, contract: ModelContract) -> None:
+        self.log: list[str] = []
+        self.memory: dict[int, np.ndarray] = {}
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.capturing: dict[int, list[Callable[[], None]]] = {}
+        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.pinned: list[Any] = []
+        self.contexts = threading.local()
+        self.retained = 0
+        self.can_capture = True
+        self.fails = False
+        self.loads = True
+        self.contract = contract
+        self.labels = len(contract.labels)
+        self._last = 0x1000
+
+    def address(self) -> int:
+        self._last += 0x1000
+        return self._last
+
+    def say(self, what: str) -> None:
+        assert getattr(self.contexts, "stack", []), f"{what} without a context in this thread"
+        self.log.append(what)
+
+    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        self.capturing.get(stream, self.queues[stream]).append(work)
+
+    def wait(self, stream: int) -> None:
+        queue, self.queues[stream] = self.queues[stream], []
+        for work in queue:
+            work()
+
+    # The model: each label's answer is the mean of the picture, divided by the label's number.
+    def compute(self, pixels: int, answers: int, shape: tuple[int, ...]) -> None:
+        batch = self.memory[pixels].reshape(shape)
+        self.memory[answers].view(np.float32).reshape(shape[0], -1)[:] = expected(batch, self.labels)
+
+
+def expected(batch: np.ndarray, labels: int) -> np.ndarray:
+    return (batch.reshape(len(batch), -1).mean(axis=1)[:, None] / 255 / np.arange(1, labels + 1)).astype(np.float32)
+
+
+def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
+    driver = ModuleType("pycuda.driver")
+
+    class Context:
+        def push(self) -> None:
+            stack = machine.contexts.__dict__.setdefault("stack", [])
+            stack.append(self)
+
+        @staticmethod
+        def pop() -> None:
+            machine.contexts.stack.pop()
+
+        def detach(self) -> None:
+            machine.retained -= 1
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            assert index == 0
+
+        def retain_primary_context(self) -> Context:
+            machine.retained += 1
+            return Context()
+
+    class Stream:
+        def __init__(self) -> None:
+            machine.say("stream")
+            self.handle = machine.address()
+            machine.queues[self.handle] = []
+
+        def synchronize(self) -> None:
+            machine.say("wait")
+            machine.wait(self.handle)
+
+    class Memory:
+        def __init__(self, size: int) -> None:
+            machine.say(f"allocate {size}")
+            self.at = machine.address()
+            machine.memory[self.at] = np.full(size, 77, np.uint8)
+
+        def __int__(self) -> int:
+            return self.at
+
+        def free(self) -> None:
+            machine.say("free")
+            del machine.memory[self.at]
+
+    def memset_d8(memory: Memory, value: int, size: int) -> None:
+        machine.memory[int(memory)][:size] = value
+
+    def to_gpu(memory: Memory, array: np.ndarray, stream: Stream) -> None:
+        assert array.flags.c_contiguous
+        machine.say(f"to GPU {array.nbytes}")
+        if machine.fails:
+            raise CudaError("cuMemcpyHtoDAsync failed: an illegal memory access was encountered")
+
+        def copy() -> None:
+            machine.memory[int(memory)][: array.nbytes] = array.reshape(-1)
+
+        machine.enqueue(stream.handle, copy)
+
+    def from_gpu(array: np.ndarray, memory: Memory, stream: Stream) -> None:
+        machine.say(f"from GPU {array.nbytes}")
+
+        def copy() -> None:
+            array.reshape(-1).view(np.uint8)[:] = machine.memory[int(memory)][: array.nbytes]
+
+        machine.enqueue(stream.handle, copy)
+
+    for name, value in {
+        "init": lambda: None,
+        "Device": Device,
+        "Context": Context,
+        "Stream": Stream,
+        "mem_alloc": Memory,
+        "memset_d8": memset_d8,
+        "memcpy_htod_async": to_gpu,
+        "memcpy_dtoh_async": from_gpu,
+        "Error": CudaError,
+    }.items():
+        setattr(driver, name, value)
+    return driver
+
+
+def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module in one function
+    """libcuda: what the project asks it beside pycuda."""
+
+    def give(pointer: Any, value: int) -> int:
+        pointer._obj.value = value
+        return 0
+
+    def allocate(pointer: Any, size: Any, flags: Any) -> int:
+        machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
+        return give(pointer, ctypes.addressof(memory))
+
+    def attribute(pointer: Any, which: Any, device: Any) -> int:
+        return give(pointer, {75: 8, 76: 9}[which.value])
+
+    def name(buffer: Any, size: Any, device: Any) -> int:
+        buffer.value = b"NVIDIA L4"
+        return 0
+
+    def begin(stream: Any, mode: Any) -> int:
+        machine.say("capture")
+        if not machine.can_capture:
+            return 900
+        machine.capturing[stream.value] = []
+        return 0
+
+    def end(stream: Any, pointer: Any) -> int:
+        machine.graphs[at := machine.address()] = machine.capturing.pop(stream.value)
+        return give(pointer, at)
+
+    def launch(graph: Any, stream: Any) -> int:
+        machine.say("launch")
+        for work in machine.graphs[graph.value]:
+            machine.enqueue(stream.value, work)
+        return 0
+
+    def instantiate(pointer: Any, graph: Any, flags: Any) -> int:
+        machine.graphs[at := machine.address()] = machine.graphs[graph.value]
+        return give(pointer, at)
+
+    def destroy(graph: Any) -> int:
+        machine.say("destroy graph")
+        del machine.graphs[graph.value]
+        return 0
+
+    return SimpleNamespace(
+        cuDeviceGetCount=lambda pointer: give(pointer, 1),
+        cuDriverGetVersion=lambda pointer: give(pointer, 13000),
+        cuDeviceGet=lambda pointer, index: give(pointer, 0),
+        cuDeviceGetName=name,
+        cuDeviceGetAttribute=attribute,
+        cuDeviceTotalMem_v2=lambda pointer, device: give(pointer, 24 << 30),
+        cuDevicePrimaryCtxRetain=lambda pointer, device: give(pointer, 1),
+        cuCtxPushCurrent_v2=lambda context: 0,
+        cuCtxPopCurrent_v2=lambda pointer: 0,
+        cuMemHostAlloc=allocate,
+        cuMemFreeHost=lambda address: 0,
+        cuStreamBeginCapture_v2=begin,
+        cuStreamEndCapture=end,
+        cuGraphInstantiateWithFlags=instantiate,
+        cuGraphLaunch=launch,
+        cuGraphDestroy=destroy,
+        cuGraphExecDestroy=destroy,
+    )
+
+
+def fake_tensorrt(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
+    trt = ModuleType("tensorrt")
+    height, width, _ = machine.contract.input.shape
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR = "error", "internal error"
+
+        def log(self, severity: Any, message: str) -> None:
+            raise NotImplementedError
+
+    class Context:
+        def __init__(self) -> None:
+            self.at: dict[str, int] = {}
+            self.shape: tuple[int, ...] = ()
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            self.shape = shape
+            return name == "pixels" and shape[1:] == (height, width, 3)
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            self.at[name] = address
+            return True
+
+        def execute_async_v3(self, stream: int) -> bool:
+            machine.say("execute")
+            machine.enqueue(stream, lambda: machine.compute(self.at["pixels"], self.at["probabilities"], self.shape))
+            return True
+
+    class Engine:
+        num_io_tensors = 2
+
+        def get_tensor_name(self, index: int) -> str:
+            return ("pixels", "probabilities")[index]
+
+        def get_tensor_mode(self, name: str) -> str:
+            return "in" if name == "pixels" else "out"
+
+        def get_tensor_dtype(self, name: str) -> Any:
+            return SimpleNamespace(name="UINT8" if name == "pixels" else "FLOAT")
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            return (-1, height, width, 3) if name == "pixels" else (-1, machine.labels)
+
+        def create_execution_context(self) -> Context:
+            return Context()
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            machine.say("load engine")
+            if machine.loads:
+                return Engine()
+            self.logger.log(ILogger.ERROR, "no\nluck")
+            return None
+
+    for name, value in {
+        "__version__": "10.13.3.9",
+        "ILogger": ILogger,
+        "Runtime": Runtime,
+        "TensorIOMode": SimpleNamespace(INPUT="in"),
+    }.items():
+        setattr(trt, name, value)
+    return trt
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, contract: ModelContract, tmp_path: Path) -> Machine:
+    machine = Machine(contract)
+    driver = fake_pycuda(machine)
+    package = ModuleType("pycuda")
+    package.driver = driver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(machine))
+    library = fake_driver(machine)
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: library)
+    monkeypatch.setattr(cuda_driver, "_call", lambda function, *arguments: function(*arguments))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return machine
+
+
+def record(contract: ModelContract, **changes: Any) -> EngineRecord:
+    made = EngineRecord(
+        contract=contract,
+        source="model.onnx",
+        onnx_sha256="0" * 64,
+        engine_sha256=hashlib.sha256(PLAN).hexdigest(),
+        runtime="tensorrt",
+        version="10.13.3.9",
+        cuda="13.0",
+        gpu="NVIDIA L4",
+        compute_capabilities=("8.9",),
+        precision="float16",
+        products={"float16": 9},
+        layers={"float16": 20, "float32": 3},
+        layers_from="engine",
+        profile=Profile(1, 4, 8),
+        inputs={"pixels": "uint8 (-1, 24, 32, 3)"},
+        outputs={"probabilities": "float32 (-1, 5)"},
+        rebuild="mineral-export trt model.onnx -o model.plan",
+    )
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, contract: ModelContract) -> Path:
+    path = tmp_path / "model.plan"
+    write_engine(path, PLAN, record(contract))
+    return path
+
+
+def pictures(count: int, contract: ModelContract) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *contract.input.shape)).astype(np.uint8)
+
+
+def refused(path: Path, **options: Any) -> str:
+    with pytest.raises((BackendError, ContractError)) as caught:
+        open_backend(path, "tensorrt", **options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_record_is_read_back_as_it_was_written(engine: Path, contract: ModelContract) -> None:
+    assert read_record(engine) == record(contract)
+    assert engine.read_bytes() == PLAN, "plain plan bytes, which trtexec and Triton load"
+
+
+def test_an_engine_that_cannot_be_described_is_not_written(tmp_path: Path, contract: ModelContract) -> None:
+    path = tmp_path / "model.plan"
+    sidecar_path(path).mkdir()
+    with pytest.raises(BackendError, match="cannot write the engine"):
+        write_engine(path, PLAN, record(contract))
+    assert not [found for found in tmp_path.iterdir() if found.is_file()]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 5, 11])
+def test_every_picture_gets_its_answer_whatever_the_batch(
+    machine: Machine, engine: Path, contract: ModelContract, batch: int
+) -> None:
+    backend = open_backend(engine, "tensorrt")
+    pixels = pictures(batch, contract)
+    for _ in range(3):  # the other lane, then the first one again, with what lay there before
+        np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
+    backend.close()
+
+
+def test_a_batch_is_one_copy_one_launch_and_one_wait(machine: Machine, engine: Path, contract: ModelContract) -> None:
+    backend = open_backend(engine, "tensorrt")
+    machine.log.clear()
+    backend.infer(pictures(4, contract))
+    assert machine.log == [f"to GPU {4 * 24 * 32 * 3}", "launch", "wait"]
+    machine.log.clear()
+    backend.infer(pictures(2, contract))
+    assert machine.log == [f"to GPU {2 * 24 * 32 * 3}", "launch", "wait"], "a smaller batch copies only its pictures"
+
+
+def test_everything_is_allocated_when_it_is_opened(machine: Machine, engine: Path, contract: ModelContract) -> None:
+    backend = open_backend(engine, "tensorrt", batch_size=8)
+    sizes = [line for line in machine.log if line.startswith("allocate")]
+    assert sizes == [f"allocate {8 * 24 * 32 * 3}", f"allocate {8 * 5 * 4}"] * backend.workers
+    first = machine.log.index("capture")
+    assert machine.log.index("execute") < machine.log.index("wait") < first, "run once before it is recorded"
+    for count in (8, 3, 20):
+        backend.infer(pictures(count, contract))
+    assert [line for line in machine.log if line.startswith("allocate")] == sizes
+
+
+def test_closing_gives_everything_back_and_graphs_before_their_memory(machine: Machine, engine: Path) -> None:
+    backend = open_backend(engine, "tensorrt")
+    machine.log.clear()
+    backend.close()
+    backend.close()
+    assert machine.log == ["wait", "destroy graph", "free", "free"] * backend.workers
+    assert (machine.memory, machine.graphs, machine.retained) == ({}, {}, 0)
+
+
+def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: ModelContract) -> None:
+    backend = open_backend(engine, "tensorrt")
+    batches = [pictures(4, contract) + np.uint8(shift) for shift in range(20)]
+    with ThreadPoolExecutor(backend.workers) as pool:
+        answers = list(pool.map(backend.infer, batches))
+    for batch, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(batch, 5), rtol=1e-6)
+
+
+def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path, contract: ModelContract) -> None:
+    machine.can_capture = False
+    backend = open_backend(engine, "tensorrt")
+    pixels = pictures(6, contract)
+    np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
+    assert "without CUDA graph" in backend.device
+
+
+def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(
+    machine: Machine, engine: Path, contract: ModelContract
+) -> None:
+    backend = open_backend(engine, "tensorrt")
+    machine.fails = True
+    with pytest.raises(BackendError, match="illegal memory access"):
+        backend.infer(pictures(4, contract))
+    machine.fails = False
+    pixels = pictures(4, contract)
+    for _ in range(backend.workers):
+        np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
+    assert not machine.contexts.stack, "the context of the thread is as it was"
+
+
+def test_an_engine_that_does_not_load_leaves_nothing_behind(machine: Machine, engine: Path) -> None:
+    machine.loads = False
+    assert "no luck; build it again: mineral-export trt" in refused(engine)
+    assert (machine.memory, machine.retained) == ({}, 0)
+
+
+def test_it_says_what_it_is(machine: Machine, engine: Path, contract: ModelContract) -> None:
+    backend = open_backend(engine, "tensorrt")
+    assert backend.device == "GPU 0 (NVIDIA L4), float16"
+    assert backend.version == "tensorrt 10.13.3.9, float16"
+    assert (backend.contract, backend.batch_size, backend.workers) == (contract, 4, 2)
+    assert backend.buffer(3).shape == (3, 24, 32, 3)
+
+
+def test_predict_feeds_it(machine: Machine, engine: Path, album: Path) -> None:
+    with Predictor(engine, backend="tensorrt") as predictor:
+        results = list(predictor.predict([album]))
+    assert len(results) == 11
+    assert len({float(result.probabilities[0]) for result in results}) == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"version": "10.14.0.1"}, "was built by tensorrt 10.14.0.1, and tensorrt 10.13.3.9 is installed"),
+        ({"compute_capabilities": ("9.0", "12.0")}, "compute capability 9.0, 12.0, and NVIDIA L4 has 8.9"),
+        ({"engine_sha256": "1" * 64}, "is not the engine that model.plan.json describes"),
+    ],
+)
+def test_a_foreign_engine_is_refused_with_the_command_that_builds_it(
+    machine: Machine, engine: Path, contract: ModelContract, changes: dict[str, Any], reason: str
+) -> None:
+    write_engine(engine, PLAN, record(contract, **changes))
+    message = refused(engine)
+    assert reason in message
+    assert message.endswith("build it again: mineral-export trt model.onnx -o model.plan")
+    assert not machine.log, "nothing was loaded"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compute_capabilities": ("8.0",), "hardware_compatible": True},
+        {"version": "10.12.0.1", "version_compatible": True},
+    ],
+)
+def test_a_compatible_engine_is_taken(
+    machine: Machine, engine: Path, contract: ModelContract, changes: dict[str, Any]
+) -> None:
+    write_engine(engine, PLAN, record(contract, **changes))
+    open_backend(engine, "tensorrt").close()
+
+
+def test_an_engine_older_than_the_model_beside_it_is_refused(
+    machine: Machine, engine: Path, contract: ModelContract, model_path: Path
+) -> None:
+    source = engine.with_name("model.onnx")
+    source.write_bytes(model_path.read_bytes())
+    assert "built from another model.onnx" in refused(engine)
+    write_engine(engine, PLAN, record(contract, onnx_sha256=graph_digest(source)))
+    open_backend(engine, "tensorrt").close()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"schema_version": 9}', "[1]", "\0"])
+def test_an_engine_without_a_whole_description_is_refused(machine: Machine, engine: Path, damage: str) -> None:
+    sidecar_path(engine).write_text(damage)
+    assert "mineral-export trt" in refused(engine)
+    sidecar_path(engine).unlink()
+    assert "has no description model.plan.json" in refused(engine)
+
+
+def test_a_batch_outside_the_profile_and_another_precision_are_refused(machine: Machine, engine: Path) -> None:
+    assert "takes 1 to 8 pictures at once, not 9" in refused(engine, batch_size=9)
+    assert "mineral-export fp16" in refused(engine, precision="float32")
+
+
+def test_an_onnx_file_is_built_once(
+    machine: Machine, model_path: Path, tmp_path: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+
+    class Network:
+        def __init__(self, library: Any, source: Path) -> None:
+            built.append(source)
+
+        def build(self, options: Any) -> Built:
+            return Built(PLAN, Layers({"float32": 1}, {"float32": 8}), {}, {})
+
+    monkeypatch.setattr(backend_module, "Network", Network)
+    source = tmp_path / "model.onnx"
+    source.write_bytes(model_path.read_bytes())
+
+    def opened(**options: Any) -> Any:
+        backend = open_backend(source, "tensorrt", **options)
+        backend.close()
+        return backend
+
+    assert opened().version.endswith("float32")
+    opened()
+    assert len(built) == 1, "the second time it is read"
+    changed = contract.with_thresholds([0.9] * 5)
+    write_contract(source, changed)
+    assert opened().contract == changed
+    assert len(built) == 1, "thresholds do not change the graph"
+    opened(batch_size=2)
+    assert len(built) == 2, "another batch is another engine"
+    kept = next(iter((tmp_path / "cache").rglob("model.plan.json")))
+    kept.write_text("{}")
+    kept.with_name("model.plan").write_bytes(b"half of it")
+    opened()
+    opened(batch_size=2)
+    assert len(built) == 3, "a damaged one is built anew"
+
+
+def test_without_a_driver_nothing_of_tensorrt_is_touched(
+    engine: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> Any:
+        raise cuda_driver.DriverError("no NVIDIA driver: libcuda.so.1: cannot open")
+
+    monkeypatch.setattr(cuda_driver, "_driver", absent)
+    for path in (engine, model_path):
+        message = refused(path)
+        assert "needs an NVIDIA GPU" in message
+        assert "install the NVIDIA driver" in message
+
+
+def test_missing_packages_are_named(machine: Machine, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", None)
+        assert "pip install" in refused(engine)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert "mineral-batch[trt]" in refused(engine)
+
+
+def test_the_inspectors_words_are_counted_in_both_forms() -> None:
+    told = {
+        "Layers": [
+            {"Name": "a", "Outputs": [{"Format/Datatype": "Half"}]},
+            {"Name": "b", "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]},
+            {"Name": "c", "Outputs": [{"Format/Datatype": "Float"}]},
+            {"Name": "d", "Outputs": [{"Format/Datatype": "Row major Int8 format"}]},
+            {"Name": "e", "Outputs": []},
+            "only a name",
+        ]
+    }
+    assert inspected(json.dumps(told)) == {"float16": 2, "float32": 1, "int8": 1}
