@@ -91,6 +91,8 @@ class Journal:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        # KiB: names come in order, so a few pages serve as well as many, and memory is the same for any number of them.
+        self._db.execute("PRAGMA cache_size = -256")
         # One transaction: a kill in the middle leaves the file as it was, be it empty.
         self._db.execute("BEGIN EXCLUSIVE")
         self._make_tables(restart)
