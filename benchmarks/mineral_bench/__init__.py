@@ -1,1 +1,1 @@
-"""Benchmarks: throughput, accuracy and comparison with other programs."""
+"""Measurements: how fast, how right, what it costs, each with the conditions that it was made under."""

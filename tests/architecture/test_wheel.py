@@ -76,7 +76,7 @@ def test_the_commands_and_extras_are_declared(wheel: Path) -> None:
         records = {Path(name).name: name for name in archive.namelist() if ".dist-info/" in name}
         commands = archive.read(records["entry_points.txt"]).decode()
         metadata = archive.read(records["METADATA"]).decode()
-    for command in ("batch", "train", "export"):
+    for command in ("batch", "train", "export", "bench"):
         assert f"mineral-{command} = mineral_{command}.cli:main" in commands
     for extra in ("cpu", "gpu", "trt", "train", "export"):
         assert f"Provides-Extra: {extra}" in metadata

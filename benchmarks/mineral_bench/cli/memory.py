@@ -1,0 +1,49 @@
+"""`mineral-bench memory`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_bench.cli.options import PATH, output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("photos", nargs=-1, type=PATH)
+@click.option(
+    "--pictures",
+    "counts",
+    multiple=True,
+    default=(1000, 20_000),
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of a run; give it several times.",
+)
+@click.option("--backend", default="auto", show_default=True, help="As of mineral-batch predict.")
+@output
+def memory(
+    model: Path,
+    photos: tuple[Path, ...],
+    counts: tuple[int, ...],
+    backend: str,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Peak memory of runs of MODEL on few and on many pictures: it must not grow.
+
+    The pictures are links to those under PHOTOS, again and again, or small ones made for this.
+    """
+    from mineral_bench import memory as bench
+    from mineral_bench.conditions import conditions, model_facts
+    from mineral_bench.report import Report
+
+    before = conditions(**model_facts(model), backend=backend)
+    peaks = bench.measure(model, counts, photos, backend)
+    Report("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).give(
+        json_file, markdown_file
+    )

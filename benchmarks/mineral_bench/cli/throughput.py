@@ -1,0 +1,71 @@
+"""`mineral-bench throughput`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_bench.cli.options import PATH, limit, output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("photos", nargs=-1, required=True, type=PATH)
+@click.option("--backend", default="auto", show_default=True, help="As of mineral-batch predict.")
+@click.option("--device", type=click.IntRange(0), help="Index of the GPU.")
+@click.option("--precision", default="auto", show_default=True, help="Of the engine's arithmetic.")
+@click.option("--batch", type=click.IntRange(1), help="Pictures at once; default: what suits the device.")
+@click.option("--decode-threads", type=click.IntRange(1), help="Default: one per processor.")
+@click.option("--exact", is_flag=True, help="Decode JPEGs in full.")
+@click.option("--compare", "saved", type=PATH, help="A file of --json: say what changed since beyond noise.")
+@limit(120)
+@output
+def throughput(
+    model: Path,
+    photos: tuple[Path, ...],
+    backend: str,
+    device: int | None,
+    precision: str,
+    batch: int | None,
+    decode_threads: int | None,
+    exact: bool,
+    saved: Path | None,
+    seconds: float,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Pictures a second of MODEL (.onnx) on PHOTOS (as of mineral-batch predict).
+
+    Decode alone, engine alone and both together in interleaved rounds, so that the whole can be judged by its parts,
+    and latencies, stage times, memory and GPU. Nothing is written but what --json and --markdown name.
+    """
+    import json
+    from contextlib import closing
+    from itertools import islice
+
+    from mineral_batch.backends import open_backend
+    from mineral_batch.sources import find_sources
+    from mineral_bench import throughput as bench
+    from mineral_bench.conditions import conditions, model_facts
+    from mineral_bench.measure import Plan
+    from mineral_bench.report import Report, load_figures
+
+    earlier = load_figures(saved, "throughput") if saved else None
+    devices = [] if device is None else [device]
+    with closing(
+        open_backend(model, backend, devices=devices, batch_size=batch, precision=precision)
+    ) as engine:
+        sources = bench.readable(list(islice(find_sources(photos), 2000)), engine)
+        facts = {"data": f"{len(sources)} different pictures", "engine": f"{engine.name}, {engine.version}"}
+        before = conditions(**model_facts(model), **facts, batch=batch or engine.batch_size)
+        load = bench.make_load(sources, engine, batch, decode_threads, seconds / 40, exact)
+        found = bench.measure(engine, load, Plan(seconds=seconds))
+        report = Report("throughput", before, bench.figures(found, load), bench.tables(found, engine, load))
+    if earlier:
+        change = bench.compare(json.loads(report.json()), earlier)
+        report = Report("throughput", before, report.figures, [*report.tables, change])
+    report.give(json_file, markdown_file)

@@ -1,0 +1,119 @@
+"""Under which conditions a figure was measured: without them it means nothing a year later."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mineral_batch.pipeline import processors
+from mineral_batch.runs import model_digest
+
+_PACKAGES = (
+    "mineral-batch", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "timm",
+    "simplejpeg", "opencv-python-headless", "opencv-python", "pyvips",
+)  # fmt: skip
+
+_WORDS_TOLD = 12
+
+
+def conditions(**facts: Any) -> dict[str, Any]:
+    """Hardware, software, date, command and load of this moment, and whatever else is to be recorded."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command(),
+        "processor": processor(),
+        "cores": processors(),
+        "load_before": load(),
+        "gpu": gpus(),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": {"python": platform.python_version(), **versions()},
+        **facts,
+    }
+
+
+def command() -> str:
+    """What was typed, with the names of files and folders but not where they lie."""
+    words = [Path(word).name if word.startswith(("/", "~")) else word for word in sys.argv[1:]]
+    told = words if len(words) <= _WORDS_TOLD else [*words[:_WORDS_TOLD], "..."]
+    return shlex.join([Path(sys.argv[0]).name, *told])
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that a figure may depend on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """The processor's name, with the abilities that matrix products profit from."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    lines = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())
+    }
+    flags = lines.get("flags", "").split()
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
+    return (
+        f"{lines.get('model name', platform.machine())} ({', '.join(useful)})"
+        if useful
+        else lines["model name"]
+    )
+
+
+def load() -> float | None:
+    """Processes that wanted a processor over the last minute; other programs' share makes figures noisy."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def gpus() -> list[str]:
+    """Name, memory and driver of each NVIDIA GPU; empty where there is none."""
+    text = nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def nvidia_smi(*options: str) -> str:
+    """What the driver's tool answers, nothing where it is absent or fails."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    try:
+        done = subprocess.run([tool, *options], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def in_words(record: dict[str, Any]) -> list[str]:
+    """The conditions as lines of text for a table's foot."""
+    shown = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    gpu = "; ".join(record["gpu"]) or "none"
+    lines = [
+        f"`{record['command']}`",
+        f"{record['date']}; {record['processor']}, {record['cores']} cores; GPU {gpu}; "
+        f"load before {record['load_before']}; {record['system']}",
+        shown,
+    ]
+    known = {"date", "command", "processor", "cores", "load_before", "gpu", "system", "versions"}
+    return lines + [
+        f"{name.replace('_', ' ')}: {value}" for name, value in record.items() if name not in known
+    ]
+
+
+def model_facts(path: Path) -> dict[str, str]:
+    """Name, size and hash of a model file."""
+    return {"model": f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {model_digest(path)[:16]}"}

@@ -1,0 +1,412 @@
+"""The same model and the same pictures by the ways that people take, each in a process of its own.
+
+Every peer reads files and gives probabilities, (N, L), in the order of the files; their answers are compared, so that
+none is fast by doing something else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import multiprocessing
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch import pipeline
+from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends import open_backend
+from mineral_batch.errors import DataError
+from mineral_batch.images import Failure, load_image, open_rgb, resize
+from mineral_batch.pipeline import processors
+from mineral_batch.sources import find_images, find_sources
+from mineral_bench.isolated import Isolated, IsolatedError
+from mineral_bench.measure import Plan, Rounds, interleave, median, ratio
+from mineral_bench.report import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+    from mineral_batch.contract import InputSpec
+    from mineral_batch.images import Pixels
+    from mineral_batch.pipeline import Probabilities
+    from mineral_bench.subject import Subject
+
+EAGER, COMPILED, TIMM = "torch eager, DataLoader", "torch.compile, DataLoader", "timm's loader, torch eager"
+ONNX, OPENVINO = "ONNX Runtime, defaults, one by one", "OpenVINO, defaults, one by one"
+
+
+class Peer:
+    """A way to answer for photographs.
+
+    Attributes:
+        spec: the model's input.
+        paths: N files, once `prepare` was called.
+        pixels: (N, H, W, 3) uint8, decoded once in full for `from_pixels`.
+    """
+
+    spec: InputSpec
+
+    def prepare(self, paths: Sequence[str]) -> None:
+        """Say which files `from_files` and `from_pixels` are about."""
+        self.paths = list(paths)
+        self.pixels = np.stack([_in_full(path, self.spec) for path in paths])
+
+    def rest(self) -> None:
+        """Do nothing: for whoever wants to know of the process."""
+
+    def from_files(self) -> Probabilities:
+        """Read, decode and answer: (N, L) float32."""
+        raise NotImplementedError
+
+    def from_pixels(self) -> Probabilities:
+        """The engine alone: (N, L) float32."""
+        raise NotImplementedError
+
+
+def _in_full(path: str, spec: InputSpec) -> Pixels:
+    return resize(open_rgb(path), spec)
+
+
+class TorchPeer(Peer):
+    """PyTorch, its DataLoader with one worker per processor, a batch at a time on the GPU if there is one.
+
+    Args:
+        checkpoint: the folder.
+        batch: pictures at a time.
+        compiled: through torch.compile.
+        workers: processes that decode.
+    """
+
+    def __init__(
+        self, checkpoint: Path, batch: int, *, compiled: bool = False, workers: int | None = None
+    ) -> None:
+        import torch
+
+        from mineral_train.checkpoint import load_checkpoint
+        from mineral_train.normalise import Normalise
+
+        # Back from `Isolated`'s way of starting processes to the one that a script of its own would have.
+        multiprocessing.set_start_method(None, force=True)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, contract = load_checkpoint(checkpoint)
+        self.spec, self.batch = contract.input, batch
+        self.workers = processors() if workers is None else workers
+        self.model = model.to(self.device)
+        self.normalise = Normalise(self.spec).to(self.device)
+        if compiled:
+            self.model.compile()
+
+    def prepare(self, paths: Sequence[str]) -> None:
+        """Start the loader's processes, which stay."""
+        super().prepare(paths)
+        self.loader: Iterable[Any] = self.make_loader()
+
+    def make_loader(self) -> Iterable[Any]:
+        """Of (n, 3, H, W) uint8 batches."""
+        from torch.utils.data import DataLoader
+
+        files: Any = _Files(self.paths, self.spec)
+        return DataLoader(
+            files,
+            self.batch,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
+
+    def from_files(self) -> Probabilities:
+        """One pass over the loader."""
+        return self._answers(self.normalise(batch.to(self.device)) for batch in self.loader)
+
+    def from_pixels(self) -> Probabilities:
+        """Batches that are in memory."""
+        import torch
+
+        planes = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
+        return self._answers(
+            self.normalise(batch.to(self.device)) for batch in torch.split(planes, self.batch)
+        )
+
+    def _answers(self, batches: Iterator[torch.Tensor]) -> Probabilities:
+        import torch
+
+        with torch.inference_mode():
+            answers: Probabilities = torch.cat(
+                [self.model(batch).sigmoid().cpu() for batch in batches]
+            ).numpy()
+        return answers
+
+
+class _Files:
+    """A dataset as everybody writes it, but for the photographs' being turned upright."""
+
+    def __init__(self, paths: Sequence[str], spec: InputSpec) -> None:
+        self._paths, self._spec = list(paths), spec
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(_in_full(self._paths[index], self._spec).transpose(2, 0, 1).copy())
+
+
+class TimmPeer(TorchPeer):
+    """timm's own dataset, transform and loader, as in its inference.py."""
+
+    def make_loader(self) -> Iterable[Any]:
+        """Normalised float32 batches, from links whose names have the order of the files."""
+        from mineral_train.backbones import import_timm
+
+        import_timm()
+        data = importlib.import_module("timm.data")
+        self._links = tempfile.TemporaryDirectory()
+        for index, path in enumerate(self.paths):
+            Path(self._links.name, f"{index:06d}{Path(path).suffix.lower()}").symlink_to(
+                Path(path).absolute()
+            )
+        loader: Iterable[Any] = data.create_loader(
+            data.ImageDataset(self._links.name),
+            input_size=(3, self.spec.height, self.spec.width),
+            batch_size=self.batch,
+            is_training=False,
+            interpolation=self.spec.interpolation,
+            mean=self.spec.mean,
+            std=self.spec.std,
+            crop_pct=1.0,
+            crop_mode="squash" if self.spec.resize == "squash" else "center",
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            device=importlib.import_module("torch").device(self.device),
+        )
+        return loader
+
+    def from_files(self) -> Probabilities:
+        """One pass; its loader has normalised already."""
+        return self._answers(batch.to(self.device) for batch, _ in self.loader)
+
+
+class OnnxRuntimePeer(Peer):
+    """A session with nothing set, one picture after the other: the first example of every tutorial."""
+
+    def __init__(self, model: Path) -> None:
+        import onnxruntime
+
+        self.spec = read_contract(model).input
+        self._session = onnxruntime.InferenceSession(
+            str(model), providers=onnxruntime.get_available_providers()
+        )
+        self._input = self._session.get_inputs()[0].name
+
+    def from_files(self) -> Probabilities:
+        """Decode in full, answer, next."""
+        return np.concatenate([self._answer(_in_full(path, self.spec)) for path in self.paths])
+
+    def from_pixels(self) -> Probabilities:
+        """Answer, next."""
+        return np.concatenate([self._answer(pixels) for pixels in self.pixels])
+
+    def _answer(self, pixels: Pixels) -> Probabilities:
+        answer: Probabilities = self._session.run(None, {self._input: pixels[None]})[0]
+        return answer
+
+
+class OpenVinoPeer(OnnxRuntimePeer):
+    """The same with OpenVINO, which computes in bfloat16 where the processor can."""
+
+    def __init__(self, model: Path) -> None:
+        openvino = importlib.import_module("openvino")
+        self.spec = read_contract(model).input
+        self._compiled = openvino.Core().compile_model(str(model), "CPU")
+
+    def _answer(self, pixels: Pixels) -> Probabilities:
+        answer: Probabilities = self._compiled(pixels[None])[0].copy()
+        return answer
+
+
+class OurPeer(Peer):
+    """This project's pipeline on one of its backends."""
+
+    def __init__(self, model: Path, backend: str, batch: int | None = None) -> None:
+        self._backend = open_backend(model, backend, batch_size=batch)
+        self._batch = batch or self._backend.batch_size
+        self.spec = self._backend.contract.input
+
+    def from_files(self) -> Probabilities:
+        """Through the pipeline."""
+        with closing(
+            pipeline.run(find_sources(self.paths), self._backend, batch_size=self._batch)
+        ) as results:
+            return np.stack([_probabilities(result) for result in results])
+
+    def from_pixels(self) -> Probabilities:
+        """On as many threads as the backend wants."""
+        starts = range(0, len(self.pixels), self._batch)
+        with ThreadPoolExecutor(self._backend.workers) as pool:
+            return np.concatenate(
+                list(
+                    pool.map(
+                        lambda at: self._backend.infer(self.pixels[at : at + self._batch]).copy(), starts
+                    )
+                )
+            )
+
+
+def _probabilities(result: pipeline.Result) -> Probabilities:
+    if isinstance(result, Failure):
+        raise DataError(f"{result.path}: {result.reason}")
+    return result.probabilities
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which peers to ask.
+
+    Attributes:
+        batch: of the peers that take batches.
+        compiled: torch.compile, too.
+        backends: of ours.
+        engines_only: on pictures decoded before.
+        workers: processes of the DataLoaders; None for one per processor.
+    """
+
+    batch: int = 8
+    compiled: bool = False
+    backends: tuple[str, ...] = ("onnx-cuda", "openvino", "onnx-cpu")
+    engines_only: bool = False
+    workers: int | None = None
+
+
+def candidates(subject: Subject, options: Options) -> dict[str, Callable[[], Peer]]:
+    """Name -> what makes the peer in its process; the reference, to which ratios refer, comes first."""
+    found: dict[str, Callable[[], Peer]] = {}
+    if subject.checkpoint:
+        torch_peer = partial(TorchPeer, subject.checkpoint, options.batch, workers=options.workers)
+        found[EAGER] = torch_peer
+        if options.compiled:
+            found[COMPILED] = partial(torch_peer, compiled=True)
+        if not options.engines_only:
+            found[TIMM] = partial(TimmPeer, subject.checkpoint, options.batch, workers=options.workers)
+    found[ONNX] = partial(OnnxRuntimePeer, subject.model)
+    found[OPENVINO] = partial(OpenVinoPeer, subject.model)
+    for name in options.backends:
+        found[f"mineral-batch, {name}"] = partial(OurPeer, subject.model, name)
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        rounds: of every peer that works here.
+        pictures: in a round.
+        differences: peer -> largest absolute difference of a probability from the reference's.
+        memory: peer -> peak MiB of its process, without a DataLoader's workers.
+        absent: peer -> why it does not work here.
+    """
+
+    rounds: Rounds
+    pictures: int
+    differences: Mapping[str, float]
+    memory: Mapping[str, float | None]
+    absent: Mapping[str, str]
+
+
+def photographs(inputs: Sequence[Path], spec: InputSpec, count: int) -> list[str]:
+    """The first so many files that can be read.
+
+    Raises:
+        DataError: if there is none.
+    """
+    named = (path for path in find_images(inputs) if not isinstance(path, Failure))
+    readable = (str(path) for path in named if not isinstance(load_image(path, spec), Failure))
+    found = list(itertools.islice(readable, count))
+    if not found:
+        raise DataError(f"no readable photograph under {', '.join(map(str, inputs))}")
+    return found
+
+
+def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan) -> Comparison:
+    """Ask every peer that works here in interleaved rounds, after one answer each that is compared.
+
+    Raises:
+        DataError: if none works.
+    """
+    method = "from_pixels" if options.engines_only else "from_files"
+    with ExitStack() as stack:
+        peers, first, absent = _open(candidates(subject, options), paths, method, stack)
+        rounds = interleave({name: partial(peer.call, method) for name, peer in peers.items()}, plan)
+        memory = {name: peer.call("rest").peak_memory_mib for name, peer in peers.items()}
+    reference = next(iter(first.values()))
+    differences = {name: float(np.abs(answer - reference).max()) for name, answer in first.items()}
+    return Comparison(rounds, len(paths), differences, memory, absent)
+
+
+def _open(
+    makers: Mapping[str, Callable[[], Peer]], paths: Sequence[str], method: str, stack: ExitStack
+) -> tuple[dict[str, Isolated], dict[str, Probabilities], dict[str, str]]:
+    """The peers that answer here, their first answers, and of the others why they do not."""
+    peers, first, absent = {}, {}, {}
+    for name, make in makers.items():
+        try:
+            peer = stack.enter_context(Isolated(make))
+            peer.call("prepare", list(paths))
+            first[name] = np.asarray(peer.call(method).value)
+        except IsolatedError as error:
+            absent[name] = str(error)
+        else:
+            peers[name] = peer
+    if not peers:
+        raise DataError("no peer works here: " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
+    return peers, first, absent
+
+
+def table(found: Comparison, title: str) -> Table:
+    """One row per peer, with its ratio to the first one and to ONNX Runtime's defaults."""
+    times = found.rounds.seconds
+    references = [name for name in dict.fromkeys((next(iter(times)), ONNX)) if name in times]
+    rows = [
+        (
+            name,
+            str(median(times[name]).per(found.pictures)),
+            *(str(ratio(times[name], times[one])) if name != one else "1" for one in references),
+            f"{found.differences[name]:.1g}",
+            found.memory[name],
+        )
+        for name in times
+    ]
+    columns = [
+        "",
+        "pictures a second",
+        *(f"times {one}" for one in references),
+        "largest difference",
+        "peak MiB",
+    ]
+    notes = [
+        f"Medians with 95 % intervals; {found.rounds}, {found.pictures} pictures each. Largest difference of a "
+        f"probability from {references[0]}. Memory without the processes of a DataLoader.",
+        *(f"Not here: {name}: {why}." for name, why in found.absent.items()),
+    ]
+    return Table(title, columns, rows, notes)
+
+
+def figures(found: Comparison) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "pictures": found.pictures,
+        "rounds": str(found.rounds),
+        "seconds": dict(found.rounds.seconds),
+        "largest_difference": dict(found.differences),
+        "peak_memory_mib": dict(found.memory),
+        "absent": dict(found.absent),
+    }

@@ -1,0 +1,60 @@
+"""Pictures to measure with where the user gave none: rendered specimens with a sensor's grain."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+#: Name -> (width, height): a telephone's camera, a web page's large picture, a data set's.
+SIZES: Mapping[str, tuple[int, int]] = {"12 MP": (4000, 3000), "2 MP": (1632, 1224), "384 px": (384, 384)}
+
+#: Name -> (Pillow's format, options): JPEG as cameras and web sites write it.
+FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "JPEG": ("JPEG", {"quality": 90, "subsampling": "4:2:0"}),
+    "JPEG, progressive": ("JPEG", {"quality": 90, "subsampling": "4:2:0", "progressive": True}),
+    "PNG": ("PNG", {"compress_level": 6}),
+    "WebP": ("WEBP", {"quality": 90, "method": 2}),
+    "TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+}
+
+_RENDERED = 768
+# Standard deviation, of 255: makes a JPEG of 12 megapixels 3 to 5 MB, as cameras' are.
+_GRAIN = 3.0
+
+
+def photograph(width: int, height: int, seed: int = 0) -> PILImage.Image:
+    """A synthetic specimen at any size, with grain, so that a codec has as much to do as with a photograph."""
+    from mineral_train.synth import generate
+
+    rendered = PILImage.fromarray(generate(seed, seed=0, size=min(_RENDERED, max(width, height))).pixels)
+    pixels = np.asarray(rendered.resize((width, height), PILImage.Resampling.BICUBIC), np.float32)
+    grain = np.random.default_rng(seed).normal(0, _GRAIN, (height, width, 1)).astype(np.float32)
+    return PILImage.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+
+
+def encode(picture: PILImage.Image, name: str) -> bytes:
+    """A picture's bytes in one of `FORMATS`."""
+    kind, options = FORMATS[name]
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int], different: int = 8) -> list[Path]:
+    """`count` names of JPEGs in a folder; all but `different` of them are hard links, which cost no disk."""
+    width, height = size
+    originals = [encode(photograph(width, height, seed), "JPEG") for seed in range(min(count, different))]
+    paths = [folder / f"{index:06d}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        if index < len(originals):
+            path.write_bytes(originals[index])
+        else:
+            path.hardlink_to(paths[index % len(originals)])
+    return paths

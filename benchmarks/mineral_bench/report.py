@@ -1,0 +1,130 @@
+"""What a benchmark says: tables in Markdown for people, every figure in JSON for the next run to compare with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from mineral_batch.errors import DataError
+from mineral_batch.files import whole_file
+from mineral_bench.conditions import in_words
+from mineral_bench.measure import Estimate, three_digits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns.
+
+    Attributes:
+        title: what they show.
+        columns: their names.
+        rows: each as long as the columns; numbers are shown with three digits.
+        notes: lines under the table.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """A heading, the table, its notes."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        return "\n\n".join([f"### {self.title}", table, *self.notes])
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of a benchmark.
+
+    Attributes:
+        benchmark: its command's name.
+        conditions: see `mineral_bench.conditions.conditions`.
+        figures: everything measured, ready for JSON but for `Estimate` and arrays, which are converted.
+        tables: for people.
+    """
+
+    benchmark: str
+    conditions: dict[str, Any]
+    figures: dict[str, Any]
+    tables: Sequence[Table] = field(default_factory=tuple)
+
+    def json(self) -> str:
+        """All of it but the tables, which repeat the figures."""
+        record = {
+            "schema": SCHEMA_VERSION,
+            "benchmark": self.benchmark,
+            "conditions": self.conditions,
+            "figures": self.figures,
+        }
+        return json.dumps(record, indent=1, default=_plain, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        """The tables, then the conditions."""
+        foot = "\n".join(f"- {line}" for line in in_words(self.conditions))
+        return "\n\n".join([*(table.markdown() for table in self.tables), foot]) + "\n"
+
+    def give(self, json_file: Path | None, markdown_file: Path | None) -> None:
+        """Print the tables, and write the files that were asked for.
+
+        Raises:
+            DataError: if one cannot be written.
+        """
+        click.echo(self.markdown())
+        for path, text in ((json_file, self.json), (markdown_file, self.markdown)):
+            if path:
+                _write(path, text())
+
+
+def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
+    """A report that was saved as JSON: the keys `conditions` and `figures`.
+
+    Raises:
+        DataError: if it is none, or another benchmark's.
+    """
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; give a file that --json wrote") from None
+    if (
+        not isinstance(record, dict)
+        or record.get("benchmark") != benchmark
+        or record.get("schema") != SCHEMA_VERSION
+    ):
+        raise DataError(f"{path} is not what `mineral-bench {benchmark} --json` of this version writes")
+    return record
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}: {error.strerror}; name a file in a folder that exists"
+        ) from None
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return three_digits(value)
+    return "" if value is None else str(value).replace("|", "\\|")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return {"value": value.value, "low": value.low, "high": value.high}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value)} has no form in JSON")

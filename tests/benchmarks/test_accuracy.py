@@ -1,0 +1,114 @@
+"""mAP of artefacts: the same as the metrics', with what each artefact loses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mineral_batch import Predictor
+from mineral_batch.errors import DataError
+from mineral_batch.images import Failure
+from mineral_batch.metrics import mean_average_precision
+from mineral_bench import accuracy as bench
+from mineral_bench.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABELS = ("agate", "gold", "quartz")
+
+
+@pytest.fixture
+def labels(photos: Path, tmp_path: Path) -> Path:
+    rows = [
+        f"{path.name},{LABELS[index % 3]},{'test' if index < 8 else 'train'}"
+        for index, path in enumerate(sorted(photos.iterdir()))
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,labels,split", *rows, "gone.jpg,gold,test"]) + "\n", "utf-8")
+    return table
+
+
+def test_the_figure_is_that_of_the_metrics(
+    model_path: Path, photos: Path, labels: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+    command = [
+        "accuracy",
+        str(labels),
+        str(photos),
+        str(model_path),
+        "--backend",
+        "onnx-cpu",
+        "--split",
+        "test",
+    ]
+    done = CliRunner().invoke(main, [*command, "--bootstrap", "20", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        results = list(predictor.predict(sorted(photos.iterdir())[:8]))
+    scores = np.array([result.probabilities for result in results if not isinstance(result, Failure)])
+    truth = np.array([[index % 3 == label for label in range(3)] for index in range(8)])
+    expected = mean_average_precision(scores, truth)
+    figures = json.loads(out.read_text("utf-8"))["figures"]
+    assert figures["photographs"] == 8
+    assert figures["artefacts"][0]["mean_ap"]["mean"] == pytest.approx(expected.mean)
+    assert figures["artefacts"][0]["mean_ap"]["support"] == [3, 3, 2]
+    assert "1 are in the table and not in the folder" in done.output
+    assert "equation 6" in done.output
+
+
+def test_a_worse_artefact_loses_and_an_equal_one_does_not() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((200, 3)) < 0.3
+    good = truth * 0.5 + rng.random((200, 3)) * 0.5
+    noisy = np.clip(good + rng.normal(0, 0.6, good.shape), 0, 1)
+    assert bench.difference_interval(good, good.copy(), truth, 50) == (0.0, 0.0)
+    low, high = bench.difference_interval(noisy, good, truth, 50)
+    exact = mean_average_precision(noisy, truth).mean - mean_average_precision(good, truth).mean
+    assert low <= exact <= high < 0
+
+
+def test_unreadable_pictures_are_left_out_of_the_truth_too(
+    model_path: Path, photos: Path, tmp_path: Path
+) -> None:
+    from contextlib import ExitStack
+
+    good = sorted(photos.iterdir())[:3]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"nothing")
+    truth = np.eye(4, 3, dtype=bool)
+    data = bench.Labelled((good[0], broken, good[1], good[2]), LABELS, truth, 0)
+    with ExitStack() as stack:
+        artefacts, _ = bench.open_artefacts([model_path], [("onnx-cpu", "float32")], stack)
+        scored = bench.score(artefacts, data)
+    assert scored.unreadable == 1
+    assert np.array_equal(scored.truth, truth[[0, 2, 3]])
+    assert all(len(scores) == 3 for scores in scored.scores.values())
+
+
+def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,labels\n00.jpg,unobtainium\n", "utf-8")
+    with pytest.raises(DataError, match="does not know: unobtainium"):
+        bench.read_labelled(table, photos, None, LABELS)
+    table.write_text("path,labels\nnowhere.jpg,gold\n", "utf-8")
+    with pytest.raises(DataError, match="none of the 1 photographs"):
+        bench.read_labelled(table, photos, None, LABELS)
+
+
+def test_an_engine_that_is_not_here_is_named(model_path: Path) -> None:
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        opened, notes = bench.open_artefacts(
+            [model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack
+        )
+        assert len(opened) == 1
+        assert "float16" in notes[0]
+    with pytest.raises(DataError, match="no artefact can be opened"):
+        bench.open_artefacts([model_path], [("onnx-cpu", "float16")], ExitStack())

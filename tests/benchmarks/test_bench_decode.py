@@ -1,0 +1,100 @@
+"""The decode table: fidelity is computed right, and a decoder that cannot read a picture is left out."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from mineral_batch.contract import InputSpec
+from mineral_batch.errors import DataError
+from mineral_bench import decode
+from mineral_bench.measure import Plan, Rounds
+from mineral_bench.pictures import FORMATS, encode, photograph
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = InputSpec(height=32, width=32)
+SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
+
+
+def group(name: str, side: int = 256) -> decode.Group:
+    return decode.Group(name, (encode(photograph(side, side), name),), name.startswith("JPEG"))
+
+
+def test_psnr_of_one_step_everywhere() -> None:
+    grey = np.full((4, 4, 3), 100, np.uint8)
+    assert decode.psnr([grey], [grey]) == math.inf
+    assert decode.psnr([grey + 1], [grey]) == pytest.approx(20 * math.log10(255))
+    assert decode.psnr([grey, grey + 1], [grey, grey]) == pytest.approx(
+        20 * math.log10(255) + 10 * math.log10(2)
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_by_what_claims_to(name: str) -> None:
+    found = decode.measure(group(name), SPEC, SHORT)
+    assert {decode.REFERENCE, decode.OURS} <= set(found.psnr)
+    assert found.psnr[decode.REFERENCE] == math.inf
+    assert ("Pillow, draft 1x" in found.psnr) == name.startswith("JPEG")
+    assert all(value > 25 for value in found.psnr.values())
+    if not name.startswith("JPEG"):
+        assert found.psnr[decode.OURS] == math.inf
+
+
+def test_scaled_decoding_is_near_the_full_one_and_nearer_at_twice_the_size() -> None:
+    near = decode.measure(group("JPEG"), SPEC, SHORT).psnr
+    assert 40 < near[decode.OURS] < math.inf
+    assert near["Pillow, draft 1x"] < near[decode.OURS]
+
+
+def test_a_decoder_that_fails_or_answers_another_shape_is_left_out() -> None:
+    def fails(content: bytes, spec: InputSpec) -> np.ndarray:
+        raise OSError("built without this format")
+
+    small = decode.Candidate(lambda content, spec: np.zeros((1, 1, 3), np.uint8))
+    absent = decode.Candidate(decode.pillow, package="a_package_that_nobody_has")
+    for candidate in (decode.Candidate(fails), small, absent):
+        assert decode.attempt(candidate, group("PNG", 64), SPEC) == []
+
+
+def measured(seconds: float, psnr: float) -> decode.Measured:
+    times = {decode.OURS: np.full(6, 2.0), "other": np.full(6, seconds)}
+    return decode.Measured("JPEG", 1, Rounds(times, 1, True), {decode.OURS: 50.0, "other": psnr})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "psnr", "better"),
+    [(1.0, 50.0, ["other"]), (1.0, 49.6, ["other"]), (1.0, 45.0, []), (2.0, 60.0, [])],
+)
+def test_only_what_is_faster_at_the_same_fidelity_is_recommended(
+    seconds: float, psnr: float, better: list[str]
+) -> None:
+    assert measured(seconds, psnr).better() == better
+    assert ("JPEG: other" in decode.verdict([measured(seconds, psnr)])) == bool(better)
+
+
+def test_a_users_photographs_are_grouped_by_content(tmp_path: Path) -> None:
+    for index, name in enumerate(["a.jpg", "b.png", "c.jpg", "d.jpg"]):
+        kind = "PNG" if name in ("b.png", "c.jpg") else "JPEG"  # c.jpg is a PNG
+        buffer = io.BytesIO()
+        PILImage.new("RGB", (40, 30), (index, 2, 3)).save(buffer, kind)
+        (tmp_path / name).write_bytes(buffer.getvalue())
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    found = decode.of_user([tmp_path], SPEC)
+    assert [(one.name, one.is_jpeg) for one in found] == [
+        ("JPEG, up to 0.3 MP (2)", True),
+        ("PNG, up to 0.3 MP (2)", False),
+    ]
+    assert len(decode.of_user([tmp_path], SPEC, most=1)[0].contents) == 1
+
+
+def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no readable photograph under"):
+        decode.of_user([tmp_path], SPEC)

@@ -1,0 +1,102 @@
+"""Costs are fitted right, and a machine is sized by them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mineral_batch.backends import open_backend
+from mineral_batch.contract import InputSpec
+from mineral_batch.pipeline import processors
+from mineral_bench import memory, scaling
+from mineral_bench.isolated import Isolated
+from mineral_bench.measure import Plan
+from mineral_bench.runner import Runner
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
+
+
+@given(st.floats(0.001, 10), st.floats(0.001, 10))
+def test_a_line_is_found_again(fixed: float, each: float) -> None:
+    amounts = (1, 2, 8, 64)
+    line = scaling.fit(amounts, [fixed + each * amount for amount in amounts])
+    assert (line.fixed, line.each) == pytest.approx((fixed, each), rel=1e-6)
+    assert line.worst < 1e-6
+    at = line.saturates_at
+    assert at / line(at) == pytest.approx(0.95 / each)
+
+
+def test_small_amounts_count_as_much_as_large_ones() -> None:
+    line = scaling.fit((1, 10, 1000), (2.0, 11.0, 1300.0))
+    assert line(1) == pytest.approx(2.0, rel=0.2)
+
+
+def test_what_a_day_needs() -> None:
+    shared, gpu = scaling.Sizing(0.03, 0.07, is_gpu=False), scaling.Sizing(0.03, 0.07, is_gpu=True)
+    per_day = 86_400 * 0.7
+    assert shared.needs(per_day) == pytest.approx((0.1, 0.0))
+    assert gpu.needs(per_day) == pytest.approx((0.03, 0.07))
+    assert "0.100" in shared.table([round(per_day)], 12).markdown()
+
+
+def test_every_study_runs(model_path: Path) -> None:
+    backend = open_backend(model_path, "onnx-cpu")
+    try:
+        batches = scaling.by_batch(backend, SHORT, (1, 4))
+        need = scaling.sizing(batches, batches, backend, 1)
+    finally:
+        backend.close()
+    assert batches.amounts == (1, 4)
+    assert not need.is_gpu
+    counts = scaling.by_count(model_path, "onnx-cpu", SHORT, (2, 6))
+    assert counts.seconds[0] > 0
+    assert "6" in counts.table().markdown()
+
+
+def test_larger_pictures_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "_DECODED", ((64, 48), (1600, 1200)))
+    found = scaling.by_picture_size(
+        InputSpec(height=32, width=32), Plan(least=3, most=3, seconds=0, warm_up=1)
+    )
+    assert found.line.each > 0
+
+
+def test_fewer_cores_are_really_fewer(model_path: Path) -> None:
+    found = scaling.by_cores(model_path, "onnx-cpu", SHORT, pictures=4)
+    if processors() < 2:
+        assert found is None
+        return
+    assert found is not None
+    assert found.cores[0] == 1
+    assert found.cores[-1] == processors()
+    assert 0 <= found.serial <= 1
+
+
+def test_a_runner_keeps_to_its_cores(model_path: Path) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system cannot confine a process")
+    with Isolated(partial(Runner, model_path, "onnx-cpu", cores=1)) as runner:
+        assert runner.call("cores").value == 1
+
+
+def test_amdahls_share() -> None:
+    rates = tuple(1 / (0.25 + 0.75 / n) for n in (1, 2, 4))
+    assert "times one core" in scaling.Cores((1, 2, 4), rates, 0.25, "").table().markdown()
+    assert "limit of 4 times one core" in scaling.Cores((1, 2, 4), rates, 0.25, "").table().markdown()
+
+
+def test_memory_is_that_of_whole_runs(model_path: Path, photos: Path) -> None:
+    peaks = memory.measure(model_path, (3, 30), [photos], "onnx-cpu")
+    assert [peak.pictures for peak in peaks] == [3, 30]
+    assert all(peak.mib > 20 for peak in peaks)
+    assert "+0.0 %" in memory.table(peaks).markdown()
+    assert np.isfinite(peaks[1].seconds)
