@@ -62,6 +62,7 @@ _EXTRA_OF = {
     "onnxruntime": "cpu",
     "pyarrow": "parquet",
     "sklearn": "dev",
+    "matplotlib": "report",
 }
 
 

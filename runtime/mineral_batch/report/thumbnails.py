@@ -1,0 +1,105 @@
+"""Small copies of the photographs, made by threads, as many at a time as fit into little memory."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mineral_batch.errors import DataError
+from mineral_batch.images import PictureError, open_rgb, read_file
+from mineral_batch.sources import Source, find_sources, is_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from PIL import Image as PILImage
+
+    Read = Callable[[], bytes | PILImage.Image]
+
+_QUALITY = 80
+_WAITING_PER_THREAD = 4
+_PROBED = 20
+
+
+def thumbnails(paths: Sequence[str], base: Path, size: int, threads: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """JPEGs of the pictures that can be found and read, each with its index in `paths`; others are left out.
+
+    They come in no promised order: pictures in archives come behind the others.
+
+    Args:
+        paths: as a run's tables name them.
+        base: where relative paths start.
+        size: the longest side, pixels.
+        threads: that decode; None: one per processor.
+    """
+    workers = threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, thread_name_prefix="thumbnail") as pool:
+        waiting: deque[tuple[int, Future[bytes | None]]] = deque()
+        for index, read in _readers(paths, base):
+            waiting.append((index, pool.submit(_thumbnail, read, size)))
+            if len(waiting) >= workers * _WAITING_PER_THREAD:
+                yield from _made(waiting.popleft())
+        while waiting:
+            yield from _made(waiting.popleft())
+
+
+def _made(job: tuple[int, Future[bytes | None]]) -> Iterator[tuple[int, bytes]]:
+    index, future = job
+    content = future.result()
+    if content is not None:
+        yield index, content
+
+
+def _thumbnail(read: Read, size: int) -> bytes | None:
+    """One JPEG; None if the picture has gone or changed into something that cannot be read."""
+    try:
+        content = read()
+        picture = open_rgb(content, cover=(size, size)) if isinstance(content, bytes) else content.convert("RGB")
+    except (OSError, PictureError):
+        return None
+    picture.thumbnail((size, size))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=_QUALITY, optimize=True)
+    return out.getvalue()
+
+
+def _readers(paths: Sequence[str], base: Path) -> Iterator[tuple[int, Read]]:
+    """How each picture that is there is read, members of archives last."""
+    members: dict[Path, dict[str, int]] = {}
+    for index, path in enumerate(paths):
+        file = base / path
+        if file.is_file():
+            yield index, partial(read_file, file)
+        elif archive := _archive(file):
+            members.setdefault(archive, {})[str(file)] = index
+    for archive, wanted in members.items():
+        yield from _members(archive, wanted)
+
+
+def _archive(file: Path) -> Path | None:
+    """The archive that a path leads into, if any."""
+    return next((folder for folder in file.parents if is_archive(folder.name) and folder.is_file()), None)
+
+
+def _members(archive: Path, wanted: dict[str, int]) -> Iterator[tuple[int, Read]]:
+    try:
+        for found in find_sources([archive]):
+            if isinstance(found, Source) and found.name in wanted:
+                yield wanted[found.name], found.read
+    except DataError:  # the archive went away
+        return
+
+
+def find_base(paths: Iterable[str], candidates: Sequence[Path]) -> Path:
+    """The first candidate from which some of the first relative paths lead to a file; else the first of all."""
+    probed = [path for _, path in zip(range(_PROBED), paths, strict=False)]
+    for base in candidates:
+        if any((base / path).is_file() or _archive(base / path) for path in probed):
+            return base
+    return candidates[0]
