@@ -113,9 +113,16 @@ def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None
 
 def resize(picture: PILImage.Image, spec: InputSpec) -> Pixels:
     """An upright RGB picture at the model's input size, antialiased: (spec.height, spec.width, 3) uint8."""
-    box = None if spec.resize == "squash" else _central_box(picture.size, (spec.width, spec.height))
+    box = seen_part(picture.size, spec)
     resized = picture.resize((spec.width, spec.height), _FILTERS[spec.interpolation], box=box)
     return np.asarray(resized, dtype=np.uint8)
+
+
+def seen_part(size: tuple[int, int], spec: InputSpec) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of what the model sees of an upright picture of `size` (width, height)."""
+    if spec.resize == "squash":
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    return _central_box(size, (spec.width, spec.height))
 
 
 def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Image | Failure:

@@ -9,6 +9,7 @@ _COMMANDS = {
     "evaluate": ("mineral_batch.cli.evaluate:evaluate", "Compare a table with labels: AP per mineral, mAP, P/R/F1."),
     "check": ("mineral_batch.cli.check:check", "Check that the tables of a run are whole and agree."),
     "report": ("mineral_batch.cli.report:report", "Make a page to look at: gallery, figures, accuracy."),
+    "explain": ("mineral_batch.cli.explain:explain", "Show where the model looks, laid over the photographs."),
     "info": ("mineral_batch.cli.info:info", "Show what a model file says about itself."),
     "doctor": ("mineral_batch.cli.doctor:doctor", "Show what is installed, what works, and how to mend the rest."),
 }
