@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LossName = Literal["asymmetric", "focal", "bce"]
 PositiveWeight = Literal["none", "sqrt-inverse"]
 Schedule = Literal["constant", "cosine"]
+Best = Literal["map", "loss"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -63,7 +64,9 @@ class TrainConfig:
         freeze_norm: the backbone's BatchNorm layers keep the statistics of their pretraining, which those of a small
             batch are a poor estimate of; their scales and shifts do learn.
         ema: decay of the exponential moving average of the weights that is validated and kept, 0 = none.
-        patience: stop after this many epochs without a better validation mAP, 0 = never.
+        best: by what of the validation split the epoch to keep is chosen: `map`, or `loss`, which is steadier where
+            many labels have one or two validation pictures, whose ranks decide the mAP by chance.
+        patience: stop after this many epochs without a better one, 0 = never.
         precision: of the matrix products; weights, normalisation and loss stay float32.
         tune_thresholds: put the validation split's best thresholds into the contract, instead of 0.5.
         seed: of everything random.
@@ -93,6 +96,7 @@ class TrainConfig:
     freeze_stages: int = 0
     freeze_norm: bool = False
     ema: float = 0.0
+    best: Best = "map"
     patience: int = 0
     precision: Precision = "fp32"
     tune_thresholds: bool = False
@@ -102,6 +106,7 @@ class TrainConfig:
         _require_one_of("loss", self.loss, get_args(LossName))
         _require_one_of("positive-weight", self.positive_weight, get_args(PositiveWeight))
         _require_one_of("schedule", self.schedule, get_args(Schedule))
+        _require_one_of("best", self.best, get_args(Best))
         _require_one_of("precision", self.precision, get_args(Precision))
         for name in ("epochs", "batch", "accumulate"):
             _require_range(name, getattr(self, name), 1)

@@ -25,6 +25,8 @@ STATE = Path("last") / "state.safetensors"
 LOG = "log.csv"
 TENSORBOARD = "tensorboard"
 
+_NAMES = {"map": "mAP", "loss": "loss"}
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -89,15 +91,21 @@ class Progress:
         """Count a finished epoch and see whether the run has ended; True if the epoch is the best so far."""
         self.epoch, self.step, self.loss_sum = record.epoch, 0, 0.0
         self.history.append(record)
-        best = record.val_map > self.best_map
+        best = self._is_best(record, config)
         if best:
             self.best_epoch, self.best_map = record.epoch, record.val_map
         self.reason = self._reason(config)
         return best
 
+    def _is_best(self, record: EpochRecord, config: TrainConfig) -> bool:
+        if not self.best_epoch:
+            return True
+        so_far = self.history[self.best_epoch - 1]
+        return record.val_loss < so_far.val_loss if config.best == "loss" else record.val_map > so_far.val_map
+
     def _reason(self, config: TrainConfig) -> str:
         if config.patience and self.epoch - self.best_epoch >= config.patience:
-            return f"no better validation mAP for {config.patience} epochs"
+            return f"no better validation {_NAMES[config.best]} for {config.patience} epochs"
         return f"all {config.epochs} epochs are done" if self.epoch == config.epochs else ""
 
 

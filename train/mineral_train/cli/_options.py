@@ -92,7 +92,10 @@ recipe_options = group(
     recipe("--freeze-stages", "The stem and so many of the lowest stages (transformer blocks) never learn."),
     click.option("--freeze-norm", is_flag=True, help="The backbone's BatchNorm keeps its pretrained statistics."),
     recipe("--ema", "Decay of the weights' moving average, e.g. 0.999; 0 = none."),
-    recipe("--patience", "Stop after so many epochs without a better validation mAP; 0 = never."),
+    recipe(
+        "--best", "The epoch to keep has the highest mAP, or the lowest loss, of the validation split.", recipes.Best
+    ),
+    recipe("--patience", "Stop after so many epochs without a better one; 0 = never."),
     recipe("--precision", "Of the matrix products; fp16 needs CUDA.", recipes.Precision),
     recipe("--seed", "Of everything random."),
 )

@@ -31,7 +31,7 @@ from mineral_train.presets import PRESETS, Method, ModelConfig
 @click.option("--sync-bn", "sync_batch_norm", is_flag=True, help="Share BatchNorm statistics between GPUs.")
 @click.option("--restart", is_flag=True, help="Throw the run in the folder away and begin again.")
 def fit(manifest: Path, run: Path, **chosen: Any) -> None:
-    """Train a model on MANIFEST and keep the epoch with the best validation mAP.
+    """Train a model on MANIFEST and keep the best epoch by its validation split.
 
     The defaults are the paper's recipe. The same command goes on where it stopped, to the same weights. Several GPUs:
     torchrun --nproc-per-node 4 -m mineral_train fit ...
