@@ -59,11 +59,7 @@ class MapSpec:
 
     def __post_init__(self) -> None:
         numbers = (*self.grid, self.top)
-        if (
-            self.method not in METHODS
-            or len(numbers) != 3
-            or any(type(n) is not int or n < 1 for n in numbers)
-        ):
+        if self.method not in METHODS or len(numbers) != 3 or any(type(n) is not int or n < 1 for n in numbers):
             raise ContractError(
                 f"a model's maps need a method ({', '.join(METHODS)}), a grid of two and a top of one positive "
                 f"number, got {self}: export it again with mineral-export onnx --explain"
@@ -312,9 +308,7 @@ def read_masks(path: Path) -> dict[str, Bools]:
         raise DataError(f"cannot read the mask {path}: {error}") from None
     names = dict(entry.split("=", 1) for entry in text.split(";") if "=" in entry)
     if mode != "P" or not names:
-        raise DataError(
-            f"{path} is not a mask of mineral-train synth: it needs a palette and a text `Values`"
-        )
+        raise DataError(f"{path} is not a mask of mineral-train synth: it needs a palette and a text `Values`")
     seen = {int(value) for value in np.unique(values)} - {0}
     return {names[str(value)]: values == value for value in sorted(seen) if str(value) in names}
 
@@ -334,9 +328,7 @@ def deletion(
         label: index.
         spec: the model's input.
     """
-    grey = np.broadcast_to(
-        np.array([255 * mean for mean in spec.mean]).round().astype(np.uint8), pixels.shape
-    )
+    grey = np.broadcast_to(np.array([255 * mean for mean in spec.mean]).round().astype(np.uint8), pixels.shape)
     return _area(answer, pixels, grey, heat, label)
 
 
@@ -353,9 +345,7 @@ def insertion(
     return _area(answer, blurred, pixels, heat, label)
 
 
-def _area(
-    answer: Callable[[Pixels], Probabilities], start: Pixels, end: Pixels, heat: Heat, label: int
-) -> float:
+def _area(answer: Callable[[Pixels], Probabilities], start: Pixels, end: Pixels, heat: Heat, label: int) -> float:
     """Under the probability of a label, while `start` becomes `end` in the order of the map."""
     height, width, _ = start.shape
     order = np.argsort(-enlarged(heat, (width, height)), axis=None, kind="stable")

@@ -86,11 +86,7 @@ class Asked:
     def shown(self, maps: Sequence[LabelMap]) -> list[LabelMap]:
         """Those of a picture's maps that are wanted."""
         wanted = [one for one in maps if not self.minerals or one.label in self.minerals]
-        probable = [
-            one
-            for one in wanted
-            if (one.present if self.minimum is None else one.probability >= self.minimum)
-        ]
+        probable = [one for one in wanted if (one.present if self.minimum is None else one.probability >= self.minimum)]
         return probable[: self.top]
 
 
@@ -210,9 +206,7 @@ def _in_order(
     with ThreadPoolExecutor(threads, thread_name_prefix="explain") as pool:
         try:
             while True:
-                waiting.extend(
-                    pool.submit(work, one) for one in islice(source, _AHEAD * threads - len(waiting))
-                )
+                waiting.extend(pool.submit(work, one) for one in islice(source, _AHEAD * threads - len(waiting)))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -274,9 +268,7 @@ class _Work:
         masks = read_masks(path)
         size = explanation.height, explanation.width
         if any(mask.shape != size for mask in masks.values()):
-            raise DataError(
-                f"the mask {path} is of another size than {explanation.path}, {size[1]} x {size[0]}"
-            )
+            raise DataError(f"the mask {path} is of another size than {explanation.path}, {size[1]} x {size[0]}")
         maps = {one.label: one for one in explanation.maps}
         scored = [self._score(explanation, maps[name], mask) for name, mask in masks.items() if name in maps]
         return scored, len(masks) - len(scored)
@@ -288,9 +280,7 @@ class _Work:
             return Score(one.label, pointing, None, None)
         label, maps = contract.labels.index(one.label), (one.heat, centre_first(one.heat.shape))
         removed, put_back = (
-            tuple(
-                measure(self._probabilities, explanation.pixels, heat, label, contract.input) for heat in maps
-            )
+            tuple(measure(self._probabilities, explanation.pixels, heat, label, contract.input) for heat in maps)
             for measure in (deletion, insertion)
         )
         return Score(one.label, pointing, (removed[0], removed[1]), (put_back[0], put_back[1]))
@@ -370,9 +360,7 @@ def summary(report: Report) -> dict[str, Any]:
     return {
         **_means(report.scores),
         "minerals_without_map": report.unscored,
-        "minerals": {
-            name: _means([score for score in report.scores if score.mineral == name]) for name in minerals
-        },
+        "minerals": {name: _means([score for score in report.scores if score.mineral == name]) for name in minerals},
     }
 
 

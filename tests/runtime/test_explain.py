@@ -164,9 +164,7 @@ def test_the_peak_is_on_the_mineral(size, resize, tmp_path):
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_a_turned_photograph_is_explained_upright(orientation, looking, tmp_path):
     upright = picture((640, 480), ("cinnabar", 480, 40, 120))
-    undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[
-        orientation
-    ]
+    undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
     exif = Image.Exif()
     exif[274] = orientation
     upright.transpose(undo).save(tmp_path / "turned.jpg", quality=95, exif=exif)
@@ -192,9 +190,7 @@ def test_a_batch_answers_as_its_pictures_do_alone(looking):
 def test_the_file_predicts_as_one_without_maps(looking):
     pixels = np.random.default_rng(1).integers(0, 256, (3, *SPEC.shape), dtype=np.uint8)
     with open_explainer(looking) as explainer:
-        np.testing.assert_array_equal(
-            open_backend(looking, "onnx-cpu").infer(pixels), explainer.infer(pixels)[0]
-        )
+        np.testing.assert_array_equal(open_backend(looking, "onnx-cpu").infer(pixels), explainer.infer(pixels)[0])
 
 
 # The overlay.
@@ -214,11 +210,7 @@ def test_the_colour_map_grows_lighter_evenly():
 
 
 @settings(deadline=None)
-@given(
-    heat=hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=32)
-    )
-)
+@given(heat=hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=32)))
 def test_enlarging_keeps_the_range_and_the_middle_of_each_patch(heat):
     rows_, columns = heat.shape
     large = enlarged(heat, (columns * 5, rows_ * 5))

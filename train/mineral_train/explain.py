@@ -46,7 +46,7 @@ def grad_cam(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
         tokens = model.features(x)
     with torch.enable_grad():
         _, _, maps = classify_with_grad_cam(model.classify, tokens, lambda _: labels)
-    return maps.unflatten(-1, (rows, columns))
+    return on_grid(maps, (rows, columns))
 
 
 def classify_with_grad_cam(
@@ -94,12 +94,18 @@ def cross_attention(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         weights = model.cross_attention(model.features(x)).mean(dim=1)  # (N, L, T)
     chosen = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
-    return to_largest(chosen).unflatten(-1, (rows, columns))
+    return on_grid(to_largest(chosen), (rows, columns))
 
 
 def to_largest(maps: Tensor) -> Tensor:
     """Each map (..., T) divided by its largest value."""
     return maps / maps.amax(dim=-1, keepdim=True).clamp(min=_TINY)
+
+
+def on_grid(maps: Tensor, places: tuple[int, int]) -> Tensor:
+    """(..., T) to (..., rows, columns), row-major."""
+    unfolded: Tensor = maps.unflatten(-1, places)  # type: ignore[no-untyped-call]
+    return unfolded
 
 
 def grid(model: MineralNet) -> tuple[int, int]:

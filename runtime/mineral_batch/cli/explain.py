@@ -27,14 +27,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", default="explained", show_default=True, type=_PATH, help="Folder.")
 @click.option("-m", "--model", type=_PATH, help="ONNX file with maps; default: the starter model.")
 @click.option("--top", type=click.IntRange(1), help="At most so many minerals of a picture.")
-@click.option(
-    "--minimum", type=click.FloatRange(0, 1), help="From this probability; default: the model's thresholds."
-)
+@click.option("--minimum", type=click.FloatRange(0, 1), help="From this probability; default: the model's thresholds.")
 @click.option("--mineral", "minerals", multiple=True, metavar="NAME", help="Only this mineral; repeatable.")
 @click.option("--maps", "with_maps", is_flag=True, help="Write the maps as numbers, too: an .npz a picture.")
-@click.option(
-    "--side", default=1600, show_default=True, type=click.IntRange(16), help="Longest side of an overlay."
-)
+@click.option("--side", default=1600, show_default=True, type=click.IntRange(16), help="Longest side of an overlay.")
 @click.option(
     "--score", "masks", type=_PATH, metavar="MASKS", help="Score by a folder of masks of mineral-train synth."
 )
@@ -69,9 +65,7 @@ def explain(
 
     warnings.filterwarnings("ignore", module="PIL")
     if with_deletion and masks is None:
-        raise click.UsageError(
-            "--deletion scores the minerals that masks show: give their folder with --score"
-        )
+        raise click.UsageError("--deletion scores the minerals that masks show: give their folder with --score")
     if masks is not None and not masks.is_dir():
         raise DataError(f"no such folder of masks: {masks}")
     asked = Asked(top, minimum, minerals, side, with_maps, masks, with_deletion)
@@ -82,9 +76,7 @@ def explain(
     if not quiet:
         click.echo(_closing(report, output, most))
     if not report.pictures:
-        raise DataError(
-            f"none of {len(report.failures)} pictures could be read: see {output / 'failures.csv'}"
-        )
+        raise DataError(f"none of {len(report.failures)} pictures could be read: see {output / 'failures.csv'}")
     if report.failures:
         ctx.exit(EXIT_SOME_PICTURES_FAILED)
 
