@@ -101,12 +101,12 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """Make the object and answer calls until the other side closes the pipe."""
     made = _attempt(make)
     pipe.send(made if isinstance(made, str) else Answer(None, made.seconds, made.peak_memory_mib))
-    while not isinstance(made, str):
-        try:
+    try:
+        while not isinstance(made, str):
             method, arguments = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(_attempt(getattr(made.value, method), *arguments))
+            pipe.send(_attempt(getattr(made.value, method), *arguments))
+    except (EOFError, ConnectionError):
+        return  # the other side has closed the pipe, or is gone
 
 
 def _attempt(action: Callable[..., Any], *arguments: Any) -> Answer | str:
