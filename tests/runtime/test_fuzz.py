@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize(
-    ("mutants", "seconds"), [(300, 120), pytest.param(5000, 1800, marks=pytest.mark.slow)], ids=["300", "5000"]
+    ("mutants", "seconds"), [(300, 120), pytest.param(5000, 1800, marks=pytest.mark.soak)], ids=["300", "5000"]
 )
 def test_mutants_fail_with_a_reason_and_trouble_nobody(model_path: Path, mutants: int, seconds: float) -> None:
     program = [sys.executable, str(Path(__file__).with_name("fuzzing.py")), str(mutants), "11", str(model_path)]

@@ -352,7 +352,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 @needs_fork
 @pytest.mark.parametrize(
-    ("kills", "pictures"), [(12, 300), pytest.param(50, 5000, marks=pytest.mark.slow)], ids=["12", "50"]
+    ("kills", "pictures"), [(12, 300), pytest.param(50, 5000, marks=pytest.mark.soak)], ids=["12", "50"]
 )
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     album: Path, tmp_path: Path, model_path: Path, kills: int, pictures: int
@@ -500,7 +500,7 @@ def peak(tmp_path: Path, album: Path, model_path: Path, pictures: int) -> float:
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much memory was held")
 @pytest.mark.parametrize(
     ("few", "many", "growth"),
-    [(500, 2500, 0.06), pytest.param(1000, 20_000, 0.03, marks=pytest.mark.slow)],
+    [(500, 2500, 0.06), pytest.param(1000, 20_000, 0.03, marks=pytest.mark.soak)],
     ids=["2500", "20000"],
 )
 def test_memory_is_flat(album: Path, tmp_path: Path, model_path: Path, few: int, many: int, growth: float) -> None:
