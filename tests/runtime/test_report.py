@@ -373,6 +373,11 @@ def test_every_place_is_inside_the_map(places: list[list[float]]) -> None:
     assert height < 4 * width
 
 
+def test_places_that_lie_together_are_one_point() -> None:
+    drawn = world(np.array([[46.5, 7.9], [46.5, 7.9], [46.50001, 7.90001], [47.5, 9.9]]))
+    assert sorted(re.findall(r"<title>([^<]+)</title>", drawn)) == ["1 picture", "3 pictures"]
+
+
 def test_the_map_is_there_only_with_places(run: Path) -> None:
     report("-o", "page.html")
     assert "2 photographs say where" in Page(Path("page.html")).text

@@ -18,6 +18,7 @@ _BAR = 240
 _PANEL = 132  # pixels of a small panel's plot
 _CELL = 22
 _MAP = 720
+_CLUSTER = 6
 _KM_PER_DEGREE = 111.32
 _STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30)
 _CURVE_POINTS = 120
@@ -82,7 +83,7 @@ def matrix(
         rows: R names.
         columns: C names, written upwards.
         counts: (R, C) the numbers.
-        scale: (R, C) 0..1, how dark a cell is.
+        scale: (R, C) 0..1, how strong its colour is.
         diagonal: whether the cells of equal row and column are of another kind.
     """
     left, top = _text_width(rows), _text_width(columns)
@@ -213,14 +214,14 @@ def world(places: NDArray[np.float64]) -> Markup:
         places: (N, 2) latitude and longitude, degrees; at least one.
     """
     view = _View.around(places)
-    spots, counts = np.unique(np.round(view.pixels(places)), axis=0, return_counts=True)
+    spots, counts = _clustered(view.pixels(places))
     dots = [
         tag(
             "circle",
             tag("title", f"{n} picture{'s' if n > 1 else ''}"),
             cx=float(x),
             cy=float(y),
-            r=min(14.0, 3 + math.sqrt(n)),
+            r=min(12.0, 2 + math.sqrt(n)),
             class_="place",
         )
         for (x, y), n in zip(spots.tolist(), counts.tolist(), strict=True)
@@ -233,6 +234,13 @@ def world(places: NDArray[np.float64]) -> Markup:
     size = {"width": _MAP, "height": view.height + 34, "viewBox": f"0 0 {_MAP} {view.height + 34}"}
     svg = tag("svg", frame, *view.graticule(), *dots, view.scale_bar(), role="img", aria_label=label, **size)
     return tag("div", svg, class_="scroll")
+
+
+def _clustered(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Points (N, 2) in pixels -> (M, 2), one for those that fall into one small cell, and how many each stands for."""
+    _, cell, counts = np.unique(np.floor(points / _CLUSTER), axis=0, return_inverse=True, return_counts=True)
+    sums = [np.bincount(cell.ravel(), weights=axis) for axis in points.T]
+    return np.stack(sums, axis=1) / counts[:, None], counts
 
 
 class _View(NamedTuple):

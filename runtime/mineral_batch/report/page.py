@@ -221,7 +221,7 @@ def _together(results: Results) -> _Section:
         ),
         _folded(
             "All pairs",
-            tag("p", "The darker, the greater their common share (both / either); framed: how often each is called."),
+            tag("p", "The stronger the colour, the greater their common share (both / either). Framed: all of one."),
             matrix("Minerals called together, by pairs", *together, diagonal=True),
         ),
     ]
@@ -334,8 +334,8 @@ def _confusion(accuracy: Accuracy) -> Markup:
     )
     explained = (
         "Rows: what the labels say; columns: what was called although it is not labelled, in photographs where the "
-        "row's mineral was missed. On the diagonal: called rightly. The darker, the greater the share of the row's "
-        "photographs."
+        "row's mineral was missed. On the diagonal: called rightly. The stronger the colour, the greater the share "
+        "of the row's photographs."
     )
     whole = matrix("Confusion of minerals", *figures.confusions(accuracy), diagonal=False)
     return join([tag("h3", "Look-alikes"), table, _folded("All pairs", tag("p", explained), whole)])
