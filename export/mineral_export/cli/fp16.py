@@ -1,0 +1,41 @@
+"""`mineral-export fp16`: a float32 ONNX file in, a typed FP16 one out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_export.cli._options import FILE, budget_of, gate_options, report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp16.onnx.")
+@gate_options
+def fp16(
+    model: Path,
+    output: Path | None,
+    photos: Path | None,
+    labels: Path | None,
+    split: str | None,
+    count: int | None,
+    points: float | None,
+    force: bool,
+) -> None:
+    """Write MODEL (float32, from mineral-export onnx) as a typed FP16 graph, for GPUs.
+
+    Normalisation, LayerNorm, softmax and the last sigmoid stay float32; uint8 pictures go in and float32
+    probabilities come out as before. The file is compared with MODEL before it is written, and refused beyond 0.1
+    points of mAP (with --labels) or the budget of probabilities (without).
+    """
+    from mineral_batch._onnx_file import read_contract
+    from mineral_export.fp16 import to_fp16
+    from mineral_export.verify import samples
+
+    pictures = samples(read_contract(model), photos, labels, split, count)
+    target = output or model.with_suffix(".fp16.onnx")
+    report(to_fp16(model, target, pictures=pictures, budget=budget_of("float16", points), force=force), model)

@@ -1,0 +1,171 @@
+"""A typed FP16 graph: what is FP16, what is not, and the same answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from mineral_batch._onnx_file import graph_digest, read_contract
+from mineral_batch.errors import DataError
+from mineral_export.cli import main
+from mineral_export.fp16 import FLOAT32_OPERATORS, converted, to_fp16
+from mineral_export.onnx import export_onnx
+from mineral_export.verify import BUDGETS, ParityError
+
+VARIANTS = {
+    "vit, decoder": {"projection": "linear"},
+    "cnn, decoder": {"backbone": "test_efficientnet"},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def source(request, tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fp16") / "model.onnx"
+    model, contract = tiny(**VARIANTS[request.param])
+    export_onnx(model, contract, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def half(source):
+    target = source.with_name("half.onnx")
+    return target, to_fp16(source, target)
+
+
+def types(path):
+    """Tensor -> element type, by ONNX's own inference."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    graph = model.graph
+    found = {w.name: w.data_type for w in graph.initializer}
+    return model, found | {
+        v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.output, *graph.value_info]
+    }
+
+
+def test_the_answers_hold_and_the_file_is_half_as_big(source, half):
+    target, exported = half
+    assert exported.parity.beyond(BUDGETS["float16"]) == ()
+    assert exported.parity.largest > 0, "the same graph"
+    weights = sum(w.ByteSize() for w in onnx.load(source).graph.initializer)
+    assert sum(w.ByteSize() for w in onnx.load(target).graph.initializer) < 0.6 * weights
+
+
+def test_the_matrices_are_fp16_and_the_sensitive_operators_float32(half):
+    model, found = types(half[0])
+    onnx.checker.check_model(model, full_check=True)
+    seen = Counter()
+    for node in model.graph.node:
+        kinds = {found[name] for name in (*node.input[:1], *node.output) if name in found}
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            seen["matrix"] += 1
+            assert kinds == {TensorProto.FLOAT16}, node.name
+        if node.op_type in FLOAT32_OPERATORS or node.output[0] == "probabilities":
+            seen["sensitive"] += 1
+            assert kinds == {TensorProto.FLOAT}, node.name
+    assert seen["matrix"] > 3
+    assert seen["sensitive"] > 0
+
+
+def test_pictures_go_in_and_float32_comes_out_normalised_in_float32(half):
+    model, found = types(half[0])
+    graph = model.graph
+    assert found[graph.input[0].name] == TensorProto.UINT8
+    assert found[graph.output[0].name] == TensorProto.FLOAT
+    first_cast = next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == graph.input[0].name)
+    assert first_cast.attribute[0].i == TensorProto.FLOAT
+    assert {found[node.output[0]] for node in graph.node if node.op_type == "Sub"} >= {TensorProto.FLOAT}
+
+
+def test_no_tensor_is_cast_twice_and_no_weight_is_kept_unused(half):
+    graph = onnx.load(half[0]).graph
+    casts = Counter((node.input[0], node.attribute[0].i) for node in graph.node if node.op_type == "Cast")
+    assert set(casts.values()) == {1}
+    used = {name for node in graph.node for name in node.input}
+    assert {w.name for w in graph.initializer} <= used
+    shapes = {node.input[0] for node in graph.node if node.op_type == "Shape"}
+    assert not shapes & {node.output[0] for node in graph.node if node.op_type == "Cast"}, "cast only to be measured"
+
+
+def test_the_contract_is_kept_and_says_where_the_file_is_from(source, half):
+    before, after = read_contract(source), read_contract(half[0])
+    assert (after.labels, after.thresholds, after.input) == (before.labels, before.thresholds, before.input)
+    assert after.provenance == {
+        **before.provenance,
+        "precision": "float16",
+        "source_sha256": graph_digest(source),
+    }
+
+
+def graph_of(nodes, weights, output_type=TensorProto.FLOAT):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["N", 2])],
+        [value("y", output_type, None)],
+        [numpy_helper.from_array(np.array(w, np.float32), name) for name, w in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_mask_of_a_large_negative_number_stays_finite():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "mask"], ["b"]),
+        helper.make_node("Softmax", ["b"], ["y"]),
+    ]
+    model = converted(graph_of(nodes, {"w": np.eye(2), "mask": [-1e9, 0]}))
+    mask = next(numpy_helper.to_array(w) for w in model.graph.initializer if w.name == "mask_fp16")
+    assert mask.tolist() == [-65504.0, 0.0]
+
+
+def test_a_weight_that_both_sides_use_is_there_in_both_types():
+    nodes = [
+        helper.make_node("Add", ["x", "w"], ["a"]),
+        helper.make_node("MatMul", ["a", "m"], ["b"]),
+        helper.make_node("Mul", ["b", "w"], ["c"]),
+        helper.make_node("Identity", ["c"], ["y"]),
+    ]
+    model = converted(graph_of(nodes, {"w": [1.0, 2.0], "m": np.eye(2)}))
+    onnx.checker.check_model(model, full_check=True)
+    assert {w.name: w.data_type for w in model.graph.initializer} == {
+        "w": TensorProto.FLOAT,
+        "m_fp16": TensorProto.FLOAT16,
+        "w_fp16": TensorProto.FLOAT16,
+    }
+
+
+@pytest.mark.parametrize("kind", ["fp16", "quantised"])
+def test_what_is_no_float32_graph_is_refused(half, kind):
+    if kind == "fp16":
+        model = onnx.load(half[0])
+    else:
+        nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["y"])]
+        model = graph_of(nodes, {"s": 0.1}, TensorProto.UINT8)
+    with pytest.raises(DataError, match="already: convert the float32 file"):
+        converted(model)
+
+
+def test_beyond_the_budget_nothing_is_written_unless_told(source, tmp_path):
+    target = tmp_path / "half.onnx"
+    budget = replace(BUDGETS["float16"], largest=0.0, mean=0.0)
+    with pytest.raises(ParityError, match="nothing was written: largest difference"):
+        to_fp16(source, target, budget=budget)
+    assert not list(tmp_path.iterdir())
+    to_fp16(source, target, budget=budget, force=True)
+    assert read_contract(target).provenance["precision"] == "float16"
+
+
+def test_the_command(source, tmp_path):
+    done = CliRunner().invoke(main, ["fp16", str(source), "-o", str(tmp_path / "half.onnx"), "--count", "3"])
+    assert done.exit_code == 0, done.output
+    assert "over 3 synthetic pictures" in done.output
+    missing = CliRunner().invoke(main, ["fp16", str(tmp_path / "none.onnx")])
+    assert missing.exit_code == 1
+    assert "there is no model file" in missing.output
