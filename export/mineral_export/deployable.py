@@ -43,6 +43,14 @@ class Deployable(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities."""
-        tokens = self.model.features(self.normalise(pixels.permute(0, 3, 1, 2)))
-        start = (self.label_state, self.label_queries) if hasattr(self, "label_state") else None
-        return torch.sigmoid(self.model.classify(tokens, start))
+        return torch.sigmoid(self.model.classify(self.features(pixels), self.start))
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, 3) uint8 RGB -> tokens (N, T, C)."""
+        # Numbers first, planes afterwards: TensorRT takes uint8 as an input, but cannot transpose it.
+        return self.model.features(self.normalise(pixels.float().permute(0, 3, 1, 2)))
+
+    @property
+    def start(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What `classify` begins with: the label state and its queries; None for a model without label decoder."""
+        return (self.label_state, self.label_queries) if hasattr(self, "label_state") else None

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mineral_batch._onnx_file import write_contract
-from mineral_export import OPSET, TOLERANCE, verify
+from mineral_batch._onnx_file import write_contract, write_metadata
+from mineral_batch.explain import MAPS_KEY
+from mineral_export import OPSET, TOLERANCE, TOP, verify
 from mineral_export.artefacts import open_artefact
 from mineral_export.deployable import Deployable
+from mineral_export.explainable import OUTPUTS, DeployableWithMaps, require_same_maps
 from mineral_export.gate import Exported, unproved
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from mineral_export.verify import Parity, Samples
     from mineral_train.model import MineralNet
 
+# Pictures whose maps are compared with torch's.
+_MAPPED = 3
+
 
 def export_onnx(
     model: MineralNet,
@@ -33,6 +38,8 @@ def export_onnx(
     pictures: Samples | None = None,
     tolerance: float = TOLERANCE,
     force: bool = False,
+    explain: str | None = None,
+    top: int = TOP,
 ) -> Exported:
     """Write `model` as an ONNX file: `pixels` (N, H, W, 3) uint8 in, `probabilities` (N, L) float32 out, any N.
 
@@ -46,15 +53,22 @@ def export_onnx(
         pictures: to compare on; None for synthetic ones.
         tolerance: largest difference allowed between two probabilities; with labels the loss of mAP decides.
         force: write even what exceeds the budget.
+        explain: one of `mineral_batch.explain.METHODS` for a graph that also gives maps of where it looks (see
+            `DeployableWithMaps`), equal to torch's; None for one without.
+        top: how many maps a picture gets.
 
     Raises:
         ParityError: if the answers differ by more than the budget; nothing is written.
-        DataError: if the file cannot be written.
+        DataError: if the file cannot be written, or the model has no such maps.
     """
     deployable = Deployable(model, contract.input)
+    with_maps = DeployableWithMaps(model, contract.input, explain, top) if explain else None
     with unproved(path) as file:
-        _trace(deployable, file, contract, opset)
+        _trace(with_maps or deployable, file, contract, opset)
         write_contract(file, contract)
+        if with_maps:
+            write_metadata(file, {MAPS_KEY: with_maps.maps.to_json()})
+            require_same_maps(with_maps, file, verify.synthetic(contract.input, _MAPPED))
         parity = _parity(deployable, file, pictures or verify.samples(contract), contract)
         if not force:
             parity.require(replace(verify.BUDGETS["float32"], largest=tolerance))
@@ -73,7 +87,7 @@ def _trace(deployable: Deployable, path: Path, contract: ModelContract, opset: i
             dynamo=True,
             opset_version=opset,
             input_names=["pixels"],
-            output_names=["probabilities"],
+            output_names=OUTPUTS[: 3 if isinstance(deployable, DeployableWithMaps) else 1],
             dynamic_shapes={"pixels": {0: torch.export.Dim("N")}},
             external_data=False,
             verbose=False,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE
+from mineral_batch.explain import GRAD_CAM, METHODS
+from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE, TOP
 from mineral_export.cli._options import pictures_options
 
 
@@ -17,6 +18,16 @@ from mineral_export.cli._options import pictures_options
 @pictures_options
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
 @click.option("--force", is_flag=True, help="Write the model even if its answers differ.")
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value=GRAD_CAM,
+    type=click.Choice(METHODS),
+    help=f"Give maps of where the model looks, too, for mineral-batch explain. Alone: {GRAD_CAM}.",
+)
+@click.option(
+    "--top", default=TOP, show_default=True, type=click.IntRange(1), help="With --explain: maps of a picture."
+)
 @click.option(
     "--opset",
     default=OPSET,
@@ -34,6 +45,8 @@ def onnx(
     count: int | None,
     tolerance: float,
     force: bool,
+    explain: str | None,
+    top: int,
     opset: int,
 ) -> None:
     """Export CHECKPOINT (a folder from mineral-train fit) to one self-describing ONNX file.
@@ -53,6 +66,18 @@ def onnx(
         contract = replace(contract, name=name)
     pictures = samples(contract, photos, labels, split, count or (None if labels else PICTURES))
     target = output or checkpoint / "model.onnx"
-    exported = export_onnx(model, contract, target, opset=opset, pictures=pictures, tolerance=tolerance, force=force)
+    exported = export_onnx(
+        model,
+        contract,
+        target,
+        opset=opset,
+        pictures=pictures,
+        tolerance=tolerance,
+        force=force,
+        explain=explain,
+        top=top,
+    )
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB, {len(contract.labels)} labels, opset {opset}")
     click.echo(f"Same answers as the checkpoint: {exported.parity}")
+    if explain:
+        click.echo(f"Same maps as the checkpoint ({explain}); look at them with: mineral-batch explain -m {target}")
