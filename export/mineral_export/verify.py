@@ -333,6 +333,19 @@ def photographs(inputs: Iterable[str | Path], spec: InputSpec, count: int = PICT
     return np.stack(pixels)
 
 
+def spread(inputs: Iterable[str | Path], spec: InputSpec, count: int) -> Pixels:
+    """At most `count` readable photographs, evenly over all under `inputs`, (N, H, W, 3) uint8: for calibration.
+
+    Raises:
+        DataError: if there is none.
+    """
+    inputs = list(inputs)
+    paths = [path for path in find_images(inputs) if isinstance(path, Path)]
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int))]
+    where = ", ".join(map(str, inputs))
+    return np.concatenate([pixels for pixels, _ in _decoded(chosen, None, spec, where)])
+
+
 def synthetic(spec: InputSpec, count: int = PICTURES) -> Pixels:
     """`count` pictures from `mineral-train synth`'s generator at the model's input size, (N, H, W, 3) uint8."""
     side = max(spec.height, spec.width)
