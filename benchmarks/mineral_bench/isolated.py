@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch.errors import MineralError
-from mineral_bench.usage import peak_memory_mib
+from mineral_bench.usage import cpu_seconds, peak_memory_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +27,13 @@ class Answer:
     Attributes:
         value: what the method returned.
         seconds: in the other process, without the way there and back.
+        cpu_seconds: that processors worked for it there, its own children included.
         peak_memory_mib: of the other process until then, without its own children.
     """
 
     value: Any
     seconds: float
+    cpu_seconds: float
     peak_memory_mib: float | None
 
 
@@ -67,6 +69,10 @@ class Isolated:
         self._here.send((method, arguments))
         return self._receive()
 
+    def work(self, method: str, *arguments: Any) -> float:
+        """Call a method and return the processor's seconds, as `mineral_bench.measure.interleave` wants it."""
+        return self.call(method, *arguments).cpu_seconds
+
     def close(self) -> None:
         """End the process."""
         self._here.close()
@@ -100,7 +106,9 @@ class Isolated:
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """Make the object and answer calls until the other side closes the pipe."""
     made = _attempt(make)
-    pipe.send(made if isinstance(made, str) else Answer(None, made.seconds, made.peak_memory_mib))
+    pipe.send(
+        made if isinstance(made, str) else Answer(None, made.seconds, made.cpu_seconds, made.peak_memory_mib)
+    )
     try:
         while not isinstance(made, str):
             method, arguments = pipe.recv()
@@ -110,10 +118,10 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
 
 
 def _attempt(action: Callable[..., Any], *arguments: Any) -> Answer | str:
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     try:
         value = action(*arguments)
     except Exception as error:  # the other process must hear of whatever it was
         words = (str(error).strip().splitlines() or [""])[0]
         return words if isinstance(error, MineralError) else f"{type(error).__name__}: {words}"
-    return Answer(value, time.perf_counter() - start, peak_memory_mib())
+    return Answer(value, time.perf_counter() - start, cpu_seconds() - cpu, peak_memory_mib())

@@ -1,7 +1,8 @@
 """Timing in interleaved rounds: what else the machine does falls on all candidates alike, so ratios survive it.
 
 Each round times every candidate once, in an order that rotates. A ratio is taken within rounds and not between
-medians. Intervals are distribution-free: order statistics for a median, as times on a shared machine are not normal.
+medians. Beside the clock's seconds stand the processor's, which other programs change far less: on a busy machine the
+ratio to believe. Intervals are distribution-free, by order statistics: times on a shared machine are not normal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+    Action = Callable[[], Any]
 
 # Of the probability that the interval of a median covers it; five rounds reach 0.94 with all of them.
 _COVERAGE = 0.95
@@ -92,6 +95,13 @@ def ratio_between_runs(new: NDArray[np.float64], old: NDArray[np.float64], seed:
     return Estimate(float(np.median(old) / np.median(new)), float(low), float(high))
 
 
+class Times(NamedTuple):
+    """Seconds of one call: by the clock, and of processors over all threads."""
+
+    clock: float
+    cpu: float
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long to measure.
@@ -116,12 +126,14 @@ class Rounds:
     """What was timed.
 
     Attributes:
-        seconds: candidate -> (R,) seconds of each round.
+        seconds: candidate -> (R,) seconds of each round, by the clock.
+        cpu: candidate -> (R,) seconds that processors worked for it, over all threads.
         warm_up: rounds thrown away before.
         is_stable: whether every interval came within the tolerance before the time was over.
     """
 
     seconds: Mapping[str, NDArray[np.float64]]
+    cpu: Mapping[str, NDArray[np.float64]]
     warm_up: int
     is_stable: bool
 
@@ -139,46 +151,50 @@ class Rounds:
 _WARMING = 0.95
 
 
-def interleave(candidates: Mapping[str, Callable[[], Any]], plan: Plan = Plan()) -> Rounds:
+def interleave(candidates: Mapping[str, Action], plan: Plan = Plan()) -> Rounds:
     """Time every candidate once per round until the medians stand still.
 
-    A candidate that works asynchronously must wait for its device before it returns.
+    A candidate that works asynchronously must wait for its device before it returns. One that works in another process
+    returns the processor's seconds that it took there.
     """
     deadline = time.perf_counter() + plan.seconds
     warm, last = 1, _round(candidates, 0)
     while warm < plan.warm_up and time.perf_counter() < deadline:
         previous, last = last, _round(candidates, warm)
         warm += 1
-        if all(last[name] > _WARMING * previous[name] for name in candidates):
+        if all(last[name].clock > _WARMING * previous[name].clock for name in candidates):
             break
-    rounds: list[dict[str, float]] = []
+    rounds: list[dict[str, Times]] = []
     while len(rounds) < plan.most:
         rounds.append(_round(candidates, len(rounds)))
-        if len(rounds) >= plan.least and (
-            is_steady(rounds, plan.tolerance) or time.perf_counter() > deadline
+        enough = len(rounds) >= plan.least
+        if enough and (
+            time.perf_counter() > deadline or is_steady(_columns(rounds, "clock"), plan.tolerance)
         ):
             break
-    return Rounds(_columns(rounds), warm, is_steady(rounds, plan.tolerance))
+    clock = _columns(rounds, "clock")
+    return Rounds(clock, _columns(rounds, "cpu"), warm, is_steady(clock, plan.tolerance))
 
 
-def is_steady(rounds: list[dict[str, float]], tolerance: float) -> bool:
+def is_steady(times: Mapping[str, NDArray[np.float64]], tolerance: float) -> bool:
     """Whether the interval of every candidate's median is within the tolerance."""
-    return all(median(times).half_width <= tolerance for times in _columns(rounds).values())
+    return all(median(values).half_width <= tolerance for values in times.values())
 
 
-def _round(candidates: Mapping[str, Callable[[], Any]], number: int) -> dict[str, float]:
+def _round(candidates: Mapping[str, Action], number: int) -> dict[str, Times]:
     names = list(candidates)
     shift = number % len(names)
-    times = {name: seconds(candidates[name]) for name in names[shift:] + names[:shift]}
+    times = {name: timed(candidates[name]) for name in names[shift:] + names[:shift]}
     return {name: times[name] for name in names}
 
 
-def seconds(action: Callable[[], Any]) -> float:
+def timed(action: Action) -> Times:
     """How long one call takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    start, cpu = time.perf_counter(), time.process_time()
+    elsewhere = action()
+    own = time.process_time() - cpu
+    return Times(time.perf_counter() - start, elsewhere if isinstance(elsewhere, float) else own)
 
 
-def _columns(rounds: list[dict[str, float]]) -> dict[str, NDArray[np.float64]]:
-    return {name: np.array([one[name] for one in rounds]) for name in rounds[0]}
+def _columns(rounds: list[dict[str, Times]], which: str) -> dict[str, NDArray[np.float64]]:
+    return {name: np.array([getattr(one[name], which) for one in rounds]) for name in rounds[0]}

@@ -345,7 +345,7 @@ def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan
     method = "from_pixels" if options.engines_only else "from_files"
     with ExitStack() as stack:
         peers, first, absent = _open(candidates(subject, options), paths, method, stack)
-        rounds = interleave({name: partial(peer.call, method) for name, peer in peers.items()}, plan)
+        rounds = interleave({name: partial(peer.work, method) for name, peer in peers.items()}, plan)
         memory = {name: peer.call("rest").peak_memory_mib for name, peer in peers.items()}
     reference = next(iter(first.values()))
     differences = {name: float(np.abs(answer - reference).max()) for name, answer in first.items()}
@@ -373,13 +373,15 @@ def _open(
 
 def table(found: Comparison, title: str) -> Table:
     """One row per peer, with its ratio to the first one and to ONNX Runtime's defaults."""
-    times = found.rounds.seconds
+    times, cpu = found.rounds.seconds, found.rounds.cpu
     references = [name for name in dict.fromkeys((next(iter(times)), ONNX)) if name in times]
     rows = [
         (
             name,
             str(median(times[name]).per(found.pictures)),
             *(str(ratio(times[name], times[one])) if name != one else "1" for one in references),
+            1000 * float(np.median(cpu[name])) / found.pictures,
+            *(str(ratio(cpu[name], cpu[one])) if name != one else "1" for one in references),
             f"{found.differences[name]:.1g}",
             found.memory[name],
         )
@@ -389,6 +391,8 @@ def table(found: Comparison, title: str) -> Table:
         "",
         "pictures a second",
         *(f"times {one}" for one in references),
+        "CPU ms a picture",
+        *(f"CPU, times {one}" for one in references),
         "largest difference",
         "peak MiB",
     ]
@@ -406,6 +410,7 @@ def figures(found: Comparison) -> dict[str, Any]:
         "pictures": found.pictures,
         "rounds": str(found.rounds),
         "seconds": dict(found.rounds.seconds),
+        "cpu_seconds": dict(found.rounds.cpu),
         "largest_difference": dict(found.differences),
         "peak_memory_mib": dict(found.memory),
         "absent": dict(found.absent),

@@ -152,7 +152,7 @@ def by_count(model: Path, backend: str, plan: Plan, counts: Sequence[int] = _COU
     with TemporaryDirectory() as name, Isolated(partial(Runner, model, backend)) as runner:
         folders = [_folder(Path(name, str(count)), count) for count in counts]
         work = {
-            str(count): partial(runner.call, "run", [folder])
+            str(count): partial(runner.work, "run", [folder])
             for count, folder in zip(counts, folders, strict=True)
         }
         return Study.of("Whole runs, by the number of pictures", "pictures", counts, interleave(work, plan))
@@ -206,7 +206,7 @@ def by_cores(model: Path, backend: str, plan: Plan, pictures: int = 64) -> Cores
         folder = _folder(Path(name, "photos"), pictures)
         runners = [stack.enter_context(Isolated(partial(Runner, model, backend, cores=n))) for n in tried]
         work = {
-            str(n): partial(runner.call, "run", [folder]) for n, runner in zip(tried, runners, strict=True)
+            str(n): partial(runner.work, "run", [folder]) for n, runner in zip(tried, runners, strict=True)
         }
         rounds = interleave(work, plan)
     seconds = np.array([np.median(times) for times in rounds.seconds.values()])

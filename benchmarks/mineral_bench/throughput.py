@@ -17,7 +17,7 @@ from mineral_batch import pipeline
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, decode_image
 from mineral_batch.pipeline import StageTimes, processors
-from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median, ratio_between_runs, seconds
+from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median, ratio_between_runs, timed
 from mineral_bench.report import Table
 from mineral_bench.usage import GpuUsage, peak_memory_mib, watch_gpu
 
@@ -178,7 +178,7 @@ def make_load(
     trial = Load(repeated(sources, 2 * size * backend.workers), size, threads, exact)
     stages = Stages(backend, trial)
     stages.together()
-    rate = len(trial.sources) / seconds(stages.together)
+    rate = len(trial.sources) / timed(stages.together).clock
     wanted = max(least, round(rate * round_seconds))
     return Load(repeated(sources, -(-wanted // size) * size), size, threads, exact)
 
@@ -247,16 +247,22 @@ def yardstick() -> None:
 
 def tables(found: Throughput, backend: Backend, load: Load) -> list[Table]:
     """The rates, then the latencies and where the time went."""
-    rates = [(name, str(found.rate(name))) for name in (DECODE, ENGINE, TOGETHER)]
+    rates: list[tuple[object, ...]] = [
+        (name, str(found.rate(name)), float(np.median(found.rounds.cpu[name])) * 1000 / found.pictures)
+        for name in (DECODE, ENGINE, TOGETHER)
+    ]
     rule = (
         "decode + engine, which share the processors"
         if found.is_shared
         else "the slower of decode and engine"
     )
-    rates.append((f"end to end, as a share of what its parts allow ({rule})", str(found.efficiency())))
+    rates.append((f"end to end, as a share of what its parts allow ({rule})", str(found.efficiency()), None))
     title = f"{backend.contract.name} on {backend.name} ({backend.device}), batch {load.batch}"
     notes = [f"Pictures a second with the 95 % interval; {found.rounds}, {found.pictures} pictures each."]
-    return [Table(title, ("stage", "pictures a second"), rates, notes), _details(found, load)]
+    return [
+        Table(title, ("stage", "pictures a second", "CPU ms a picture"), rates, notes),
+        _details(found, load),
+    ]
 
 
 def _details(found: Throughput, load: Load) -> Table:
@@ -283,6 +289,7 @@ def figures(found: Throughput, load: Load) -> dict[str, Any]:
         "pictures": found.pictures,
         "batch": load.batch,
         "seconds": dict(found.rounds.seconds),
+        "cpu_seconds": dict(found.rounds.cpu),
         "pictures_per_second": {name: found.rate(name) for name in (DECODE, ENGINE, TOGETHER)},
         "efficiency": found.efficiency(),
         "is_shared": found.is_shared,

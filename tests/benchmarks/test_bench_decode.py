@@ -65,7 +65,7 @@ def test_a_decoder_that_fails_or_answers_another_shape_is_left_out() -> None:
 
 def measured(seconds: float, psnr: float) -> decode.Measured:
     times = {decode.OURS: np.full(6, 2.0), "other": np.full(6, seconds)}
-    return decode.Measured("JPEG", 1, Rounds(times, 1, True), {decode.OURS: 50.0, "other": psnr})
+    return decode.Measured("JPEG", 1, Rounds(times, times, 1, True), {decode.OURS: 50.0, "other": psnr})
 
 
 @pytest.mark.parametrize(

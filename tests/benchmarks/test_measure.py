@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mineral_bench.measure import Plan, interleave, is_steady, median, ratio, ratio_between_runs, three_digits
+from mineral_bench.measure import (
+    Plan,
+    Times,
+    interleave,
+    is_steady,
+    median,
+    ratio,
+    ratio_between_runs,
+    three_digits,
+)
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=60))
@@ -69,7 +78,7 @@ def test_rounds_are_interleaved_and_their_order_rotates() -> None:
 
 def test_warming_up_ends_when_rounds_no_longer_get_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     durations = iter([8.0, 4.0, 3.99, 4.0, 4.0, 4.0, 4.0])
-    monkeypatch.setattr("mineral_bench.measure.seconds", lambda action: next(durations))
+    monkeypatch.setattr("mineral_bench.measure.timed", lambda action: Times(next(durations), 1.0))
     rounds = interleave({"one": lambda: None}, Plan(least=4, most=9, seconds=60, warm_up=9))
     assert rounds.warm_up == 3
     assert rounds.is_stable
@@ -77,6 +86,14 @@ def test_warming_up_ends_when_rounds_no_longer_get_faster(monkeypatch: pytest.Mo
 
 
 def test_noise_is_not_called_stable() -> None:
-    steady, noisy = ([{"a": value} for value in values] for values in ([1.0] * 6, [1.0, 2.0] * 3))
+    steady, noisy = ({"a": np.array(values)} for values in ([1.0] * 6, [1.0, 2.0] * 3))
     assert is_steady(steady, 0.02)
     assert not is_steady(noisy, 0.02)
+
+
+def test_what_works_elsewhere_says_how_long_processors_worked() -> None:
+    rounds = interleave(
+        {"here": lambda: None, "elsewhere": lambda: 7.5}, Plan(least=2, most=2, seconds=0, warm_up=1)
+    )
+    assert rounds.cpu["elsewhere"].tolist() == [7.5, 7.5]
+    assert all(rounds.cpu["here"] < 1)

@@ -26,7 +26,7 @@ def found(decode: float, engine: float, together: float, *, is_shared: bool) -> 
     times = {
         name: np.full(8, value) for name, value in zip(names, (decode, engine, together, 1.0), strict=True)
     }
-    return bench.Throughput(Rounds(times, 1, True), 100, np.ones(4), {}, is_shared, GpuUsage(), None)
+    return bench.Throughput(Rounds(times, times, 1, True), 100, np.ones(4), {}, is_shared, GpuUsage(), None)
 
 
 def test_efficiency_is_against_the_slower_part_or_against_the_sum() -> None:
