@@ -7,6 +7,7 @@ from mineral_batch.console import LazyGroup
 _COMMANDS = {
     "onnx": ("mineral_export.cli.onnx:onnx", "Export a checkpoint to one self-describing ONNX file."),
     "fp16": ("mineral_export.cli.fp16:fp16", "Write an ONNX file as a typed FP16 graph."),
+    "trt": ("mineral_export.cli.trt:trt", "Build a TensorRT engine of an ONNX file."),
     "int8": ("mineral_export.cli.int8:int8", "Quantise an ONNX file to INT8 with real photographs."),
     "verify": ("mineral_export.cli.verify:verify", "Compare the answers of two forms of a model."),
     "triton": ("mineral_export.cli.triton:triton", "Write a model repository for Triton Inference Server."),

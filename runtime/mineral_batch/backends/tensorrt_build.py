@@ -185,25 +185,27 @@ class Network:
 
 def _make_builder(library: Library, logger: Any) -> Any:
     if library.name == "tensorrt":
-        _require_driver(f"{library.name} builds an engine by timing kernels on the GPU, and")
+        _require_driver(
+            "tensorrt builds an engine by timing kernels on the GPU",
+            "use --runtime tensorrt-rtx, which builds for a chip that is not there",
+        )
     return library.module.Builder(logger)
 
 
-def _require_driver(why: str) -> None:
+def _require_driver(why: str, otherwise: str) -> None:
     try:
         gpus()
     except DriverError as error:
-        raise BackendError(
-            f"{why} there is none here ({error}): use a machine with an NVIDIA driver, or --runtime tensorrt-rtx, "
-            f"which builds for a chip that is not there"
-        ) from None
+        raise BackendError(f"{why}, and here is {error}: use a machine with one, or {otherwise}") from None
 
 
 def _target(library: Library, config: Any, capabilities: tuple[str, ...]) -> None:
     """Which chips the engine is for."""
     trt = library.module
     if not capabilities and library.name == "tensorrt-rtx":
-        _require_driver("without --compute-capability an engine is built for the GPU of this machine, and")
+        _require_driver(
+            "an engine is built for the GPU of this machine", "name the chip to build for: --compute-capability 8.9"
+        )
     if not capabilities:
         return
     if not hasattr(trt, "ComputeCapability"):

@@ -1,0 +1,123 @@
+"""`mineral-export trt`: an ONNX file in, a TensorRT engine out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import click
+
+from mineral_batch.backends.tensorrt_engine import Profile, sidecar_path
+from mineral_batch.backends.tensorrt_library import RUNTIMES
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from mineral_export.engine import Engine
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the suffix .plan.")
+@click.option(
+    "--precision",
+    default="fp16",
+    show_default=True,
+    type=click.Choice(["fp16", "fp32", "as-is"]),
+    help="Of the matrix products; fp16 converts a float32 MODEL first.",
+)
+@click.option("--runtime", type=click.Choice([*RUNTIMES]), help="Default: whichever is installed.")
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="A chip to build for, as in 8.9; repeatable. Default: the GPU of this machine. tensorrt-rtx only.",
+)
+@click.option("--batch", type=click.IntRange(1, 4096), help="A fixed batch, the fastest; instead of the next three.")
+@click.option("--min", "smallest", default=1, show_default=True, type=click.IntRange(1, 4096), help="Pictures at once.")
+@click.option("--opt", "optimum", default=64, show_default=True, type=click.IntRange(1, 4096), help="Best for these.")
+@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Default: as --opt.")
+@click.option("--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="GPU memory for one layer.")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="Read and written; later builds are faster.")
+@click.option("--version-compatible", is_flag=True, help="Also for later releases of this TensorRT.")
+@click.option("--hardware-compatible", is_flag=True, help="Also for every GPU since Ampere; slower.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def trt(
+    model: Path,
+    output: Path | None,
+    precision: str,
+    runtime: str | None,
+    capabilities: tuple[str, ...],
+    batch: int | None,
+    smallest: int,
+    optimum: int,
+    largest: int | None,
+    workspace: float | None,
+    timing_cache: Path | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    quiet: bool,
+) -> None:
+    """Build a TensorRT engine of MODEL, an ONNX file from mineral-export onnx.
+
+    OUTPUT is the plain plan; OUTPUT.json says what it is for, and predict refuses it where it does not fit. With
+    TensorRT for RTX no GPU is needed to build (--compute-capability). The layers are read back afterwards: an engine
+    asked to be fp16 that is not is not written.
+    """
+    from mineral_batch.backends.tensorrt_build import Options
+    from mineral_export.engine import export_engine
+
+    profile = Profile(batch, batch, batch) if batch else Profile(smallest, optimum, largest or optimum)
+    options = Options(profile, capabilities, workspace, version_compatible, hardware_compatible, timing_cache)
+    target = output or model.with_suffix(".plan")
+    with _Phases(quiet=quiet) as phases:
+        made = export_engine(
+            model,
+            target,
+            options,
+            precision=precision,  # type: ignore[arg-type]  # a click.Choice of the same three
+            runtime=runtime,
+            rebuild=shlex.join(["mineral-export", *sys.argv[1:]]) if sys.argv[1:2] == ["trt"] else None,
+            progress=phases,
+        )
+    click.echo(_told(made))
+
+
+class _Phases:
+    """One progress bar after another, one for each phase of the build."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(disable=quiet or None, leave=False, unit="step")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def __call__(self, phase: str, step: int, steps: int) -> None:
+        self._bar.set_description(phase, refresh=False)
+        self._bar.total, self._bar.n = steps, step
+        self._bar.refresh()
+
+
+def _told(made: Engine) -> str:
+    record = made.record
+    batches = f"{record.profile.smallest} / {record.profile.optimum} / {record.profile.largest}"
+    layers = ", ".join(f"{count} {name}" for name, count in sorted(record.layers.items()))
+    products = ", ".join(f"{count} {name}" for name, count in sorted(record.products.items()))
+    return "\n".join(
+        [
+            f"{made.path}: {made.size / 1e6:.1f} MB, {record.runtime} {record.version}, compute capability "
+            f"{', '.join(record.compute_capabilities)}, batch {batches}",
+            f"Layers by precision, of the {record.layers_from}: {layers}; convolutions and matrix products: {products}",
+            f"Description: {sidecar_path(made.path)}",
+        ]
+    )
