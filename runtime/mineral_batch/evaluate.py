@@ -149,7 +149,7 @@ def evaluate(joined: Joined, thresholds: Sequence[float] | None = None, resample
 
 
 def tune(joined: Joined, thresholds: Sequence[float]) -> Tuning:
-    """Thresholds of the highest F1 per label; labels with too few positives keep theirs of `thresholds` (L,)."""
+    """Thresholds of the highest F1 per label, against those of `thresholds` (L,); rare labels share one."""
     scores, truth = joined.predictions.scores, joined.truth
     old = np.array(thresholds, np.float64)
     new = tune_thresholds(scores, truth, fallback=old)

@@ -43,7 +43,7 @@ DEFINITIONS: Mapping[Definition, str] = {
     EMPTY_AS_ZERO: "AP as in equation-6; a label without positives counts as AP = 0 in the mean",
 }
 
-#: Labels with fewer positives than this keep the fallback threshold: the best cut of four pictures is chance.
+#: Labels with fewer positives than this share one threshold: the best cut of four pictures is chance.
 MIN_SUPPORT: Final = 5
 
 # Bootstrap weights held at once: few enough to stay in the cache, which is three times faster than 4,000,000.
@@ -230,16 +230,21 @@ def tune_thresholds(
         scores: (N, L) probabilities, 0..1.
         truth: (N, L) bool.
         beta: weight of recall against precision, above 0.
-        fallback: (L,) or one number, for labels with fewer than `min_support` positives.
-        min_support: positives that a label needs to be tuned.
+        fallback: (L,) or one number, for rare labels that even together have fewer than `min_support` positives.
+        min_support: positives that a label needs for a threshold of its own. The rarer ones share the cut that is
+            best for all of them together.
 
     Returns:
         (L,) thresholds, for `call`.
     """
     scores, truth = _checked(scores, truth, ndim=2)
     thresholds = np.array(np.broadcast_to(fallback, scores.shape[1]), np.float64)
-    for label in np.flatnonzero(truth.sum(axis=0) >= max(1, min_support)):
+    common = truth.sum(axis=0) >= max(1, min_support)
+    for label in np.flatnonzero(common):
         thresholds[label] = _best_threshold(scores[:, label].astype(np.float64), truth[:, label], beta)
+    rare = truth[:, ~common]
+    if rare.sum() >= max(1, min_support):
+        thresholds[~common] = _best_threshold(scores[:, ~common].astype(np.float64).ravel(), rare.ravel(), beta)
     return thresholds
 
 

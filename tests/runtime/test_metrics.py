@@ -258,7 +258,19 @@ def test_neighbouring_floats_are_told_apart():
     assert call(scores, cut).tolist() == truth.tolist()
 
 
-def test_labels_with_too_few_positives_keep_the_fallback():
+def test_rare_labels_share_the_threshold_that_is_best_for_all_of_them_together():
+    scores, truth = sample(200, labels=4)
+    scores = 1 / (1 + np.exp(-scores))
+    truth[3:, 1:3] = False
+    truth[:3, 1:3] = True
+    tuned = tune_thresholds(scores, truth)
+    assert tuned[1] == tuned[2]
+    assert tuned[1] not in {0.5, tuned[0], tuned[3]}
+    together = tune_thresholds(scores[:, 1:3].reshape(-1, 1), truth[:, 1:3].reshape(-1, 1))
+    assert tuned[1] == together[0]
+
+
+def test_labels_with_too_few_positives_even_together_keep_the_fallback():
     scores, truth = sample(200, labels=3)
     scores = 1 / (1 + np.exp(-scores))
     truth[:, 1] = False

@@ -78,7 +78,8 @@ def evaluate(
 
     With --tune, MODEL (which made PREDICTIONS) gets for each mineral the threshold of the highest F1 on these
     photographs. Tune on validation photographs (--split val) and judge on others (--split test): a threshold looks
-    better than it is on the photographs that chose it. A mineral in fewer than 5 photographs keeps its threshold.
+    better than it is on the photographs that chose it. Minerals in fewer than 5 photographs each share one
+    threshold, the best for all of them together.
 
     With --record, MODEL carries from then on what was measured here: `predict` and `info` show it.
     """
