@@ -33,9 +33,7 @@ def labels(photos: Path, tmp_path: Path) -> Path:
     return table
 
 
-def test_the_figure_is_that_of_the_metrics(
-    model_path: Path, photos: Path, labels: Path, tmp_path: Path
-) -> None:
+def test_the_figure_is_that_of_the_metrics(model_path: Path, photos: Path, labels: Path, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = [
         "accuracy",
@@ -73,9 +71,7 @@ def test_a_worse_artefact_loses_and_an_equal_one_does_not() -> None:
     assert low <= exact <= high < 0
 
 
-def test_unreadable_pictures_are_left_out_of_the_truth_too(
-    model_path: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_unreadable_pictures_are_left_out_of_the_truth_too(model_path: Path, photos: Path, tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     good = sorted(photos.iterdir())[:3]
@@ -105,9 +101,7 @@ def test_an_engine_that_is_not_here_is_named(model_path: Path) -> None:
     from contextlib import ExitStack
 
     with ExitStack() as stack:
-        opened, notes = bench.open_artefacts(
-            [model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack
-        )
+        opened, notes = bench.open_artefacts([model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack)
         assert len(opened) == 1
         assert "float16" in notes[0]
     with pytest.raises(DataError, match="no artefact can be opened"):

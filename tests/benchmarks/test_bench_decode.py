@@ -31,9 +31,7 @@ def test_psnr_of_one_step_everywhere() -> None:
     grey = np.full((4, 4, 3), 100, np.uint8)
     assert decode.psnr([grey], [grey]) == math.inf
     assert decode.psnr([grey + 1], [grey]) == pytest.approx(20 * math.log10(255))
-    assert decode.psnr([grey, grey + 1], [grey, grey]) == pytest.approx(
-        20 * math.log10(255) + 10 * math.log10(2)
-    )
+    assert decode.psnr([grey, grey + 1], [grey, grey]) == pytest.approx(20 * math.log10(255) + 10 * math.log10(2))
 
 
 @pytest.mark.parametrize("name", FORMATS)

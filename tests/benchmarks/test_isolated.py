@@ -56,9 +56,7 @@ def _burn(seconds: float) -> None:
     time.sleep(30)
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/stat").exists(), reason="this system does not tell what children did"
-)
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system does not tell what children did")
 def test_living_children_count() -> None:
     before = cpu_seconds()
     child = multiprocessing.get_context("fork").Process(target=_burn, args=(0.5,), daemon=True)

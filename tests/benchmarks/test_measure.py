@@ -92,8 +92,6 @@ def test_noise_is_not_called_stable() -> None:
 
 
 def test_what_works_elsewhere_says_how_long_processors_worked() -> None:
-    rounds = interleave(
-        {"here": lambda: None, "elsewhere": lambda: 7.5}, Plan(least=2, most=2, seconds=0, warm_up=1)
-    )
+    rounds = interleave({"here": lambda: None, "elsewhere": lambda: 7.5}, Plan(least=2, most=2, seconds=0, warm_up=1))
     assert rounds.cpu["elsewhere"].tolist() == [7.5, 7.5]
     assert all(rounds.cpu["here"] < 1)

@@ -19,13 +19,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> Report:
-    monkeypatch.setattr(
-        "sys.argv", ["/somewhere/bin/mineral-bench", "decode", "/home/me/secret/photos", "--size", "8"]
-    )
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/mineral-bench", "decode", "/home/me/secret/photos", "--size", "8"])
     table = Table("Speed", ("what", "rate"), [("a|b", 1234.5), ("none", None)], ["A note."])
-    return Report(
-        "decode", conditions(), {"rate": Estimate(2, 1, 3), "seconds": np.array([1.5, 2.5])}, [table]
-    )
+    return Report("decode", conditions(), {"rate": Estimate(2, 1, 3), "seconds": np.array([1.5, 2.5])}, [table])
 
 
 def test_a_table_is_markdown(report: Report) -> None:
@@ -49,9 +45,7 @@ def test_the_conditions_tell_no_folders(report: Report) -> None:
     assert "secret" not in report.json() + report.markdown()
 
 
-def test_figures_come_back_from_the_file(
-    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_come_back_from_the_file(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "saved.json"
     report.give(path, tmp_path / "saved.md")
     saved = load_figures(path, "decode")

@@ -64,9 +64,7 @@ def test_every_study_runs(model_path: Path) -> None:
 
 def test_larger_pictures_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "_DECODED", ((64, 48), (1600, 1200)))
-    found = scaling.by_picture_size(
-        InputSpec(height=32, width=32), Plan(least=3, most=3, seconds=0, warm_up=1)
-    )
+    found = scaling.by_picture_size(InputSpec(height=32, width=32), Plan(least=3, most=3, seconds=0, warm_up=1))
     assert found.line.each > 0
 
 

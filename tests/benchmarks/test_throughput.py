@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 def found(decode: float, engine: float, together: float, *, is_shared: bool) -> bench.Throughput:
     names = (bench.DECODE, bench.ENGINE, bench.TOGETHER, bench.YARDSTICK)
-    times = {
-        name: np.full(8, value) for name, value in zip(names, (decode, engine, together, 1.0), strict=True)
-    }
+    times = {name: np.full(8, value) for name, value in zip(names, (decode, engine, together, 1.0), strict=True)}
     return bench.Throughput(Rounds(times, times, 1, True), 100, np.ones(4), {}, is_shared, GpuUsage(), None)
 
 
@@ -103,9 +101,7 @@ def test_the_command_measures_saves_and_compares(model_path: Path, photos: Path,
     assert figures["pictures_per_second"]["end to end"]["value"] == pytest.approx(
         figures["pictures"] / np.median(figures["seconds"]["end to end"])
     )
-    assert (
-        figures["batch_seconds"]["p50"] <= figures["batch_seconds"]["p90"] <= figures["batch_seconds"]["p99"]
-    )
+    assert figures["batch_seconds"]["p50"] <= figures["batch_seconds"]["p90"] <= figures["batch_seconds"]["p99"]
     again = CliRunner().invoke(main, [*command, "--compare", str(saved)])
     assert again.exit_code == 0, again.output
     assert "Against the saved run" in again.output

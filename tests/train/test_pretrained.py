@@ -45,7 +45,7 @@ def test_safetensors_by_name(tmp_path, tiny_config, original):
     assert model.loaded.resampled == ()
     assert set(model.loaded.dropped) == {"head.weight", "head.bias"}
     assert model.loaded.tensors == len(published.state_dict()) - 2
-    assert f"from {tmp_path / 'vit.safetensors'}; left out head" in str(model.loaded)
+    assert "from vit.safetensors; left out head" in str(model.loaded)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 0}], ids=["with classifier", "without"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mineral_batch.errors import DataError
 
@@ -55,8 +56,9 @@ class ReshapeProjection(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, T, C) -> (N, 256, D)."""
         table = tokens.reshape(-1, self.rows, RESHAPED_POSITIONS)
-        memory: Tensor = self.convolution(table)  # (N, D, 256)
-        return memory.transpose(1, 2)
+        # A 1x1 convolution, written as the product that it is: its backward pass has an ONNX form, a convolution's has
+        # not, and explanations inside the exported graph need one.
+        return functional.linear(table.transpose(1, 2), self.convolution.weight.squeeze(-1), self.convolution.bias)
 
 
 class LinearProjection(nn.Linear):
