@@ -275,10 +275,7 @@ def difference_interval(
     if resamples < 1 or np.array_equal(scores, reference):
         return 0.0, 0.0
     rng = np.random.default_rng(seed)
-    drawn = [
-        _difference(scores, reference, truth, rng.integers(len(truth), size=len(truth)))
-        for _ in range(resamples)
-    ]
+    drawn = [_difference(scores, reference, truth, rng.integers(len(truth), size=len(truth))) for _ in range(resamples)]
     estimate = _difference(scores, reference, truth, np.arange(len(truth)))
     low, high = 2 * estimate - np.nanquantile(drawn, [0.975, 0.025])
     return float(low), float(high)

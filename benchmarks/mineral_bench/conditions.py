@@ -63,16 +63,10 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    lines = {
-        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())
-    }
+    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
     flags = lines.get("flags", "").split()
     useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if flag in flags]
-    return (
-        f"{lines.get('model name', platform.machine())} ({', '.join(useful)})"
-        if useful
-        else lines["model name"]
-    )
+    return f"{lines.get('model name', platform.machine())} ({', '.join(useful)})" if useful else lines["model name"]
 
 
 def load() -> float | None:
@@ -109,9 +103,7 @@ def in_words(record: dict[str, Any]) -> list[str]:
         shown,
     ]
     known = {"date", "command", "processor", "cores", "load_before", "gpu", "system", "versions"}
-    return lines + [
-        f"{name.replace('_', ' ')}: {value}" for name, value in record.items() if name not in known
-    ]
+    return lines + [f"{name.replace('_', ' ')}: {value}" for name, value in record.items() if name not in known]
 
 
 def model_facts(path: Path) -> dict[str, str]:

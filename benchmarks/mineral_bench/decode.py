@@ -73,9 +73,7 @@ def opencv(content: bytes, spec: InputSpec) -> Pixels:
     with PILImage.open(io.BytesIO(content)) as header:
         scale = min(header.width // spec.width, header.height // spec.height)
     reduced = next((factor for factor in (8, 4, 2) if scale >= factor), 1)
-    flag = {8: "IMREAD_REDUCED_COLOR_8", 4: "IMREAD_REDUCED_COLOR_4", 2: "IMREAD_REDUCED_COLOR_2"}.get(
-        reduced
-    )
+    flag = {8: "IMREAD_REDUCED_COLOR_8", 4: "IMREAD_REDUCED_COLOR_4", 2: "IMREAD_REDUCED_COLOR_2"}.get(reduced)
     bgr = cv2.imdecode(np.frombuffer(content, np.uint8), getattr(cv2, flag or "IMREAD_COLOR"))
     small: Pixels = cv2.resize(bgr, (spec.width, spec.height), interpolation=cv2.INTER_AREA)
     return small[..., ::-1]

@@ -86,9 +86,7 @@ class Isolated:
             answer = self._here.recv()
         except (EOFError, ConnectionError):
             self._process.join(10)
-            raise IsolatedError(
-                f"its process ended with code {self._process.exitcode}: out of memory?"
-            ) from None
+            raise IsolatedError(f"its process ended with code {self._process.exitcode}: out of memory?") from None
         if isinstance(answer, str):
             raise IsolatedError(answer)
         assert isinstance(answer, Answer)
@@ -106,9 +104,7 @@ class Isolated:
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """Make the object and answer calls until the other side closes the pipe."""
     made = _attempt(make)
-    pipe.send(
-        made if isinstance(made, str) else Answer(None, made.seconds, made.cpu_seconds, made.peak_memory_mib)
-    )
+    pipe.send(made if isinstance(made, str) else Answer(None, made.seconds, made.cpu_seconds, made.peak_memory_mib))
     try:
         while not isinstance(made, str):
             method, arguments = pipe.recv()

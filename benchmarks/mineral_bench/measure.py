@@ -168,9 +168,7 @@ def interleave(candidates: Mapping[str, Action], plan: Plan = Plan()) -> Rounds:
     while len(rounds) < plan.most:
         rounds.append(_round(candidates, len(rounds)))
         enough = len(rounds) >= plan.least
-        if enough and (
-            time.perf_counter() > deadline or is_steady(_columns(rounds, "clock"), plan.tolerance)
-        ):
+        if enough and (time.perf_counter() > deadline or is_steady(_columns(rounds, "clock"), plan.tolerance)):
             break
     clock = _columns(rounds, "clock")
     return Rounds(clock, _columns(rounds, "cpu"), warm, is_steady(clock, plan.tolerance))

@@ -60,9 +60,7 @@ def folder_of(count: int, photos: Sequence[Path]) -> Iterator[Path]:
         yield Path(name)
 
 
-def measure(
-    model: Path, counts: Sequence[int], photos: Sequence[Path] = (), backend: str = "auto"
-) -> list[Peak]:
+def measure(model: Path, counts: Sequence[int], photos: Sequence[Path] = (), backend: str = "auto") -> list[Peak]:
     """The peak of one run per count, each in a fresh process.
 
     Raises:
@@ -77,9 +75,7 @@ def _peak(model: Path, count: int, photos: Sequence[Path], backend: str) -> Peak
         answer = runner.call("run", [str(folder)])
     ran: Ran = answer.value
     if ran.predicted + ran.failed != count:
-        raise DataError(
-            f"a run of {count} pictures gave {ran.predicted} predictions and {ran.failed} failures"
-        )
+        raise DataError(f"a run of {count} pictures gave {ran.predicted} predictions and {ran.failed} failures")
     if answer.peak_memory_mib is None:
         raise DataError("this system does not say how much memory a process has held at most")
     return Peak(count, answer.peak_memory_mib, ran.seconds)
@@ -89,8 +85,7 @@ def table(peaks: Sequence[Peak]) -> Table:
     """One row per run, each against the shortest."""
     least = min(peaks, key=lambda peak: peak.pictures)
     rows = [
-        (peak.pictures, f"{peak.mib:.1f}", f"{100 * (peak.mib / least.mib - 1):+.1f} %", peak.seconds)
-        for peak in peaks
+        (peak.pictures, f"{peak.mib:.1f}", f"{100 * (peak.mib / least.mib - 1):+.1f} %", peak.seconds) for peak in peaks
     ]
     columns = ("pictures", "peak MiB", "against the shortest run", "seconds")
     return Table("Peak memory of whole runs", columns, rows)

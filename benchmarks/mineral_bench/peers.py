@@ -86,9 +86,7 @@ class TorchPeer(Peer):
         workers: processes that decode.
     """
 
-    def __init__(
-        self, checkpoint: Path, batch: int, *, compiled: bool = False, workers: int | None = None
-    ) -> None:
+    def __init__(self, checkpoint: Path, batch: int, *, compiled: bool = False, workers: int | None = None) -> None:
         import torch
 
         from mineral_train.checkpoint import load_checkpoint
@@ -131,17 +129,13 @@ class TorchPeer(Peer):
         import torch
 
         planes = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
-        return self._answers(
-            self.normalise(batch.to(self.device)) for batch in torch.split(planes, self.batch)
-        )
+        return self._answers(self.normalise(batch.to(self.device)) for batch in torch.split(planes, self.batch))
 
     def _answers(self, batches: Iterator[torch.Tensor]) -> Probabilities:
         import torch
 
         with torch.inference_mode():
-            answers: Probabilities = torch.cat(
-                [self.model(batch).sigmoid().cpu() for batch in batches]
-            ).numpy()
+            answers: Probabilities = torch.cat([self.model(batch).sigmoid().cpu() for batch in batches]).numpy()
         return answers
 
 
@@ -171,9 +165,7 @@ class TimmPeer(TorchPeer):
         data = importlib.import_module("timm.data")
         self._links = tempfile.TemporaryDirectory()
         for index, path in enumerate(self.paths):
-            Path(self._links.name, f"{index:06d}{Path(path).suffix.lower()}").symlink_to(
-                Path(path).absolute()
-            )
+            Path(self._links.name, f"{index:06d}{Path(path).suffix.lower()}").symlink_to(Path(path).absolute())
         loader: Iterable[Any] = data.create_loader(
             data.ImageDataset(self._links.name),
             input_size=(3, self.spec.height, self.spec.width),
@@ -202,9 +194,7 @@ class OnnxRuntimePeer(Peer):
         import onnxruntime
 
         self.spec = read_contract(model).input
-        self._session = onnxruntime.InferenceSession(
-            str(model), providers=onnxruntime.get_available_providers()
-        )
+        self._session = onnxruntime.InferenceSession(str(model), providers=onnxruntime.get_available_providers())
         self._input = self._session.get_inputs()[0].name
 
     def from_files(self) -> Probabilities:
@@ -243,9 +233,7 @@ class OurPeer(Peer):
 
     def from_files(self) -> Probabilities:
         """Through the pipeline."""
-        with closing(
-            pipeline.run(find_sources(self.paths), self._backend, batch_size=self._batch)
-        ) as results:
+        with closing(pipeline.run(find_sources(self.paths), self._backend, batch_size=self._batch)) as results:
             return np.stack([_probabilities(result) for result in results])
 
     def from_pixels(self) -> Probabilities:
@@ -253,11 +241,7 @@ class OurPeer(Peer):
         starts = range(0, len(self.pixels), self._batch)
         with ThreadPoolExecutor(self._backend.workers) as pool:
             return np.concatenate(
-                list(
-                    pool.map(
-                        lambda at: self._backend.infer(self.pixels[at : at + self._batch]).copy(), starts
-                    )
-                )
+                list(pool.map(lambda at: self._backend.infer(self.pixels[at : at + self._batch]).copy(), starts))
             )
 
 

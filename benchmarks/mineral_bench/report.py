@@ -97,11 +97,7 @@ def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}; give a file that --json wrote") from None
-    if (
-        not isinstance(record, dict)
-        or record.get("benchmark") != benchmark
-        or record.get("schema") != SCHEMA_VERSION
-    ):
+    if not isinstance(record, dict) or record.get("benchmark") != benchmark or record.get("schema") != SCHEMA_VERSION:
         raise DataError(f"{path} is not what `mineral-bench {benchmark} --json` of this version writes")
     return record
 
@@ -111,9 +107,7 @@ def _write(path: Path, text: str) -> None:
         with whole_file(path) as file:
             file.write(text.encode())
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that exists"
-        ) from None
+        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None
 
 
 def _cell(value: object) -> str:

@@ -41,9 +41,7 @@ class Runner:
         cores: to use at most so many; None for all. Set before the engine is opened, which counts them.
     """
 
-    def __init__(
-        self, model: Path, backend: str = "auto", batch: int | None = None, cores: int | None = None
-    ) -> None:
+    def __init__(self, model: Path, backend: str = "auto", batch: int | None = None, cores: int | None = None) -> None:
         if cores is not None:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
         self._predictor = Predictor(model, backend=backend, batch_size=batch)

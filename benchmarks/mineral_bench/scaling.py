@@ -66,11 +66,7 @@ class Line:
     @property
     def saturates_at(self) -> float:
         """The amount from which the rate is 95 % of what it can become: fixed / each × 0.95 / 0.05."""
-        return (
-            max(0.0, self.fixed) / self.each * _SATURATED / (1 - _SATURATED)
-            if self.each > 0
-            else float("inf")
-        )
+        return max(0.0, self.fixed) / self.each * _SATURATED / (1 - _SATURATED) if self.each > 0 else float("inf")
 
 
 def fit(amounts: Sequence[float], seconds: Sequence[float]) -> Line:
@@ -124,13 +120,9 @@ class Study:
 def by_picture_size(spec: InputSpec, plan: Plan) -> Study:
     """Decoding and resizing one JPEG on one thread, against its megapixels."""
     contents = [encode(photograph(*size), "JPEG") for size in _DECODED]
-    work = {
-        f"{len(content)}": partial(decode_image, "", partial(bytes, content), spec) for content in contents
-    }
+    work = {f"{len(content)}": partial(decode_image, "", partial(bytes, content), spec) for content in contents}
     amounts = [width * height / 1e6 for width, height in _DECODED]
-    return Study.of(
-        "Decoding, by the size of the picture (one thread)", "megapixels", amounts, interleave(work, plan)
-    )
+    return Study.of("Decoding, by the size of the picture (one thread)", "megapixels", amounts, interleave(work, plan))
 
 
 def by_batch(backend: Backend, plan: Plan, batches: Sequence[int] = _BATCHES) -> Study:
@@ -152,8 +144,7 @@ def by_count(model: Path, backend: str, plan: Plan, counts: Sequence[int] = _COU
     with TemporaryDirectory() as name, Isolated(partial(Runner, model, backend)) as runner:
         folders = [_folder(Path(name, str(count)), count) for count in counts]
         work = {
-            str(count): partial(runner.work, "run", [folder])
-            for count, folder in zip(counts, folders, strict=True)
+            str(count): partial(runner.work, "run", [folder]) for count, folder in zip(counts, folders, strict=True)
         }
         return Study.of("Whole runs, by the number of pictures", "pictures", counts, interleave(work, plan))
 
@@ -205,9 +196,7 @@ def by_cores(model: Path, backend: str, plan: Plan, pictures: int = 64) -> Cores
     with TemporaryDirectory() as name, ExitStack() as stack:
         folder = _folder(Path(name, "photos"), pictures)
         runners = [stack.enter_context(Isolated(partial(Runner, model, backend, cores=n))) for n in tried]
-        work = {
-            str(n): partial(runner.work, "run", [folder]) for n, runner in zip(tried, runners, strict=True)
-        }
+        work = {str(n): partial(runner.work, "run", [folder]) for n, runner in zip(tried, runners, strict=True)}
         rounds = interleave(work, plan)
     seconds = np.array([np.median(times) for times in rounds.seconds.values()])
     # seconds(n) = serial + parallel / n, a line in 1 / n.
@@ -233,11 +222,7 @@ class Sizing:
     def needs(self, per_day: float) -> tuple[float, float]:
         """(cores, GPUs) busy 70 % of the day; fractions, to be rounded up by who buys."""
         rate = per_day / _DAY / UTILISATION
-        return (
-            (rate * self.decode, rate * self.engine)
-            if self.is_gpu
-            else (rate * (self.decode + self.engine), 0.0)
-        )
+        return (rate * self.decode, rate * self.engine) if self.is_gpu else (rate * (self.decode + self.engine), 0.0)
 
     def table(self, per_day: Sequence[int], megapixels: float) -> Table:
         """One row per task."""
@@ -269,6 +254,4 @@ def sizing(decoding: Study, engine: Study, backend: Backend, megapixels: float) 
 
 def figures(studies: Sequence[Study | Cores | None]) -> list[dict[str, Any]]:
     """For JSON."""
-    return [
-        vars(one) | ({"line": vars(one.line)} if isinstance(one, Study) else {}) for one in studies if one
-    ]
+    return [vars(one) | ({"line": vars(one.line)} if isinstance(one, Study) else {}) for one in studies if one]

@@ -49,9 +49,7 @@ def _random_weights(given: Path, folder: Path) -> Path:
 
     name = str(given)
     if name not in PRESETS:
-        raise DataError(
-            f"{given} is no checkpoint, no .onnx file and no preset; presets are {', '.join(PRESETS)}"
-        )
+        raise DataError(f"{given} is no checkpoint, no .onnx file and no preset; presets are {', '.join(PRESETS)}")
     config = preset(name)
     labels = tuple(config.labels)
     contract = ModelContract(labels, (0.5,) * len(labels), input_spec(config), name=f"{name}, random weights")

@@ -98,9 +98,7 @@ class Stages:
         """Read, decode and resize every picture of a round, on as many threads as the pipeline has."""
         spec = self.backend.contract.input
         with ThreadPoolExecutor(self.load.threads) as pool:
-            for _ in pool.map(
-                lambda s: decode_image(s.name, s.read, spec, exact=self.load.exact), self.load.sources
-            ):
+            for _ in pool.map(lambda s: decode_image(s.name, s.read, spec, exact=self.load.exact), self.load.sources):
                 pass
 
     def engine(self) -> None:
@@ -135,9 +133,7 @@ class Stages:
     def _decoded(self) -> list[Pixels]:
         """Full batches in the memory that the backend reads fastest."""
         spec = self.backend.contract.input
-        wanted = min(
-            len(self.load.sources), max(_DECODED, self.load.batch) // self.load.batch * self.load.batch
-        )
+        wanted = min(len(self.load.sources), max(_DECODED, self.load.batch) // self.load.batch * self.load.batch)
         images = [decode_image(source.name, source.read, spec) for source in self.load.sources[:wanted]]
         buffers = [self.backend.buffer(self.load.batch) for _ in range(wanted // self.load.batch)]
         for index, image in enumerate(images):
@@ -156,9 +152,7 @@ def readable(sources: Sequence[Source | Failure], backend: Backend, most: int = 
     read = partial(decode_image, spec=backend.contract.input)
     with ThreadPoolExecutor(processors()) as pool:
         images = list(pool.map(lambda source: read(source.name, source.read), candidates))
-    found = [
-        source for source, image in zip(candidates, images, strict=True) if not isinstance(image, Failure)
-    ]
+    found = [source for source, image in zip(candidates, images, strict=True) if not isinstance(image, Failure)]
     if not found:
         raise DataError("none of these pictures can be read: there is nothing to measure with")
     return found
@@ -233,9 +227,7 @@ def measure(backend: Backend, load: Load, plan: Plan) -> Throughput:
         rounds = interleave(work, plan)
     latencies = np.concatenate(stages.latencies[-rounds.count :])
     is_shared = backend.device.startswith("CPU")
-    return Throughput(
-        rounds, len(load.sources), latencies, stages.times.rounded(), is_shared, gpu, peak_memory_mib()
-    )
+    return Throughput(rounds, len(load.sources), latencies, stages.times.rounded(), is_shared, gpu, peak_memory_mib())
 
 
 def yardstick() -> None:
@@ -251,11 +243,7 @@ def tables(found: Throughput, backend: Backend, load: Load) -> list[Table]:
         (name, str(found.rate(name)), float(np.median(found.rounds.cpu[name])) * 1000 / found.pictures)
         for name in (DECODE, ENGINE, TOGETHER)
     ]
-    rule = (
-        "decode + engine, which share the processors"
-        if found.is_shared
-        else "the slower of decode and engine"
-    )
+    rule = "decode + engine, which share the processors" if found.is_shared else "the slower of decode and engine"
     rates.append((f"end to end, as a share of what its parts allow ({rule})", str(found.efficiency()), None))
     title = f"{backend.contract.name} on {backend.name} ({backend.device}), batch {load.batch}"
     notes = [f"Pictures a second with the 95 % interval; {found.rounds}, {found.pictures} pictures each."]
@@ -269,10 +257,7 @@ def _details(found: Throughput, load: Load) -> Table:
     p50, p90, p99 = np.quantile(found.latencies, [0.5, 0.9, 0.99]) * 1000
     rows: list[tuple[object, object]] = [
         (f"a batch of {load.batch} in the engine, p50 / p90 / p99", f"{p50:.1f} / {p90:.1f} / {p99:.1f} ms"),
-        *(
-            (f"seconds in {name.replace('_', ' ')}, summed over threads", s)
-            for name, s in found.stage_seconds.items()
-        ),
+        *((f"seconds in {name.replace('_', ' ')}, summed over threads", s) for name, s in found.stage_seconds.items()),
         (
             "peak memory of this process",
             f"{found.peak_memory_mib:.0f} MiB" if found.peak_memory_mib else "unknown",
@@ -294,9 +279,7 @@ def figures(found: Throughput, load: Load) -> dict[str, Any]:
         "efficiency": found.efficiency(),
         "is_shared": found.is_shared,
         "rounds": str(found.rounds),
-        "batch_seconds": dict(
-            zip(("p50", "p90", "p99"), np.quantile(found.latencies, [0.5, 0.9, 0.99]), strict=True)
-        ),
+        "batch_seconds": dict(zip(("p50", "p90", "p99"), np.quantile(found.latencies, [0.5, 0.9, 0.99]), strict=True)),
         "stage_seconds": found.stage_seconds,
         "peak_memory_mib": found.peak_memory_mib,
         "gpu": vars(found.gpu),
@@ -309,10 +292,7 @@ _MAY_DIFFER = {"date", "command", "load_before"}
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> Table:
     """What changed beyond noise between two records of this benchmark (`conditions` and `figures`)."""
-    rows = [
-        (stage, *_change(stage, new["figures"], old["figures"]))
-        for stage in (DECODE, ENGINE, TOGETHER, YARDSTICK)
-    ]
+    rows = [(stage, *_change(stage, new["figures"], old["figures"])) for stage in (DECODE, ENGINE, TOGETHER, YARDSTICK)]
     notes = [f"Saved run of {old['conditions']['date']}."]
     if rows[-1][2] != _NO_CHANGE:
         notes.append(f"The machine itself was {rows[-1][2]} ({rows[-1][1]}): the other rows contain that.")

@@ -27,9 +27,7 @@ def peak_memory_mib() -> float | None:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(
-            line for line in status.read_text("ascii", "replace").splitlines() if line.startswith("VmHWM")
-        )
+        line = next(line for line in status.read_text("ascii", "replace").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
     if sys.platform == "win32":
         return None

@@ -41,10 +41,17 @@ def marked(name: str) -> str:
     return blocks(text.split(f"<!-- {name} -->", 1)[1])[0].strip()
 
 
+def typed(block: str) -> list[str]:
+    """The lines of a fenced block that are typed: those behind a prompt where there are prompts, else all."""
+    lines = block.replace("\\\n", " ").splitlines()
+    prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return prompted or lines
+
+
 def commands(document: Path) -> list[str]:
     """Every call of one of our programs in a document's fenced blocks, as it would be typed."""
-    lines = "\n".join(blocks(document.read_text("utf-8"))).replace("\\\n", " ").splitlines()
-    parts = (part.strip() for line in lines for part in re.split(r"&&|\|", line.removeprefix("$ ")))
+    lines = [line for block in blocks(document.read_text("utf-8")) for line in typed(block)]
+    parts = (part.strip() for line in lines for part in re.split(r"&&|\|", line))
     return [part for part in parts if part and Path(part.split()[0]).name in PROGRAMS]
 
 

@@ -133,10 +133,11 @@ def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_
     for index, pixels in enumerate(synthetic(contract.input, 3)):
         Image.fromarray(pixels).save(photos / f"{index}.png")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
-    done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), "--photos", str(photos), "--name", "new name"])
+    given = ["--photos", str(photos), "--name", "new name", "--licence", "CC0-1.0"]
+    done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), *given])
     assert done.exit_code == 0, done.output
     assert "over 3 photographs of" in done.output
-    assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name")
+    assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name", licence="CC0-1.0")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 @click.argument("artefacts", nargs=-1, required=True, type=PATH, metavar="ARTEFACT...")
 @click.option("--split", help="Only the rows of LABELS with this in their column `split`.")
 @click.option("--backend", "backends", multiple=True, help="For model files; default: all that work here.")
-@click.option(
-    "--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples; 0: none."
-)
+@click.option("--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples; 0: none.")
 @output
 def accuracy(
     labels: Path,

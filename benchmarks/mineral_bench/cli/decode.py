@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("photos", nargs=-1, type=PATH)
-@click.option(
-    "--size", default=384, show_default=True, type=click.IntRange(8), help="Of the model's input, pixels."
-)
+@click.option("--size", default=384, show_default=True, type=click.IntRange(8), help="Of the model's input, pixels.")
 @limit(120)
 @output
 def decode(
@@ -38,6 +36,4 @@ def decode(
     groups = bench.of_user(photos, spec) if photos else bench.generated()
     plan = Plan(seconds=seconds / len(groups), most=30, warm_up=1)
     results = [bench.measure(group, spec, plan) for group in groups]
-    Report("decode", before, {"groups": bench.figures(results)}, [bench.table(results)]).give(
-        json_file, markdown_file
-    )
+    Report("decode", before, {"groups": bench.figures(results)}, [bench.table(results)]).give(json_file, markdown_file)

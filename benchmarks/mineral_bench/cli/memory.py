@@ -44,6 +44,4 @@ def memory(
 
     before = conditions(**model_facts(model), backend=backend)
     peaks = bench.measure(model, counts, photos, backend)
-    Report("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).give(
-        json_file, markdown_file
-    )
+    Report("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).give(json_file, markdown_file)

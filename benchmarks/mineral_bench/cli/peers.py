@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
 @click.option("--onnx", type=PATH, help="The export of the checkpoint; default: export it now.")
-@click.option(
-    "--engines-only", is_flag=True, help="On pictures decoded before: the engines without the decoders."
-)
+@click.option("--engines-only", is_flag=True, help="On pictures decoded before: the engines without the decoders.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile, too; it warms up for minutes.")
 @click.option("--backend", "backends", multiple=True, help="Of ours; default: all that work here.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Of torch and timm.")

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Pictures a day to size a machine for; give it several times.",
 )
-@click.option(
-    "--megapixels", default=12.0, show_default=True, type=click.FloatRange(0.01), help="Of those pictures."
-)
+@click.option("--megapixels", default=12.0, show_default=True, type=click.FloatRange(0.01), help="Of those pictures.")
 @limit(160)
 @output
 def scaling(

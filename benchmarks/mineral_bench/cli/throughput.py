@@ -56,9 +56,7 @@ def throughput(
 
     earlier = load_figures(saved, "throughput") if saved else None
     devices = [] if device is None else [device]
-    with closing(
-        open_backend(model, backend, devices=devices, batch_size=batch, precision=precision)
-    ) as engine:
+    with closing(open_backend(model, backend, devices=devices, batch_size=batch, precision=precision)) as engine:
         sources = bench.readable(list(islice(find_sources(photos), 2000)), engine)
         facts = {"data": f"{len(sources)} different pictures", "engine": f"{engine.name}, {engine.version}"}
         before = conditions(**model_facts(model), **facts, batch=batch or engine.batch_size)

@@ -15,6 +15,7 @@ from mineral_export.cli._options import pictures_options
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: CHECKPOINT/model.onnx.")
 @click.option("--name", help="What to call the model; default: the checkpoint's name for it.")
+@click.option("--licence", help="Under which terms it is given away, e.g. Apache-2.0; default: the checkpoint's.")
 @pictures_options
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
 @click.option("--force", is_flag=True, help="Write the model even if its answers differ.")
@@ -39,6 +40,7 @@ def onnx(
     checkpoint: Path,
     output: Path | None,
     name: str | None,
+    licence: str | None,
     photos: Path | None,
     labels: Path | None,
     split: str | None,
@@ -62,8 +64,7 @@ def onnx(
     from mineral_train.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(checkpoint)
-    if name:
-        contract = replace(contract, name=name)
+    contract = replace(contract, name=name or contract.name, licence=licence or contract.licence)
     pictures = samples(contract, photos, labels, split, count or (None if labels else PICTURES))
     target = output or checkpoint / "model.onnx"
     exported = export_onnx(
