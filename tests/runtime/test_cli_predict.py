@@ -235,6 +235,11 @@ def test_an_engine_that_fails_midway_leaves_the_older_table(
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
+def _heed_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def interrupted(model_path: Path, tmp_path: Path) -> Any:
     """Start the command on ten seconds of work, send it signals once it works; gives exit code and standard error."""
@@ -248,7 +253,7 @@ def interrupted(model_path: Path, tmp_path: Path) -> Any:
 
     def run(*signals: signal.Signals, options: list[Any] = options) -> tuple[int, list[str]]:
         program = [sys.executable, "-c", command, "predict", *map(str, [*options, "--log-every", 0, folder])]
-        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts) as process:  # noqa: PLW1509
             assert process.stderr is not None
             try:
                 lines = [process.stderr.readline(), process.stderr.readline()]  # the opening and the first picture
