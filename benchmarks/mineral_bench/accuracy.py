@@ -145,19 +145,11 @@ def open_artefacts(
 
 
 def _checkpoint(folder: Path) -> Artefact:
-    import torch
-
     from mineral_export.deployable import Deployable
     from mineral_train.checkpoint import WEIGHTS, load_checkpoint
 
     model, contract = load_checkpoint(folder)
-    deployable = Deployable(model, contract.input)
-
-    def answer(pixels: Pixels) -> Probabilities:
-        with torch.inference_mode():
-            probabilities: Probabilities = deployable(torch.from_numpy(pixels)).numpy()
-        return probabilities
-
+    answer = Deployable(model, contract.input).infer
     return Artefact(f"{folder.name}, {TORCH}", (folder / WEIGHTS).stat().st_size, contract, answer)
 
 

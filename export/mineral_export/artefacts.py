@@ -93,13 +93,7 @@ def _checkpoint(name: str, folder: Path, engine: str) -> Artefact:
     from mineral_train.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(folder)
-    deployable = Deployable(model, contract.input)
-
-    def answers(pixels: Pixels) -> Probabilities:
-        with torch.inference_mode():
-            probabilities: Probabilities = deployable(torch.from_numpy(pixels)).numpy()
-        return probabilities
-
+    answers = Deployable(model, contract.input).infer
     return Artefact(name, f"torch {torch.__version__}, float32", "float32", contract, answers)
 
 

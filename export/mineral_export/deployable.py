@@ -12,6 +12,8 @@ from mineral_train.normalise import Normalise
 
 if TYPE_CHECKING:
     from mineral_batch.contract import InputSpec
+    from mineral_batch.images import Pixels
+    from mineral_batch.pipeline import Probabilities
     from mineral_train.model import MineralNet
 
 
@@ -40,6 +42,12 @@ class Deployable(nn.Module):
                 label_state, label_queries = model.decoder.queries()
             self.register_buffer("label_state", label_state, persistent=False)
             self.register_buffer("label_queries", label_queries, persistent=False)
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """What torch answers for (N, H, W, 3) uint8 RGB: (N, L) float32, as a `Backend` of the runtime would."""
+        with torch.inference_mode():
+            probabilities: Probabilities = self(torch.from_numpy(pixels)).numpy()
+        return probabilities
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mineral_batch.contract import ModelContract
-    from mineral_batch.images import Pixels
-    from mineral_batch.pipeline import Probabilities
     from mineral_export.verify import Parity, Samples
     from mineral_train.model import MineralNet
 
@@ -95,10 +93,5 @@ def _trace(deployable: Deployable, path: Path, contract: ModelContract, opset: i
 
 
 def _parity(deployable: Deployable, path: Path, pictures: Samples, contract: ModelContract) -> Parity:
-    def reference(batch: Pixels) -> Probabilities:
-        with torch.inference_mode():
-            answers: Probabilities = deployable(torch.from_numpy(batch)).numpy()
-        return answers
-
     with open_artefact(path) as written:
-        return verify.compare(reference, written.answers, pictures, contract)
+        return verify.compare(deployable.infer, written.answers, pictures, contract)

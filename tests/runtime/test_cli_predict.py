@@ -235,9 +235,12 @@ def test_an_engine_that_fails_midway_leaves_the_older_table(
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
-def _heed_interrupts() -> None:
-    """A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that; the command's own process
+# mends it, since code between fork and exec would run among the threads that this process has.
+HEEDING_INTERRUPTS = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from mineral_batch.cli import main; main(sys.argv[1:])"
+)
 
 
 @pytest.fixture
@@ -248,12 +251,12 @@ def interrupted(model_path: Path, tmp_path: Path) -> Any:
     PILImage.effect_noise((2500, 2500), 60).save(tmp_path / "large.jpg")
     for index in range(200):
         (folder / f"{index}.jpg").symlink_to(tmp_path / "large.jpg")
-    command = "import sys; from mineral_batch.cli import main; main(sys.argv[1:])"
     options = ["-o", out, "-m", model_path, "--backend", "onnx-cpu", "--batch-size", "1", "--exact"]
 
     def run(*signals: signal.Signals, options: list[Any] = options) -> tuple[int, list[str]]:
-        program = [sys.executable, "-c", command, "predict", *map(str, [*options, "--log-every", 0, folder])]
-        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts) as process:  # noqa: PLW1509
+        program = [sys.executable, "-c", HEEDING_INTERRUPTS, "predict"]
+        program += map(str, [*options, "--log-every", 0, folder])
+        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             try:
                 lines = [process.stderr.readline(), process.stderr.readline()]  # the opening and the first picture

@@ -33,8 +33,8 @@ class ModelConfig:
         method: `decoder` (the paper), `pool` (mean over the tokens + linear, the plain baseline) or `fusion` (the
             last three stages fused before pooling, Jia et al. 2021; see `mineral_train.fusion`).
         stages: for `decoder` and `pool`: 1 takes the backbone's last features as tokens, as in the paper; more takes so
-            many of its last stages side by side (see `fusion.StageTokens`), which on few pictures is worth more than
-            a larger backbone. `fusion` always takes three.
+            many of its last stages side by side (see `fusion.StageTokens`), which helped the starter model once it
+            was fine-tuned (see its card). `fusion` always takes three.
         projection: how tokens become the decoder's memory: `reshape` (the paper) or `linear`; see
             `mineral_train.decoder`. For a backbone that gives a feature map both mean the paper's 1x1 convolution.
         head: `flatten` (the paper: one linear layer on all label states together) or `group` (Query2Label: each
