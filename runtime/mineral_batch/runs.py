@@ -194,7 +194,10 @@ class _Attempt:
             with whole_file(self._folder / CERTIFICATE) as file:
                 file.write(json.dumps(certificate, indent=2).encode("ascii") + b"\n")
         except OSError as error:
-            raise DataError(f"cannot write {self._folder / CERTIFICATE}: {error.strerror or error}") from None
+            raise DataError(
+                f"cannot write {self._folder / CERTIFICATE}: {error.strerror or error}; the tables are complete: "
+                f"make room and start the same command again"
+            ) from None
 
 
 def _not_empty(sources: Iterator[Source | Failure], inputs: Sequence[str | Path]) -> Iterator[Source | Failure]:

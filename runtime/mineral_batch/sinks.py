@@ -136,6 +136,7 @@ class PredictionsCsv:
         self._file = file
         self._contract = contract
         self._extra = extra
+        self._numbers = ",%.7g" * len(contract.labels) + "\n"  # no number needs quoting, and one format is quickest
         _write_row(file, ["path", "minerals", *extra, *contract.labels])
 
     def write(self, result: Result) -> None:
@@ -145,7 +146,8 @@ class PredictionsCsv:
         values = result.probabilities.tolist()
         extra = _extra(result)
         told = ("" if extra[name] is None else str(extra[name]) for name in self._extra)
-        _write_row(self._file, [result.path, ";".join(present(values, self._contract)), *told, *map(_number, values)])
+        named = _line([result.path, ";".join(present(values, self._contract)), *told])
+        self._file.write(_encoded(named + self._numbers % tuple(values)))
 
 
 class FailuresCsv:
@@ -434,8 +436,20 @@ def _number(value: float) -> str:
 
 
 def _write_row(file: BinaryIO, row: list[str]) -> None:
-    """The csv module leaves a carriage return unquoted when it does not end lines, and its own reader then fails."""
+    file.write(_encoded(_line(row) + "\n"))
+
+
+def _line(row: list[str]) -> str:
+    """A record of CSV without its end.
+
+    The csv module leaves a carriage return unquoted when it does not end lines, and its own reader then fails.
+    """
     has_return = any("\r" in field for field in row)
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(row)
-    file.write(line.getvalue().encode("utf-8", "surrogateescape"))
+    return line.getvalue()[:-1]
+
+
+def _encoded(text: str) -> bytes:
+    """Names of files that are not UTF-8 keep their bytes."""
+    return text.encode("utf-8", "surrogateescape")

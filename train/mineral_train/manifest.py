@@ -177,7 +177,8 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the labels {path}: {error}; it must be UTF-8 text, one name a line") from None
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read the labels {path}: {why}; it must be UTF-8 text, one name a line") from None
     names = [line.strip() for line in lines if line.strip()]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if not names or doubled:
@@ -220,8 +221,12 @@ def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, s
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             records = [(reader.line_num, fields) for fields in reader if fields]
+    except FileNotFoundError:
+        raise DataError(f"no such file: {path}; `mineral-train data` makes a manifest of photographs") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}; it must be a CSV file in UTF-8") from None
+        raise DataError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}; it must be a CSV file in UTF-8"
+        ) from None
     if len(set(header)) < len(header):
         raise DataError(f"{path} has two columns of one name: {', '.join(header)}")
     for line, fields in records:
