@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import heapq
 import io
 import os
 import stat
@@ -15,6 +16,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -129,16 +131,17 @@ class _Seen:
         self._listed: set[tuple[int, int]] = set()
         self._named: dict[tuple[int, int], set[str]] = {}
 
-    def list_folder(self, folder: Path) -> list[tuple[str, bool]]:
+    def list_folder(self, folder: Path) -> Iterator[tuple[str, bool]]:
         """A folder's entries that are still to come, sorted, and whether each is a folder; none the second time."""
         identity = _identity(folder)
         if identity in self._listed:  # a loop of links, or a folder given twice
-            return []
+            return iter(())
         with os.scandir(folder) as listing:
-            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
+            entries = _sorted(entry.name + _FOLDER_MARK * _is_folder(entry) for entry in listing)
         self._listed.add(identity)
         named = self._named.get(identity, set())
-        return [entry for entry in entries if entry[0] not in named]
+        marked = ((entry.removesuffix(_FOLDER_MARK), entry.endswith(_FOLDER_MARK)) for entry in entries)
+        return (entry for entry in marked if entry[0] not in named)
 
     def is_new_file(self, file: Path) -> bool:
         """For a file that was named directly: neither named before nor found in a folder."""
@@ -147,6 +150,33 @@ class _Seen:
         is_new = file.name not in named
         named.add(file.name)
         return is_new and not (folder in self._listed and is_photograph(file.name))
+
+
+# Neither can be in a name. The mark sorts before every other character, so that it does not change the order of names.
+_FOLDER_MARK, _SEPARATOR = "\0", "/"
+_NAMES_IN_A_RUN = 4096
+
+
+def _sorted(names: Iterable[str]) -> Iterator[str]:
+    """Names of one folder, all read at once and given in order.
+
+    They are held as sorted runs, each one long string that is taken apart as the runs are merged: a name then costs its
+    characters and not a string of its own, and a folder may have a million.
+    """
+    remaining = iter(names)
+    runs = []
+    while run := sorted(islice(remaining, _NAMES_IN_A_RUN)):
+        runs.append(_SEPARATOR.join(run))
+    return heapq.merge(*map(_split, runs))
+
+
+def _split(run: str) -> Iterator[str]:
+    """What `run.split(_SEPARATOR)` does, one by one."""
+    start = 0
+    while (end := run.find(_SEPARATOR, start)) >= 0:
+        yield run[start:end]
+        start = end + 1
+    yield run[start:]
 
 
 def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:

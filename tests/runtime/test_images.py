@@ -390,6 +390,12 @@ def test_pictures_are_found_by_suffix_sorted_depth_first_and_hidden_ones_skipped
     ]
 
 
+def test_a_large_folder_comes_in_order(tmp_path: Path) -> None:
+    files = {f"{index}.jpg" for index in range(9000)} - {"5.jpg"} | {"5/in.jpg", "50/in.jpg", "5.jpg/in.jpg"}
+    touch(tmp_path, *sorted(files, reverse=True))
+    assert names(find_images([tmp_path]), tmp_path) == sorted(files, key=lambda name: name.split("/"))
+
+
 def test_each_picture_comes_once_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "3.jpg")
     monkeypatch.chdir(tmp_path)
