@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from mineral_batch.images import Pixels
 
 # What can make a difference to a run; names on the package index.
-_PACKAGES = ("mineral-batch", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+_PACKAGES = (
+    "mineral-batch", "numpy", "pillow", "pillow-heif",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch",
+)  # fmt: skip
 # Linux's names of what makes a network fast on a processor.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16", "bf16", "i8mm")
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -82,7 +86,7 @@ class Machine:
         processors: how many this process may use.
         cpu_features: those of `_CPU_FEATURES` that it has.
         packages: name -> version, of those installed.
-        codecs: of Pillow, name -> whether it is there.
+        codecs: of Pillow, name -> whether it is there; `heif` is a package of its own.
         driver: version of the NVIDIA driver; empty if there is none.
         cuda: newest CUDA that the driver runs; empty if there is none.
         gpus: that CUDA programs see.
@@ -136,7 +140,7 @@ def look_around() -> Machine:
         processors=processors(),
         cpu_features=_cpu_features(),
         packages=_packages(),
-        codecs={name: bool(features.check(name)) for name in _CODECS},
+        codecs={name: bool(features.check(name)) for name in _CODECS} | {"heif": find_spec("pillow_heif") is not None},
         driver=_nvidia_driver(),
     )
     try:
@@ -188,12 +192,15 @@ def _of_onnxruntime(machine: Machine, engines: Sequence[Engine], pip: str) -> It
 
 
 def _of_pillow(machine: Machine, pip: str) -> Iterator[Finding]:
-    absent = [name for name, is_there in machine.codecs.items() if not is_there and name != "libjpeg_turbo"]
+    others = ("libjpeg_turbo", "heif")
+    absent = [name for name, is_there in machine.codecs.items() if not is_there and name not in others]
     renew = f"{pip} install --upgrade --force-reinstall --only-binary :all: pillow"
     if absent:
         yield Finding(f"this Pillow cannot read some files, for want of {', '.join(absent)}", renew)
     if not machine.codecs.get("libjpeg_turbo"):
         yield Finding("this Pillow was built without libjpeg-turbo: JPEGs decode several times slower", renew)
+    if not machine.codecs.get("heif"):
+        yield Finding("HEIC pictures, as telephones take them, cannot be read", f'{pip} install "mineral-batch[heif]"')
 
 
 def _tried(name: str, model: Path) -> tuple[Engine, list[float]]:

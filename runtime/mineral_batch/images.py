@@ -5,7 +5,11 @@ A picture that cannot be read is a value, `Failure`, that keeps its place in the
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import io
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +34,32 @@ MAX_PIXELS = 256_000_000
 PILImage.MAX_IMAGE_PIXELS = MAX_PIXELS
 MAX_BYTES = 2**30
 
+
+def _silence_libtiff() -> None:
+    """Keep libtiff and Pillow's reader of it off the terminal: what is wrong with a picture is said in its row.
+
+    Pillow turns libtiff's warnings off, and not its errors. Where libtiff is out of reach inside Pillow (on Windows)
+    they still come.
+    """
+    logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
+    with suppress(OSError, AttributeError):
+        set_handler = ctypes.CDLL(PILImage.core.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+_silence_libtiff()
+
 # Pillow hands these to Ghostscript or to the operating system, which would run what the file says.
 _RUN_BY_OTHER_PROGRAMS = frozenset({"EPS", "WMF"})
+
+# Whose decoders compute a smaller picture of the whole. (That of HEIC would put the file's thumbnail in its place.)
+_SCALED_BY_THE_DECODER = frozenset({"JPEG", "MPO"})
+
+# ISO/IEC 23008-12: what the first bytes call HEVC pictures, pictures of any kind, and AVIF, which Pillow reads itself.
+_HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_GENERAL_BRANDS = frozenset({b"mif1", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 _FILTERS = {"bilinear": PILImage.Resampling.BILINEAR, "bicubic": PILImage.Resampling.BICUBIC}
 
@@ -52,13 +80,18 @@ class PictureError(Exception):
     """Why one picture cannot be read, in words for its row in failures.csv."""
 
 
+class DecoderError(PictureError):
+    """A picture of a format whose decoder is not installed: nothing is wrong with the file."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A picture without a prediction.
 
     Attributes:
         path: as `mineral_batch.sources` names it.
-        stage: `read` (the file), `decode` (its content) or `infer` (the model's answer).
+        stage: `read` (the file, or its decoder is not installed), `decode` (its content) or `infer` (the model's
+            answer).
         reason: one line.
     """
 
@@ -91,6 +124,7 @@ def open_rgb(source: str | Path | bytes, *, cover: tuple[int, int] | None = None
 
     EXIF orientation is applied, transparency is laid on white, 16-bit channels are scaled to 8, the first frame of
     an animation is taken. The content decides the format, not the file's name. Colour profiles are not applied.
+    HEIC needs the package pillow-heif, which is imported when the first such picture comes.
 
     Args:
         source: a path, or the file's bytes.
@@ -161,6 +195,8 @@ def decode_image(
         picture, (width, height) = _decode(content, None if exact else (spec.width, spec.height))
         capture = read_capture(content) if with_capture else None
         return Image(name, resize(picture, spec), width, height, capture)
+    except DecoderError as error:  # like a file that cannot be read, it is tried again in the next run
+        return Failure(name, "read", one_line(error))
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, MemoryError, ...).
     except Exception as error:
         return Failure(name, "decode", one_line(error))
@@ -190,20 +226,55 @@ def check_size(size: int) -> None:
         raise PictureError(f"{size} bytes is over the limit of {MAX_BYTES}")
 
 
-def _decode(content: bytes | PILImage.Image, cover: tuple[int, int] | None) -> tuple[PILImage.Image, tuple[int, int]]:
-    """The upright RGB picture, and (width, height) of the upright photograph before any scaling by the decoder."""
+def open_picture(content: bytes) -> PILImage.Image:
+    """A file's header: format, size and metadata are known, the pixels are decoded when they are asked for.
+
+    Raises:
+        PictureError: if the content is no picture of a format that is supported; `DecoderError` if the format needs a
+            package that is not installed.
+    """
+    if _is_heif(content):
+        _register_heif()
     try:
-        # A caller's own picture is copied: closing and turning must not touch it.
-        opened = content.copy() if isinstance(content, PILImage.Image) else PILImage.open(io.BytesIO(content))
+        return PILImage.open(io.BytesIO(content))
     except UnidentifiedImageError:
         raise PictureError("not a picture, or of a format that is not supported") from None
-    with opened as picture:
+
+
+def _is_heif(content: bytes) -> bool:
+    """Whether a file says that it is HEIC or another HEIF, of which AVIF is not one here."""
+    if content[4:8] != b"ftyp":
+        return False
+    end = min(int.from_bytes(content[:4], "big"), 256)
+    brands = {content[at : at + 4] for at in range(8, end, 4)}
+    return bool(brands & _HEVC_BRANDS or (brands & _GENERAL_BRANDS and not brands & _AVIF_BRANDS))
+
+
+def _register_heif() -> None:
+    """Have Pillow open HEIC, too.
+
+    Raises:
+        DecoderError: if there is no package for it.
+    """
+    PILImage.init()  # Pillow's own formats first, so that AVIF stays Pillow's
+    if "HEIF" in PILImage.OPEN:
+        return
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        raise DecoderError("HEIC is read by a package of its own: pip install 'mineral-batch[heif]'") from None
+
+
+def _decode(content: bytes | PILImage.Image, cover: tuple[int, int] | None) -> tuple[PILImage.Image, tuple[int, int]]:
+    """The upright RGB picture, and (width, height) of the upright photograph before any scaling by the decoder."""
+    # A caller's own picture is copied: closing and turning must not touch it.
+    with content.copy() if isinstance(content, PILImage.Image) else open_picture(content) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise PictureError(f"{picture.width} x {picture.height} is over the limit of {MAX_PIXELS} pixels")
         if picture.format in _RUN_BY_OTHER_PROGRAMS:
             raise PictureError(f"{picture.format} is not a photograph's format and is not opened")
         width, height = picture.size
-        if cover is not None:
+        if cover is not None and picture.format in _SCALED_BY_THE_DECODER:
             picture.draft(None, (2 * max(cover), 2 * max(cover)))
         # Only now is the orientation known: Pillow turns a TIFF itself while loading it, and a PNG may carry the tag
         # behind its pixels.
@@ -219,6 +290,8 @@ _SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
 
 def _orientation(picture: PILImage.Image) -> int:
     """The EXIF orientation, 1 where there is none; damaged metadata must not cost an intact picture."""
+    if picture.format == "HEIF":  # turned by its decoder as its own boxes say; the EXIF tag is only information
+        return 1
     try:
         value = picture.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:

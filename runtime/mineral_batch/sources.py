@@ -37,7 +37,7 @@ FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
 #: What `find_images` takes for a photograph, in lower case. A file named directly is taken whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
-    | {".avif", ".avifs", ".jp2", ".ppm", ".pgm", ".tga"}
+    | {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".ppm", ".pgm", ".tga"}
 )
 
 

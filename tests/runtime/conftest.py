@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +114,10 @@ def encode(picture: PILImage.Image, kind: str, **options: Any) -> bytes:
 
 
 def can_write(kind: str) -> bool:
-    """Whether this build of Pillow has the codec."""
+    """Whether this build of Pillow has the codec, or, for HEIF, whether the extra package is there."""
     PILImage.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     try:
         encode(scene(), kind)
     except (KeyError, OSError, ValueError):
@@ -129,6 +133,8 @@ def awkward_photos() -> dict[str, Encoded]:
         "lossless.webp": ("WEBP", {"lossless": True}, 0.0),
         "lossy.webp": ("WEBP", {"quality": 95}, 4.0),
         "lossy.avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}, 4.0),
+        "telephone.heic": ("HEIF", {"quality": 95, "chroma": 444}, 4.0),
+        "a HEIC called.jpg": ("HEIF", {"quality": 95, "chroma": 444}, 4.0),
         "lossless.jp2": ("JPEG2000", {}, 0.0),
         "multi.mpo": ("MPO", {"quality": 98, "save_all": True, "append_images": [_black(colour)]}, 4.0),
         "animated.webp": ("WEBP", {"lossless": True, "save_all": True, "append_images": [_black(colour)]}, 0.0),
@@ -238,6 +244,7 @@ def damaged_files() -> dict[str, bytes]:
     png = encode(scene(), "PNG")
     width_and_height = (1_000_000).to_bytes(4, "big") * 2
     kinds = {"JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "AVIF": "avif"}
+    kinds["HEIF"] = "heic"
     cut = {
         f"truncated at {share:.0%}.{suffix}": (whole := encode(large, kind))[: int(len(whole) * share)]
         for kind, suffix in kinds.items()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytest.importorskip("onnxruntime")
 
 GPU = Gpu(0, "NVIDIA L4", "8.9", 24 << 30)
-CODECS = dict.fromkeys(("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff"), True)
+CODECS = dict.fromkeys(("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff", "heif"), True)
 HEALTHY = Machine(
     python="3.12.1",
     system="Linux",
@@ -156,11 +156,13 @@ def test_openvino_is_recommended_to_processors_only() -> None:
 
 def test_no_engine_and_no_codec() -> None:
     said = mended(
-        replace(HEALTHY, codecs={**CODECS, "webp": False, "libjpeg_turbo": False}), [Engine("onnx-cpu", False)]
+        replace(HEALTHY, codecs={**CODECS, "webp": False, "libjpeg_turbo": False, "heif": False}),
+        [Engine("onnx-cpu", False)],
     )
     assert any(line.startswith("no engine works") and "mineral-batch[cpu]" in line for line in said)
     assert any("for want of webp |" in line for line in said)
     assert any("libjpeg-turbo" in line for line in said)
+    assert any("HEIC" in line and line.endswith('"mineral-batch[heif]"') for line in said)
 
 
 def test_a_driver_without_a_gpu_is_said() -> None:

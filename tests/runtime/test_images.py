@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,25 +93,32 @@ def test_a_file_and_its_bytes_give_the_same_picture(tmp_path: Path, photos: dict
         assert (image.path, image.width, image.height) == (str(tmp_path / name), 48, 36)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF", "HEIF"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_all_eight_orientations_come_upright(tmp_path: Path, kind: str, orientation: int) -> None:
     if kind not in PILImage.SAVE:
         PILImage.init()
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     if kind not in PILImage.SAVE:
         pytest.skip(f"this build of Pillow cannot write {kind}")
     upright, turn = scene(), STORED[orientation]
     stored = upright if turn is None else upright.transpose(turn)
     exif = PILImage.Exif()
     exif[274] = orientation
-    options = {"JPEG": {"quality": 98, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95}}
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 98, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 95},
+        "HEIF": {"quality": 95, "chroma": 444},
+    }
     path = tmp_path / "turned"
-    path.write_bytes(encode(stored, kind, exif=exif, **options.get(kind, {})))
+    path.write_bytes(encode(stored, kind, exif=exif.tobytes(), **options.get(kind, {})))
     picture = open_rgb(path)
-    assert difference(picture, upright) < {"JPEG": 2, "AVIF": 4}.get(kind, 0.01)
+    assert difference(picture, upright) < {"JPEG": 2, "AVIF": 4, "HEIF": 2}.get(kind, 0.01)
     image = loaded(path)
     assert (image.width, image.height) == upright.size
-    assert difference(image.pixels, resize(upright, SPEC)) < {"JPEG": 2, "AVIF": 4}.get(kind, 0.01)
+    assert difference(image.pixels, resize(upright, SPEC)) < {"JPEG": 2, "AVIF": 4, "HEIF": 2}.get(kind, 0.01)
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -215,6 +224,75 @@ def test_a_jpeg_below_twice_the_input_is_decoded_in_full(tmp_path: Path) -> None
     np.testing.assert_array_equal(loaded(path, spec).pixels, loaded(path, spec, exact=True).pixels)
 
 
+# ---- HEIC ------------------------------------------------------------------------------------------------------------
+
+# Enough to tell what it is: the first box of a file, without any other.
+HEIC_HEADER = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+def heic(picture: PILImage.Image, **options: Any) -> bytes:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return encode(picture, "HEIF", **{"quality": 95, "chroma": 444, **options})
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(PILImage.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr(PILImage, "ID", [name for name in PILImage.ID if name != "HEIF"])
+
+
+@pytest.mark.usefixtures("without_heif")
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevcmsf1"])
+def test_without_its_package_a_heic_says_what_to_install_and_is_no_bad_file(tmp_path: Path, brands: bytes) -> None:
+    path = tmp_path / "telephone.jpg"
+    path.write_bytes(HEIC_HEADER.replace(b"heic\0\0\0\0mif1heic", brands))
+    found = load_image(path, SPEC)
+    assert isinstance(found, Failure)
+    assert (found.stage, "pip install 'mineral-batch[heif]'" in found.reason) == ("read", True)
+    assert_one_line(found.reason)
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_without_that_package_all_else_is_read(photos: dict[str, Any]) -> None:
+    for name, photo in photos.items():
+        if b"ftyphe" not in photo.content[:12]:
+            assert difference(open_rgb(photo.content), photo.expected) <= photo.tolerance, name
+
+
+def test_the_exif_orientation_of_a_heic_is_only_information() -> None:
+    """Its own boxes turn it; ISO/IEC 23008-12 gives the tag no effect, and telephones' editors leave stale ones."""
+    exif = PILImage.Exif()
+    exif[274] = 6
+    content = heic(scene(), exif=exif)  # from this type of argument pillow-heif writes no boxes
+    assert b"irot" not in content
+    assert difference(open_rgb(content), scene()) < 2
+
+
+def test_a_heic_is_known_by_any_of_its_brands() -> None:
+    content = heic(scene())
+    general = content[:8] + b"mif1" + content[12:]
+    assert difference(open_rgb(general), open_rgb(content)) == 0
+
+
+def test_the_thumbnail_in_a_heic_does_not_stand_in_for_it() -> None:
+    content = heic(scene(400, 300), thumbnails=[200])
+    assert open_rgb(content, cover=(48, 48)).size == (400, 300)
+
+
+def test_the_package_for_heic_is_imported_when_one_comes(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(heic(scene()))
+    (tmp_path / "b.png").write_bytes(encode(scene(), "PNG"))
+    code = (
+        "import sys; from mineral_batch import InputSpec, load_image\n"
+        "for name in ('b.png', 'a.heic'):\n"
+        "    print(type(load_image(name, InputSpec(8, 8))).__name__, 'pillow_heif' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["Image False", "Image True"]
+
+
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 SOURCES = [
@@ -232,6 +310,13 @@ SOURCES = [
         ("PPM", {}),
     )
 ]
+
+
+try:
+    SOURCES.append(heic(scene()))
+    SOURCES.append(encode(scene(), "AVIF"))
+except (KeyError, OSError, pytest.skip.Exception):  # optional here
+    pass
 
 
 def assert_one_line(reason: str) -> None:
@@ -275,6 +360,18 @@ def test_a_file_cut_short_is_never_a_picture_with_a_hole(content: bytes) -> None
         np.testing.assert_array_equal(picture, whole)
         read += 1
     assert read <= 30
+
+
+def test_a_damaged_tiff_is_told_in_its_row_and_not_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.tif"
+    grain = PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3)).astype(np.uint8))
+    for compression in ("tiff_lzw", "tiff_adobe_deflate"):
+        content = encode(grain, "TIFF", compression=compression)
+        path.write_bytes(content[:200] + bytes(200) + content[400:])
+        assert isinstance(load_image(path, SPEC), Failure)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,6 +286,26 @@ def test_one_file_that_vanishes_is_only_a_failure(
     assert table(tmp_path / "out", "failures.csv")[0]["stage"] == "read"
 
 
+def test_a_heic_is_predicted_by_the_next_run_once_its_package_is_there(
+    album: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    with PILImage.open(album / "03.png") as picture:
+        picture.save(album / "telephone.heic")
+    run(predictor, [album], tmp_path / "reference", ALL)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        patch.delitem(PILImage.OPEN, "HEIF")
+        patch.setattr(PILImage, "ID", [name for name in PILImage.ID if name != "HEIF"])
+        run(predictor, [album], tmp_path / "out", ALL)
+    (failure,) = table(tmp_path / "out", "failures.csv")
+    assert failure["path"].endswith("telephone.heic")
+    assert "mineral-batch[heif]" in failure["reason"]
+    report = run(predictor, [album], tmp_path / "out", ALL)
+    assert (report.reused, report.predicted, report.failed) == (11, 12, 0)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "reference")
+
+
 def test_a_full_disk_while_the_tables_are_written_leaves_them_for_the_next_run(
     album: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
