@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch.errors import DataError
-from mineral_batch.images import Failure, Pixels, decode_image, open_rgb, resize
+from mineral_batch.images import Failure, PictureError, Pixels, decode_image, open_picture, open_rgb, resize
 from mineral_batch.sources import find_sources
 from mineral_bench import pictures
 from mineral_bench.measure import Plan, Rounds, interleave, ratio
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "Pillow, in full"
 OURS = "mineral-batch"
+SMALLEST = "Pillow, draft 1x"
 
 # Largest loss against our own decoder, dB, that still counts as the same fidelity.
 _SAME_FIDELITY = 0.5
@@ -49,10 +50,8 @@ def ours(content: bytes, spec: InputSpec) -> Pixels:
 
 
 def draft(content: bytes, spec: InputSpec) -> Pixels:
-    """The smallest scale that is the input's size or more."""
-    with PILImage.open(io.BytesIO(content)) as picture:
-        picture.draft("RGB", (max(spec.width, spec.height),) * 2)
-        return resize(picture.convert("RGB"), spec)
+    """A JPEG at the smallest of its own scales that is the input's size or more."""
+    return resize(open_rgb(content, cover=((spec.width + 1) // 2, (spec.height + 1) // 2)), spec)
 
 
 def simplejpeg(content: bytes, spec: InputSpec, times: int = 1) -> Pixels:
@@ -114,7 +113,7 @@ class Candidate:
 CANDIDATES: Mapping[str, Candidate] = {
     REFERENCE: Candidate(pillow),
     OURS: Candidate(ours),
-    "Pillow, draft 1x": Candidate(draft, jpeg_only=True),
+    SMALLEST: Candidate(draft, jpeg_only=True),
     "simplejpeg 1x": Candidate(simplejpeg, "simplejpeg", jpeg_only=True),
     "simplejpeg 2x": Candidate(simplejpeg_twice, "simplejpeg", jpeg_only=True),
     "OpenCV": Candidate(opencv, "cv2"),
@@ -138,12 +137,12 @@ class Group:
 
 
 def generated(names: Iterable[str] = pictures.FORMATS, sizes: Iterable[str] = pictures.SIZES) -> list[Group]:
-    """One rendered picture per format and size."""
+    """One rendered picture per size and format that Pillow writes here."""
     drawn = {size: pictures.photograph(*pictures.SIZES[size]) for size in sizes}
     return [
         Group(f"{name}, {size}", (pictures.encode(picture, name),), name.startswith("JPEG"))
         for size, picture in drawn.items()
-        for name in names
+        for name in filter(pictures.can_encode, names)
     ]
 
 
@@ -177,9 +176,9 @@ def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> list[Grou
 def _kind(content: bytes) -> tuple[str, str] | None:
     """Format and size in words, from the header alone; None where there is no header."""
     try:
-        with PILImage.open(io.BytesIO(content)) as picture:
+        with open_picture(content) as picture:
             megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
-    except OSError:
+    except (OSError, PictureError):
         return None
     limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
     return kind, f"up to {limit:g} MP" if limit else f"over {_LARGEST[-1]:g} MP"

@@ -22,6 +22,7 @@ FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "PNG": ("PNG", {"compress_level": 6}),
     "WebP": ("WEBP", {"quality": 90, "method": 2}),
     "TIFF": ("TIFF", {"compression": "tiff_lzw"}),
+    "AVIF": ("AVIF", {"quality": 80, "speed": 9}),
 }
 
 _RENDERED = 768
@@ -45,6 +46,12 @@ def encode(picture: PILImage.Image, name: str) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def can_encode(name: str) -> bool:
+    """Whether this Pillow writes one of `FORMATS`; AVIF came with 11.3."""
+    PILImage.init()
+    return FORMATS[name][0] in PILImage.SAVE
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int], different: int = 8) -> list[Path]:

@@ -301,7 +301,7 @@ def _orientation(picture: PILImage.Image) -> int:
 
 def _to_rgb(picture: PILImage.Image) -> PILImage.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture.copy() if picture.readonly else picture.convert("RGB")
+        return picture
     if picture.mode.startswith("I") or picture.mode == "F":
         return _scaled_to_8_bits(picture).convert("RGB")
     if picture.has_transparency_data:

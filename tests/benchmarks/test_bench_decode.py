@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image as PILImage
 
 from mineral_batch.contract import InputSpec
 from mineral_batch.errors import DataError
-from mineral_bench import decode
+from mineral_batch.metrics import mean_average_precision
+from mineral_bench import answers, decode
+from mineral_bench.accuracy import open_artefacts
+from mineral_bench.cli import main
 from mineral_bench.measure import Plan, Rounds
-from mineral_bench.pictures import FORMATS, encode, photograph
+from mineral_bench.pictures import FORMATS, can_encode, encode, photograph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +42,8 @@ def test_psnr_of_one_step_everywhere() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_read_by_what_claims_to(name: str) -> None:
+    if not can_encode(name):
+        pytest.skip(f"this build of Pillow cannot write {name}")
     found = decode.measure(group(name), SPEC, SHORT)
     assert {decode.REFERENCE, decode.OURS} <= set(found.psnr)
     assert found.psnr[decode.REFERENCE] == math.inf
@@ -96,3 +104,61 @@ def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match="no readable photograph under"):
         decode.of_user([tmp_path], SPEC)
+
+
+# ---- what a model makes of it ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def specimens(tmp_path: Path) -> Path:
+    """Two photographs that are decoded at a scale for an input of 32 pixels, one that is not, and a broken one."""
+    folder = tmp_path / "specimens"
+    folder.mkdir()
+    for index, name in enumerate(("0.jpg", "1.jpg")):
+        (folder / name).write_bytes(encode(photograph(256, 256, seed=index), "JPEG"))
+    (folder / "2.png").write_bytes(encode(photograph(256, 256, seed=2), "PNG"))
+    (folder / "3.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def test_only_scaled_photographs_change_and_the_smallest_scale_changes_more(model_path: Path, specimens: Path) -> None:
+    truth = np.eye(4, 3, dtype=bool)
+    with ExitStack() as stack:
+        ((model, *_), _) = open_artefacts([model_path], [("onnx-cpu", "float32")], stack)
+        found = answers.ask(model, sorted(specimens.iterdir()), truth)
+    full, ours, smallest = (answers.change(name, found, resamples=5) for name in found.probabilities)
+    assert found.unreadable == 1
+    assert [one.photographs for one in (full, ours, smallest)] == [0, 2, 2]
+    assert np.isinf(found.psnr[decode.OURS][2])
+    assert (full.largest, full.decisions, full.difference) == (0, 0, (0, 0, 0))
+    assert 40 < ours.psnr[1] < math.inf
+    assert smallest.psnr[1] < ours.psnr[1]
+    assert 0 < ours.largest < 0.05
+    assert ours.mean <= ours.largest
+    assert full.mean_ap == pytest.approx(mean_average_precision(found.probabilities[decode.REFERENCE], truth[:3]).mean)
+
+
+def test_the_command_adds_what_changes_for_a_model(model_path: Path, specimens: Path, tmp_path: Path) -> None:
+    labels, out = tmp_path / "labels.csv", tmp_path / "found.json"
+    labels.write_text("path,labels,split\n0.jpg,agate,test\n1.jpg,gold,test\n2.png,gold,train\n", "utf-8")
+    command = ["decode", str(specimens), "--seconds", "0", "-m", str(model_path), "--json", str(out)]
+    done = CliRunner().invoke(main, [*command, "--labels", str(labels), "--split", "test"])
+    assert done.exit_code == 0, done.output
+    figures = json.loads(out.read_text("utf-8"))["figures"]
+    assert figures["answers"]["photographs"] == 2
+    assert [one["decoder"] for one in figures["answers"]["decoders"]] == list(answers.DECODERS)
+    assert "| mAP | against the full decode |" in done.output
+    assert {group["group"] for group in figures["groups"]} == {"JPEG, up to 0.3 MP (2)", "PNG, up to 0.3 MP (1)"}
+    without = CliRunner().invoke(main, command)
+    assert without.exit_code == 0, without.output
+    assert "3 photographs, 1 more could not be read; 9 decisions" in without.output
+    assert "mAP" not in without.output
+
+
+@pytest.mark.parametrize(
+    "options", [["-m", "model.onnx"], ["photos", "--labels", "labels.csv"], ["photos", "-m", "x", "--split", "test"]]
+)
+def test_options_that_need_others_say_so(options: list[str]) -> None:
+    done = CliRunner().invoke(main, ["decode", *options])
+    assert done.exit_code == 2
+    assert "--labels a --model and one folder" in done.output

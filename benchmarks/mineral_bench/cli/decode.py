@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,29 +11,58 @@ from mineral_bench.cli.options import PATH, limit, output
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mineral_bench.report import Table
+
 
 @click.command()
 @click.argument("photos", nargs=-1, type=PATH)
 @click.option("--size", default=384, show_default=True, type=click.IntRange(8), help="Of the model's input, pixels.")
+@click.option("-m", "--model", type=PATH, help="ONNX file: also what the decoders change in its answers; sets --size.")
+@click.option("--labels", type=PATH, help="CSV (path,labels[,split]) of the photographs: also what they change in mAP.")
+@click.option("--split", help="Only the rows of --labels with this in their column `split`.")
 @limit(120)
 @output
 def decode(
-    photos: tuple[Path, ...], size: int, seconds: float, json_file: Path | None, markdown_file: Path | None
+    photos: tuple[Path, ...],
+    size: int,
+    model: Path | None,
+    labels: Path | None,
+    split: str | None,
+    seconds: float,
+    json_file: Path | None,
+    markdown_file: Path | None,
 ) -> None:
     """Milliseconds a picture and PSNR of every decoder that is installed.
 
-    On generated pictures of 12 megapixels, 2 megapixels and 384 pixels in five formats, or on PHOTOS by their formats
+    On generated pictures of 12 megapixels, 2 megapixels and 384 pixels in six formats, or on PHOTOS by their formats
     and sizes. One thread; decoders of one picture are timed in interleaved rounds.
+
+    With --model, PHOTOS are also given to it decoded in full (as `mineral-batch predict --exact` does), as
+    mineral-batch decodes them by default, and at the smallest scale that covers the input.
     """
+    from contextlib import ExitStack
+
     from mineral_batch.contract import InputSpec
+    from mineral_bench import answers
     from mineral_bench import decode as bench
-    from mineral_bench.conditions import conditions
+    from mineral_bench.accuracy import open_artefacts
+    from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
 
-    before = conditions(input=f"{size} x {size}, squashed, bicubic")
-    spec = InputSpec(height=size, width=size)
-    groups = bench.of_user(photos, spec) if photos else bench.generated()
-    plan = Plan(seconds=seconds / len(groups), most=30, warm_up=1)
-    results = [bench.measure(group, spec, plan) for group in groups]
-    Report("decode", before, {"groups": bench.figures(results)}, [bench.table(results)]).give(json_file, markdown_file)
+    if (model and not photos) or (labels and not (model and len(photos) == 1)) or (split and not labels):
+        raise click.UsageError("--model needs PHOTOS, --labels a --model and one folder, --split needs --labels")
+    with ExitStack() as stack:
+        asked = open_artefacts([model], [("onnx-cpu", "float32")], stack)[0][0] if model else None
+        spec = asked.contract.input if asked else InputSpec(height=size, width=size)
+        described = f"{spec.width} x {spec.height}, {spec.resize}, {spec.interpolation}"
+        before = conditions(**(model_facts(model) if model else {}), input=described)
+        groups = bench.of_user(photos, spec) if photos else bench.generated()
+        plan = Plan(seconds=seconds / len(groups), most=30, warm_up=1)
+        results = [bench.measure(group, spec, plan) for group in groups]
+        tables: list[Table] = [bench.table(results)]
+        figures: dict[str, Any] = {"groups": bench.figures(results)}
+        if asked:
+            table, found = answers.compare(asked, photos, labels, split)
+            tables, figures = [*tables, table], {**figures, "answers": found}
+    Report("decode", before, figures, tables).give(json_file, markdown_file)
