@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from PIL import UnidentifiedImageError, _imaging
 
 from mineral_batch.capture import Capture, read_capture
 
@@ -43,7 +43,7 @@ def _silence_libtiff() -> None:
     """
     logging.getLogger("PIL.TiffImagePlugin").addHandler(logging.NullHandler())
     with suppress(OSError, AttributeError):
-        set_handler = ctypes.CDLL(PILImage.core.__file__).TIFFSetErrorHandler
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
         set_handler(None)
 
