@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends.cuda_driver import DriverError, gpus
 from mineral_batch.backends.tensorrt import describe
-from mineral_batch.backends.tensorrt_build import MIXED, Network
+from mineral_batch.backends.tensorrt_build import MIXED, Network, require_buildable
 from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, write_engine
 from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, DataError
@@ -65,6 +65,7 @@ def export_engine(
         raise DataError(f"no such folder: {target.parent}; make it first or choose another with -o")
     read_contract(source)  # before minutes of work
     library = load_library(runtime)
+    require_buildable(library, options)
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
         typed = _typed(source, Path(folder, source.name), precision)
         network = Network(library, typed)
@@ -73,7 +74,8 @@ def export_engine(
         require_precision(built.layers, precision)
         record = describe(built, typed, target, library, options, _gpu())
     # The graph that the user has, so that a later change of it is noticed.
-    record = replace(record, onnx_sha256=graph_digest(source), rebuild=rebuild or record.rebuild)
+    rebuild = rebuild or f"{record.rebuild} --precision {precision}"
+    record = replace(record, onnx_sha256=graph_digest(source), rebuild=rebuild)
     write_engine(target, built.plan, record)
     return Engine(target, len(built.plan), record)
 

@@ -57,7 +57,14 @@ class Machine:
         self.pinned: list[Any] = []
         self.contexts = threading.local()
         self.retained = 0
+        self.streams = 0
+        self.current = 0
+        self.engine_contexts = 0
         self.can_capture = True
+        self.is_capturable = True
+        self.most_contexts = 1000
+        self.page_lock_fails = False
+        self.starts = True
         self.fails = False
         self.loads = True
         self.contract = contract
@@ -102,8 +109,13 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
         def pop() -> None:
             machine.contexts.stack.pop()
 
+        @staticmethod
+        def synchronize() -> None:
+            machine.say("wait for all")
+
         def detach(self) -> None:
             machine.retained -= 1
+            machine.current = 1  # as pycuda leaves it
 
     class Device:
         def __init__(self, index: int) -> None:
@@ -114,10 +126,15 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
             return Context()
 
     class Stream:
-        def __init__(self) -> None:
+        def __init__(self, flags: int = 0) -> None:
             machine.say("stream")
+            assert flags == 1, "it waits for the default stream, and breaks what torch does there during a capture"
             self.handle = machine.address()
             machine.queues[self.handle] = []
+            machine.streams += 1
+
+        def __del__(self) -> None:
+            machine.streams -= bool(machine.retained)  # pycuda gives up where the context was let go of
 
         def synchronize(self) -> None:
             machine.say("wait")
@@ -181,6 +198,8 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
         return 0
 
     def allocate(pointer: Any, size: Any, flags: Any) -> int:
+        if machine.page_lock_fails:
+            raise cuda_driver.DriverError("the NVIDIA driver answers cuMemHostAlloc with CUDA error 2")
         machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
         return give(pointer, ctypes.addressof(memory))
 
@@ -201,6 +220,10 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
     def end(stream: Any, pointer: Any) -> int:
         machine.graphs[at := machine.address()] = machine.capturing.pop(stream.value)
         return give(pointer, at)
+
+    def set_current(context: Any) -> int:
+        machine.current = context.value or 0
+        return 0
 
     def launch(graph: Any, stream: Any) -> int:
         machine.say("launch")
@@ -227,6 +250,8 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
         cuDevicePrimaryCtxRetain=lambda pointer, device: give(pointer, 1),
         cuCtxPushCurrent_v2=lambda context: 0,
         cuCtxPopCurrent_v2=lambda pointer: 0,
+        cuCtxGetCurrent=lambda pointer: give(pointer, machine.current),
+        cuCtxSetCurrent=set_current,
         cuMemHostAlloc=allocate,
         cuMemFreeHost=lambda address: 0,
         cuStreamBeginCapture_v2=begin,
@@ -261,6 +286,9 @@ def fake_tensorrt(machine: Machine) -> ModuleType:  # noqa: C901 - a module in o
             self.at[name] = address
             return True
 
+        def is_stream_capturable(self, stream: int) -> bool:
+            return machine.is_capturable
+
         def execute_async_v3(self, stream: int) -> bool:
             machine.say("execute")
             machine.enqueue(stream, lambda: machine.compute(self.at["pixels"], self.at["probabilities"], self.shape))
@@ -281,12 +309,20 @@ def fake_tensorrt(machine: Machine) -> ModuleType:  # noqa: C901 - a module in o
         def get_tensor_shape(self, name: str) -> tuple[int, ...]:
             return (-1, height, width, 3) if name == "pixels" else (-1, machine.labels)
 
-        def create_execution_context(self) -> Context:
-            return Context()
+        def create_runtime_config(self) -> SimpleNamespace:
+            return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+
+        def create_execution_context(self, config: Any = None) -> Context | None:
+            machine.say("context" if config is None else f"context, {vars(config)}")
+            machine.engine_contexts += 1
+            return Context() if machine.engine_contexts <= machine.most_contexts else None
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
             self.logger = logger
+            if not machine.starts:
+                logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             machine.say("load engine")
@@ -413,7 +449,25 @@ def test_closing_gives_everything_back_and_graphs_before_their_memory(machine: M
     backend.close()
     backend.close()
     assert machine.log == ["wait", "destroy graph", "free", "free"] * backend.workers
-    assert (machine.memory, machine.graphs, machine.retained) == ({}, {}, 0)
+    assert (machine.memory, machine.graphs, machine.retained, machine.streams) == ({}, {}, 0, 0)
+
+
+def test_the_threads_own_context_is_current_again_after_closing(machine: Machine, engine: Path) -> None:
+    machine.current = 0xBEEF  # torch's on another GPU
+    open_backend(engine, "tensorrt").close()
+    assert machine.current == 0xBEEF
+
+
+def test_a_gpu_with_too_little_memory_for_the_second_lane_keeps_nothing(machine: Machine, engine: Path) -> None:
+    machine.most_contexts = 1
+    assert "choose a smaller --batch-size" in refused(engine)
+    assert (machine.memory, machine.graphs, machine.retained, machine.streams) == ({}, {}, 0, 0)
+
+
+def test_page_locked_memory_that_is_not_to_be_had_is_one_line(machine: Machine, engine: Path) -> None:
+    machine.page_lock_fails = True
+    assert refused(engine).startswith("tensorrt does not open on GPU 0 (NVIDIA L4): the NVIDIA driver answers")
+    assert (machine.memory, machine.retained, machine.streams) == ({}, 0, 0)
 
 
 def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: ModelContract) -> None:
@@ -431,6 +485,24 @@ def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path,
     pixels = pictures(6, contract)
     np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
     assert "without CUDA graph" in backend.device
+
+
+def test_an_engine_that_says_it_cannot_be_captured_is_not(machine: Machine, engine: Path) -> None:
+    machine.is_capturable = False
+    assert "without CUDA graph" in open_backend(engine, "tensorrt").device
+    assert "capture" not in machine.log
+
+
+def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_recorded(
+    machine: Machine, engine: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = fake_tensorrt(machine)
+    library.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    write_engine(engine, PLAN, record(contract, runtime="tensorrt-rtx"))
+    backend = open_backend(engine, "tensorrt")
+    made = [line for line in machine.log if line.startswith("context")]
+    assert made == ["context, {'dynamic_shapes_kernel_specialization_strategy': 'eager'}"] * backend.workers
 
 
 def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(
@@ -451,6 +523,13 @@ def test_an_engine_that_does_not_load_leaves_nothing_behind(machine: Machine, en
     machine.loads = False
     assert "no luck; build it again: mineral-export trt" in refused(engine)
     assert (machine.memory, machine.retained) == ({}, 0)
+
+
+def test_a_tensorrt_that_does_not_start_is_one_line(machine: Machine, engine: Path) -> None:
+    machine.starts = False
+    message = refused(engine)
+    assert "does not start: CUDA initialization failure with error: 35; see whether the NVIDIA driver" in message
+    assert machine.retained == 0
 
 
 def test_it_says_what_it_is(machine: Machine, engine: Path, contract: ModelContract) -> None:
@@ -491,6 +570,7 @@ def test_a_foreign_engine_is_refused_with_the_command_that_builds_it(
     [
         {"compute_capabilities": ("8.0",), "hardware_compatible": True},
         {"version": "10.12.0.1", "version_compatible": True},
+        {"version": "10.12.0.1.post1", "version_compatible": True},
     ],
 )
 def test_a_compatible_engine_is_taken(
@@ -580,6 +660,16 @@ def test_missing_packages_are_named(machine: Machine, engine: Path, monkeypatch:
         assert "pip install" in refused(engine)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     assert "mineral-batch[trt]" in refused(engine)
+
+
+@pytest.mark.parametrize("error", ["OSError('libnvinfer.so.10: cannot open')", "ImportError('libcudart.so.13')"])
+def test_a_tensorrt_without_its_libraries_says_so(
+    machine: Machine, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(f"raise {error}")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "tensorrt is installed and does not load (lib" in refused(engine)
 
 
 def test_the_inspectors_words_are_counted_in_both_forms() -> None:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     help="A chip to build for, as in 8.9; repeatable. Default: the GPU of this machine. tensorrt-rtx only.",
 )
 @click.option("--batch", type=click.IntRange(1, 4096), help="A fixed batch, the fastest; instead of the next three.")
-@click.option("--min", "smallest", default=1, show_default=True, type=click.IntRange(1, 4096), help="Pictures at once.")
-@click.option("--opt", "optimum", default=64, show_default=True, type=click.IntRange(1, 4096), help="Best for these.")
-@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Default: as --opt.")
+@click.option("--min", "smallest", type=click.IntRange(1, 4096), help="Pictures at once, at least. Default: 1.")
+@click.option("--opt", "optimum", type=click.IntRange(1, 4096), help="Best for these. Default: 64, at most --max.")
+@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Pictures at once. Default: as --opt.")
 @click.option("--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="GPU memory for one layer.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Read and written; later builds are faster.")
 @click.option("--version-compatible", is_flag=True, help="Also for later releases of this TensorRT.")
@@ -52,8 +52,8 @@ def trt(
     runtime: str | None,
     capabilities: tuple[str, ...],
     batch: int | None,
-    smallest: int,
-    optimum: int,
+    smallest: int | None,
+    optimum: int | None,
     largest: int | None,
     workspace: float | None,
     timing_cache: Path | None,
@@ -70,8 +70,14 @@ def trt(
     from mineral_batch.backends.tensorrt_build import Options
     from mineral_export.engine import export_engine
 
-    profile = Profile(batch, batch, batch) if batch else Profile(smallest, optimum, largest or optimum)
-    options = Options(profile, capabilities, workspace, version_compatible, hardware_compatible, timing_cache)
+    options = Options(
+        _profile(batch, smallest, optimum, largest),
+        capabilities,
+        workspace,
+        version_compatible,
+        hardware_compatible,
+        timing_cache,
+    )
     target = output or model.with_suffix(".plan")
     with _Phases(quiet=quiet) as phases:
         made = export_engine(
@@ -84,6 +90,15 @@ def trt(
             progress=phases,
         )
     click.echo(_told(made))
+
+
+def _profile(batch: int | None, smallest: int | None, optimum: int | None, largest: int | None) -> Profile:
+    if batch is None:
+        best = optimum or min(max(64, smallest or 1), largest or 4096)
+        return Profile(smallest or 1, best, largest or best)
+    if smallest or optimum or largest:
+        raise click.UsageError("--batch is one fixed batch: leave out --min, --opt and --max, or --batch")
+    return Profile(batch, batch, batch)
 
 
 class _Phases:

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,10 @@ class TensorRtBackend:
         try:
             with self._cuda.current():
                 self._open(record, plan)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, DriverError):
+                raise BackendError(f"tensorrt does not open on GPU {gpu.index} ({gpu.name}): {error}") from error
             raise
         graphs = "" if all(lane.has_graph for lane in self._lanes) else ", without CUDA graph"
         self.device = f"GPU {gpu.index} ({gpu.name}), {record.precision}{graphs}"
@@ -96,7 +99,13 @@ class TensorRtBackend:
     def _open(self, record: EngineRecord, plan: bytes) -> None:
         trt = self._library.module
         self._logger = self._library.logger()
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError:  # what its bindings make of a null pointer
+            raise BackendError(
+                f"{self._library.name} {self._library.version} does not start: {_last(self._logger)}; see whether the "
+                f"NVIDIA driver is new enough for it"
+            ) from None
         if record.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such a plan brings a runtime of its own
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -108,8 +117,10 @@ class TensorRtBackend:
         names = _tensors(trt, self._engine)
         _check(self._engine, names, self.contract)
         for _ in range(LANES):
-            lane = _Lane(self._cuda, self._engine, names, self.contract.input.shape, self.batch_size, self._gpu.index)
-            self._lanes.append(lane)
+            lane = _Lane(self._cuda)
+            self._lanes.append(lane)  # closed with the others, whatever of it there is
+            shape = (self.batch_size, *self.contract.input.shape)
+            lane.open(_context(trt, self._engine), names, shape, len(self.contract.labels), self._gpu.index)
             lane.prepare(self._logger)
             self._idle.put(lane)
 
@@ -165,19 +176,22 @@ class _Lane:
     next one comes does not exist.
     """
 
-    def __init__(
-        self, cuda: Cuda, engine: Any, names: tuple[str, str], picture: tuple[int, ...], batch: int, device: int
-    ) -> None:
+    def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._batch = batch
-        labels = int(engine.get_tensor_shape(names[1])[-1])
         self._stream = cuda.stream()
-        self._pixels = cuda.allocate(batch * int(np.prod(picture)))
-        self._answers = cuda.allocate(batch * labels * 4)
-        # Uint8 that is read as float32: the driver hands out bytes.
-        self._host = page_locked((batch, labels * 4), device).view(np.float32)  # (B, L)
+        self._memory: list[Any] = []
+        self._context: Any = None
         self._graph: Graph | None = None
-        self._context = _context(engine, names, (batch, *picture), (int(self._pixels), int(self._answers)))
+
+    def open(self, context: Any, names: tuple[str, str], shape: tuple[int, ...], labels: int, device: int) -> None:
+        """Allocate what a batch needs: (B, H, W, 3) uint8 in, (B, L) float32 out; the context is told where it is."""
+        self._context = context
+        for size in (prod(shape), shape[0] * labels * 4):
+            self._memory.append(self._cuda.allocate(size))
+        self._pixels, self._answers = self._memory
+        # Uint8 that is read as float32: the driver hands out bytes.
+        self._host = page_locked((shape[0], labels * 4), device).view(np.float32)  # (B, L)
+        _bind(context, names, shape, (int(self._pixels), int(self._answers)))
 
     @property
     def has_graph(self) -> bool:
@@ -189,6 +203,8 @@ class _Lane:
         self._work()
         self._stream.synchronize()
         try:
+            if not getattr(self._context, "is_stream_capturable", lambda _: True)(self._stream.handle):
+                raise BackendError("this engine allocates while it runs")
             self._graph = Graph(self._stream, self._work)
         except (DriverError, BackendError) as error:
             _log.warning("TensorRT's work cannot be one CUDA graph (%s): going on without", _last(logger) or error)
@@ -218,8 +234,10 @@ class _Lane:
         if self._graph:
             self._graph.close()
         self._graph = self._context = None
-        self._pixels.free()
-        self._answers.free()
+        while self._memory:
+            self._memory.pop().free()
+        # Destroyed now: once the GPU's context is let go of, pycuda cannot.
+        self._stream = None
 
 
 def open_tensorrt(path: Path, settings: Settings) -> TensorRtBackend:
@@ -295,7 +313,6 @@ def describe(
         gpu: of this machine, None if it has none.
     """
     chips = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
-    targets = [word for chip in options.compute_capabilities for word in ("--compute-capability", chip)]
     return EngineRecord(
         contract=read_contract(source),
         source=source.name,
@@ -313,7 +330,7 @@ def describe(
         profile=options.profile,
         inputs=built.inputs,
         outputs=built.outputs,
-        rebuild=rebuild_command(engine, source.name, "--runtime", library.name, *targets),
+        rebuild=rebuild_command(engine, source.name, "--runtime", library.name, *options.arguments()),
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
     )
@@ -359,16 +376,29 @@ def _check(engine: Any, names: tuple[str, str], contract: Any) -> None:
     graph.check(contract, described(names[0]), described(names[1]), inputs=1)
 
 
-def _context(engine: Any, names: tuple[str, str], shape: tuple[int, ...], addresses: tuple[int, int]) -> Any:
-    """An execution context with its shape and both addresses set."""
-    context = engine.create_execution_context()
+def _context(trt: Any, engine: Any) -> Any:
+    """An execution context.
+
+    TensorRT for RTX compiles the kernels for a batch size in the background and runs general ones until they are there;
+    a CUDA graph would keep the general ones for ever, so the compilation is waited for.
+    """
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        config = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        context = engine.create_execution_context(config)
+    else:
+        context = engine.create_execution_context()
     if context is None:
         raise BackendError("the GPU has too little free memory for the engine: choose a smaller --batch-size")
+    return context
+
+
+def _bind(context: Any, names: tuple[str, str], shape: tuple[int, ...], addresses: tuple[int, int]) -> None:
+    """Set the input's shape and both addresses."""
     is_set = context.set_input_shape(names[0], shape)
     is_set = is_set and all(context.set_tensor_address(*pair) for pair in zip(names, addresses, strict=True))
     if not is_set:
         raise BackendError(f"the engine does not take a batch {shape}: build it again for that --batch")
-    return context
 
 
 def _last(logger: Any) -> str:

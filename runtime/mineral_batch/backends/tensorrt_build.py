@@ -8,20 +8,23 @@ out is read back: by the engine inspector where there is a GPU to load the engin
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import threading
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.backends.cuda_driver import DriverError, gpus
+from mineral_batch.backends.tensorrt_engine import Profile
 from mineral_batch.errors import BackendError
 from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mineral_batch.backends.tensorrt_engine import Profile
     from mineral_batch.backends.tensorrt_library import Library
 
     #: Called with the name of a phase, the steps done and all of them.
@@ -32,8 +35,11 @@ _TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "in
 _WORDS = {"float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16"}
 _WORDS |= {"bfloat16": "bfloat16", "int8": "int8", "fp8": "float8", "fp4": "float4"}
 _PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT")
+# Layers that give the same numbers in another shape.
+_RESHAPES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY")
 MIXED = "mixed"
 _GIB = 1 << 30
+_log = logging.getLogger("mineral_batch")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,22 @@ class Options:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The same as words for `mineral-export trt`."""
+        batches = self.profile
+        words = ["--min", batches.smallest, "--opt", batches.optimum, "--max", batches.largest]
+        if batches.smallest == batches.largest:
+            words = ["--batch", batches.largest]
+        for chip in self.compute_capabilities:
+            words += ["--compute-capability", chip]
+        if self.workspace is not None:
+            words += ["--workspace", self.workspace]
+        if self.timing_cache is not None:
+            words += ["--timing-cache", self.timing_cache]
+        words += ["--version-compatible"] * self.version_compatible
+        words += ["--hardware-compatible"] * self.hardware_compatible
+        return [str(word) for word in words]
 
 
 @dataclass(frozen=True)
@@ -117,26 +139,37 @@ class Network:
             raise BackendError(f"{library.name} {library.version} does not take {source}: {self._reason()}")
 
     def layers(self) -> Layers:
-        """Counted by the types of the network."""
+        """Counted by the types of the network.
+
+        A product of what was dequantised just before is one in the quantised type: TensorRT fuses the two.
+        """
         every: Counter[str] = Counter()
         products: Counter[str] = Counter()
+        quantised: dict[str, str] = {}
         for index in range(self._network.num_layers):
             layer = self._network.get_layer(index)
             kind = layer.type.name
+            taken = quantised.get(layer.get_input(0).name, _type(layer.get_input(0))) if layer.num_inputs else ""
             if kind in _PRODUCTS:
-                products[_TYPES.get(name := layer.get_input(0).dtype.name, name)] += 1
+                products[taken] += 1
+            if kind == "DEQUANTIZE" or (kind in _RESHAPES and layer.get_input(0).name in quantised):
+                quantised[layer.get_output(0).name] = taken
             if layer.num_outputs and layer.get_output(0).dtype.name in _TYPES and kind != "CONSTANT":
-                every[_TYPES[layer.get_output(0).dtype.name]] += 1
+                every[_type(layer.get_output(0))] += 1
         return Layers(dict(products), dict(every))
 
     def build(self, options: Options, progress: Progress | None = None) -> Built:
         """Build the plan; minutes for a large model on a GPU, where kernels are timed.
 
         Raises:
-            BackendError: if TensorRT does not, or cannot target the GPU asked for.
+            BackendError: if TensorRT does not, or not such an engine (see `require_buildable`).
+            KeyboardInterrupt: after Ctrl-C, at the next step of the build.
         """
-        config = self._configured(options, progress)
-        serialised = self._builder.build_serialized_network(self._network, config)
+        require_buildable(self._library, options)
+        with _interruptible() as interrupted:
+            config, kept = self._configured(options, progress, interrupted)
+            serialised = self._builder.build_serialized_network(self._network, config)
+            del kept  # TensorRT only borrowed it
         if serialised is None:
             raise BackendError(f"{self._library.name} {self._library.version} builds no engine: {self._reason()}")
         if options.timing_cache:
@@ -148,8 +181,12 @@ class Network:
         outputs = (network.get_output(index) for index in range(network.num_outputs))
         return Built(plan, layers, dict(map(_described, inputs)), dict(map(_described, outputs)))
 
-    def _configured(self, options: Options, progress: Progress | None) -> Any:
+    def _configured(
+        self, options: Options, progress: Progress | None, interrupted: threading.Event
+    ) -> tuple[Any, list[Any]]:
+        """The configuration, and what must be kept until the engine is built."""
         trt, config = self._library.module, self._builder.create_builder_config()
+        kept: list[Any] = []
         config.add_optimization_profile(self._profile(options.profile))
         # So that the inspector can tell each layer's type.
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -160,12 +197,13 @@ class Network:
         if options.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if options.timing_cache:
-            known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), False)
-        if progress is not None and hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _monitor(trt, progress)
-        _target(self._library, config, options.compute_capabilities)
-        return config
+            kept.append(_set_timings(config, options.timing_cache))
+        if hasattr(trt, "IProgressMonitor"):
+            config.progress_monitor = monitor = _monitor(trt, progress, interrupted)
+            kept.append(monitor)
+        if options.compute_capabilities:
+            _target(trt, config, options.compute_capabilities)
+        return config, kept
 
     def _profile(self, batches: Profile) -> Any:
         """The first axis of each input is the batch."""
@@ -183,13 +221,38 @@ class Network:
         return " ".join(told[0].split()) if told else "it gives no reason"
 
 
-def _make_builder(library: Library, logger: Any) -> Any:
+def require_buildable(library: Library, options: Options) -> None:
+    """What can be told before minutes of work: whether this TensorRT builds such an engine here.
+
+    Raises:
+        BackendError: if it needs a GPU and there is none, has no target for a chip, or would ignore an option.
+    """
     if library.name == "tensorrt":
         _require_driver(
             "tensorrt builds an engine by timing kernels on the GPU",
             "use --runtime tensorrt-rtx, which builds for a chip that is not there",
         )
-    return library.module.Builder(logger)
+    else:
+        _require_known_to_rtx(library, options)
+    if options.compute_capabilities:
+        _require_targets(library, options.compute_capabilities)
+    elif library.name == "tensorrt-rtx":
+        _require_driver(
+            "an engine is built for the GPU of this machine", "name the chip to build for: --compute-capability 8.9"
+        )
+
+
+def _require_known_to_rtx(library: Library, options: Options) -> None:
+    """Options that TensorRT for RTX accepts in silence: the plan is the same as without them."""
+    here = f"{library.name} {library.version}"
+    if options.hardware_compatible:
+        raise BackendError(
+            f"{here} ignores --hardware-compatible: name every chip that the engine is for with --compute-capability"
+        )
+    if options.version_compatible:
+        raise BackendError(f"{here} has no runtime for engines of other versions: leave out --version-compatible")
+    if options.timing_cache:
+        raise BackendError(f"{here} times no kernels while it builds: leave out --timing-cache")
 
 
 def _require_driver(why: str, otherwise: str) -> None:
@@ -199,30 +262,38 @@ def _require_driver(why: str, otherwise: str) -> None:
         raise BackendError(f"{why}, and here is {error}: use a machine with one, or {otherwise}") from None
 
 
-def _target(library: Library, config: Any, capabilities: tuple[str, ...]) -> None:
-    """Which chips the engine is for."""
-    trt = library.module
-    if not capabilities and library.name == "tensorrt-rtx":
-        _require_driver(
-            "an engine is built for the GPU of this machine", "name the chip to build for: --compute-capability 8.9"
-        )
-    if not capabilities:
-        return
-    if not hasattr(trt, "ComputeCapability"):
+def _require_targets(library: Library, capabilities: tuple[str, ...]) -> None:
+    if not hasattr(library.module, "ComputeCapability"):
         raise BackendError(
             f"{library.name} {library.version} builds for the GPU that it runs on: leave out --compute-capability, "
             f"or use --runtime tensorrt-rtx"
         )
-    known = chips(trt)
+    known = chips(library.module)
     for capability in capabilities:
         if capability not in known:
             raise BackendError(
                 f"{library.name} {library.version} has no target for compute capability {capability}; "
                 f"it has {', '.join(known)}"
             )
+
+
+def _make_builder(library: Library, logger: Any) -> Any:
+    if library.name == "tensorrt":
+        require_buildable(library, Options(Profile(1, 1, 1)))  # without a driver it crashes
+    try:
+        return library.module.Builder(logger)
+    except TypeError:  # what its bindings make of a null pointer
+        why = " ".join(logger.errors[-1].split()) if logger.errors else "it gives no reason"
+        raise BackendError(f"{library.name} {library.version} does not start: {why}") from None
+
+
+def _target(trt: Any, config: Any, capabilities: tuple[str, ...]) -> None:
+    """Which chips the engine is for."""
+    known = chips(trt)
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        config.set_compute_capability(known[capability], index)
+        if not config.set_compute_capability(known[capability], index):
+            raise BackendError(f"TensorRT refuses compute capability {capability} beside the others: build for fewer")
 
 
 def chips(trt: Any) -> dict[str, Any]:
@@ -231,15 +302,53 @@ def chips(trt: Any) -> dict[str, Any]:
     return {f"{name[2:-1]}.{name[-1]}": value for name, value in members if name.startswith("SM")}
 
 
+def _set_timings(config: Any, path: Path) -> Any:
+    """Earlier measurements, or none yet."""
+    try:
+        known = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise BackendError(f"cannot read the timing cache {path}: {error.strerror}") from None
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise BackendError(
+            f"{path} is no timing cache of this TensorRT and GPU: delete it, or name another with --timing-cache"
+        )
+    return cache
+
+
 def _keep_timings(config: Any, path: Path) -> None:
     """A cache that cannot be written costs time at the next build, nothing else."""
-    cache = config.get_timing_cache()
-    with suppress(OSError), whole_file(path) as file:
-        file.write(bytes(cache.serialize()))
+    try:
+        with whole_file(path) as file:
+            file.write(bytes(config.get_timing_cache().serialize()))
+    except OSError as error:
+        _log.warning("cannot write the timing cache %s (%s): the next build takes as long", path, error.strerror)
 
 
-def _monitor(trt: Any, progress: Progress) -> Any:
-    """TensorRT's callbacks as calls of `progress`; nested phases are left out."""
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """In the block, Ctrl-C sets the event: an exception inside of TensorRT's callbacks would be printed and lost.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if the event is set.
+    """
+    interrupted = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _monitor(trt: Any, progress: Progress | None, interrupted: threading.Event) -> Any:
+    """TensorRT's callbacks as calls of `progress`, nested phases left out; ends the build once it is interrupted."""
+    told = progress or (lambda phase, step, steps: None)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
@@ -249,23 +358,23 @@ def _monitor(trt: Any, progress: Progress) -> Any:
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 self.steps[phase_name] = num_steps
-                progress(phase_name, 0, num_steps)
+                told(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name in self.steps:
-                progress(phase_name, step + 1, self.steps[phase_name])
-            return True
+                told(phase_name, step + 1, self.steps[phase_name])
+            return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             steps = self.steps.pop(phase_name, 0)
             if steps:
-                progress(phase_name, steps, steps)
+                told(phase_name, steps, steps)
 
     return Monitor()
 
 
 def engine_layers(library: Library, plan: bytes, network: Layers) -> Layers | None:
-    """The layers of the engine as the inspector tells them; None where there is no GPU to load it on.
+    """The layers of the engine as the inspector tells them; None where there is no GPU to load it on, or it tells none.
 
     Args:
         library: that built it.
@@ -278,11 +387,13 @@ def engine_layers(library: Library, plan: bytes, network: Layers) -> Layers | No
         return None
     trt = library.module
     runtime = trt.Runtime(library.logger())
+    runtime.engine_host_code_allowed = True  # a version compatible plan brings a runtime of its own
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:  # built for another chip
         return None
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return Layers(network.products, inspected(told), "engine")
+    counts = inspected(told)
+    return Layers(network.products, counts, "engine") if counts else None
 
 
 def inspected(told: str) -> dict[str, int]:
@@ -300,6 +411,9 @@ def inspected(told: str) -> dict[str, int]:
     return dict(counts)
 
 
+def _type(tensor: Any) -> str:
+    return _TYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+
+
 def _described(tensor: Any) -> tuple[str, str]:
-    kind = _TYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
-    return tensor.name, f"{kind} ({', '.join(map(str, tensor.shape))})"
+    return tensor.name, f"{_type(tensor)} ({', '.join(map(str, tensor.shape))})"

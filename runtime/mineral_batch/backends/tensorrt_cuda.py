@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Only what this thread does is captured or forbidden meanwhile: another lane may be copying.
 _CAPTURE_THIS_THREAD = 1
+_NON_BLOCKING = 1
 
 
 class Cuda:
@@ -54,13 +55,18 @@ class Cuda:
             self._driver.Context.pop()
 
     def stream(self) -> Any:
-        """A new stream; `.handle` is CUDA's own."""
-        return self._driver.Stream()
+        """A new stream; `.handle` is CUDA's own.
+
+        It does not wait for the default stream, on which torch works: while such a stream is captured, whatever another
+        thread starts there would fail.
+        """
+        return self._driver.Stream(_NON_BLOCKING)
 
     def allocate(self, size: int) -> Any:
         """`size` bytes on the GPU, zeroed; `int()` of it is the address."""
         memory = self._driver.mem_alloc(size)
         self._driver.memset_d8(memory, 0, size)
+        self._driver.Context.synchronize()  # zeroed on the default stream, for which ours do not wait
         return memory
 
     def to_gpu(self, memory: Any, array: Any, stream: Any) -> None:
@@ -72,8 +78,14 @@ class Cuda:
         self._driver.memcpy_dtoh_async(array, memory, stream)
 
     def release(self) -> None:
-        """Let go of the primary context; others may still hold it."""
+        """Let go of the primary context; others may still hold it.
+
+        pycuda makes it the thread's current one to do so, and leaves it at that.
+        """
+        library, current = cuda_driver._driver(), ctypes.c_void_p()
+        library.cuCtxGetCurrent(ctypes.byref(current))
         self._context.detach()
+        library.cuCtxSetCurrent(current)
 
 
 class Graph:
@@ -102,9 +114,12 @@ class Graph:
         self._call("cuStreamBeginCapture_v2", self._stream, ctypes.c_int(_CAPTURE_THIS_THREAD))
         try:
             work()
-        finally:
-            # Also after a failure: a stream that is left capturing is of no more use.
-            self._call("cuStreamEndCapture", self._stream, ctypes.byref(recorded))
+        except BaseException:
+            # A stream that is left capturing is of no more use; what it says is not what went wrong.
+            if self._library.cuStreamEndCapture(self._stream, ctypes.byref(recorded)) == 0:
+                self._library.cuGraphDestroy(recorded)
+            raise
+        self._call("cuStreamEndCapture", self._stream, ctypes.byref(recorded))
         return recorded
 
     def launch(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
@@ -216,4 +217,5 @@ def _fits_chip(record: EngineRecord, gpu: Gpu) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    """`10.14.1.48.post1` -> (10, 14, 1, 48, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version))

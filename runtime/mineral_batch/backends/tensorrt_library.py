@@ -57,14 +57,18 @@ def load_library(name: str | None = None) -> Library:
     Raises:
         BackendError: if none is, or it is too old.
     """
+    found = f"{name or 'TensorRT'} is not installed"
     for candidate in [name] if name else RUNTIMES:
         try:
             library = Library(candidate, importlib.import_module(RUNTIMES[candidate]))
-        except ImportError:
+        except (ImportError, OSError) as error:
+            # Another name: the package is there, and what is missing is a library of its own or CUDA's.
+            if getattr(error, "name", None) != RUNTIMES[candidate]:
+                found = f"{candidate} is installed and does not load ({' '.join(str(error).split())})"
             continue
         return _recent_enough(library)
     raise BackendError(
-        f"{name or 'TensorRT'} is not installed: pip install tensorrt-rtx (GeForce and RTX cards), or "
+        f"{found}: pip install tensorrt-rtx (GeForce and RTX cards), or "
         f"pip install 'tensorrt>=10.12' (every card, from NVIDIA's package index)"
     )
 
