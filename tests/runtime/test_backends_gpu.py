@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +36,13 @@ class DeviceValue:
 
     def __init__(self, runtime: Runtime, shape: Any, kind: Any, device: str, index: int) -> None:
         assert device == "cuda"
+        runtime.forbid_while_capturing("an allocation")
         self.memory = np.full(shape, 77, kind)  # a GPU's memory is not zero to begin with
         self._runtime = runtime
         runtime.calls.append(("allocate", tuple(shape), index))
 
     def update_inplace(self, array: NDArray[Any]) -> None:
+        self._runtime.forbid_while_capturing("a copy")
         assert array.shape == self.memory.shape
         assert array.dtype == self.memory.dtype
         assert array.flags.c_contiguous
@@ -67,6 +71,7 @@ class Session:
         self._session = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._providers = [name for name, _ in providers]
         self._runtime = runtime
+        self._has_run = False
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
         self.run = self._session.run
 
@@ -82,6 +87,9 @@ class Session:
         self._runtime.threads[id(self)].add(threading.get_ident())
         if batch > self._runtime.fits:
             raise RuntimeError(self._runtime.out_of_memory)
+        if not self._has_run:
+            self._has_run = True
+            self._runtime.capture()
         binding.probabilities.memory[...] = self._session.run(None, {"pixels": binding.pixels.memory})[0]
 
 
@@ -98,7 +106,20 @@ class Runtime:
         self.out_of_memory = "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 939524096"
         self.really: list[str] | None = None
         self.refuse_graphs = False
+        self.seconds_to_capture = 0.0
+        self._capturing: int | None = None
         self.OrtValue = self
+
+    def capture(self) -> None:
+        """In CUDA's global mode: no other thread may allocate or copy."""
+        assert self._capturing is None, "two threads capture"
+        self._capturing = threading.get_ident()
+        time.sleep(self.seconds_to_capture)
+        self._capturing = None
+
+    def forbid_while_capturing(self, what: str) -> None:
+        if self._capturing not in (None, threading.get_ident()):
+            raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -149,7 +170,7 @@ def test_batches_have_one_size_and_go_through_the_same_buffers(model_path: Path,
     assert runtime.of("allocate") == [("allocate", (4, 24, 32, 3), 0), ("allocate", (4, 5), 0)]
     assert {size for _, size in runtime.of("run")} == {4}
     assert len(runtime.of("session")) == 1
-    assert len(runtime.of("copy")) == len(runtime.of("run")) == 3 * -(-count // 4)
+    assert len(runtime.of("copy")) == len(runtime.of("run")) - 1 == 3 * -(-count // 4), "one to capture the graph"
 
 
 def test_a_full_batch_is_copied_to_the_gpu_from_where_it_is(model_path: Path, runtime: Runtime) -> None:
@@ -173,13 +194,14 @@ def test_libraries_are_looked_for_before_the_session_and_quietly(
 def test_out_of_memory_halves_the_batch_and_no_picture_is_lost(
     model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture, words: str
 ) -> None:
-    runtime.fits, runtime.out_of_memory = 3, words
+    runtime.out_of_memory = words
     backend = open_backend(model_path, "onnx-cuda", batch_size=12)
+    runtime.fits = 3
     pixels = pictures(12)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             np.testing.assert_allclose(backend.infer(pixels), expected(model_path, pixels), rtol=1e-6)
-    assert [size for _, size in runtime.of("run")] == [12, 6, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert [size for _, size in runtime.of("run")] == [12, 12, 6, 3, 3, 3, 3, 3, 3, 3, 3, 3]
     assert backend.batch_size == 3
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"GPU 0 is out of memory: going on with batches of {batch}" for batch in (6, 3)]
@@ -187,17 +209,36 @@ def test_out_of_memory_halves_the_batch_and_no_picture_is_lost(
 
 def test_a_gpu_too_small_for_one_picture_is_an_error(model_path: Path, runtime: Runtime) -> None:
     runtime.fits = 0
-    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
     with pytest.raises(BackendError, match="too little free memory for one picture"):
-        backend.infer(pictures(2))
+        open_backend(model_path, "onnx-cuda", batch_size=2)
 
 
 def test_another_failure_is_no_reason_to_halve(model_path: Path, runtime: Runtime) -> None:
-    runtime.fits, runtime.out_of_memory = 0, "an illegal memory access was encountered\nat somewhere.cc:12"
     backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    runtime.fits, runtime.out_of_memory = 0, "an illegal memory access was encountered\nat somewhere.cc:12"
     with pytest.raises(BackendError, match=r"batch of 2: an illegal memory access was encountered$"):
         backend.infer(pictures(2))
-    assert len(runtime.of("run")) == 1
+    assert [size for _, size in runtime.of("run")] == [2, 2]
+
+
+def test_memory_that_is_short_from_the_start_is_found_when_the_model_is_opened(
+    model_path: Path, runtime: Runtime
+) -> None:
+    runtime.fits = 3
+    assert open_backend(model_path, "onnx-cuda", batch_size=12).batch_size == 3
+    assert [size for _, size in runtime.of("run")] == [12, 6, 3]
+
+
+def test_while_one_gpu_captures_its_graph_the_others_wait(model_path: Path, runtime: Runtime) -> None:
+    group = open_backend(model_path, "onnx-cuda", devices=[0, 1], batch_size=4)
+    runtime.seconds_to_capture = 0.02
+    pixels = pictures(4)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):  # both run out of memory, and make new sessions, while the other one works
+            runtime.fits = max(1, runtime.fits // 2) if runtime.fits < 4 else 2
+            answers = list(pool.map(lambda _: group.infer(pixels), range(6)))
+    for answer in answers:
+        np.testing.assert_allclose(answer, expected(model_path, pixels), rtol=1e-6)
 
 
 def test_a_model_with_nodes_off_the_gpu_does_without_a_cuda_graph(model_path: Path, runtime: Runtime) -> None:
@@ -295,6 +336,7 @@ class Driver:
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
         self.freed: list[int] = []
+        self.contexts: dict[int, int] = defaultdict(int)  # thread -> how many are on its stack
 
     def __getattr__(self, name: str) -> Any:
         def function(*arguments: Any) -> int:
@@ -324,8 +366,17 @@ class Driver:
         self.block = np.full(size.value, 3, np.uint8)
         address._obj.value = self.block.ctypes.data
 
-    def do_cuMemFreeHost(self, address: Any) -> None:
+    def do_cuMemFreeHost(self, address: Any) -> int:
+        if not self.contexts[threading.get_ident()]:
+            return 201
         self.freed.append(address.value)
+        return 0
+
+    def do_cuCtxPushCurrent_v2(self, context: Any) -> None:
+        self.contexts[threading.get_ident()] += 1
+
+    def do_cuCtxPopCurrent_v2(self, pointer: Any) -> None:
+        self.contexts[threading.get_ident()] -= 1
 
 
 @pytest.fixture
@@ -356,7 +407,8 @@ def test_page_locked_memory_is_zero_and_freed_with_its_last_view(driver: Any) ->
     assert one.freed == []
     assert one.block[-1] == 9
     del row
-    assert one.freed == [one.block.ctypes.data]
+    assert one.freed == [one.block.ctypes.data], "though this thread has no context of its own"
+    assert not any(one.contexts.values())
 
 
 @pytest.mark.parametrize("function", ["cuInit", "cuMemHostAlloc", "cuCtxPushCurrent_v2"])

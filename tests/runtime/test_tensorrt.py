@@ -1,7 +1,8 @@
 """TensorRT's own runtime against a recorded stand-in of TensorRT, pycuda and the driver: order, shapes, lifetimes.
 
-The stand-in's streams run nothing until they are waited for, its memory is known by its address, and whatever is used
-without a context, after it was freed or before it was waited for is an error. It says nothing about a real GPU.
+Everything is tried with pycuda and without it, on the driver's library alone. The stand-in's streams run nothing until
+they are waited for, its memory is known by its address, and whatever is used without a context, after it was freed or
+before it was waited for is an error. It says nothing about a real GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mineral_batch.backends.tensorrt_engine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mineral_batch import ModelContract
@@ -56,9 +57,9 @@ class Machine:
         self.queues: dict[int, list[Callable[[], None]]] = {}
         self.pinned: list[Any] = []
         self.contexts = threading.local()
+        self.layer = ""
+        self.opened: list[Any] = []
         self.retained = 0
-        self.streams = 0
-        self.current = 0
         self.engine_contexts = 0
         self.can_capture = True
         self.is_capturable = True
@@ -71,13 +72,51 @@ class Machine:
         self.labels = len(contract.labels)
         self._last = 0x1000
 
+    def open(self, engine: Path, **options: Any) -> Any:
+        """Closed at the end of the test, if not before."""
+        self.opened.append(backend := open_backend(engine, "tensorrt", **options))
+        return backend
+
     def address(self) -> int:
         self._last += 0x1000
         return self._last
 
+    @property
+    def stack(self) -> list[Any]:
+        """The driver's, of this thread."""
+        found: list[Any] = self.contexts.__dict__.setdefault("stack", [])
+        return found
+
     def say(self, what: str) -> None:
-        assert getattr(self.contexts, "stack", []), f"{what} without a context in this thread"
+        assert self.stack, f"{what} without a context in this thread"
         self.log.append(what)
+
+    def new_stream(self, flags: int) -> int:
+        self.say("stream")
+        assert flags == 1, "it waits for the default stream, and breaks what torch does there during a capture"
+        at = self.address()
+        self.queues[at] = []
+        return at
+
+    def new_memory(self, size: int) -> int:
+        self.say(f"allocate {size}")
+        at = self.address()
+        self.memory[at] = np.full(size, 77, np.uint8)
+        return at
+
+    def to_gpu(self, memory: int, array: np.ndarray, stream: int) -> None:
+        def copy() -> None:
+            self.memory[memory][: array.nbytes] = array.reshape(-1)
+
+        self.say(f"to GPU {array.nbytes}")
+        self.enqueue(stream, copy)
+
+    def from_gpu(self, array: np.ndarray, memory: int, stream: int) -> None:
+        def copy() -> None:
+            array.reshape(-1).view(np.uint8)[:] = self.memory[memory][: array.nbytes]
+
+        self.say(f"from GPU {array.nbytes}")
+        self.enqueue(stream, copy)
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         self.capturing.get(stream, self.queues[stream]).append(work)
@@ -101,21 +140,25 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
     driver = ModuleType("pycuda.driver")
 
     class Context:
+        def __init__(self) -> None:
+            self.thread = threading.get_ident()
+
         def push(self) -> None:
-            stack = machine.contexts.__dict__.setdefault("stack", [])
-            stack.append(self)
+            machine.stack.append(self)
 
         @staticmethod
         def pop() -> None:
-            machine.contexts.stack.pop()
+            machine.stack.pop()
 
         @staticmethod
         def synchronize() -> None:
             machine.say("wait for all")
 
         def detach(self) -> None:
-            machine.retained -= 1
-            machine.current = 1  # as pycuda leaves it
+            """As pycuda 2026.1 does: it is for contexts that their release pops, and only in their own thread."""
+            if threading.get_ident() == self.thread:
+                machine.stack.append(self)
+                machine.retained -= 1
 
     class Device:
         def __init__(self, index: int) -> None:
@@ -127,24 +170,18 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
 
     class Stream:
         def __init__(self, flags: int = 0) -> None:
-            machine.say("stream")
-            assert flags == 1, "it waits for the default stream, and breaks what torch does there during a capture"
-            self.handle = machine.address()
-            machine.queues[self.handle] = []
-            machine.streams += 1
-
-        def __del__(self) -> None:
-            machine.streams -= bool(machine.retained)  # pycuda gives up where the context was let go of
+            self.handle = machine.new_stream(flags)
 
         def synchronize(self) -> None:
             machine.say("wait")
             machine.wait(self.handle)
 
+        def __del__(self) -> None:
+            machine.say("destroy stream")
+
     class Memory:
         def __init__(self, size: int) -> None:
-            machine.say(f"allocate {size}")
-            self.at = machine.address()
-            machine.memory[self.at] = np.full(size, 77, np.uint8)
+            self.at = machine.new_memory(size)
 
         def __int__(self) -> int:
             return self.at
@@ -158,22 +195,12 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
 
     def to_gpu(memory: Memory, array: np.ndarray, stream: Stream) -> None:
         assert array.flags.c_contiguous
-        machine.say(f"to GPU {array.nbytes}")
         if machine.fails:
-            raise CudaError("cuMemcpyHtoDAsync failed: an illegal memory access was encountered")
-
-        def copy() -> None:
-            machine.memory[int(memory)][: array.nbytes] = array.reshape(-1)
-
-        machine.enqueue(stream.handle, copy)
+            raise CudaError("cuMemcpyHtoDAsync failed: CUDA error 700, an illegal memory access was encountered")
+        machine.to_gpu(int(memory), array, stream.handle)
 
     def from_gpu(array: np.ndarray, memory: Memory, stream: Stream) -> None:
-        machine.say(f"from GPU {array.nbytes}")
-
-        def copy() -> None:
-            array.reshape(-1).view(np.uint8)[:] = machine.memory[int(memory)][: array.nbytes]
-
-        machine.enqueue(stream.handle, copy)
+        machine.from_gpu(array, int(memory), stream.handle)
 
     for name, value in {
         "init": lambda: None,
@@ -191,7 +218,10 @@ def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one
 
 
 def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module in one function
-    """libcuda: what the project asks it beside pycuda."""
+    """libcuda."""
+
+    def done(*_: Any) -> int:
+        return 0
 
     def give(pointer: Any, value: int) -> int:
         pointer._obj.value = value
@@ -199,15 +229,71 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
 
     def allocate(pointer: Any, size: Any, flags: Any) -> int:
         if machine.page_lock_fails:
-            raise cuda_driver.DriverError("the NVIDIA driver answers cuMemHostAlloc with CUDA error 2")
+            return 2
         machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
         return give(pointer, ctypes.addressof(memory))
+
+    def free_page_locked(address: Any) -> int:
+        machine.pinned = [memory for memory in machine.pinned if ctypes.addressof(memory) != address.value]
+        return 0
 
     def attribute(pointer: Any, which: Any, device: Any) -> int:
         return give(pointer, {75: 8, 76: 9}[which.value])
 
     def name(buffer: Any, size: Any, device: Any) -> int:
         buffer.value = b"NVIDIA L4"
+        return 0
+
+    def retain(pointer: Any, device: Any) -> int:
+        machine.retained += 1
+        return give(pointer, 1)
+
+    def release(device: Any) -> int:
+        machine.retained -= 1
+        return 0
+
+    def push(context: Any) -> int:
+        machine.stack.append("context")
+        return 0
+
+    def pop(pointer: Any) -> int:
+        machine.stack.pop()
+        return 0
+
+    def wait_for_all() -> int:
+        machine.say("wait for all")
+        return 0
+
+    def synchronize(stream: Any) -> int:
+        machine.say("wait")
+        machine.wait(stream.value)
+        return 0
+
+    def destroy_stream(stream: Any) -> int:
+        machine.say("destroy stream")
+        del machine.queues[stream.value]
+        return 0
+
+    def memset(memory: Any, value: Any, size: Any) -> int:
+        machine.memory[memory.value][: size.value] = value.value
+        return 0
+
+    def bytes_at(address: Any, size: Any) -> np.ndarray:
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address.value))
+
+    def to_gpu(memory: Any, source: Any, size: Any, stream: Any) -> int:
+        if machine.fails:
+            return 700
+        machine.to_gpu(memory.value, bytes_at(source, size), stream.value)
+        return 0
+
+    def from_gpu(target: Any, memory: Any, size: Any, stream: Any) -> int:
+        machine.from_gpu(bytes_at(target, size), memory.value, stream.value)
+        return 0
+
+    def free(memory: Any) -> int:
+        machine.say("free")
+        del machine.memory[memory.value]
         return 0
 
     def begin(stream: Any, mode: Any) -> int:
@@ -220,10 +306,6 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
     def end(stream: Any, pointer: Any) -> int:
         machine.graphs[at := machine.address()] = machine.capturing.pop(stream.value)
         return give(pointer, at)
-
-    def set_current(context: Any) -> int:
-        machine.current = context.value or 0
-        return 0
 
     def launch(graph: Any, stream: Any) -> int:
         machine.say("launch")
@@ -247,13 +329,21 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
         cuDeviceGetName=name,
         cuDeviceGetAttribute=attribute,
         cuDeviceTotalMem_v2=lambda pointer, device: give(pointer, 24 << 30),
-        cuDevicePrimaryCtxRetain=lambda pointer, device: give(pointer, 1),
-        cuCtxPushCurrent_v2=lambda context: 0,
-        cuCtxPopCurrent_v2=lambda pointer: 0,
-        cuCtxGetCurrent=lambda pointer: give(pointer, machine.current),
-        cuCtxSetCurrent=set_current,
+        cuDevicePrimaryCtxRetain=retain,
+        cuDevicePrimaryCtxRelease_v2=release,
+        cuCtxPushCurrent_v2=push,
+        cuCtxPopCurrent_v2=pop,
+        cuCtxSynchronize=wait_for_all,
         cuMemHostAlloc=allocate,
-        cuMemFreeHost=lambda address: 0,
+        cuMemFreeHost=free_page_locked,
+        cuStreamCreate=lambda pointer, flags: give(pointer, machine.new_stream(flags.value)),
+        cuStreamSynchronize=synchronize,
+        cuStreamDestroy_v2=destroy_stream,
+        cuMemAlloc_v2=lambda pointer, size: give(pointer, machine.new_memory(size.value)),
+        cuMemsetD8_v2=memset,
+        cuMemcpyHtoDAsync_v2=to_gpu,
+        cuMemcpyDtoHAsync_v2=from_gpu,
+        cuMemFree_v2=free,
         cuStreamBeginCapture_v2=begin,
         cuStreamEndCapture=end,
         cuGraphInstantiateWithFlags=instantiate,
@@ -341,20 +431,25 @@ def fake_tensorrt(machine: Machine) -> ModuleType:  # noqa: C901 - a module in o
     return trt
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, contract: ModelContract, tmp_path: Path) -> Machine:
+@pytest.fixture(params=["pycuda", "the driver's library"])
+def machine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, contract: ModelContract, tmp_path: Path
+) -> Iterator[Machine]:
     machine = Machine(contract)
-    driver = fake_pycuda(machine)
-    package = ModuleType("pycuda")
-    package.driver = driver  # type: ignore[attr-defined]
+    machine.layer = request.param
+    package = driver = None
+    if request.param == "pycuda":
+        package, driver = ModuleType("pycuda"), fake_pycuda(machine)
+        package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
     monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(machine))
     library = fake_driver(machine)
     monkeypatch.setattr(cuda_driver, "_driver", lambda: library)
-    monkeypatch.setattr(cuda_driver, "_call", lambda function, *arguments: function(*arguments))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return machine
+    yield machine
+    for backend in machine.opened:
+        backend.close()
 
 
 def record(contract: ModelContract, **changes: Any) -> EngineRecord:
@@ -415,7 +510,7 @@ def test_an_engine_that_cannot_be_described_is_not_written(tmp_path: Path, contr
 def test_every_picture_gets_its_answer_whatever_the_batch(
     machine: Machine, engine: Path, contract: ModelContract, batch: int
 ) -> None:
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     pixels = pictures(batch, contract)
     for _ in range(3):  # the other lane, then the first one again, with what lay there before
         np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
@@ -423,7 +518,7 @@ def test_every_picture_gets_its_answer_whatever_the_batch(
 
 
 def test_a_batch_is_one_copy_one_launch_and_one_wait(machine: Machine, engine: Path, contract: ModelContract) -> None:
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     machine.log.clear()
     backend.infer(pictures(4, contract))
     assert machine.log == [f"to GPU {4 * 24 * 32 * 3}", "launch", "wait"]
@@ -433,7 +528,7 @@ def test_a_batch_is_one_copy_one_launch_and_one_wait(machine: Machine, engine: P
 
 
 def test_everything_is_allocated_when_it_is_opened(machine: Machine, engine: Path, contract: ModelContract) -> None:
-    backend = open_backend(engine, "tensorrt", batch_size=8)
+    backend = machine.open(engine, batch_size=8)
     sizes = [line for line in machine.log if line.startswith("allocate")]
     assert sizes == [f"allocate {8 * 24 * 32 * 3}", f"allocate {8 * 5 * 4}"] * backend.workers
     first = machine.log.index("capture")
@@ -444,34 +539,45 @@ def test_everything_is_allocated_when_it_is_opened(machine: Machine, engine: Pat
 
 
 def test_closing_gives_everything_back_and_graphs_before_their_memory(machine: Machine, engine: Path) -> None:
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     machine.log.clear()
     backend.close()
     backend.close()
-    assert machine.log == ["wait", "destroy graph", "free", "free"] * backend.workers
-    assert (machine.memory, machine.graphs, machine.retained, machine.streams) == ({}, {}, 0, 0)
+    assert machine.log == ["wait", "destroy graph", "free", "free", "destroy stream"] * backend.workers
+    assert (machine.memory, machine.graphs, machine.stack) == ({}, {}, [])
+    assert machine.retained == len(machine.pinned), "page-locked memory holds the context for itself"
+
+
+def test_closing_from_another_thread_gives_the_context_back_too(machine: Machine, engine: Path) -> None:
+    backend = machine.open(engine)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(backend.close).result()
+        assert pool.submit(lambda: machine.stack).result() == machine.stack == []
+    assert (machine.memory, machine.retained) == ({}, len(machine.pinned))
 
 
 def test_the_threads_own_context_is_current_again_after_closing(machine: Machine, engine: Path) -> None:
-    machine.current = 0xBEEF  # torch's on another GPU
-    open_backend(engine, "tensorrt").close()
-    assert machine.current == 0xBEEF
+    machine.stack.append("torch's, on another GPU")
+    machine.open(engine).close()
+    assert machine.stack == ["torch's, on another GPU"]
 
 
 def test_a_gpu_with_too_little_memory_for_the_second_lane_keeps_nothing(machine: Machine, engine: Path) -> None:
     machine.most_contexts = 1
     assert "choose a smaller --batch-size" in refused(engine)
-    assert (machine.memory, machine.graphs, machine.retained, machine.streams) == ({}, {}, 0, 0)
+    assert (machine.memory, machine.graphs, machine.retained) == ({}, {}, len(machine.pinned))
+    assert machine.log.count("destroy stream") == machine.log.count("stream")
 
 
 def test_page_locked_memory_that_is_not_to_be_had_is_one_line(machine: Machine, engine: Path) -> None:
     machine.page_lock_fails = True
     assert refused(engine).startswith("tensorrt does not open on GPU 0 (NVIDIA L4): the NVIDIA driver answers")
-    assert (machine.memory, machine.retained, machine.streams) == ({}, 0, 0)
+    assert (machine.memory, machine.retained) == ({}, 0)
+    assert machine.log.count("destroy stream") == machine.log.count("stream")
 
 
 def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: ModelContract) -> None:
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     batches = [pictures(4, contract) + np.uint8(shift) for shift in range(20)]
     with ThreadPoolExecutor(backend.workers) as pool:
         answers = list(pool.map(backend.infer, batches))
@@ -481,7 +587,7 @@ def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: Mod
 
 def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path, contract: ModelContract) -> None:
     machine.can_capture = False
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     pixels = pictures(6, contract)
     np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
     assert "without CUDA graph" in backend.device
@@ -489,7 +595,7 @@ def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path,
 
 def test_an_engine_that_says_it_cannot_be_captured_is_not(machine: Machine, engine: Path) -> None:
     machine.is_capturable = False
-    assert "without CUDA graph" in open_backend(engine, "tensorrt").device
+    assert "without CUDA graph" in machine.open(engine).device
     assert "capture" not in machine.log
 
 
@@ -500,7 +606,7 @@ def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_record
     library.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
     write_engine(engine, PLAN, record(contract, runtime="tensorrt-rtx"))
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     made = [line for line in machine.log if line.startswith("context")]
     assert made == ["context, {'dynamic_shapes_kernel_specialization_strategy': 'eager'}"] * backend.workers
 
@@ -508,21 +614,21 @@ def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_record
 def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(
     machine: Machine, engine: Path, contract: ModelContract
 ) -> None:
-    backend = open_backend(engine, "tensorrt")
+    backend = machine.open(engine)
     machine.fails = True
-    with pytest.raises(BackendError, match="illegal memory access"):
+    with pytest.raises(BackendError, match="CUDA error 700"):
         backend.infer(pictures(4, contract))
     machine.fails = False
     pixels = pictures(4, contract)
     for _ in range(backend.workers):
         np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
-    assert not machine.contexts.stack, "the context of the thread is as it was"
+    assert not machine.stack, "the context of the thread is as it was"
 
 
 def test_an_engine_that_does_not_load_leaves_nothing_behind(machine: Machine, engine: Path) -> None:
     machine.loads = False
     assert "no luck; build it again: mineral-export trt" in refused(engine)
-    assert (machine.memory, machine.retained) == ({}, 0)
+    assert (machine.memory, machine.retained, machine.stack) == ({}, 0, [])
 
 
 def test_a_tensorrt_that_does_not_start_is_one_line(machine: Machine, engine: Path) -> None:
@@ -533,8 +639,8 @@ def test_a_tensorrt_that_does_not_start_is_one_line(machine: Machine, engine: Pa
 
 
 def test_it_says_what_it_is(machine: Machine, engine: Path, contract: ModelContract) -> None:
-    backend = open_backend(engine, "tensorrt")
-    assert backend.device == "GPU 0 (NVIDIA L4), float16"
+    backend = machine.open(engine)
+    assert backend.device == f"GPU 0 (NVIDIA L4), float16, CUDA by {machine.layer}"
     assert backend.version == "tensorrt 10.13.3.9, float16"
     assert (backend.contract, backend.batch_size, backend.workers) == (contract, 4, 2)
     assert backend.buffer(3).shape == (3, 24, 32, 3)
@@ -577,7 +683,7 @@ def test_a_compatible_engine_is_taken(
     machine: Machine, engine: Path, contract: ModelContract, changes: dict[str, Any]
 ) -> None:
     write_engine(engine, PLAN, record(contract, **changes))
-    open_backend(engine, "tensorrt").close()
+    machine.open(engine).close()
 
 
 def test_an_engine_older_than_the_model_beside_it_is_refused(
@@ -587,7 +693,7 @@ def test_an_engine_older_than_the_model_beside_it_is_refused(
     source.write_bytes(model_path.read_bytes())
     assert "built from another model.onnx" in refused(engine)
     write_engine(engine, PLAN, record(contract, onnx_sha256=graph_digest(source)))
-    open_backend(engine, "tensorrt").close()
+    machine.open(engine).close()
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"schema_version": 9}', "[1]", "\0"])
@@ -625,6 +731,7 @@ def test_an_onnx_file_is_built_once(
         return backend
 
     assert opened().version.endswith("float32")
+    assert machine.retained == len(machine.pinned), "also the context that it was built in is given back"
     opened()
     assert len(built) == 1, "the second time it is read"
     changed = contract.with_thresholds([0.9] * 5)
@@ -654,12 +761,26 @@ def test_without_a_driver_nothing_of_tensorrt_is_touched(
         assert "install the NVIDIA driver" in message
 
 
-def test_missing_packages_are_named(machine: Machine, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "tensorrt", None)
-        assert "pip install" in refused(engine)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    assert "mineral-batch[trt]" in refused(engine)
+def test_a_missing_package_is_named(machine: Machine, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "pip install" in refused(engine)
+
+
+def test_a_pycuda_that_does_not_load_is_told_and_not_needed(
+    machine: Machine, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").touch()
+    (tmp_path / "pycuda" / "driver.py").write_text("raise ImportError('libcurand.so.10: cannot open')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("pycuda", "pycuda.driver"):
+        monkeypatch.delitem(sys.modules, name)
+    backend = machine.open(engine)
+    assert backend.device.endswith("CUDA by the driver's library")
+    backend.close()
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "pycuda does not load (libcurand.so.10: cannot open): going on with the driver's library"
+    ]
 
 
 @pytest.mark.parametrize("error", ["OSError('libnvinfer.so.10: cannot open')", "ImportError('libcudart.so.13')"])

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of the GPUs, and page-locked memory from it, without a CUDA package installed.
+"""What the NVIDIA driver says of the GPUs, and memory, streams and kernels from it, without a CUDA package installed.
 
 The driver's own library comes with every driver, and unlike `nvidia-smi` it numbers the GPUs as ONNX Runtime does and
 obeys CUDA_VISIBLE_DEVICES. Function names and values: the CUDA Driver API's reference.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -17,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from mineral_batch.images import Pixels
 
@@ -25,6 +29,8 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _SUCCESS = 0
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _PORTABLE = 1  # page-locked for every context, so that a group of GPUs can share a buffer
+_NON_BLOCKING = 1  # a stream that does not wait for the default one
+_THREADS_IN_A_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,174 @@ def page_locked(shape: Sequence[int], device: int) -> Pixels:
     driver = _driver()
     size = prod(shape)
     address = ctypes.c_void_p()
-    _enter_context(driver, device)
+    # Held as long as the memory, which outlives the sessions that it was made for.
+    context = _retained(driver, device)
     try:
-        _call(driver.cuMemHostAlloc, ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE))
-    finally:
-        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        with _current(driver, context):
+            _call(driver.cuMemHostAlloc, ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE))
+    except DriverError:
+        _release(driver, device)
+        raise
     assert address.value is not None
     memory = (ctypes.c_uint8 * size).from_address(address.value)
-    weakref.finalize(memory, driver.cuMemFreeHost, address)
+    # Not at exit: the process gives all of it back, and the driver may have stopped before.
+    weakref.finalize(memory, _free_page_locked, driver, device, context, address).atexit = False
     pixels: Pixels = np.ctypeslib.as_array(memory).reshape(shape)
     pixels[...] = 0
     return pixels
+
+
+class Context:
+    """One GPU's primary context, the one that CUDA's runtime and so ONNX Runtime, torch and nvImageCodec use.
+
+    Args:
+        gpu: whose.
+
+    Raises:
+        DriverError: if the driver refuses, as everything here does.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._driver = _driver()
+        self._index = gpu.index
+        self._handle = _retained(self._driver, gpu.index)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The block runs in this GPU's context; what was current before is current again afterwards."""
+        with _current(self._driver, self._handle):
+            yield
+
+    def stream(self) -> Stream:
+        """A new stream, which waits for no other."""
+        return Stream(self._driver)
+
+    def allocate(self, size: int) -> Memory:
+        """`size` bytes on the GPU, zeroed."""
+        return Memory(self._driver, size)
+
+    def to_gpu(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
+        """Start to copy a contiguous array; at the full rate of the bus, and beside computation, if page-locked."""
+        source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        _call(self._driver.cuMemcpyHtoDAsync_v2, memory.address, source, size, ctypes.c_void_p(stream.handle))
+
+    def from_gpu(self, array: NDArray[Any], memory: Memory, stream: Stream) -> None:
+        """Start to copy into a page-locked array."""
+        target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        _call(self._driver.cuMemcpyDtoHAsync_v2, target, memory.address, size, ctypes.c_void_p(stream.handle))
+
+    def kernel(self, ptx: str, name: str) -> Kernel:
+        """A kernel that the driver compiles for this GPU."""
+        return Kernel(self._driver, ptx, name)
+
+    def release(self) -> None:
+        """Let go of the context; others may still hold it."""
+        _release(self._driver, self._index)
+
+
+class Stream:
+    """An order of work on the GPU.
+
+    Attributes:
+        handle: CUDA's own.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        pointer = ctypes.c_void_p()
+        _call(driver.cuStreamCreate, ctypes.byref(pointer), ctypes.c_uint(_NON_BLOCKING))
+        self.handle = pointer.value or 0
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued."""
+        _call(self._driver.cuStreamSynchronize, ctypes.c_void_p(self.handle))
+
+    def close(self) -> None:
+        """Give it back."""
+        _call(self._driver.cuStreamDestroy_v2, ctypes.c_void_p(self.handle))
+
+
+class Memory:
+    """Bytes on the GPU; `int()` of it is where."""
+
+    def __init__(self, driver: Any, size: int) -> None:
+        self._driver = driver
+        self.address = ctypes.c_uint64()
+        _call(driver.cuMemAlloc_v2, ctypes.byref(self.address), ctypes.c_size_t(size))
+        _call(driver.cuMemsetD8_v2, self.address, ctypes.c_ubyte(0), ctypes.c_size_t(size))
+        # That went to the default stream, which the others do not wait for.
+        _call(driver.cuCtxSynchronize)
+
+    def __int__(self) -> int:
+        return self.address.value
+
+    def free(self) -> None:
+        """Give them back."""
+        _call(self._driver.cuMemFree_v2, self.address)
+
+
+class Kernel:
+    """A function that runs on the GPU."""
+
+    def __init__(self, driver: Any, ptx: str, name: str) -> None:
+        self._driver = driver
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        _call(driver.cuModuleLoadData, ctypes.byref(self._module), ctypes.c_char_p(ptx.encode()))
+        _call(driver.cuModuleGetFunction, ctypes.byref(self._function), self._module, ctypes.c_char_p(name.encode()))
+
+    def launch(self, count: int, arguments: Sequence[Any], stream: Stream) -> None:
+        """Start it in at least `count` threads, with arguments of ctypes' types."""
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        blocks = -(-count // _THREADS_IN_A_BLOCK)
+        shape = [ctypes.c_uint(size) for size in (blocks, 1, 1, _THREADS_IN_A_BLOCK, 1, 1, 0)]
+        _call(self._driver.cuLaunchKernel, self._function, *shape, ctypes.c_void_p(stream.handle), pointers, None)
+
+    def close(self) -> None:
+        """Unload it."""
+        _call(self._driver.cuModuleUnload, self._module)
+
+
+class _Gate:
+    """Lets in any number of workers, or one that is alone; whoever wants to be alone comes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._workers = self._waiting = 0
+        self._is_taken = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._is_taken or self._waiting))
+            self._workers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._workers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With nobody else inside."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not (self._is_taken or self._workers))
+            self._waiting -= 1
+            self._is_taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
+
+
+#: ONNX Runtime captures CUDA graphs in CUDA's global mode (core/providers/cuda/cuda_graph.cc): meanwhile an allocation
+#: or a plain copy fails in every other thread of the process, whichever GPU it is for, and spoils the capture. So
+#: whoever may capture works alone, everybody else shared.
+gate = _Gate()
 
 
 @cache
@@ -115,13 +278,45 @@ def _gpu(driver: Any, index: int) -> Gpu:
     return Gpu(index, name.value.decode(errors="replace"), f"{major.value}.{minor.value}", memory.value)
 
 
-def _enter_context(driver: Any, index: int) -> None:
-    """Make the GPU's primary context, the one that CUDA's runtime and so ONNX Runtime use, this thread's."""
+def pop_context() -> None:
+    """Make what was current before this thread's present context current again."""
+    _driver().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def release_context(index: int) -> None:
+    """Let go of a GPU's primary context once."""
+    _release(_driver(), index)
+
+
+def _release(driver: Any, index: int) -> None:
+    device = ctypes.c_int()
+    _call(driver.cuDeviceGet, ctypes.byref(device), ctypes.c_int(index))
+    _call(driver.cuDevicePrimaryCtxRelease_v2, device)
+
+
+def _retained(driver: Any, index: int) -> ctypes.c_void_p:
+    """The GPU's primary context, held."""
     device, context = ctypes.c_int(), ctypes.c_void_p()
     _call(driver.cuDeviceGet, ctypes.byref(device), ctypes.c_int(index))
-    # Never released: the memory must outlive every session, and the runtime holds the context anyway.
     _call(driver.cuDevicePrimaryCtxRetain, ctypes.byref(context), device)
+    return context
+
+
+@contextmanager
+def _current(driver: Any, context: ctypes.c_void_p) -> Iterator[None]:
+    """The context is this thread's inside the block."""
     _call(driver.cuCtxPushCurrent_v2, context)
+    try:
+        yield
+    finally:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+
+
+def _free_page_locked(driver: Any, device: int, context: ctypes.c_void_p, address: ctypes.c_void_p) -> None:
+    """From whichever thread dropped the last view: it need not have a context, without which nothing is freed."""
+    with _current(driver, context):
+        driver.cuMemFreeHost(address)
+    _release(driver, device)
 
 
 def _call(function: Any, *arguments: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.cuda_driver import DriverError, Gpu, gpus, page_locked
+from mineral_batch.backends.cuda_driver import DriverError, Gpu, gate, gpus, page_locked
 from mineral_batch.backends.onnx_runtime import check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, MineralError
 
@@ -129,7 +129,9 @@ class OnnxGpuBackend:
 
     def _run(self, pixels: Pixels) -> Probabilities:
         """Answers for as many of the first pictures as fit into a batch."""
-        return self._open().run(pixels[: self.batch_size])
+        bound = self._open()
+        with gate.shared():
+            return bound.run(pixels[: self.batch_size])
 
     def close(self) -> None:
         """Drop the session and its buffers, and with them the GPU's memory."""
@@ -140,11 +142,14 @@ class OnnxGpuBackend:
         self._bound = None
 
     def _open(self) -> _Bound:
-        """The session for the present batch size."""
+        """The session for the present batch size, its CUDA graph captured: see `gate`."""
         if self._bound is None:
-            session = self._session_for(self.batch_size)
-            check_graph(session, self.contract)
-            self._bound = _Bound(self._runtime, session, self.contract, self._index, self.batch_size)
+            with gate.alone():
+                session = self._session_for(self.batch_size)
+                check_graph(session, self.contract)
+                bound = _Bound(self._runtime, session, self.contract, self._index, self.batch_size)
+                bound.prepare()
+            self._bound = bound
         return self._bound
 
     def _with_less_memory(self, work: Callable[[], T]) -> T:
@@ -186,6 +191,10 @@ class _Bound:
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(session.get_inputs()[0].name, self._pixels)
         self._binding.bind_ortvalue_output(session.get_outputs()[0].name, self._probabilities)
+
+    def prepare(self) -> None:
+        """Run once on whatever lies there: the first run allocates all that is needed and captures the graph."""
+        self._session.run_with_iobinding(self._binding)
 
     def run(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) with N up to B -> (N, L) in ordinary memory."""

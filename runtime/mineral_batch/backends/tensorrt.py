@@ -29,7 +29,7 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
 from mineral_batch.backends.cuda_driver import DriverError, cuda_version, page_locked
 from mineral_batch.backends.tensorrt_build import Network, Options
-from mineral_batch.backends.tensorrt_cuda import Cuda, Graph
+from mineral_batch.backends.tensorrt_cuda import Graph, open_cuda
 from mineral_batch.backends.tensorrt_engine import (
     SUFFIXES,
     EngineRecord,
@@ -82,7 +82,8 @@ class TensorRtBackend:
         self.version = f"{library.name} {library.version}, {record.precision}"
         self._gpu = gpu
         self._library = library
-        self._cuda: Any = Cuda(gpu)
+        self._cuda: Any = open_cuda(gpu)
+        cuda = self._cuda.name
         self._lanes: list[_Lane] = []
         self._idle: SimpleQueue[_Lane] = SimpleQueue()
         try:
@@ -94,7 +95,7 @@ class TensorRtBackend:
                 raise BackendError(f"tensorrt does not open on GPU {gpu.index} ({gpu.name}): {error}") from error
             raise
         graphs = "" if all(lane.has_graph for lane in self._lanes) else ", without CUDA graph"
-        self.device = f"GPU {gpu.index} ({gpu.name}), {record.precision}{graphs}"
+        self.device = f"GPU {gpu.index} ({gpu.name}), {record.precision}{graphs}, CUDA by {cuda}"
 
     def _open(self, record: EngineRecord, plan: bytes) -> None:
         trt = self._library.module
@@ -176,7 +177,7 @@ class _Lane:
     next one comes does not exist.
     """
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
         self._stream = cuda.stream()
         self._memory: list[Any] = []
@@ -207,7 +208,9 @@ class _Lane:
                 raise BackendError("this engine allocates while it runs")
             self._graph = Graph(self._stream, self._work)
         except (DriverError, BackendError) as error:
-            _log.warning("TensorRT's work cannot be one CUDA graph (%s): going on without", _last(logger) or error)
+            # As text: whoever keeps the record would keep the stream, through the error's traceback.
+            reason = _last(logger) or str(error)
+            _log.warning("TensorRT's work cannot be one CUDA graph (%s): going on without", reason)
 
     def run(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3), N up to B -> (N, L), valid until the next call; the rest of the batch is what lay there."""
@@ -236,6 +239,7 @@ class _Lane:
         self._graph = self._context = None
         while self._memory:
             self._memory.pop().free()
+        self._cuda.close_stream(self._stream)
         # Destroyed now: once the GPU's context is let go of, pycuda cannot.
         self._stream = None
 
@@ -276,8 +280,12 @@ def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) ->
         except MineralError as error:
             _log.warning("%s: building it anew", error)
     _log.warning("building a TensorRT engine of %s for %s: minutes, and only once", source.name, gpu.name)
-    with Cuda(gpu).current():
-        built = Network(library, source).build(Options(Profile(batch, batch, batch)))
+    cuda = open_cuda(gpu)
+    try:
+        with cuda.current():
+            built = Network(library, source).build(Options(Profile(batch, batch, batch)))
+    finally:
+        cuda.release()
     record = describe(built, source, engine, library, Options(Profile(batch, batch, batch)), gpu)
     _make_folder(engine.parent)
     write_engine(engine, built.plan, record)

@@ -2,12 +2,16 @@
 
 pycuda's `autoinit` makes a context of its own, which clashes with that of torch or ONNX Runtime in the same process.
 Here the GPU's primary context is retained, the one that they use too. pycuda 2026.1 knows no CUDA graphs; they are
-five functions of the driver's own library, called with pycuda's stream.
+five functions of the driver's own library, called with pycuda's stream. pycuda is compiled on installation, with the
+CUDA toolkit; where that was not possible the driver's library does all of it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import logging
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,24 @@ if TYPE_CHECKING:
 _CAPTURE_THIS_THREAD = 1
 _NON_BLOCKING = 1
 
+_log = logging.getLogger("mineral_batch")
+
+
+def open_cuda(gpu: Gpu) -> Cuda | DriverCuda:
+    """A GPU through pycuda, or through the driver's library where pycuda is not installed or does not load.
+
+    Raises:
+        BackendError: if the GPU refuses.
+    """
+    try:
+        importlib.import_module("pycuda.driver")
+    except ModuleNotFoundError:
+        return DriverCuda(gpu)
+    except ImportError as error:
+        _log.warning("pycuda does not load (%s): going on with the driver's library", error)
+        return DriverCuda(gpu)
+    return Cuda(gpu)
+
 
 class Cuda:
     """One GPU's primary context; `with cuda.current():` makes it the thread's, around everything else.
@@ -31,12 +53,19 @@ class Cuda:
     Args:
         gpu: whose.
 
+    Attributes:
+        name: whose functions are called.
+
     Raises:
         BackendError: if pycuda is not installed or refuses.
     """
 
+    name = "pycuda"
+
     def __init__(self, gpu: Gpu) -> None:
         self._driver = _pycuda()
+        self._gpu = gpu
+        self._thread = threading.get_ident()
         try:
             self._driver.init()
             self._context = self._driver.Device(gpu.index).retain_primary_context()
@@ -77,22 +106,51 @@ class Cuda:
         """Start to copy into a page-locked array."""
         self._driver.memcpy_dtoh_async(array, memory, stream)
 
-    def release(self) -> None:
-        """Let go of the primary context; others may still hold it.
+    def close_stream(self, stream: Any) -> None:
+        """Nothing to do: pycuda gives a stream back with its last reference, which must go before the context."""
 
-        pycuda makes it the thread's current one to do so, and leaves it at that.
-        """
-        library, current = cuda_driver._driver(), ctypes.c_void_p()
-        library.cuCtxGetCurrent(ctypes.byref(current))
+    def release(self) -> None:
+        """Let go of the primary context; others may still hold it."""
         self._context.detach()
-        library.cuCtxSetCurrent(current)
+        # pycuda 2026.1 takes a context that it detaches for popped, which a primary one is not: it would stay this
+        # thread's. From a thread other than the one that retained it, it does nothing at all.
+        if threading.get_ident() == self._thread:
+            cuda_driver.pop_context()
+        else:
+            cuda_driver.release_context(self._gpu.index)
+
+
+class DriverCuda:
+    """What `Cuda` is, without pycuda.
+
+    Args:
+        gpu: whose.
+
+    Raises:
+        BackendError: if the driver refuses.
+    """
+
+    name = "the driver's library"
+
+    def __init__(self, gpu: Gpu) -> None:
+        try:
+            self._context = cuda_driver.Context(gpu)
+        except DriverError as error:
+            raise BackendError(f"CUDA does not start on GPU {gpu.index} ({gpu.name}): {error}") from error
+        self.allocate = self._context.allocate
+        self.to_gpu, self.from_gpu = self._context.to_gpu, self._context.from_gpu
+        self.stream, self.current, self.release = self._context.stream, self._context.current, self._context.release
+
+    def close_stream(self, stream: Any) -> None:
+        """Give a stream back."""
+        stream.close()
 
 
 class Graph:
     """Work on a stream, recorded once and then started by one call instead of one for each kernel.
 
     Args:
-        stream: of pycuda; also the one that it is launched on.
+        stream: of either; also the one that it is launched on.
         work: enqueues on that stream, and allocates nothing.
 
     Raises:
