@@ -25,6 +25,7 @@ from PIL import features
 
 from mineral_batch.backends import BACKENDS, open_backend
 from mineral_batch.backends.cuda_driver import DriverError, Gpu, cuda_version, gpus
+from mineral_batch.decoders import GPU, Options, open_decoder
 from mineral_batch.errors import MineralError
 from mineral_batch.pipeline import processors
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 # What can make a difference to a run; names on the package index.
 _PACKAGES = (
     "mineral-batch", "numpy", "pillow", "pillow-heif",
-    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch",
+    "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "pycuda", "torch",
 )  # fmt: skip
 # Linux's names of what makes a network fast on a processor.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "amx_fp16", "bf16", "i8mm")
@@ -64,6 +65,21 @@ class Engine:
     device: str = ""
     seconds: float | None = None
     difference: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GpuDecoding:
+    """Whether a GPU decodes JPEGs (`predict --decode gpu`).
+
+    Attributes:
+        works: whether a picture that is known came out right.
+        version: of what decodes; empty if it does not work.
+        reason: why it does not work, one line.
+    """
+
+    works: bool
+    version: str = ""
     reason: str = ""
 
 
@@ -112,6 +128,7 @@ class Report:
 
     machine: Machine
     engines: Sequence[Engine]
+    gpu_decoding: GpuDecoding
     findings: Sequence[Finding] = field(default_factory=list)
 
     @property
@@ -127,8 +144,9 @@ def examine(model: Path | None) -> Report:
         model: ONNX file to try them with; None to try none.
     """
     machine = look_around()
-    engines = _compared([_tried(name, model) for name in BACKENDS]) if model else []
-    return Report(machine, [engine for engine, _ in engines], list(findings(machine, [one for one, _ in engines])))
+    tried = _compared([_tried(name, model) for name in BACKENDS]) if model else []
+    engines = [engine for engine, _ in tried]
+    return Report(machine, engines, _tried_decoding(), list(findings(machine, engines)))
 
 
 def look_around() -> Machine:
@@ -205,10 +223,31 @@ def _of_pillow(machine: Machine, pip: str) -> Iterator[Finding]:
 
 def _tried(name: str, model: Path) -> tuple[Engine, list[float]]:
     """One engine in a process of its own, and its probabilities."""
-    code = "import sys; from mineral_batch.doctor import trial; trial(sys.argv[1], sys.argv[2])"
+    try:
+        told = _told_by_a_process("trial", name, str(model))
+        probabilities = told.pop("probabilities")
+        return Engine(name, **told), probabilities
+    except _NoAnswerError as error:
+        return Engine(name, works=False, reason=str(error)), []
+
+
+def _tried_decoding() -> GpuDecoding:
+    try:
+        return GpuDecoding(**_told_by_a_process("decoding_trial"))
+    except _NoAnswerError as error:
+        return GpuDecoding(works=False, reason=str(error))
+
+
+class _NoAnswerError(Exception):
+    """Why a process told nothing, in one line."""
+
+
+def _told_by_a_process(function: str, *arguments: str) -> dict[str, Any]:
+    """What a function of this module prints, called in a process of its own."""
+    code = f"import sys; from mineral_batch.doctor import {function}; {function}(*sys.argv[1:])"
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and code
-            [sys.executable, "-c", code, name, str(model)],
+            [sys.executable, "-c", code, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
@@ -216,14 +255,13 @@ def _tried(name: str, model: Path) -> tuple[Engine, list[float]]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Engine(name, works=False, reason=f"no answer within {_SECONDS_FOR_AN_ENGINE} seconds"), []
+        raise _NoAnswerError(f"no answer within {_SECONDS_FOR_AN_ENGINE} seconds") from None
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
-        probabilities = told.pop("probabilities")
-        return Engine(name, **told), probabilities
+        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        return Engine(name, works=False, reason=f"the process ended with code {done.returncode}: {last}"), []
+        raise _NoAnswerError(f"the process ended with code {done.returncode}: {last}") from None
+    return told
 
 
 def trial(name: str, model: str) -> None:
@@ -237,6 +275,20 @@ def trial(name: str, model: str) -> None:
         seconds = min(_timed(lambda: backend.infer(pixels)) for _ in range(_TIMED_PICTURES))
         told = {"works": True, "device": backend.device, "seconds": seconds, "probabilities": probabilities}
         backend.close()
+    except MineralError as error:
+        told["reason"] = str(error)
+    print(json.dumps(told))  # noqa: T201 - read by the parent
+
+
+def decoding_trial() -> None:
+    """Open the decoder on the first GPU, which tries it on a picture, and print how that went as one line of JSON."""
+    from mineral_batch.contract import InputSpec
+
+    told: dict[str, Any] = {"works": False}
+    try:
+        decoder = open_decoder(GPU, Options(InputSpec()))
+        told = {"works": True, "version": decoder.version}
+        decoder.close()
     except MineralError as error:
         told["reason"] = str(error)
     print(json.dumps(told))  # noqa: T201 - read by the parent
@@ -268,10 +320,11 @@ def _timed(work: Any) -> float:
 
 
 def _packages() -> dict[str, str]:
-    """Those of `_PACKAGES` that are installed, in its order; TensorRT's package has its CUDA version in its name."""
+    """Those of `_PACKAGES` that are installed, in its order; some packages have CUDA's version in their names."""
     installed = {str(one.name).lower(): one.version for one in metadata.distributions() if one.name}
-    tensorrt = {name: version for name, version in installed.items() if re.fullmatch(r"tensorrt(-rtx)?-cu\d+", name)}
-    return {name: installed[name] for name in _PACKAGES if name in installed} | tensorrt
+    by_cuda = re.compile(r"(tensorrt|tensorrt-rtx|nvidia-nvimgcodec)-cu\d+")
+    named = {name: version for name, version in installed.items() if by_cuda.fullmatch(name)}
+    return {name: installed[name] for name in _PACKAGES if name in installed} | named
 
 
 @cache

@@ -279,24 +279,25 @@ def _decode(content: bytes | PILImage.Image, cover: tuple[int, int] | None) -> t
         # Only now is the orientation known: Pillow turns a TIFF itself while loading it, and a PNG may carry the tag
         # behind its pixels.
         picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
+        turn = turn_of(picture)
         rgb = _to_rgb(picture)
-        upright = (width, height) if turn not in _SIDEWAYS else (height, width)
+        upright = (width, height) if turn not in SIDEWAYS else (height, width)
         return (rgb if turn is None else rgb.transpose(turn)), upright
 
 
-_SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+#: The turns that exchange width and height.
+SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
 
 
-def _orientation(picture: PILImage.Image) -> int:
-    """The EXIF orientation, 1 where there is none; damaged metadata must not cost an intact picture."""
+def turn_of(picture: PILImage.Image) -> PILImage.Transpose | None:
+    """What makes an open picture upright, by its EXIF; damaged metadata must not cost an intact picture."""
     if picture.format == "HEIF":  # turned by its decoder as its own boxes say; the EXIF tag is only information
-        return 1
+        return None
     try:
         value = picture.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:
-        return 1
-    return value if isinstance(value, int) else 1
+        return None
+    return _UPRIGHT.get(value) if isinstance(value, int) else None
 
 
 def _to_rgb(picture: PILImage.Image) -> PILImage.Image:

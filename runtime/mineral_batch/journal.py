@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -243,6 +243,16 @@ class Journal:
             f"cannot write {self.path} ({error}); what was done before is safe: "
             f"make room and start the same command again"
         )
+
+
+def made_with(folder: str | Path) -> dict[str, str]:
+    """The fingerprint of the results in an output folder; empty if there are none, or they cannot be read now."""
+    path = Path(folder) / JOURNAL
+    if not path.is_file():
+        return {}
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=1)) as db:
+        return dict(db.execute("SELECT key, value FROM fingerprint"))
+    return {}
 
 
 def _columns(result: Result) -> tuple[object, ...]:

@@ -125,9 +125,8 @@ def run(
     backend: Backend,
     *,
     batch_size: int,
+    decode: _Decode | None = None,
     decode_threads: int | None = None,
-    exact: bool = False,
-    with_capture: bool = False,
     times: StageTimes | None = None,
 ) -> Generator[Result, None, None]:
     """Predict photographs, lazily and in order.
@@ -139,17 +138,16 @@ def run(
         sources: pictures to read, or failures that are passed on.
         backend: an open engine; it is used from `backend.workers` threads and left open.
         batch_size: pictures that go to the engine at once.
-        decode_threads: None for one per processor.
-        exact: see `mineral_batch.images.open_rgb`.
-        with_capture: read when and where each picture was taken, too.
+        decode: makes the engine's input of a picture; None for `mineral_batch.images.decode_image`.
+        decode_threads: that call it; None for one per processor.
         times: where the seconds of each stage are added.
 
     Raises:
         BackendError: if the engine itself fails.
     """
     times = times or StageTimes()
+    decode = decode or partial(decode_image, spec=backend.contract.input)
     decode_threads = decode_threads or processors()
-    decode = partial(decode_image, spec=backend.contract.input, exact=exact, with_capture=with_capture)
     decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
     engine = ThreadPoolExecutor(backend.workers, thread_name_prefix="engine")
     free = [_Slot(backend.buffer(batch_size)) for _ in range(slots(batch_size, decode_threads, backend.workers))]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch import pipeline
+from mineral_batch import decoders, pipeline
 from mineral_batch.backends import AUTO, choose_backend
-from mineral_batch.errors import DataError
+from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images import Failure, Pixels
 from mineral_batch.models import starter_path
 from mineral_batch.sources import Source, find_sources
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from mineral_batch.contract import ModelContract
     from mineral_batch.pipeline import Result, StageTimes
+
+_log = logging.getLogger("mineral_batch")
 
 #: What can be predicted: names of folders and files, sources, failures (passed on), and pictures in memory.
 Input = str | Path | Source | Failure | PILImage.Image | Pixels
@@ -43,9 +47,11 @@ class Predictor:
         batch_size: pictures per call of the engine; None for what suits the device.
         decode_threads: None for one per processor.
         exact: decode JPEGs in full (see `mineral_batch.images.open_rgb`).
+        decode: `cpu`; `gpu`, which takes big JPEGs off the processor (`mineral_batch.gpu_decode`); or `auto`, whichever
+            is found faster for the first pictures that are predicted.
 
     Raises:
-        BackendError: if the engine cannot be opened here.
+        BackendError: if the engine or the decoder cannot be opened here.
         ContractError: if the file is no model.
     """
 
@@ -59,15 +65,28 @@ class Predictor:
         batch_size: int | None = None,
         decode_threads: int | None = None,
         exact: bool = False,
+        decode: str = decoders.CPU,
     ) -> None:
+        decoders.check_name(decode)
         self.model = Path(model) if model is not None else starter_path()
         choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
         self._backend = choice.backend
         #: Engines that `auto` tried before the one that is open, and why each was not it.
         self.passed_over = choice.passed_over
         self.batch_size = batch_size or self._backend.batch_size
-        self._decode_threads = decode_threads
-        self.exact = exact
+        self._decoding = decoders.Options(self.contract.input, exact, devices, decode_threads)
+        self._decoder: decoders.Decoder | None = None
+        #: Why it decodes with what it does; empty where that was not chosen by measurement.
+        self.decoder_choice = ""
+        if decode != decoders.AUTO:
+            self._open_decoder(decode)
+
+    def _open_decoder(self, name: str) -> None:
+        try:
+            self._decoder = decoders.open_decoder(name, self._decoding)
+        except BaseException:
+            self._backend.close()
+            raise
 
     @property
     def contract(self) -> ModelContract:
@@ -89,6 +108,33 @@ class Predictor:
         """The engine's software and precision: what changes a probability beside the model."""
         return self._backend.version
 
+    @property
+    def decoder(self) -> decoders.Decoder:
+        """What decodes; with `auto` there is none before the first pictures are known.
+
+        Raises:
+            BackendError: if it is not chosen yet.
+        """
+        if self._decoder is None:
+            raise BackendError("the decoder is chosen when the first pictures are known: call choose_decoder first")
+        return self._decoder
+
+    def choose_decoder(
+        self, sources: Iterator[Source | Failure], earlier: str | None = None
+    ) -> Iterator[Source | Failure]:
+        """With `decode="auto"`, choose by the first of these sources, once; all of them are given back.
+
+        Args:
+            sources: of the run.
+            earlier: `version` of the decoder that an earlier part of the run was made with.
+        """
+        if self._decoder is not None:
+            return sources
+        first, again = decoders.drawn_ahead(sources)
+        self._decoder, self.decoder_choice = decoders.choose(first, self._decoding, earlier)
+        _log.warning("%s", self.decoder_choice)
+        return again
+
     def predict(
         self, inputs: Iterable[Input], *, with_capture: bool = False, times: StageTimes | None = None
     ) -> Generator[Result, None, None]:
@@ -104,20 +150,22 @@ class Predictor:
             DataError: if an input does not exist.
             BackendError: if the engine fails.
         """
+        sources = self.choose_decoder(_sources(inputs))
         results = pipeline.run(
-            _sources(inputs),
+            sources,
             self._backend,
             batch_size=self.batch_size,
-            decode_threads=self._decode_threads,
-            exact=self.exact,
-            with_capture=with_capture,
+            decode=partial(self.decoder.decode, with_capture=with_capture),
+            decode_threads=self._decoding.threads or self.decoder.threads,
             times=times,
         )
         with closing(results):
             yield from results
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the decoder and the engine."""
+        if self._decoder is not None:
+            self._decoder.close()
         self._backend.close()
 
     def __enter__(self) -> Self:

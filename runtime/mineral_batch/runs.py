@@ -22,7 +22,7 @@ from mineral_batch._onnx_file import graph_digest
 from mineral_batch.errors import ContractError, DataError, MineralError
 from mineral_batch.files import whole_file
 from mineral_batch.images import Failure
-from mineral_batch.journal import Journal
+from mineral_batch.journal import Journal, made_with
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.sinks import (
     CERTIFICATE,
@@ -37,7 +37,7 @@ from mineral_batch.sinks import (
 from mineral_batch.sources import find_sources, is_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mineral_batch.contract import ModelContract
     from mineral_batch.pipeline import Result
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 # Of the inputs named, so many are told in the certificate.
 _INPUTS_TOLD = 100
+# What the fingerprint calls it.
+_DECODER = "decoder"
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ def run(
     tables = tables.and_those_in(folder)
     require(tables)
     sources = _not_empty(find_sources(inputs), inputs)
+    # Before the fingerprint, which names the decoder; a run that goes on keeps the one that it began with.
+    sources = predictor.choose_decoder(sources, None if restart else made_with(folder).get(_DECODER))
     attempt = _Attempt(predictor, inputs, folder, tables)
-    made_with = fingerprint(predictor)
-    with Journal(folder, made_with, restart=restart, with_capture=tables.needs_capture) as journal:
+    identity = fingerprint(predictor)
+    with Journal(folder, identity, restart=restart, with_capture=tables.needs_capture) as journal:
         try:
             complete = attempt.predict(journal, sources, seen, stop)
         except MineralError:
@@ -110,7 +114,7 @@ def run(
         report = attempt.report(journal, complete)
         if complete:
             write_tables(folder, journal.results(), predictor.contract, tables)
-            attempt.certify(report, made_with, journal.failures())
+            attempt.certify(report, identity, journal.failures())
         else:
             attempt.leave_partial(journal)
     return report
@@ -127,6 +131,7 @@ class _Attempt:
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
         self._times = StageTimes()
+        self._decoded_before = dict(predictor.decoder.counts)
         self._done = 0
 
     def predict(
@@ -160,7 +165,7 @@ class _Attempt:
         if journal.counts()[0]:
             write_partial(self._folder, journal.results(), self._predictor.contract, self._tables)
 
-    def certify(self, report: Report, made_with: dict[str, str], failures: dict[str, int]) -> None:
+    def certify(self, report: Report, identity: dict[str, str], failures: dict[str, int]) -> None:
         """Write run.json: with what, on what and how fast the tables beside it were made.
 
         Raises:
@@ -175,8 +180,9 @@ class _Attempt:
             "tables": [*self._tables.files, *([FAILURES] if report.failed else [])],
             "columns": list(self._tables.columns),
             "model": _model(self._predictor.model, self._predictor.contract),
-            "fingerprint": made_with,
+            "fingerprint": identity,
             "engine": _engine(self._predictor),
+            "decoder": _decoder(self._predictor, self._decoded_before),
             "pictures": {
                 "predicted": report.predicted,
                 "failed": report.failed,
@@ -277,7 +283,7 @@ def fingerprint(predictor: Predictor) -> dict[str, str]:
         "model": _graph(predictor.model)[:16],
         "labels and input": hashlib.sha256(described.encode()).hexdigest()[:16],
         "engine": f"{predictor.backend}, {predictor.engine_version}",
-        "decoder": f"Pillow {PIL.__version__}, {'in full' if predictor.exact else 'scaled'}",
+        _DECODER: predictor.decoder.version,
     }
 
 
@@ -312,6 +318,17 @@ def _engine(predictor: Predictor) -> dict[str, Any]:
         "version": predictor.engine_version,
         "batch_size": predictor.batch_size,
         "passed_over": dict(predictor.passed_over),
+    }
+
+
+def _decoder(predictor: Predictor, before: Mapping[str, int]) -> dict[str, Any]:
+    """`pictures` says where those of this run were decoded, and why not on the GPU, where there is a choice."""
+    counts = predictor.decoder.counts
+    return {
+        "name": predictor.decoder.name,
+        "version": predictor.decoder.version,
+        "chosen": predictor.decoder_choice,
+        "pictures": {where: counts[where] - before.get(where, 0) for where in sorted(counts)},
     }
 
 

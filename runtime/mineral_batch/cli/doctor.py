@@ -40,6 +40,8 @@ def _text(report: Report) -> Iterator[str]:
     yield from _machine_lines(report.machine)
     yield ""
     yield from map(_engine_line, report.engines)
+    decoding = report.gpu_decoding
+    yield f"{'GPU decoding':<14} " + (f"yes  {decoding.version}" if decoding.works else f"no   {decoding.reason}")
     if report.findings:
         yield ""
     for finding in report.findings:

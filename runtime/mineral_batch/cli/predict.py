@@ -13,6 +13,7 @@ from mineral_batch import runs
 from mineral_batch.backends import AUTO, BACKENDS, PRECISIONS
 from mineral_batch.cli._progress import Progress, Stop
 from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.decoders import CPU, DECODERS
 from mineral_batch.errors import DataError
 from mineral_batch.models import starter_card
 from mineral_batch.predictor import Predictor
@@ -65,6 +66,9 @@ def _columns(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Pictures per call of the engine.")
 @click.option("--decode-threads", type=click.IntRange(1, 1024), help="Default: one per processor.")
 @click.option("--exact", is_flag=True, help="Decode large JPEGs in full: slower, nearly the same pixels.")
+@click.option(
+    "--decode", default=CPU, show_default=True, type=click.Choice(DECODERS), help="gpu: big JPEGs by nvImageCodec."
+)
 @click.option("--log-every", default=60.0, type=click.FloatRange(0), help="Seconds between lines in a log file.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.pass_context
@@ -84,6 +88,7 @@ def predict(
     batch_size: int | None,
     decode_threads: int | None,
     exact: bool,
+    decode: str,
     log_every: float,
     quiet: bool,
 ) -> None:
@@ -108,6 +113,7 @@ def predict(
         batch_size=batch_size,
         decode_threads=decode_threads,
         exact=exact,
+        decode=decode,
     ) as predictor:
         if not quiet:
             click.echo(_opening(predictor, is_starter=model is None), err=True)

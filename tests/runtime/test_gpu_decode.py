@@ -1,0 +1,685 @@
+"""Decoding on a GPU against a recorded stand-in of nvImageCodec and the driver: order, lifetimes, who decodes what.
+
+The stand-in decodes with Pillow, its stream runs nothing before it is waited for, and its kernel is a translation of
+`resample.cu`, which is also compiled as C and compared. It says nothing about a real GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import threading
+from importlib import resources
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image as PILImage
+
+from mineral_batch import BackendError, DataError, Failure, Image, InputSpec, Predictor, decoders, gpu_decode, runs
+from mineral_batch.backends import cuda_driver
+from mineral_batch.backends.cuda_driver import DriverError, Gpu
+from mineral_batch.cli import main
+from mineral_batch.decoders import CpuDecoder
+from mineral_batch.gpu_decode import GpuDecoder, look_at
+from mineral_batch.gpu_resize import MAX_SIDE, table
+
+from .conftest import encode, scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .conftest import Encoded
+
+SPEC = InputSpec(height=24, width=32, interpolation="bicubic")
+GPUS = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30), Gpu(1, "NVIDIA L4", "8.9", 24 << 30)]
+
+
+class Machine:
+    """GPUs that only exist here, and nvImageCodec on them."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, NDArray[np.uint8]] = {}
+        self.queues: dict[int, list[Callable[[], None]]] = {}
+        self.contexts = threading.local()
+        self.retained = 0
+        self.pinned: list[Any] = []
+        self.batches: list[list[bytes]] = []
+        self.decoders: list[dict[str, Any]] = []
+        self.refused: set[bytes] = set()
+        self.fails = ""
+        self.is_upside_down = False
+        self.pixels_alive = self.most_pixels_alive = 0
+        self.lock = threading.Lock()
+        self._last = 0x100000
+
+    def allocate(self, array: NDArray[np.uint8]) -> int:
+        assert getattr(self.contexts, "depth", 0), "without a context in this thread"
+        with self.lock:
+            self._last += array.size + 0x1000
+            self.memory[self._last] = array
+            return self._last
+
+    def at(self, address: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of memory that is still there."""
+        with self.lock:
+            base = max(start for start in self.memory if start <= address)
+            block = self.memory[base]
+        assert address - base + size <= block.size, "outside of what was allocated"
+        return block[address - base :][:size]
+
+    def resample(
+        self, given: int, result: int, weights: int, taps: int, size_in: int, size_out: int, inner: int
+    ) -> Any:
+        """What `resample.cu` does, for `count` values."""
+
+        def run(count: int) -> None:
+            outer = count // size_out // inner
+            pixels = self.at(given, outer * size_in * inner).reshape(outer, size_in, inner)
+            rows = self.at(weights, size_out * (2 + taps) * 4).view(np.int32).reshape(size_out, 2 + taps)
+            out = self.at(result, count).reshape(outer, size_out, inner)
+            for position, (first, length, *weight) in enumerate(rows.tolist()):
+                part = pixels[:, first : first + length]
+                total = np.tensordot(part, np.array(weight[:length], float), (1, 0)) + (1 << 21)  # whole numbers
+                out[:, position] = np.clip(total // (1 << 22), 0, 255)
+
+        return run
+
+
+def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module in one function
+    def done(*_: Any) -> int:
+        return 0
+
+    def give(pointer: Any, value: int) -> int:
+        pointer._obj.value = value
+        return 0
+
+    def retain(pointer: Any, device: Any) -> int:
+        machine.retained += 1
+        return give(pointer, 1)
+
+    def release(device: Any) -> int:
+        machine.retained -= 1
+        return 0
+
+    def enter(by: int) -> int:
+        machine.contexts.depth = getattr(machine.contexts, "depth", 0) + by
+        return 0
+
+    def page_locked(pointer: Any, size: Any, flags: Any) -> int:
+        machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
+        return give(pointer, ctypes.addressof(memory))
+
+    def stream(pointer: Any, flags: Any) -> int:
+        give(pointer, at := machine.allocate(np.zeros(1, np.uint8)))
+        machine.queues[at] = []
+        return 0
+
+    def synchronize(handle: Any) -> int:
+        queue, machine.queues[handle.value] = machine.queues[handle.value], []
+        for work in queue:
+            work()
+        return 0
+
+    def destroy(handle: Any) -> int:
+        assert not machine.queues.pop(handle.value), "still at work"
+        del machine.memory[handle.value]
+        return 0
+
+    def free(address: Any) -> int:
+        del machine.memory[address.value]
+        return 0
+
+    def bytes_at(address: Any, size: Any) -> NDArray[np.uint8]:
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address.value))
+
+    def to_gpu(memory: Any, source: Any, size: Any, handle: Any) -> int:
+        given = bytes_at(source, size).copy()  # from ordinary memory: the call returns once it was read
+
+        def copy() -> None:
+            machine.at(memory.value, size.value)[:] = given
+
+        machine.queues[handle.value].append(copy)
+        return 0
+
+    def from_gpu(target: Any, memory: Any, size: Any, handle: Any) -> int:
+        def copy() -> None:
+            bytes_at(target, size)[:] = machine.at(memory.value, size.value)
+
+        machine.queues[handle.value].append(copy)
+        return 0
+
+    def launch(function: Any, *rest: Any) -> int:
+        blocks, threads, handle, pointers = rest[0].value, rest[3].value, rest[7].value, rest[8]
+        kinds = [ctypes.c_uint64] * 3 + [ctypes.c_int] * 4 + [ctypes.c_longlong]
+        values = [kind.from_address(pointer).value for kind, pointer in zip(kinds, pointers, strict=True)]
+        assert blocks * threads >= values[-1], "too few threads for all values"
+        work = machine.resample(*values[:-1])
+        machine.queues[handle].append(lambda: work(values[-1]))
+        return 0
+
+    return SimpleNamespace(
+        cuDeviceGet=lambda pointer, index: give(pointer, index.value),
+        cuDevicePrimaryCtxRetain=retain,
+        cuDevicePrimaryCtxRelease_v2=release,
+        cuCtxPushCurrent_v2=lambda context: enter(1),
+        cuCtxPopCurrent_v2=lambda pointer: enter(-1),
+        cuCtxSynchronize=done,
+        cuMemHostAlloc=page_locked,
+        cuMemFreeHost=done,
+        cuStreamCreate=stream,
+        cuStreamSynchronize=synchronize,
+        cuStreamDestroy_v2=destroy,
+        cuMemAlloc_v2=lambda pointer, size: give(pointer, machine.allocate(np.zeros(size.value, np.uint8))),
+        cuMemsetD8_v2=done,
+        cuMemFree_v2=free,
+        cuMemcpyHtoDAsync_v2=to_gpu,
+        cuMemcpyDtoHAsync_v2=from_gpu,
+        cuModuleLoadData=lambda pointer, code: give(pointer, 1),
+        cuModuleGetFunction=lambda pointer, module, name: give(pointer, 2),
+        cuModuleUnload=done,
+        cuLaunchKernel=launch,
+    )
+
+
+def fake_nvimgcodec(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
+    codec = ModuleType("nvidia.nvimgcodec")
+
+    class CodeStream:
+        def __init__(self, content: bytes) -> None:
+            if b"no header" in content:
+                raise RuntimeError("Failed to get image info")
+            self.content = content
+
+    class Decoded:
+        """A picture on the GPU; its memory goes with it."""
+
+        def __init__(self, pixels: NDArray[np.uint8]) -> None:
+            self.at = machine.allocate(np.ascontiguousarray(pixels).reshape(-1))
+            self.count = pixels.shape[0] * pixels.shape[1]
+            self.__cuda_array_interface__ = {
+                "shape": pixels.shape,
+                "typestr": "|u1",
+                "data": (self.at, False),
+                "strides": None,
+                "version": 3,
+            }
+            with machine.lock:
+                machine.pixels_alive += self.count
+                machine.most_pixels_alive = max(machine.most_pixels_alive, machine.pixels_alive)
+
+        def __del__(self) -> None:
+            with machine.lock:
+                del machine.memory[self.at]
+                machine.pixels_alive -= self.count
+
+    class Decoder:
+        def __init__(self, **options: Any) -> None:
+            if machine.fails:
+                raise RuntimeError(machine.fails)
+            machine.decoders.append(options)
+
+        def decode(self, streams: list[CodeStream], *, params: Any, cuda_stream: int) -> list[Decoded | None]:
+            assert cuda_stream in machine.queues
+            assert params == {"apply_exif_orientation": False, "color_spec": "sRGB"}
+            machine.batches.append([stream.content for stream in streams])
+            if machine.fails:
+                raise RuntimeError(machine.fails)
+            return [self._one(stream.content) for stream in streams]
+
+        def _one(self, content: bytes) -> Decoded | None:
+            if content in machine.refused:
+                return None
+            pixels = np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
+            return Decoded(pixels[::-1] if machine.is_upside_down else pixels)
+
+    kinds = ("CPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU", "HW_GPU_ONLY")
+    for name, value in {
+        "__version__": "0.9.0",
+        "CodeStream": CodeStream,
+        "Decoder": Decoder,
+        "DecodeParams": dict,
+        "Backend": lambda kind: kind,
+        "BackendKind": SimpleNamespace(**{kind: kind for kind in kinds}),
+        "ColorSpec": SimpleNamespace(SRGB="sRGB"),
+    }.items():
+        setattr(codec, name, value)
+    return codec
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    machine = Machine()
+    library = fake_driver(machine)
+    monkeypatch.setattr(cuda_driver, "_driver", lambda: library)
+    monkeypatch.setattr(gpu_decode, "gpus", lambda: GPUS)
+    monkeypatch.setattr(gpu_decode, "cuda_version", lambda: "13.0")
+    monkeypatch.setattr(gpu_decode, "FROM_PIXELS", 1000)  # so that the tests' pictures are big
+    package = ModuleType("nvidia")
+    codec = fake_nvimgcodec(machine)
+    package.nvimgcodec = codec  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "nvidia", package)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", codec)
+    yield machine
+    assert machine.memory == {}, "everything on the GPU is given back"
+    assert machine.retained == len(machine.pinned), "page-locked memory holds the context for itself"
+
+
+@pytest.fixture
+def decoder(machine: Machine) -> Iterator[GpuDecoder]:
+    opened = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    machine.batches.clear()
+    machine.most_pixels_alive = 0
+    yield opened
+    opened.close()
+
+
+def jpeg(width: int = 90, height: int = 60, seed: int = 0, **options: Any) -> bytes:
+    return encode(scene(width, height, seed), "JPEG", **{"quality": 92, **options})
+
+
+def with_orientation(value: int, **size: int) -> bytes:
+    exif = PILImage.Exif()
+    exif[274] = value
+    return jpeg(exif=exif, **size)
+
+
+def decoded(decoder: Any, content: bytes, name: str = "a") -> Image:
+    image = decoder.decode(name, lambda: content)
+    assert isinstance(image, Image)
+    return image
+
+
+def assert_alike(one: Image, other: Image) -> None:
+    """But for the order in which Pillow resizes the two axes."""
+    assert (one.path, one.width, one.height, one.pixels.shape) == (
+        other.path,
+        other.width,
+        other.height,
+        other.pixels.shape,
+    )
+    difference = np.abs(one.pixels.astype(int) - other.pixels)
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("rule", ["squash", "crop"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_every_orientation_comes_upright_as_on_the_processor(
+    machine: Machine, orientation: int, rule: Any, interpolation: Any
+) -> None:
+    spec = InputSpec(height=24, width=32, resize=rule, interpolation=interpolation)
+    cpu = CpuDecoder(spec, exact=True)
+    gpu = GpuDecoder(spec, cpu)
+    content = with_orientation(orientation)
+    assert_alike(decoded(gpu, content), decoded(cpu, content))
+    assert gpu.counts == {"on the GPU": 1}
+    gpu.close()
+
+
+def test_every_kind_of_photograph_comes_as_on_the_processor(decoder: GpuDecoder, photos: dict[str, Encoded]) -> None:
+    cpu = CpuDecoder(SPEC, exact=True)
+    for name, photo in photos.items():
+        assert_alike(decoded(decoder, photo.content, name), decoded(cpu, photo.content, name))
+    on_gpu = {"baseline.jpg", "progressive.jpeg", "a JPEG called.png", "CAPITALS.JPG", "grey.jpg"}
+    assert decoder.counts["on the GPU"] == len(on_gpu) + ("multi.mpo" in photos)
+    assert decoder.counts["on the processor: colours other than YCbCr and grey"] == 1, "cmyk.jpg"
+
+
+def test_what_cannot_be_read_fails_with_the_same_words(decoder: GpuDecoder, damaged: dict[str, bytes]) -> None:
+    cpu = CpuDecoder(SPEC)
+    for name, content in damaged.items():
+        for whole in (content, content + jpeg()[-2:]):  # also where the end of a JPEG is there
+            expected = cpu.decode(name, lambda whole=whole: whole)
+            assert isinstance(expected, Failure) or whole != content
+            found = decoder.decode(name, lambda whole=whole: whole)
+            assert found == expected if isinstance(expected, Failure) else isinstance(found, Image)
+
+
+def test_a_file_that_cannot_be_read_is_a_failure(decoder: GpuDecoder) -> None:
+    def read() -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    assert decoder.decode("a", read) == Failure("a", "read", "Permission denied")
+
+
+def test_a_picture_cut_off_is_not_left_to_the_gpu_to_fill_up(decoder: GpuDecoder, machine: Machine) -> None:
+    exif = PILImage.Exif()
+    thumbnail = jpeg(40, 30)  # has an end of its own, before the picture begins
+    exif[37500] = thumbnail
+    whole = jpeg(200, 150, exif=exif)
+    assert thumbnail in whole
+    cut = whole[: len(whole) * 2 // 3]
+    assert isinstance(decoder.decode("a", lambda: cut), Failure)
+    assert machine.batches == []
+    decoded(decoder, whole + bytes(1000))
+    assert len(machine.batches) == 1, "but what merely follows its end does no harm"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (jpeg(30, 30), "below 0.001 megapixel"),
+        (encode(scene(90, 60), "PNG"), "no JPEG"),
+        (jpeg(MAX_SIDE + 1, 1), "too large"),
+        (encode(scene(90, 60).convert("CMYK"), "JPEG"), "colours other than YCbCr and grey"),
+        (encode(scene(90, 60), "JPEG", keep_rgb=True), "colours other than YCbCr and grey"),
+        (jpeg()[:-2], "cut off, or with data behind its end"),
+        (jpeg()[:30], "damaged"),
+        (scene(90, 60), "no JPEG"),
+    ],
+)
+def test_what_is_not_for_the_gpu_is_told_by_its_reason(monkeypatch: pytest.MonkeyPatch, content: Any, why: str) -> None:
+    monkeypatch.setattr(gpu_decode, "FROM_PIXELS", 1000)
+    assert look_at(content) == why
+
+
+def test_what_the_gpu_refuses_goes_to_the_processor_and_its_neighbours_do_not(
+    decoder: GpuDecoder, machine: Machine
+) -> None:
+    contents = [jpeg(seed=seed) for seed in range(12)]
+    alone = [decoded(decoder, content, str(index)) for index, content in enumerate(contents)]
+    machine.refused = {contents[3], contents[8]}
+    found: dict[int, Image] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: found.__setitem__(i, decoded(decoder, contents[i], str(i))))
+        for i in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, image in found.items():
+        wanted = decoded(CpuDecoder(SPEC), contents[index], str(index)) if index in (3, 8) else alone[index]
+        assert image.path == wanted.path
+        np.testing.assert_array_equal(image.pixels, wanted.pixels)
+    assert decoder.counts == {"on the GPU": 22, "on the processor: nvImageCodec does not decode it": 2}
+
+
+def test_a_header_that_nvimagecodec_does_not_understand_spoils_no_other(decoder: GpuDecoder, machine: Machine) -> None:
+    odd = jpeg(comment=b"no header")
+    assert_alike(decoded(decoder, odd), decoded(CpuDecoder(SPEC), odd))
+    assert machine.batches == []
+
+
+def test_a_gpu_that_fails_is_told_once_and_costs_no_picture(
+    decoder: GpuDecoder, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.fails = "CUDA Runtime failure: '#700'"
+    content = jpeg()
+    for _ in range(5):
+        assert_alike(decoded(decoder, content), decoded(CpuDecoder(SPEC), content))
+    said = {record.getMessage() for record in caplog.records}
+    reason = "it failed: RuntimeError: CUDA Runtime failure: '#700'"
+    assert said == {f"decoding on GPU 0: {reason}; the processor does it instead"}
+    assert len(caplog.records) <= 2, "one for each lane"
+    assert decoder.counts == {f"on the processor: {reason}": 5}
+
+
+def test_nvimagecodec_is_given_no_decoder_of_the_processor_and_every_gpu_two_lanes(machine: Machine) -> None:
+    GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 1)).close()
+    kinds = ["HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU"]
+    wanted = {"backends": kinds, "options": ":fancy_upsampling=0"}
+    assert machine.decoders == [{"device_id": index, **wanted} for index in (0, 0, 1, 1)]
+
+
+def test_memory_is_bounded_by_pixels_however_many_wait(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    machine.batches.clear()
+    machine.most_pixels_alive = 0
+    contents = [jpeg(seed=seed) for seed in range(40)]
+    size = 90 * 60
+    monkeypatch.setattr(gpu_decode, "_UP_TO_PIXELS", 3 * size + 10)
+    with_lane = threading.Event()
+    slow = machine.resample
+
+    def resample(*arguments: int) -> Any:
+        with_lane.wait(0.01)  # lets the others queue up
+        return slow(*arguments)
+
+    monkeypatch.setattr(machine, "resample", resample)
+    threads = [threading.Thread(target=decoded, args=(decoder, content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    decoder.close()
+    assert sum(map(len, machine.batches)) == 40
+    assert max(map(len, machine.batches)) == 3
+    assert machine.most_pixels_alive <= 2 * 3 * size
+
+
+def test_lanes_end_with_the_decoder(machine: Machine) -> None:
+    GpuDecoder(SPEC, CpuDecoder(SPEC)).close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gpu-decode")]
+
+
+def test_pixels_that_are_wrong_are_refused(machine: Machine) -> None:
+    machine.is_upside_down = True
+    with pytest.raises(BackendError, match=r"gives wrong pixels on NVIDIA L4 .*: use --decode cpu"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+
+
+def test_an_nvimagecodec_that_does_not_start_is_one_line(machine: Machine) -> None:
+    machine.fails = "Internal error - Could not create decoder. Code: 8"
+    with pytest.raises(BackendError, match=r"does not start on NVIDIA L4 \(.*Code: 8\): pip install"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+
+
+def test_a_missing_nvjpeg_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.refused = {gpu_decode._known_picture()[0]}
+    with pytest.raises(BackendError, match=r'nvJPEG is missing: pip install "nvidia-nvimgcodec-cu13\[nvjpeg\]"'):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+    monkeypatch.setattr(gpu_decode, "cuda_version", lambda: "12.8")
+    with pytest.raises(BackendError, match="nvimgcodec-cu12"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+
+
+def test_a_missing_nvimagecodec_or_gpu_is_named_and_nothing_is_decoded_otherwise(
+    machine: Machine, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendError, match="there is no GPU 2, only 0, 1"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 2))
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    with pytest.raises(BackendError, match=r"needs nvImageCodec, .*: pip install \"nvidia-nvimgcodec-cu13\[nvjpeg\]\""):
+        Predictor(model_path, backend="onnx-cpu", decode="gpu")
+    with pytest.raises(BackendError, match="no decoder is called 'fpga'; there are: cpu, gpu, auto"):
+        Predictor(model_path, backend="onnx-cpu", decode="fpga")
+
+
+def test_the_command_says_in_one_line_what_is_missing(
+    model_path: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> Any:
+        raise DriverError("no NVIDIA driver")
+
+    monkeypatch.setattr(gpu_decode, "gpus", absent)
+    arguments = ["predict", album, "-o", tmp_path / "out", "-m", model_path, "--backend", "onnx-cpu", "--decode", "gpu"]
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].endswith("--decode gpu needs an NVIDIA GPU: no NVIDIA driver; use --decode cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def jpegs(tmp_path: Path) -> Path:
+    """Eleven JPEGs, one of them refused by its colours, a PNG, and one that is no picture."""
+    folder = tmp_path / "jpegs"
+    folder.mkdir()
+    for index in range(11):
+        (folder / f"{index:02}.jpg").write_bytes(jpeg(80 + index, 60, seed=index))
+    (folder / "03.jpg").write_bytes(encode(scene(90, 60, 3).convert("CMYK"), "JPEG"))
+    (folder / "04.png").write_bytes(encode(scene(90, 60, 4), "PNG"))
+    (folder / "05.jpg").write_bytes(b"not a picture")
+    return folder
+
+
+def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
+    machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path
+) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as alone:
+        reference = list(alone.predict([jpegs]))
+    with Predictor(model_path, backend="onnx-cpu", decode="gpu", batch_size=4) as predictor:
+        results = list(predictor.predict([jpegs]))
+        runs.run(predictor, [jpegs], tmp_path / "out")
+    assert [result.path for result in results] == [result.path for result in reference]
+    for one, other in zip(results, reference, strict=True):
+        if isinstance(one, Failure) or isinstance(other, Failure):
+            assert one == other
+        else:
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=0.02)
+    told = json.loads((tmp_path / "out" / "run.json").read_text())["decoder"]
+    assert (told["name"], told["chosen"]) == ("gpu", "")
+    assert told["version"].startswith("nvImageCodec 0.9.0 for JPEGs from 0.001 megapixel on, else Pillow ")
+    assert told["pictures"] == {
+        "on the GPU": 9,
+        "on the processor: colours other than YCbCr and grey": 1,
+        "on the processor: no JPEG": 2,
+    }, "of this run alone"
+
+
+def test_a_run_is_made_with_one_decoder(machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as cpu:
+        runs.run(cpu, [jpegs], tmp_path / "out")
+    with (
+        Predictor(model_path, backend="onnx-cpu", decode="gpu") as gpu,
+        pytest.raises(DataError, match=r"decoder was Pillow .*, is nvImageCodec 0\.9\.0 "),
+    ):
+        runs.run(gpu, [jpegs], tmp_path / "out")
+
+
+@pytest.mark.parametrize("faster", ["cpu", "gpu"])
+def test_auto_measures_once_and_a_run_that_goes_on_keeps_its_choice(
+    machine: Machine,
+    model_path: Path,
+    jpegs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    faster: str,
+) -> None:
+    rates = {"cpu": 30.0, "gpu": 20.0}
+    rates[faster] = 90.0
+    monkeypatch.setattr(decoders, "_rate", lambda decoder, contents, threads: rates[decoder.name])
+
+    def run(folder: str, stop_after: int | None = None) -> str:
+        seen: list[Any] = []
+        with Predictor(model_path, backend="onnx-cpu", decode="auto", batch_size=1) as predictor:
+            runs.run(
+                predictor,
+                [jpegs],
+                tmp_path / folder,
+                seen=seen.append,
+                stop=lambda: stop_after is not None and len(seen) >= stop_after,
+            )
+            return predictor.decoder_choice
+
+    with caplog.at_level(logging.WARNING):
+        assert f"{rates['cpu']:.0f} big JPEGs a second on the processor, {rates['gpu']:.0f} with the GPU" in run(
+            "whole"
+        )
+    assert len(caplog.records) == 1
+    run("resumed", stop_after=2)
+    rates["cpu"], rates["gpu"] = rates["gpu"], rates["cpu"]  # another day
+    assert run("resumed").endswith(", as before")
+    whole, resumed = ((tmp_path / folder / "predictions.csv").read_bytes() for folder in ("whole", "resumed"))
+    assert whole == resumed
+    told = json.loads((tmp_path / "resumed" / "run.json").read_text())["decoder"]
+    assert told["name"] == faster
+
+
+def test_auto_takes_the_processor_where_there_is_nothing_to_choose(
+    machine: Machine, model_path: Path, album: Path, jpegs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choice(folder: Path) -> str:
+        with Predictor(model_path, backend="onnx-cpu", decode="auto") as predictor:
+            assert len([*predictor.predict([folder])]) == len([*folder.iterdir()])
+            assert predictor.decoder.name == "cpu"
+            return predictor.decoder_choice
+
+    assert choice(album).endswith("fewer than 4 big JPEGs among the first 64 pictures")
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    assert "needs nvImageCodec" in choice(jpegs)
+
+
+def test_auto_really_decodes_what_it_measures(machine: Machine, jpegs: Path) -> None:
+    contents = [path.read_bytes() for path in sorted(jpegs.glob("0[0-2].jpg"))]
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    machine.batches.clear()
+    assert decoders._rate(decoder, contents, threads=2) > 0
+    assert sorted({content for batch in machine.batches for content in batch}) == sorted(contents)
+    decoder.close()
+
+
+SIZES = [(90, 60), (61, 60), (300, 7), (40, 30), (32, 24), (500, 333)]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`resample.cu` as C++ for the processor, one thread after the other."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("the kernel's source is compiled by a C++ compiler, and there is none")
+    folder = tmp_path_factory.mktemp("kernel")
+    source = resources.files("mineral_batch").joinpath("resample.cu").read_text()
+    (folder / "kernel.cpp").write_text(
+        "#define __global__\nstatic struct { unsigned x; } blockIdx, blockDim, threadIdx;\n"
+        + source
+        + 'extern "C" void run(const unsigned char *in, unsigned char *out, const int *table, int taps, int size_in,\n'
+        "                    int size_out, int inner, long long count)\n{\n    blockDim.x = 64;\n"
+        "    for (blockIdx.x = 0; blockIdx.x * 64LL < count + 64; ++blockIdx.x)\n"
+        "        for (threadIdx.x = 0; threadIdx.x < 64; ++threadIdx.x)\n"
+        "            resample(in, out, table, taps, size_in, size_out, inner, count);\n}\n"
+    )
+    library = folder / "kernel.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def on_kernel(kernel: Any, pixels: NDArray[np.uint8], weights: NDArray[np.int32], inner: int) -> NDArray[np.uint8]:
+    size_out, columns = weights.shape
+    size_in = pixels.shape[1]
+    out = np.full((pixels.shape[0], size_out, inner), 77, np.uint8)
+    given, result, rows = (array.ctypes.data_as(ctypes.c_void_p) for array in (pixels, out, weights))
+    kernel.run(given, result, rows, columns - 2, size_in, size_out, inner, ctypes.c_longlong(out.size))
+    return out
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("is_cropped", [False, True])
+def test_the_kernels_source_resizes_as_pillow_does(
+    kernel: Any, size: tuple[int, int], interpolation: str, is_cropped: bool
+) -> None:
+    width, height = size
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    box = (width * 0.11, height * 0.07, width * 0.93, height * 0.88) if is_cropped else (0.0, 0.0, width, height)
+    across = table(width, (box[0], box[2]), SPEC.width, interpolation)
+    down = table(height, (box[1], box[3]), SPEC.height, interpolation)
+    narrow = on_kernel(kernel, pixels, across, 3)
+    found = on_kernel(kernel, narrow.reshape(1, height, SPEC.width * 3), down, SPEC.width * 3)
+    filters = {"bilinear": PILImage.Resampling.BILINEAR, "bicubic": PILImage.Resampling.BICUBIC}
+    # One axis at a time: Pillow 13 chooses the order, the kernel does not.
+    half = PILImage.fromarray(pixels).resize((SPEC.width, height), filters[interpolation], (box[0], 0, box[2], height))
+    part = (0, box[1], SPEC.width, box[3])
+    expected = half.resize((SPEC.width, SPEC.height), filters[interpolation], part)
+    np.testing.assert_array_equal(found.reshape(SPEC.height, SPEC.width, 3), np.asarray(expected))
+
+
+def test_the_compiled_kernel_is_of_this_source() -> None:
+    folder = resources.files("mineral_batch")
+    digest = hashlib.sha256(folder.joinpath("resample.cu").read_bytes()).hexdigest()
+    code = folder.joinpath("resample.ptx").read_text()
+    assert f"sha256 {digest}" in code, "compile it anew, as its first lines say"
+    assert ".visible .entry resample(" in code
