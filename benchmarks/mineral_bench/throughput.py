@@ -116,8 +116,8 @@ class Stages:
             self.load.sources,
             self.backend,
             batch_size=self.load.batch,
+            decode=partial(decode_image, spec=self.backend.contract.input, exact=self.load.exact),
             decode_threads=self.load.threads,
-            exact=self.load.exact,
             times=self.times,
         )
         with closing(results):

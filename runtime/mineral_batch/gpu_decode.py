@@ -396,7 +396,8 @@ class _Work:
 
     def _result(self, row: int, jpeg: _Jpeg) -> Pixels:
         _, (width, height) = jpeg.seen(self._spec)
-        return self._host[row].reshape(height, width, 3).copy()
+        pixels: Pixels = self._host[row].reshape(height, width, 3).copy()
+        return pixels
 
     def close(self) -> None:
         """Give everything back; the decoder first, which may still hold pictures."""
