@@ -24,7 +24,18 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch import BackendError, DataError, Failure, Image, InputSpec, Predictor, decoders, gpu_decode, runs
+from mineral_batch import (
+    BackendError,
+    DataError,
+    Failure,
+    Image,
+    InputSpec,
+    Predictor,
+    decoders,
+    doctor,
+    gpu_decode,
+    runs,
+)
 from mineral_batch.backends import cuda_driver
 from mineral_batch.backends.cuda_driver import DriverError, Gpu
 from mineral_batch.cli import main
@@ -121,6 +132,10 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
         machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
         return give(pointer, ctypes.addressof(memory))
 
+    def free_page_locked(address: Any) -> int:
+        machine.pinned = [memory for memory in machine.pinned if ctypes.addressof(memory) != address.value]
+        return 0
+
     def stream(pointer: Any, flags: Any) -> int:
         give(pointer, at := machine.allocate(np.zeros(1, np.uint8)))
         machine.queues[at] = []
@@ -177,7 +192,7 @@ def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module i
         cuCtxPopCurrent_v2=lambda pointer: enter(-1),
         cuCtxSynchronize=done,
         cuMemHostAlloc=page_locked,
-        cuMemFreeHost=done,
+        cuMemFreeHost=free_page_locked,
         cuStreamCreate=stream,
         cuStreamSynchronize=synchronize,
         cuStreamDestroy_v2=destroy,
@@ -683,3 +698,19 @@ def test_the_compiled_kernel_is_of_this_source() -> None:
     code = folder.joinpath("resample.ptx").read_text()
     assert f"sha256 {digest}" in code, "compile it anew, as its first lines say"
     assert ".visible .entry resample(" in code
+
+
+def test_doctor_tries_it_and_says_how_it_went(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.decoding_trial()
+    told = json.loads(capsys.readouterr().out)
+    assert told["works"]
+    assert told["version"].startswith("nvImageCodec 0.9.0 ")
+    machine.fails = "Internal error"
+    doctor.decoding_trial()
+    assert "does not start on NVIDIA L4" in json.loads(capsys.readouterr().out)["reason"]
+
+
+def test_doctor_tries_it_in_a_process_of_its_own() -> None:
+    report = doctor.examine(None)
+    assert report.gpu_decoding.works or "--decode gpu" in report.gpu_decoding.reason
+    assert report.gpu_decoding.works <= bool(report.machine.gpus)
