@@ -345,7 +345,8 @@ class _Work:
         # Without the processor's own decoders among them: what no GPU decodes is ours to decode.
         kinds = (codec.BackendKind.HW_GPU_ONLY, codec.BackendKind.GPU_ONLY, codec.BackendKind.HYBRID_CPU_GPU)
         backends = [codec.Backend(kind) for kind in kinds]
-        # Chroma is repeated, not interpolated: 59 dB and more at the model's size, on 24 photographs of 2 to 36 MP.
+        # Chroma is repeated, not interpolated, as is fastest. At 384 x 384 that is 59 dB and more from Pillow, on 24
+        # photographs of 2 to 36 megapixels and with nvImageCodec's decoder on the processor.
         self._decoder = codec.Decoder(device_id=gpu.index, backends=backends, options=":fancy_upsampling=0")
         # Orientation is ours, so that it is the same by every road.
         self._params = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB)

@@ -1,9 +1,10 @@
 """Pillow's antialiased resize on a GPU: its weights from here, its integer arithmetic in `resample.cu`.
 
-The columns come first and then the rows, as in Pillow up to 12, whose answer this is to the last bit; Pillow 13 begins
-with the rows where that is less work, which makes a difference of one level here and there. A picture of 12 megapixels
-that a GPU has decoded is 36 MB: brought to the processor and resized there it would cost as much as decoding it there.
-So it is resized where it is, and what the model takes comes back.
+Along either axis the answer is Pillow's to the last bit. The width comes first here, then the height; Pillow 13 begins
+with the height where that is less work, which makes a difference of one level here and there.
+
+A picture of 12 megapixels that a GPU has decoded is 36 MB: brought to the processor and resized there it would cost
+about as much as decoding it there. So it is resized where it is, and what the model takes comes back.
 """
 
 from __future__ import annotations

@@ -335,13 +335,14 @@ class Driver:
 
     def __init__(self, failing: str = "") -> None:
         self.failing = failing
+        self.code = 999
         self.freed: list[int] = []
         self.contexts: dict[int, int] = defaultdict(int)  # thread -> how many are on its stack
 
     def __getattr__(self, name: str) -> Any:
         def function(*arguments: Any) -> int:
             if name == self.failing:
-                return 999
+                return self.code
             return int(getattr(type(self), f"do_{name}", lambda *_: 0)(self, *arguments) or 0)
 
         function.__name__ = name
@@ -415,6 +416,13 @@ def test_page_locked_memory_is_zero_and_freed_with_its_last_view(driver: Any) ->
 def test_a_driver_that_refuses_is_named_with_its_error(driver: Any, function: str) -> None:
     driver(function)
     with pytest.raises(DriverError, match=f"{function} with CUDA error 999"):
+        cuda_driver.page_locked((1, 2, 2, 3), 0)
+
+
+@pytest.mark.parametrize(("code", "words"), [(2, r"2 \(out of memory\)"), (100, r"100 \(no GPU is visible\)")])
+def test_errors_that_a_user_can_mend_are_put_in_words(driver: Any, code: int, words: str) -> None:
+    driver("cuMemHostAlloc").code = code
+    with pytest.raises(DriverError, match=f"cuMemHostAlloc with CUDA error {words}$"):
         cuda_driver.page_locked((1, 2, 2, 3), 0)
 
 

@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _SUCCESS = 0
+# Of the errors that are met: what a user can do something about.
+_WORDS = {
+    2: "out of memory",
+    100: "no GPU is visible",
+    222: "the driver is too old for this kernel",
+    700: "an illegal memory access",
+    803: "the driver's library and its kernel module differ: restart the machine",
+}
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _PORTABLE = 1  # page-locked for every context, so that a group of GPUs can share a buffer
 _NON_BLOCKING = 1  # a stream that does not wait for the default one
@@ -322,4 +330,5 @@ def _free_page_locked(driver: Any, device: int, context: ctypes.c_void_p, addres
 def _call(function: Any, *arguments: Any) -> None:
     result = function(*arguments)
     if result != _SUCCESS:
-        raise DriverError(f"the NVIDIA driver answers {function.__name__} with CUDA error {result}")
+        words = f" ({_WORDS[result]})" if result in _WORDS else ""
+        raise DriverError(f"the NVIDIA driver answers {function.__name__} with CUDA error {result}{words}")
