@@ -412,7 +412,8 @@ def inspected(told: str) -> dict[str, int]:
 
 
 def _type(tensor: Any) -> str:
-    return _TYPES.get(tensor.dtype.name, tensor.dtype.name.lower())
+    name: str = tensor.dtype.name
+    return _TYPES.get(name, name.lower())
 
 
 def _described(tensor: Any) -> tuple[str, str]:
