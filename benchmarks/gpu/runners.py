@@ -1,4 +1,4 @@
-"""Each way to run the paper's model: a function (settings, batch) -> what computes one batch on torch's stream."""
+"""Each way to run a model: a function (settings, batch, ...) -> what computes one batch on torch's stream."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from stages import _deployable, _pixels
+from common import deployable, noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stages import Settings
+    from common import Settings
 
     Work = Callable[[], Any]
 
@@ -55,20 +55,22 @@ def torch_tensorrt(settings: Settings, batch: int) -> Work:
     return work
 
 
-def onnx_runtime(settings: Settings, batch: int) -> Work:
-    """ONNX Runtime's CUDA provider on the FP16 graph, input and output bound on the GPU, as one CUDA graph."""
+def onnx_runtime(settings: Settings, batch: int, model: Path) -> Work:
+    """ONNX Runtime's CUDA provider on an FP16 graph, input and output bound on the GPU, as one CUDA graph."""
     options = {"use_tf32": "1", "enable_cuda_graph": "1", "cudnn_conv_algo_search": "HEURISTIC"}
-    return _bound(settings, batch, "CUDAExecutionProvider", options)
+    return _bound(settings, batch, model, "CUDAExecutionProvider", options)
 
 
-def onnx_tensorrt(settings: Settings, batch: int) -> Work:
+def onnx_tensorrt(settings: Settings, batch: int, model: Path) -> Work:
     """ONNX Runtime's TensorRT provider on the same graph."""
     if settings.sizes.dry:
         raise RuntimeError("not run: there is no GPU in a dry run")
-    return _bound(settings, batch, "TensorrtExecutionProvider", {"trt_cuda_graph_enable": "1"})
+    options = {"trt_cuda_graph_enable": "1", "trt_fp16_enable": "1"}
+    options["trt_int8_enable"] = str(int(model.stem.endswith("int8")))
+    return _bound(settings, batch, model, "TensorrtExecutionProvider", options)
 
 
-def _bound(settings: Settings, batch: int, provider: str, options: dict[str, str]) -> Work:
+def _bound(settings: Settings, batch: int, model: Path, provider: str, options: dict[str, str]) -> Work:
     import onnxruntime
 
     is_dry = settings.sizes.dry
@@ -79,8 +81,7 @@ def _bound(settings: Settings, batch: int, provider: str, options: dict[str, str
     session_options = onnxruntime.SessionOptions()
     session_options.log_severity_level = 4
     session_options.add_free_dimension_override_by_name("N", batch)
-    path = str(settings.model("float16"))
-    session = onnxruntime.InferenceSession(path, session_options, providers=[(wanted, given)])
+    session = onnxruntime.InferenceSession(str(model), session_options, providers=[(wanted, given)])
     if session.get_providers()[0] != wanted:
         raise RuntimeError(f"{wanted} is not there: the session would run on {session.get_providers()[0]}")
     pixels, answers = _buffers(settings, batch, session)
@@ -112,7 +113,7 @@ def _buffers(settings: Settings, batch: int, session: Any) -> tuple[Any, Any]:
     return pixels, torch.zeros((batch, labels), dtype=torch.float32, device=settings.sizes.device)
 
 
-def tensorrt(settings: Settings, batch: int) -> Work:
+def tensorrt(settings: Settings, batch: int, model: Path) -> Work:
     """A TensorRT engine of this batch, run by TensorRT's own runtime on torch's memory and stream."""
     import tensorrt as trt
 
@@ -120,9 +121,11 @@ def tensorrt(settings: Settings, batch: int) -> Work:
     from mineral_batch.backends.tensorrt_engine import Profile
     from mineral_export.engine import export_engine
 
-    target = settings.out / "models" / f"paper-{batch}.plan"
-    options = Options(Profile(batch, batch, batch), timing_cache=settings.out / "models" / "timings")
-    made = export_engine(settings.model("float16"), target, options, runtime="tensorrt")
+    target = model.with_name(f"{model.stem}-{batch}.plan")
+    options = Options(Profile(batch, batch, batch), timing_cache=settings.models / "timings")
+    # An INT8 or FP8 graph has layers in other types, too.
+    precision = "fp16" if model.stem.endswith("float16") else "as-is"
+    made = export_engine(model, target, options, precision=precision, runtime="tensorrt")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(target.read_bytes())
     context = engine.create_execution_context()
@@ -132,9 +135,11 @@ def tensorrt(settings: Settings, batch: int) -> Work:
     context.set_input_shape("pixels", tuple(pixels.shape))
     context.set_tensor_address("pixels", pixels.data_ptr())
     context.set_tensor_address("probabilities", answers.data_ptr())
+    stream = _side_stream()  # on the default one TensorRT synchronises more than it must
 
     def work() -> Any:
-        context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT did not start the engine")
         return runtime, engine, pixels, answers  # kept alive with the function
 
     return work
@@ -176,9 +181,17 @@ class _Folder(torch.utils.data.Dataset[torch.Tensor]):
         return torch.from_numpy(np.array(small))
 
 
+#: The model on the device by preset: built once for all batches.
+_MODELS: dict[str, tuple[Any, Any]] = {}
+
+
 def _on_device(settings: Settings, batch: int) -> tuple[Any, Any]:
-    deployable, contract = _deployable(settings.sizes)
-    return deployable.to(settings.sizes.device), _pixels(contract, batch, settings.sizes.device)
+    sizes = settings.sizes
+    if sizes.preset not in _MODELS:
+        model, contract = deployable(sizes)
+        _MODELS[sizes.preset] = model.to(sizes.device), contract
+    model, contract = _MODELS[sizes.preset]
+    return model, noise(contract, batch, sizes.device)
 
 
 def _amp(settings: Settings) -> Any:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -611,6 +612,8 @@ def test_a_timing_cache_that_cannot_be_written_costs_a_warning(
     assert "cannot write the timing cache" in caplog.text
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_the_papers_model_whole(tmp_path: Path) -> None:
-    require_fp16_engine(_paper(tmp_path))
+    """A minute of one core."""
+    with TemporaryDirectory(dir=tmp_path) as folder:  # 1.3 GB, not to be kept with pytest's other folders
+        require_fp16_engine(_paper(Path(folder)))

@@ -1,0 +1,234 @@
+"""What the chip can do at most, and the native backend's CUDA layer without an engine."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from common import line, measured
+
+if TYPE_CHECKING:
+    from common import Record, Sizes
+
+
+def matrix_products(sizes: Sizes, record: Record) -> None:
+    """Tera-operations a second of square matrix products in each type that the chip multiplies."""
+    for name, product in _products(sizes).items():
+        try:
+            record.save(**{f"matrix_{name}_tflops": 2 * sizes.matrix**3 / measured(product(), sizes) / 1e12})
+        except Exception as error:  # a chip without this type
+            record.save(**{f"matrix_{name}_ended": line(error)})
+
+
+def _products(sizes: Sizes) -> dict[str, Any]:
+    import torch
+
+    def filled(kind: Any) -> Any:
+        numbers = torch.randn(sizes.matrix, sizes.matrix, device=sizes.device)
+        return (numbers * 30).to(kind) if kind == torch.int8 else numbers.to(kind)
+
+    def plain(kind: Any) -> Any:
+        left, right = filled(kind), filled(kind)
+        return lambda: left @ right
+
+    def eight_bits() -> Any:
+        left, right = filled(torch.int8), filled(torch.int8).t()
+        return lambda: torch._int_mm(left, right)
+
+    def float8() -> Any:
+        left, right = filled(torch.float8_e4m3fn), filled(torch.float8_e4m3fn).t()
+        one = torch.ones((), device=sizes.device)
+        return lambda: torch._scaled_mm(left, right, one, one, out_dtype=torch.bfloat16)
+
+    kinds = ("float16", "bfloat16", "float32")
+    halves = {name: lambda name=name: plain(getattr(torch, name)) for name in kinds}
+    return {**halves, "int8": eight_bits, "float8": float8}
+
+
+def copies(sizes: Sizes, record: Record) -> None:
+    """Gigabytes a second to, from and on the GPU."""
+    import torch
+
+    count = sizes.copy_mib << 20
+    device = torch.zeros(count, dtype=torch.uint8, device=sizes.device)
+    other = torch.zeros_like(device)
+    host = torch.zeros(count, dtype=torch.uint8, pin_memory=not sizes.dry)
+    works = {
+        "to_gpu": lambda: device.copy_(host, non_blocking=True),
+        "from_gpu": lambda: host.copy_(device, non_blocking=True),
+        "on_gpu_read_and_written": lambda: other.copy_(device),
+    }
+    for name, work in works.items():
+        bytes_moved = count * (2 if name.startswith("on_gpu") else 1)
+        record.save(**{f"copy_{name}_gb_per_s": bytes_moved / measured(work, sizes) / 1e9})
+
+
+def native_backend(sizes: Sizes) -> str:
+    """`copied_answers`, or why there are none."""
+    if sizes.dry:
+        return "not run: there is no GPU in a dry run"
+    try:
+        return copied_answers(batch=64, rounds=40)
+    except Exception as error:
+        return f"failed: {line(error)}"
+
+
+def copied_answers(batch: int, rounds: int) -> str:
+    """The native backend as it is, but for the engine: a copy on the GPU takes its place, whose answers are known.
+
+    Page-locked batches, two lanes, CUDA graphs and padding are those of `predict --backend tensorrt`.
+
+    Args:
+        batch: pictures at once.
+        rounds: how often two full batches, one with a picture less and one of a single picture are given.
+    """
+    import numpy as np
+
+    from mineral_batch.backends.cuda_driver import gpus
+    from mineral_batch.backends.tensorrt import TensorRtBackend
+    from mineral_batch.backends.tensorrt_library import Library
+
+    record = copying_record(batch)
+    labels = len(record.contract.labels)
+    library = Library("tensorrt", copying_library(record))
+    backend = TensorRtBackend(library, gpus()[0], record, b"no engine", None)
+    try:
+        pictures = [backend.buffer(count) for count in (batch, batch, batch - 1, 1)]
+        for index, pixels in enumerate(pictures):
+            pixels[:] = np.random.default_rng(index).integers(0, 256, pixels.shape, dtype=np.uint8)
+        wanted = [pixels.reshape(len(pixels), -1)[:, : 4 * labels] for pixels in pictures]
+        start = time.perf_counter()
+        with ThreadPoolExecutor(backend.workers) as threads:
+            answers = list(threads.map(backend.infer, pictures * rounds))
+        seconds = time.perf_counter() - start
+        pairs = zip(wanted * rounds, answers, strict=True)
+        is_right = all(np.array_equal(given, answer.view(np.uint8)) for given, answer in pairs)
+        moved = rounds * sum(pixels.nbytes for pixels in pictures)
+        return f"{moved / seconds / 1e9:.1f} GB/s in, {backend.device}, answers {'right' if is_right else 'WRONG'}"
+    finally:
+        backend.close()
+
+
+def copying_record(batch: int) -> Any:
+    """The description of an engine that answers with the first bytes of each picture of 384 pixels."""
+    from mineral_batch.backends.tensorrt_engine import EngineRecord, Profile
+    from mineral_batch.contract import MINERALS, InputSpec, ModelContract
+
+    return EngineRecord(
+        contract=ModelContract(MINERALS, (0.5,) * len(MINERALS), InputSpec(384, 384), name="a copy"),
+        source="none.onnx",
+        onnx_sha256="0" * 64,
+        engine_sha256=hashlib.sha256(b"no engine").hexdigest(),
+        runtime="tensorrt",
+        version="0.0",
+        cuda="",
+        gpu="",
+        compute_capabilities=(),
+        precision="copied bytes",
+        products={},
+        layers={},
+        layers_from="engine",
+        profile=Profile(batch, batch, batch),
+        inputs={},
+        outputs={},
+        rebuild="",
+    )
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D of the CUDA Driver API's reference."""
+
+    _fields_ = [
+        *((f"source_{name}", kind) for name, kind in (("x", ctypes.c_size_t), ("y", ctypes.c_size_t))),
+        ("source_type", ctypes.c_int),
+        ("source_host", ctypes.c_void_p),
+        ("source_device", ctypes.c_uint64),
+        ("source_array", ctypes.c_void_p),
+        ("source_pitch", ctypes.c_size_t),
+        *((f"target_{name}", kind) for name, kind in (("x", ctypes.c_size_t), ("y", ctypes.c_size_t))),
+        ("target_type", ctypes.c_int),
+        ("target_host", ctypes.c_void_p),
+        ("target_device", ctypes.c_uint64),
+        ("target_array", ctypes.c_void_p),
+        ("target_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    ]
+
+
+_ON_DEVICE = 2
+
+
+class _CopyingContext:
+    """In the place of an execution context: its work is one copy of the first bytes of each picture."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, int] = {}
+        self._shape: tuple[int, ...] = ()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shape = shape
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        from mineral_batch.backends import cuda_driver
+        from mineral_batch.contract import MINERALS
+
+        wide = 4 * len(MINERALS)
+        copy = _Copy2D(
+            source_type=_ON_DEVICE,
+            source_device=self._addresses["pixels"],
+            source_pitch=prod(self._shape[1:]),
+            target_type=_ON_DEVICE,
+            target_device=self._addresses["probabilities"],
+            target_pitch=wide,
+            width=wide,
+            height=self._shape[0],
+        )
+        code: int = cuda_driver._driver().cuMemcpy2DAsync_v2(ctypes.byref(copy), ctypes.c_void_p(stream))
+        return code == 0
+
+
+class _CopyingEngine:
+    """In the place of an engine; see `EngineRecord.contract`."""
+
+    num_io_tensors = 2
+
+    def __init__(self, contract: Any) -> None:
+        self._shapes = {"pixels": (-1, *contract.input.shape), "probabilities": (-1, len(contract.labels))}
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._shapes)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if name == "pixels" else "out"
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name="UINT8" if name == "pixels" else "FLOAT")
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def create_execution_context(self) -> _CopyingContext:
+        return _CopyingContext()
+
+
+def copying_library(record: Any) -> ModuleType:
+    """What the native backend calls of TensorRT, with a copy of the first bytes of each picture as the engine."""
+    module = ModuleType("copying")
+    module.__dict__.update(
+        __version__="0.0",
+        ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0}),
+        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda _: _CopyingEngine(record.contract)),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+    )
+    return module
