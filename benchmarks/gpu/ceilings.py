@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -68,10 +70,19 @@ def copies(sizes: Sizes, record: Record) -> None:
         record.save(**{f"copy_{name}_gb_per_s": bytes_moved / measured(work, sizes) / 1e9})
 
 
-def native_backend(sizes: Sizes) -> str:
-    """`copied_answers`, or why there are none."""
+def native_backend(sizes: Sizes, record: Record) -> None:
+    """`copied_answers`, or why there are none: through pycuda where it is installed, and through the driver alone."""
     if sizes.dry:
-        return "not run: there is no GPU in a dry run"
+        record.save(native_backend="not run: there is no GPU in a dry run")
+        return
+    if importlib.util.find_spec("pycuda"):
+        record.save(native_backend=_answers_or_why())
+    sys.modules["pycuda.driver"] = None  # type: ignore[assignment]  # as where it is not installed
+    record.save(native_backend_without_pycuda=_answers_or_why())
+    del sys.modules["pycuda.driver"]
+
+
+def _answers_or_why() -> str:
     try:
         return copied_answers(batch=64, rounds=40)
     except Exception as error:

@@ -319,8 +319,8 @@ def end_to_end(settings: Settings, record: Record, name: str, folder: str, **opt
             start = time.perf_counter()
             done = sum(1 for _ in predictor.predict(files, times=times))
             rate = done / (time.perf_counter() - start)
-            device = predictor.device
+            told = {"device": predictor.device, "decoding": getattr(predictor, "decoder_choice", "")}
     except Exception as error:  # the others are still to be measured
         record.save(**{name: {"failed": line(error)}})
         return
-    record.save(**{name: {"pictures_per_s": rate, "pictures": done, "device": device, "seconds": times.rounded()}})
+    record.save(**{name: {"pictures_per_s": rate, "pictures": done, **told, "seconds": times.rounded()}})

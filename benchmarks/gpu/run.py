@@ -25,6 +25,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import common
 import report
@@ -44,17 +45,17 @@ class Limits:
 
 #: In this order; together they fit ten minutes, and with more --minutes each has more. What may take longest is last.
 STAGES = {
-    "install": Limits(70),
+    "install": Limits(100),
     "chip": Limits(30),
-    "models": Limits(90),
+    "models": Limits(80),
     "verify": Limits(30, ("models",)),
     "engines": Limits(70, ("models",)),
     "end_to_end": Limits(50, ("models",)),
     "starter": Limits(30, ("models",)),
     "decoding": Limits(30, ("models",)),
     "rtx": Limits(20, ("models",)),
-    "peers": Limits(80),
-    "quantised": Limits(90, ("models",)),
+    "peers": Limits(70),
+    "quantised": Limits(80, ("models",)),
 }
 
 
@@ -122,7 +123,7 @@ def _process(name: str, seconds: float, options: argparse.Namespace) -> dict[str
     kept = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*roots, *kept]), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *sys.argv, "--stage", name]
-    given = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    given: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     # A session of its own, so that what it has started (compilers, loaders) ends with it.
     with subprocess.Popen(command, **given, text=True, errors="replace", start_new_session=True) as child:  # noqa: S603
         try:

@@ -43,7 +43,7 @@ NEEDED = {
 OPTIONAL = {
     "tensorrt": "engines of TensorRT: FP16, INT8 and FP8",
     "tensorrt_rtx": "the attempt with TensorRT for RTX",
-    "pycuda": "CUDA through pycuda in the native backend",
+    "pycuda": "CUDA through pycuda in the native backend, which goes through the driver's library instead",
     "torch_tensorrt": "torch-tensorrt as a peer",
     "nvidia.nvimgcodec": "decoding on the GPU",
     "nncf": "the INT8 graph, unless paper-int8.onnx is brought along",
@@ -121,7 +121,7 @@ def stage_chip(settings: Settings, record: Record) -> None:
     record.save(machine=_machine(), packages=_packages())
     ceilings.matrix_products(settings.sizes, record)
     ceilings.copies(settings.sizes, record)
-    record.save(native_backend=ceilings.native_backend(settings.sizes))
+    ceilings.native_backend(settings.sizes, record)
 
 
 def stage_models(settings: Settings, record: Record) -> None:
@@ -139,7 +139,7 @@ def stage_models(settings: Settings, record: Record) -> None:
         model(common.noise(contract, 1, "cpu"))
     record.save(gflop_per_picture=counter.get_total_flops() / 1e9, input=list(contract.input.shape))
     if not record.has("float32_parity"):
-        made = export_onnx(model.model, contract, settings.model("float32"))
+        made = export_onnx(model.model, contract, settings.model("float32"), force=True)
         record.save(float32_mb=made.size / 1e6, float32_parity=str(made.parity))
     half = to_fp16(settings.model("float32"), settings.model("float16"), force=True)
     record.save(float16_mb=half.size / 1e6, float16_parity_on_the_cpu=str(half.parity))
@@ -194,7 +194,7 @@ def stage_starter(settings: Settings, record: Record) -> None:
     half = settings.model("float16", "starter")
     settings.models.mkdir(parents=True, exist_ok=True)
     if not (half.is_file() and record.has("parity_on_the_cpu")):
-        made = to_fp16(starter_path(), half)
+        made = to_fp16(starter_path(), half, force=True)
         record.save(float16_mb=made.size / 1e6, parity_on_the_cpu=str(made.parity))
     with suppress(ValueError):  # without it there is no share of the ceiling
         record.save(gflop_per_picture=common.gflop(half))

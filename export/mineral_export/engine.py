@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp16", "fp32", "as-is"]
 _NAMES = {"fp16": "float16", "fp32": "float32"}
+_QUANTISED = ("int8", "float8")
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,11 @@ def require_precision(layers: Layers, precision: Precision) -> None:
 
 def _typed(source: Path, scratch: Path, precision: Precision) -> Path:
     """A file whose graph is of the precision: the source itself, or a converted copy."""
-    if precision != "fp16" or read_contract(source).provenance.get("precision") == "float16":
+    stored = read_contract(source).provenance.get("precision")
+    if precision != "fp16" or stored == "float16":
         return source
+    if stored in _QUANTISED:
+        raise BackendError(f"{source} is {stored} already: build it with --precision as-is")
     from mineral_export.fp16 import to_fp16
 
     return to_fp16(source, scratch).path

@@ -342,8 +342,11 @@ def test_one_product_in_another_precision_is_enough_to_refuse(tmp_path: Path, pl
 
 def test_a_quantised_graph_is_an_int8_engine(tmp_path: Path, plan: Path) -> None:
     """The types around a product with Q/DQ pairs are float32; TensorRT multiplies what was quantised."""
-    record = built(_product(tmp_path, quantised=True), "-o", plan, *ONE_CHIP, "--precision", "as-is")
+    model = _product(tmp_path, quantised=True)
+    write_contract(model, replace(read_contract(model), provenance={"precision": "int8"}))
+    record = built(model, "-o", plan, *ONE_CHIP, "--precision", "as-is")
     assert (record.precision, record.products) == ("int8", {"int8": 1})
+    assert "model.onnx is int8 already: build it with --precision as-is" in refused(model, *ONE_CHIP)
 
 
 def test_the_counts_are_those_of_the_fp16_graph(product: Path, plan: Path) -> None:
@@ -371,7 +374,7 @@ def engine(product: Path, plan: Path, ada: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.chdir(plan.parent)
     built(product.name, "-o", plan, *ONE_CHIP, "--batch", 2)
-    assert "pycuda does not load" in opened(plan), "all that is missing to run it"
+    assert "CUDA does not start on GPU 0" in opened(plan), "all that is missing to run it"
     return plan
 
 
@@ -416,14 +419,14 @@ def test_a_stale_or_foreign_engine_is_refused_and_the_command_named_builds_it_ag
     if change is _another_chip:  # it builds what was built; for this GPU it has another chip
         command[command.index("12.0")] = "8.9"
     built(*command[2:])
-    assert "pycuda does not load" in opened(engine)
+    assert "CUDA does not start on GPU 0" in opened(engine)
     assert read_record(engine).profile == profile
 
 
 def test_other_thresholds_in_the_model_leave_the_engine_valid(engine: Path) -> None:
     source = engine.with_suffix(".onnx")
     write_contract(source, read_contract(source).with_thresholds([0.9] * 3))
-    assert "pycuda does not load" in opened(engine)
+    assert "CUDA does not start on GPU 0" in opened(engine)
 
 
 def test_the_command_that_was_typed_is_the_one_that_is_named(

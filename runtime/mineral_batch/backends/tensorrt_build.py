@@ -149,10 +149,11 @@ class Network:
         for index in range(self._network.num_layers):
             layer = self._network.get_layer(index)
             kind = layer.type.name
-            taken = quantised.get(layer.get_input(0).name, _type(layer.get_input(0))) if layer.num_inputs else ""
+            given = layer.get_input(0) if layer.num_inputs else None  # an optional one is None, too
+            taken = quantised.get(given.name, _type(given)) if given else ""
             if kind in _PRODUCTS:
                 products[taken] += 1
-            if kind == "DEQUANTIZE" or (kind in _RESHAPES and layer.get_input(0).name in quantised):
+            if kind == "DEQUANTIZE" or (kind in _RESHAPES and given and given.name in quantised):
                 quantised[layer.get_output(0).name] = taken
             if layer.num_outputs and layer.get_output(0).dtype.name in _TYPES and kind != "CONSTANT":
                 every[_type(layer.get_output(0))] += 1
