@@ -1,4 +1,4 @@
-"""The key-value metadata of an ONNX file, read and replaced with neither `onnx` nor `protobuf` installed.
+"""The metadata of an ONNX file, read and replaced, and its nodes, read, with neither `onnx` nor `protobuf` installed.
 
 An ONNX file is one protobuf message, `ModelProto` (onnx/onnx.proto). On the wire that is a sequence of fields,
 each `varint(number << 3 | wire type)` and a value; the weights are in one long field, `graph`. To reach
@@ -23,7 +23,7 @@ from mineral_batch.errors import ContractError
 from mineral_batch.files import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 #: The metadata key under which the contract travels.
 CONTRACT_KEY = "mineral.contract"
@@ -33,7 +33,19 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _OPSET_IMPORT, _METADATA_PROPS = 7, 8, 14
 _MODEL_FIELDS = {1: _VARINT, 5: _VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _LENGTH)
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
+_NODE, _OUTPUT = 1, 12  # of GraphProto
+_NODE_INPUT, _NODE_OUTPUT, _OPERATOR = 1, 2, 4  # of NodeProto
+_VALUE_NAME = 1  # of ValueInfoProto
 _COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a graph: its name, and the names of what it takes and gives."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def read_contract(path: str | Path) -> ModelContract:
@@ -100,6 +112,50 @@ def graph_digest(path: str | Path) -> str:
             if field.number != _METADATA_PROPS:
                 _copy(file, digest.update, field)
     return digest.hexdigest()
+
+
+def read_graph(path: str | Path) -> tuple[list[Node], list[str]]:
+    """The nodes of an ONNX file's graph and the names of its outputs, both in its order; weights are stepped over.
+
+    Raises:
+        ContractError: when the file is missing, cut short or not ONNX.
+    """
+    nodes, outputs = [], []
+    with _reading(path) as file:
+        for graph in [field for field in _model_fields(file) if field.number == _GRAPH]:
+            for field in _fields(file, graph.value, graph.stop):
+                if field.number == _NODE:
+                    nodes.append(_node(file, field))
+                elif field.number == _OUTPUT:
+                    outputs += _texts(file, field, _VALUE_NAME)[:1]
+    return nodes, outputs
+
+
+def with_outputs(path: str | Path, names: Sequence[str]) -> bytes:
+    """The content of an ONNX file whose graph gives more of its values as outputs, behind those that it has.
+
+    A message that is there twice is merged by every parser, its lists one behind the other (see the specification,
+    "Last One Wins"): so a second graph of nothing but outputs, behind the first, is enough.
+
+    Raises:
+        ContractError: when the file is missing or cannot be read.
+    """
+    added = b"".join(_length_field(_OUTPUT, _length_field(_VALUE_NAME, name.encode())) for name in names)
+    with _reading(path) as file:
+        return file.read() + _length_field(_GRAPH, added)
+
+
+def _node(file: BinaryIO, field: _Field) -> Node:
+    inputs, outputs = (tuple(_texts(file, field, number)) for number in (_NODE_INPUT, _NODE_OUTPUT))
+    return Node("".join(_texts(file, field, _OPERATOR)), inputs, outputs)
+
+
+def _texts(file: BinaryIO, field: _Field, number: int) -> list[str]:
+    """The texts in one field of a message."""
+    file.seek(field.value)
+    message = file.read(field.stop - field.value)
+    parts = _fields(BytesIO(message), 0, len(message))
+    return [message[part.value : part.stop].decode("utf-8", "replace") for part in parts if part.number == number]
 
 
 @dataclass(frozen=True)

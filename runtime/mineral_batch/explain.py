@@ -3,6 +3,9 @@
 A model exported with `mineral-export onnx --explain` answers, beside its probabilities, with a coarse map for each of
 a picture's most probable labels. What these outputs are is JSON in the file's metadata (`mineral.explain`). The
 graph's first output stays what it is without maps, so that every engine takes such a file for prediction.
+
+A graph that ends with the mean over places and one linear layer, as that of the starter model, needs no such outputs:
+its Grad-CAM follows from its last feature maps (see `mineral_batch.pooling`), and every label has a map.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageFilter, UnidentifiedImageError
 
-from mineral_batch._onnx_file import read_contract, read_metadata
+from mineral_batch._onnx_file import read_contract, read_metadata, with_outputs
 from mineral_batch.backends.onnx_runtime import CPU, check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, ContractError, DataError
 from mineral_batch.images import Failure, decode_image, seen_part
+from mineral_batch.pooling import activation_maps, find_tail, logits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +44,8 @@ GRAD_CAM, CROSS_ATTENTION = "grad-cam", "cross-attention"
 METHODS = (GRAD_CAM, CROSS_ATTENTION)
 
 _LOG_ERRORS = 3
+# Of two probabilities that are computed in another order.
+_SAME = 1e-4
 _STEPS = 16
 
 
@@ -111,7 +117,6 @@ class Explainer:
 
     def __init__(self, session: Any, contract: ModelContract, maps: MapSpec) -> None:
         check_graph(session, contract)
-        _check_maps(session, maps)
         self.contract = contract
         self.maps = maps
         self._session = session
@@ -124,9 +129,13 @@ class Explainer:
             BackendError: with ONNX Runtime's own words, if the run fails.
         """
         try:
-            return Answer(*self._session.run(None, {self._input: pixels})[:3])
+            outputs = self._session.run(None, {self._input: pixels})
         except Exception as error:  # its exceptions have no common base class
             raise BackendError(f"the maps of a batch of {len(pixels)} failed: {first_line(error)}") from error
+        return self._answer(*outputs)
+
+    def _answer(self, probabilities: Probabilities, labels: NDArray[np.int64], maps: Heat, *_: object) -> Answer:
+        return Answer(probabilities, labels, maps)
 
     def close(self) -> None:
         """Drop the session."""
@@ -139,6 +148,15 @@ class Explainer:
         self.close()
 
 
+class _PooledExplainer(Explainer):
+    """Of a graph whose outputs are its probabilities (N, L), and the three parts of its `pooling.Tail`."""
+
+    def _answer(self, probabilities: Probabilities, features: Heat, weights: Heat, *_: object) -> Answer:  # type: ignore[override]
+        labels = np.argsort(-probabilities, axis=1, kind="stable")
+        maps = np.take_along_axis(activation_maps(features, weights), labels[..., None, None], axis=1)
+        return Answer(probabilities, labels, maps)
+
+
 def open_explainer(path: Path) -> Explainer:
     """Open a model with maps on the processor, one thread a call.
 
@@ -149,15 +167,18 @@ def open_explainer(path: Path) -> Explainer:
     contract = read_contract(path)
     text = read_metadata(path).get(MAPS_KEY)
     if text is None:
-        raise ContractError(
-            f"{path} gives no maps of where it looks: export its checkpoint again with "
-            f"`mineral-export onnx CHECKPOINT --explain`"
-        )
+        return _open_pooled(path, contract)
+    session, maps = _session(path), MapSpec.from_json(text)
+    _check_maps(session, maps)
+    return Explainer(session, contract, maps)
+
+
+def _session(path: Path, content: bytes | None = None) -> Any:
     runtime = onnxruntime_with(CPU)
     options = runtime.SessionOptions()
     options.log_severity_level = _LOG_ERRORS
     options.intra_op_num_threads = 1
-    return Explainer(make_session(runtime, path, options, [(CPU, {})]), contract, MapSpec.from_json(text))
+    return make_session(runtime, path, options, [(CPU, {})], content)
 
 
 def _check_maps(session: Any, maps: MapSpec) -> None:
@@ -167,6 +188,35 @@ def _check_maps(session: Any, maps: MapSpec) -> None:
             f"the model's graph gives maps of the shapes {shapes}, its record says {maps}: "
             f"export it again with mineral-export onnx --explain"
         )
+
+
+def _open_pooled(path: Path, contract: ModelContract) -> Explainer:
+    """Open a model whose maps follow from its last layers."""
+    tail = find_tail(path)
+    if tail is None:
+        raise _no_maps(path)
+    session = _session(path, with_outputs(path, tail))
+    probe = np.random.default_rng(0).integers(0, 256, (1, *contract.input.shape), np.uint8)
+    probabilities, features, weights, bias = session.run(None, {session.get_inputs()[0].name: probe})
+    # The names of the last operations are not all that they do: only a graph that keeps to the formula has the maps.
+    if features.ndim != 4 or not _is_same(_sigmoid(logits_of(features, weights, bias)), probabilities):
+        raise _no_maps(path)
+    return _PooledExplainer(session, contract, MapSpec(GRAD_CAM, features.shape[2:], len(contract.labels)))
+
+
+def _sigmoid(logits: Heat) -> Heat:
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def _is_same(ours: Heat, theirs: Probabilities) -> bool:
+    return ours.shape == theirs.shape and bool(np.abs(ours - theirs).max() <= _SAME)
+
+
+def _no_maps(path: Path) -> ContractError:
+    return ContractError(
+        f"{path} gives no maps of where it looks: export its checkpoint again with "
+        f"`mineral-export onnx CHECKPOINT --explain`"
+    )
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,21 @@ def test_the_maps_of_other_models_are_torchs(variant, tiny, tmp_path):
     check(*tiny(**options), tmp_path / "model.onnx", method)
 
 
+@pytest.mark.parametrize("options", [{"backbone": "test_efficientnet"}, {"backbone": "test_resnet", "stages": 2}])
+def test_a_model_that_pools_has_torchs_maps_without_being_asked(options, tiny, tmp_path):
+    model, contract = tiny(method="pool", **options)
+    pixels = synthetic(contract.input, 5)
+    balance(model, contract, pixels)
+    export_onnx(model, contract, tmp_path / "model.onnx")
+    with open_explainer(tmp_path / "model.onnx") as explainer:
+        assert explainer.maps == MapSpec("grad-cam", model.layout.grid, len(contract.labels))
+        answer = explainer.infer(pixels)
+    np.testing.assert_array_equal(answer.probabilities, open_backend(tmp_path / "model.onnx", "onnx-cpu").infer(pixels))
+    x = Deployable(model, contract.input).normalise(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    expected = grad_cam(model, x, torch.from_numpy(answer.labels)).numpy()
+    np.testing.assert_allclose(answer.maps, expected, atol=1e-3)
+
+
 def test_a_file_whose_maps_differ_is_not_written(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(explainable, "MAP_TOLERANCE", -1.0)
     model, contract = tiny(backbone="test_efficientnet", method="pool")

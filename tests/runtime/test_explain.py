@@ -36,6 +36,7 @@ from mineral_batch.explain import (
     read_masks,
 )
 from mineral_batch.explanations import Asked, run
+from mineral_batch.models import starter_path
 from mineral_batch.overlays import colours, overlay
 from mineral_batch.sources import find_sources
 
@@ -92,6 +93,48 @@ def looking_model():
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def pooled_model(**gemm):
+    """ModelProto of the same colours that ends as a CNN with mean pooling; the linear layer's attributes on request."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    rng = np.random.default_rng(3)
+    constants = {
+        "scale": np.float32(255),
+        "colours": rng.normal(size=(5, 3, 1, 1)).astype(np.float32),
+        "flat": np.array([0, 5, -1]),
+        "places": np.array([1]),
+        "weights": rng.normal(0, 6, (3, 5)).astype(np.float32),
+        "bias": rng.normal(size=3).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["cast"], to=kind.FLOAT),
+        helper.make_node("Div", ["cast", "scale"], ["unit"]),
+        helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["patches"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Conv", ["patches", "colours"], ["mixed"]),
+        helper.make_node("Relu", ["mixed"], ["features"]),
+        helper.make_node("Reshape", ["features", "flat"], ["lists"]),
+        helper.make_node("Transpose", ["lists"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("ReduceMean", ["tokens", "places"], ["mean"], keepdims=0),
+        helper.make_node("Gemm", ["mean", "weights", "bias"], ["logits"], transB=1, **gemm),
+        helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pooled",
+        [helper.make_tensor_value_info("pixels", kind.UINT8, ["N", SPEC.height, SPEC.width, 3])],
+        [helper.make_tensor_value_info("probabilities", kind.FLOAT, ["N", 3])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), constants
+
+
+def write_pooled(path, **gemm):
+    model, constants = pooled_model(**gemm)
+    onnx.save(model, str(path))
+    write_contract(path, ModelContract(LABELS, (0.5, 0.5, 0.5), SPEC, name="pooled"))
+    return constants
 
 
 def write_model(path, spec=SPEC):
@@ -191,6 +234,50 @@ def test_the_file_predicts_as_one_without_maps(looking):
     pixels = np.random.default_rng(1).integers(0, 256, (3, *SPEC.shape), dtype=np.uint8)
     with open_explainer(looking) as explainer:
         np.testing.assert_array_equal(open_backend(looking, "onnx-cpu").infer(pixels), explainer.infer(pixels)[0])
+
+
+# Models whose maps follow from their last layers.
+
+
+def test_a_model_that_pools_has_a_map_of_every_label(tmp_path):
+    held = write_pooled(tmp_path / "pooled.onnx")
+    pixels = np.random.default_rng(2).integers(0, 256, (3, *SPEC.shape), dtype=np.uint8)
+    with open_explainer(tmp_path / "pooled.onnx") as explainer:
+        answer = explainer.infer(pixels)
+        assert explainer.maps == MapSpec("grad-cam", GRID, 3)
+    np.testing.assert_array_equal(answer.labels, np.argsort(-answer.probabilities, axis=1))
+    np.testing.assert_array_equal(
+        open_backend(tmp_path / "pooled.onnx", "onnx-cpu").infer(pixels), answer.probabilities
+    )
+    # By the definition, in float64: the weights of the feature maps, their sum, what speaks for the label.
+    patches = pixels.reshape(3, 12, 8, 16, 8, 3).mean(axis=(2, 4)) / 255
+    features = np.maximum(patches @ held["colours"][:, :, 0, 0].T.astype(float), 0)
+    for picture in range(3):
+        for place, label in enumerate(answer.labels[picture]):
+            heat = np.maximum(features[picture] @ held["weights"][label].astype(float), 0)
+            expected = heat / heat.max() if heat.max() else heat
+            np.testing.assert_allclose(answer.maps[picture, place], expected, atol=1e-5)
+
+
+def test_a_last_layer_that_keeps_not_to_the_formula_is_refused(tmp_path):
+    write_pooled(tmp_path / "scaled.onnx", alpha=0.5)
+    with pytest.raises(ContractError, match="gives no maps of where it looks"):
+        open_explainer(tmp_path / "scaled.onnx")
+
+
+def test_the_starter_model_explains_without_a_word_about_models(album, tmp_path):
+    done = invoke(album, "-o", tmp_path / "out", "--minimum", "0", "--top", "1")
+    assert done.exit_code == 0, done.output
+    assert "mineral-batch starter: 36 minerals, grad-cam maps of 16 x 16" in done.output
+    assert len(rows(tmp_path / "out")) == 3
+
+
+def test_the_starter_model_predicts_the_same_whether_it_explains_or_not():
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    with open_explainer(starter_path()) as explainer:
+        np.testing.assert_array_equal(
+            open_backend(starter_path(), "onnx-cpu").infer(pixels), explainer.infer(pixels).probabilities
+        )
 
 
 # The overlay.
@@ -381,6 +468,14 @@ def test_archives_and_threads_change_nothing(album, looking, tmp_path):
     assert sorted(tables[0]) == sorted(tables[2])
 
 
+def test_the_pictures_can_be_listed(album, looking, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{album / 'both.png'}\n{album / 'deep'}\n", "utf-8")
+    done = invoke("--list", tmp_path / "list.txt", "-m", looking, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert {Path(row["path"]).name for row in rows(tmp_path / "out")} == {"both.png", "green.png"}
+    assert invoke("-m", looking, "-o", tmp_path / "out").exit_code == 2
+
+
 def test_a_bad_picture_is_a_row_and_exit_3(album, looking, tmp_path):
     (album / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     done = invoke(album, "-m", looking, "-o", tmp_path / "out")
@@ -442,7 +537,7 @@ def test_a_mistake_is_one_line(arguments, message, album, looking, model_path, t
     broken, other = without_maps(tmp_path), write_model(tmp_path / "other.onnx")
     write_metadata(other, {MAPS_KEY: MapSpec("grad-cam", (3, 3), 2).to_json()})
     models = {"MODEL": looking, "BARE": model_path, "BROKEN": broken, "OTHER": other}
-    done = invoke(*(models.get(word, word) for word in arguments))
+    done = invoke(*(models.get(word, word) for word in arguments), "-q")
     assert done.exit_code == 1
     assert message in done.output
     assert len(done.output.strip().splitlines()) == 1

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from mineral_batch import _onnx_file
-from mineral_batch._onnx_file import CONTRACT_KEY, read_contract, read_metadata, write_contract, write_metadata
+from mineral_batch._onnx_file import (
+    CONTRACT_KEY,
+    Node,
+    read_contract,
+    read_graph,
+    read_metadata,
+    with_outputs,
+    write_contract,
+    write_metadata,
+)
 from mineral_batch.contract import ModelContract
 from mineral_batch.errors import ContractError
 
@@ -198,6 +207,27 @@ def test_the_graph_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(_onnx_file, "_fields", lambda file, start, stop: fields(Counting(file), start, stop))
     assert read_metadata(path) == {"k": "v"}
     assert 0 < read < 200
+
+
+def test_the_nodes_and_outputs_are_those_of_the_graph(path):
+    assert read_graph(path) == ([Node("Add", ("x", "w"), ("y",))], ["y"])
+
+
+def test_values_become_outputs_behind_those_that_are_there(path):
+    made = onnx.load_from_string(with_outputs(path, ["w", "x"]))
+    assert [one.name for one in made.graph.output] == ["y", "w", "x"]
+    del made.graph.output[1:]
+    assert made == onnx.load(path)
+
+
+def test_a_graph_that_is_cut_short_is_one_line(tmp_path):
+    path = tmp_path / "cut.onnx"
+    made = model()
+    inner = made.graph.SerializeToString()
+    del made.graph.node[:]
+    path.write_bytes(made.SerializeToString() + bytes([7 << 3 | 2, 4]) + inner[:4])
+    with pytest.raises(ContractError, match="is not a complete ONNX model"):
+        read_graph(path)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(path, monkeypatch):

@@ -100,15 +100,28 @@ def refuse_devices(name: str, settings: Settings) -> None:
         raise BackendError(f"{name} runs on the processor and knows no device {settings.device}: leave out --devices")
 
 
-def make_session(runtime: Any, path: Path, options: Any, providers: Sequence[tuple[str, Mapping[str, str]]]) -> Any:
+def make_session(
+    runtime: Any,
+    path: Path,
+    options: Any,
+    providers: Sequence[tuple[str, Mapping[str, str]]],
+    content: bytes | None = None,
+) -> Any:
     """A session that truly runs on the first of the providers.
+
+    Args:
+        runtime: the module `onnxruntime`.
+        path: of the model.
+        options: of the session.
+        providers: with their options.
+        content: of the model, in the place of the file's.
 
     Raises:
         BackendError: if the model is refused, or another provider would run it.
     """
     wanted = providers[0][0]
     try:
-        session = runtime.InferenceSession(str(path), options, providers=list(providers))
+        session = runtime.InferenceSession(content or str(path), options, providers=list(providers))
     except Exception as error:  # its exceptions have no common base class
         raise BackendError(f"ONNX Runtime cannot open {path} on {wanted}: {first_line(error)}") from error
     if session.get_providers()[0] != wanted:

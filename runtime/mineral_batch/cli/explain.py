@@ -13,19 +13,22 @@ from tqdm import tqdm
 from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.errors import DataError
 from mineral_batch.models import starter_path
+from mineral_batch.sources import read_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mineral_batch.explain import Explainer
     from mineral_batch.explanations import Report
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=_PATH)
+@click.argument("inputs", nargs=-1, type=_PATH)
 @click.option("-o", "--output", default="explained", show_default=True, type=_PATH, help="Folder.")
-@click.option("-m", "--model", type=_PATH, help="ONNX file with maps; default: the starter model.")
+@click.option("-m", "--model", type=_PATH, help="ONNX file; default: the starter model.")
+@click.option("--list", "list_file", type=_PATH, help="File of inputs, one a line; - for stdin.")
 @click.option("--top", type=click.IntRange(1), help="At most so many minerals of a picture.")
 @click.option("--minimum", type=click.FloatRange(0, 1), help="From this probability; default: the model's thresholds.")
 @click.option("--mineral", "minerals", multiple=True, metavar="NAME", help="Only this mineral; repeatable.")
@@ -43,6 +46,7 @@ def explain(
     inputs: tuple[Path, ...],
     output: Path,
     model: Path | None,
+    list_file: Path | None,
     top: int | None,
     minimum: float | None,
     minerals: tuple[str, ...],
@@ -56,29 +60,40 @@ def explain(
     """Show where the model looks for each mineral that it finds in the photographs under INPUTS.
 
     INPUTS are folders, files, globs, zip and tar archives. OUTPUT/overlays gets a PNG per picture and mineral,
-    OUTPUT/maps.csv lists them. The maps come from the model's own graph: it must have been exported with
-    mineral-export onnx --explain. A picture that cannot be read is a row in OUTPUT/failures.csv and makes the exit
-    code 3.
+    OUTPUT/maps.csv lists them, and mineral-batch report --explained OUTPUT shows them beside the photographs. The maps
+    come from the model's own graph: the starter model and every CNN with mean pooling have them, other models when they
+    were exported with mineral-export onnx --explain. A picture that cannot be read is a row in OUTPUT/failures.csv and
+    makes the exit code 3.
     """
     from mineral_batch.explain import open_explainer
     from mineral_batch.explanations import Asked, run
 
     warnings.filterwarnings("ignore", module="PIL")
+    everything = [*inputs, *map(Path, read_list(list_file) if list_file else [])]
+    if not everything:
+        raise click.UsageError("nothing to explain: name folders or files, or give --list")
     if with_deletion and masks is None:
         raise click.UsageError("--deletion scores the minerals that masks show: give their folder with --score")
     if masks is not None and not masks.is_dir():
         raise DataError(f"no such folder of masks: {masks}")
     asked = Asked(top, minimum, minerals, side, with_maps, masks, with_deletion)
-    with open_explainer(model or starter_path()) as explainer, _bar(quiet) as bar:
+    with open_explainer(model or starter_path()) as explainer:
         _check_names(minerals, explainer.contract.labels)
-        report = run(explainer, inputs, output, asked, threads=threads, seen=bar.update)
-        most = explainer.maps.top
+        if not quiet:
+            click.echo(_opening(explainer), err=True)
+        with _bar(quiet) as bar:
+            report = run(explainer, everything, output, asked, threads=threads, seen=bar.update)
     if not quiet:
-        click.echo(_closing(report, output, most))
+        click.echo(_closing(report, output, explainer.maps.top, len(explainer.contract.labels)))
     if not report.pictures:
         raise DataError(f"none of {len(report.failures)} pictures could be read: see {output / 'failures.csv'}")
     if report.failures:
         ctx.exit(EXIT_SOME_PICTURES_FAILED)
+
+
+def _opening(explainer: Explainer) -> str:
+    contract, maps = explainer.contract, explainer.maps
+    return f"{contract.name}: {len(contract.labels)} minerals, {maps.method} maps of {maps.grid[0]} x {maps.grid[1]}"
 
 
 def _bar(quiet: bool) -> tqdm[None]:
@@ -92,12 +107,13 @@ def _check_names(minerals: Sequence[str], labels: Sequence[str]) -> None:
             raise DataError(f"the model knows no mineral '{name}'; did you mean {', '.join(close)}?")
 
 
-def _closing(report: Report, output: Path, most: int) -> str:
+def _closing(report: Report, output: Path, most: int, labels: int) -> str:
     lines = [f"{len(report.rows)} maps of {report.pictures} pictures: {output / 'maps.csv'}"]
     if report.without:
+        among = f" and among their {most} most probable" if most < labels else ""
         lines.append(
-            f"{report.without} of {report.pictures} pictures have nothing to show: no such mineral, at that "
-            f"probability, is among their {most} most probable (--minimum lowers the bar)"
+            f"{report.without} of {report.pictures} pictures have nothing to show: no mineral that was asked for is "
+            f"probable enough in them{among} (--minimum lowers the bar)"
         )
     if report.failures:
         lines.append(f"{len(report.failures)} could not be read: {output / 'failures.csv'}")
