@@ -90,6 +90,22 @@ def report(*words: str) -> Result:
     return done
 
 
+MAPPED = [("photos/a.jpg", "agate", 0.9), ("photos/b.jpg", "gold", 0.8), ("photos/b.jpg", "quartz", 0.7)]
+COLOURS = {"agate": "purple", "gold": "orange", "quartz": "yellow"}
+
+
+def explain(folder: Path, maps: list[tuple[str, str, float]] = MAPPED) -> None:
+    """What `mineral-batch explain` leaves in a folder, each overlay in its mineral's colour."""
+    table = [["path", "mineral", "probability", "present", "peak_x", "peak_y", "overlay"]]
+    for path, mineral, probability in maps:
+        overlay = Path("overlays", path, f"{mineral}.png")
+        (folder / overlay).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (400, 300), COLOURS.get(mineral, "white")).save(folder / overlay)
+        table.append([path, mineral, str(probability), "1", "200.0", "150.0", overlay.as_posix()])
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / "maps.csv", table)
+
+
 class Page(HTMLParser):
     """The elements of a page, its visible text, and the data that its script reads."""
 
@@ -215,6 +231,78 @@ def test_a_run_that_was_stopped_and_an_older_certificate_are_enough(run: Path) -
     assert "stopped" in page.text
 
 
+def test_maps_are_small_copies_that_fit_their_photographs(run: Path) -> None:
+    explain(Path("maps"), [*MAPPED, ("elsewhere/x.jpg", "gold", 0.8)])
+    done = report("-o", "page.html", "--thumbnails", "64", "--explained", "maps")
+    page = Page(Path("page.html"))
+    (block,) = page.data["maps"]
+    assert set(block) == {"0-0", "1-1", "1-3"}
+    picture = tmp_picture(base64.b64decode(block["1-1"]))
+    assert picture.size == tmp_picture(base64.b64decode(page.data["thumbnails"][0]["1"])).size
+    assert np.abs(np.subtract(picture.getpixel((30, 20)), (255, 165, 0))).max() < 8
+    assert "3 maps of 2 photographs" in page.text
+    assert "1 maps are of photographs that are not in this run" in done.output
+
+
+def test_maps_that_have_gone_are_left_out_and_said(run: Path) -> None:
+    explain(Path("maps"))
+    Path("maps/overlays/photos/b.jpg/gold.png").unlink()
+    done = report("-o", "page.html", "--explained", "maps")
+    assert set(Page(Path("page.html")).data["maps"][0]) == {"0-0", "1-3"}
+    assert "1 of 3 maps are not there" in done.output
+
+
+def test_a_folder_has_its_maps_beside_the_page(run: Path) -> None:
+    explain(Path("maps"))
+    report("--folder", "-o", "page", "--explained", "maps")
+    assert [p.name for p in sorted(Path("page/maps/00000").iterdir())] == [
+        "00000000-0.jpg", "00000001-1.jpg", "00000001-3.jpg",
+    ]  # fmt: skip
+    rows = json.loads(Path("page/data/00000.js").read_text().split(".push(", 1)[1].removesuffix(");\n"))
+    assert rows["maps"] == {"0": [0], "1": [1, 3]}
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (None, "no maps.csv in maps: name the output folder of mineral-batch explain"),
+        ([("else/x.jpg", "gold", 0.8)], "none of the 1 maps in maps is of a photograph of"),
+        ([("photos/b.jpg", "gold", 0.2)], "maps are of another model than"),
+        ([("photos/b.jpg", "topaz", 0.8)], "the run says nothing; give both commands the same --model"),
+        ([("photos/b.jpg", "gold", float("nan"))], "maps are of another model than"),
+    ],
+)
+def test_maps_that_are_not_of_this_run_are_refused(
+    run: Path, maps: list[tuple[str, str, float]] | None, message: str
+) -> None:
+    if maps:
+        explain(Path("maps"), maps)
+    done = CliRunner().invoke(main, ["report", "results", "-o", "page.html", "--explained", "maps"])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not Path("page.html").exists()
+
+
+def test_a_table_of_maps_that_is_damaged_is_refused(run: Path) -> None:
+    explain(Path("maps"))
+    for old, new, message in (("overlay\n", "\n", "lacks overlay"), ("0.9", "high", "has the probability 'high'")):
+        content = Path("maps/maps.csv").read_text()
+        Path("maps/maps.csv").write_text(content.replace(old, new))
+        done = CliRunner().invoke(main, ["report", "results", "-o", "page.html", "--explained", "maps"])
+        assert (done.exit_code, message in done.output) == (1, True), done.output
+        Path("maps/maps.csv").write_text(content)
+
+
+def test_maps_count_where_one_file_becomes_too_large(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explain(Path("maps"))
+    monkeypatch.setattr("mineral_batch.report.LARGEST_FILE", len(ROWS) + 2)
+    report("-o", "page.html")
+    done = CliRunner().invoke(main, ["report", "results", "-o", "page.html", "--explained", "maps"])
+    assert done.exit_code == 1
+    assert f"{len(ROWS)} pictures and 3 maps are too many for one file" in done.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -223,6 +311,7 @@ def test_a_run_that_was_stopped_and_an_older_certificate_are_enough(run: Path) -
         (["results", "--labels", "absent.csv"], "there is no file absent.csv"),
         (["results", "--labels", "labels.csv", "--split", "val"], "no rows of split 'val'"),
         (["results", "--split", "val"], "--split needs --labels"),
+        (["results", "--explained", "maps", "--thumbnails", "0"], "--explained is shown as thumbnails"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, words: list[str], message: str) -> None:
@@ -461,7 +550,16 @@ class Browser:
 
     def press(self, key: str) -> None:
         text = {"Enter": "\r", "Tab": ""}.get(key, "")
-        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+        code = {
+            "Enter": 13,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "Tab": 9,
+            "m": 77,
+        }
         both = {"key": key, "code": key, "windowsVirtualKeyCode": code[key]}
         self.send("Input.dispatchKeyEvent", type="keyDown", text=text, **both)
         self.send("Input.dispatchKeyEvent", type="keyUp", **both)
@@ -519,8 +617,9 @@ def browser(folder: Path) -> Iterator[Browser]:
 @needs_browser
 def test_in_a_browser(run: Path) -> None:
     """One browser for all of it: it takes seconds to start."""
-    report("-o", "page.html", "--labels", "labels.csv")
-    report("-o", "folder", "--folder")
+    explain(Path("maps"))
+    report("-o", "page.html", "--labels", "labels.csv", "--explained", "maps")
+    report("-o", "folder", "--folder", "--explained", "maps")
     write_predictions(
         run / "predictions.csv", [(f"photos/{i:04}.jpg", (0.9 - i / 1000, 0, 0, 0), "") for i in range(150)]
     )
@@ -532,9 +631,14 @@ def test_in_a_browser(run: Path) -> None:
         keys_are_enough(page)
         figures_lead_to_the_gallery(page)
         dark_is_dark(page)
+        maps_are_seen_beside_their_photographs(page)
         assert page.troubles() == []
         page.open(Path("folder/index.html"))
         page.wait("[...document.querySelectorAll('#cards img')].filter(i => i.naturalWidth > 0).length >= 3")
+        page.evaluate("document.getElementById('maps').click()")
+        page.wait(
+            "[...document.querySelectorAll('#cards img[src^=maps]')].filter(i => i.naturalWidth > 0).length === 3"
+        )
         assert page.troubles() == []
         page.open(Path("many.html"))
         pages_turn(page)
@@ -627,6 +731,35 @@ def dark_is_dark(page: Browser) -> None:
         assert (page.evaluate(brightness) < 60) == is_dark
     page.evaluate("document.getElementById('theme').click()")
     assert page.evaluate(brightness) > 200
+
+
+def maps_are_seen_beside_their_photographs(page: Browser) -> None:
+    shown = "[...document.querySelectorAll('#cards .chip')].map(e => e.textContent)"
+    looked_for = "(document.querySelector('#detail .two .chip') ?? {textContent: 'photograph'}).textContent"
+    page.redrawn("document.querySelector('#controls button').click()")
+    page.choose("kind", "explained")
+    assert page.names() == ["a.jpg", "b.jpg", "b.jpg"]
+    assert page.evaluate(shown) == []
+    assert page.evaluate("document.getElementById('legend').hidden")
+    page.evaluate("document.getElementById('maps').click()")
+    assert page.evaluate(shown) == ["agate", "gold", "quartz"], "each under its own mineral"
+    assert not page.evaluate("document.getElementById('legend').hidden")
+    assert page.evaluate("[...document.querySelectorAll('#alarms .chip')].length") == 0, "c.jpg has no map of gold"
+    page.choose("mineral", "quartz")
+    page.evaluate("document.querySelector('#cards .card').click()")
+    assert page.evaluate(looked_for) == "quartz"
+    for expected in ("photograph", "gold", "quartz"):
+        page.press("m")
+        assert page.evaluate(looked_for) == expected
+    pressed = "document.querySelector('#detail .view[aria-pressed=true]').textContent"
+    assert page.evaluate(pressed) == "quartz 70.0 %"
+    page.evaluate("document.querySelectorAll('#detail .view')[1].focus()")
+    page.press("Enter")
+    assert page.evaluate(looked_for) == "gold"
+    page.press("Escape")
+    page.wait("!document.getElementById('detail').open")
+    page.redrawn("document.querySelector('#controls button').click()")
+    assert page.evaluate(shown) == []
 
 
 def pages_turn(page: Browser) -> None:

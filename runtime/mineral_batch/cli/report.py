@@ -11,10 +11,13 @@ from tqdm import tqdm
 
 from mineral_batch.errors import DataError
 from mineral_batch.report import INDEX, Options, write_file, write_folder
+from mineral_batch.report.explained import read_explained
 from mineral_batch.report.results import read_results
 
 if TYPE_CHECKING:
+    from mineral_batch.report import Made
     from mineral_batch.report.accuracy import Accuracy
+    from mineral_batch.report.explained import Explained
     from mineral_batch.report.results import Results
 
 _PATH = click.Path(path_type=Path)
@@ -25,6 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_PATH, help="HTML file, or with --folder a folder; default: in RESULTS.")
 @click.option("--labels", type=_PATH, help="CSV (path,labels[,split]): adds how right the predictions are.")
 @click.option("--split", help="Judge only the rows of --labels that have this in their column `split`.")
+@click.option("--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: adds where it looks.")
 @click.option("--plots", type=_PATH, metavar="DIR", help="Also write the figures as PNG and SVG there.")
 @click.option(
     "--thumbnails", "size", default=192, show_default=True, type=click.IntRange(0, 1024), help="Pixels; 0: none."
@@ -37,6 +41,7 @@ def report(
     output: Path | None,
     labels: Path | None,
     split: str | None,
+    explained: Path | None,
     plots: Path | None,
     size: int,
     folder: bool,
@@ -50,21 +55,33 @@ def report(
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata of a picture is no news for the user
     if split and not labels:
         raise click.UsageError("--split needs --labels")
+    if explained and not size:
+        raise click.UsageError("--explained is shown as thumbnails: leave out --thumbnails 0")
     table = read_results(results)
     accuracy = _judged(table, labels, split)
+    maps = read_explained(explained, table) if explained else None
     target = output or results / ("report" if folder else "report.html")
     count = len(table.predictions.paths)
-    with tqdm(total=count, unit="picture", desc="thumbnails", disable=None if size and not quiet else True) as bar:
-        options = Options(base=photos, size=size, made=bar.update)
+    total = count + (maps.count if maps else 0)
+    with tqdm(total=total, unit="picture", desc="thumbnails", disable=None if size and not quiet else True) as bar:
+        options = Options(base=photos, size=size, made=bar.update, explained=maps)
         made = (write_folder if folder else write_file)(table, accuracy, target, options)
-    missing = count - made if size else 0
     if plots:
         _plot(table, accuracy, plots)
     if quiet:
         return
-    if missing:
-        click.echo(f"{missing} of {count} photographs are not there or cannot be read: --photos says where they are")
+    if size:
+        _say_what_lacks(count, made, maps)
     click.echo(f"Report: {target / INDEX if folder else target}")
+
+
+def _say_what_lacks(pictures: int, made: Made, maps: Explained | None) -> None:
+    if missing := pictures - made.photographs:
+        click.echo(f"{missing} of {pictures} photographs are not there or cannot be read: --photos says where they are")
+    if maps and (lost := maps.count - made.maps):
+        click.echo(f"{lost} of {maps.count} maps are not there or cannot be read: run mineral-batch explain again")
+    if maps and maps.others:
+        click.echo(f"{maps.others} maps are of photographs that are not in this run and were left out")
 
 
 def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy | None:

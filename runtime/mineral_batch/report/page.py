@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mineral_batch.metrics import Floats
     from mineral_batch.report.accuracy import Accuracy
+    from mineral_batch.report.explained import Explained
     from mineral_batch.report.results import Results
 
 #: Pictures in a page of data.
@@ -76,9 +77,9 @@ def title_of(results: Results) -> str:
     return f"Minerals in {count:,} photograph{'' if count == 1 else 's'}"
 
 
-def body(results: Results, accuracy: Accuracy | None) -> Markup:
+def body(results: Results, accuracy: Accuracy | None, explained: Explained | None = None) -> Markup:
     """Everything that is seen, the pictures apart: the script fills the gallery."""
-    sections = [_gallery(results, accuracy), _minerals(results), _together(results)]
+    sections = [_gallery(results, accuracy, explained), _minerals(results), _together(results)]
     sections += [_map(results)] if results.has_places else []
     sections += [_accuracy(results, accuracy)] if accuracy else []
     sections += [_failures(results)] if results.failures else []
@@ -123,7 +124,7 @@ def _at(record: Any, *keys: str) -> str:
 _Section = tuple[str, str, Markup]
 
 
-def _gallery(results: Results, accuracy: Accuracy | None) -> _Section:
+def _gallery(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> _Section:
     assumed = tag(
         "p",
         "The certificate of this run does not say the thresholds; “unsure” is taken around 0.5.",
@@ -131,7 +132,8 @@ def _gallery(results: Results, accuracy: Accuracy | None) -> _Section:
     )
     inner = [
         None if results.knows_thresholds else assumed,
-        _controls(results, accuracy),
+        _controls(results, accuracy, explained),
+        _legend(explained) if explained else None,
         tag("p", id="found", role="status", aria_live="polite"),
         tag("div", id="cards", aria_label="Photographs", role="list"),
         tag("nav", id="pages", aria_label="Pages of the gallery"),
@@ -149,6 +151,7 @@ _KINDS = (
     ("unsure", "unsure: near a threshold"),
     ("failed", "could not be read"),
 )
+_EXPLAINED = (("explained", "with a map of where it looks"),)
 _JUDGED = (
     ("right", "labelled: all right"),
     ("wrong", "labelled: a wrong call"),
@@ -163,9 +166,23 @@ _ORDERS = (
 )
 
 
-def _controls(results: Results, accuracy: Accuracy | None) -> Markup:
+def _legend(explained: Explained) -> Markup:
+    """What the colours of a map mean; it is seen while maps are."""
+    return tag(
+        "p",
+        "What speaks for the mineral: little ",
+        tag("span", class_="heat", role="img", aria_label="from dark through purple and orange to yellow"),
+        f" much. Each map is scaled to its own largest value: it says where, not how sure. {explained.count:,} maps of "
+        f"{len(explained.overlays):,} photographs; the others are shown as they are.",
+        id="legend",
+        class_="note",
+        hidden=True,
+    )
+
+
+def _controls(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> Markup:
     minerals = [("", "any mineral"), *((name, name) for name in sorted(results.predictions.labels))]
-    kinds = _KINDS + (_JUDGED if accuracy else ())
+    kinds = _KINDS + (_EXPLAINED if explained else ()) + (_JUDGED if accuracy else ())
     fields = [
         tag("label", "Name", tag("input", type="search", id="query", autocomplete="off", spellcheck="false")),
         tag("label", "Mineral", _select("mineral", minerals)),
@@ -176,6 +193,7 @@ def _controls(results: Results, accuracy: Accuracy | None) -> Markup:
         ),
         tag("label", "Show", _select("kind", kinds)),
         tag("label", "Order", _select("order", _ORDERS)),
+        tag("label", tag("input", type="checkbox", id="maps"), "Where it looks", class_="tick") if explained else None,
         tag("button", "Clear", type="reset"),
     ]
     return tag("form", *fields, id="controls", role="search", aria_label="Filter the photographs")

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mineral_batch.errors import DataError
 from mineral_batch.images import PictureError, open_rgb, read_file
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     Read = Callable[[], bytes | PILImage.Image]
+
+Key = TypeVar("Key")
 
 _QUALITY = 80
 _WAITING_PER_THREAD = 4
@@ -38,22 +40,39 @@ def thumbnails(paths: Sequence[str], base: Path, size: int, threads: int | None 
         size: the longest side, pixels.
         threads: that decode; None: one per processor.
     """
+    return _small(_readers(paths, base), size, threads)
+
+
+def small_files(
+    files: Iterable[tuple[Key, Path]], size: int, threads: int | None = None
+) -> Iterator[tuple[Key, bytes]]:
+    """JPEGs of the picture files that can be read, each with its key and in their order; others are left out.
+
+    Args:
+        files: with a key each.
+        size: the longest side, pixels.
+        threads: that decode; None: one per processor.
+    """
+    return _small(((key, partial(read_file, file)) for key, file in files), size, threads)
+
+
+def _small(readers: Iterable[tuple[Key, Read]], size: int, threads: int | None) -> Iterator[tuple[Key, bytes]]:
     workers = threads or os.cpu_count() or 1
     with ThreadPoolExecutor(workers, thread_name_prefix="thumbnail") as pool:
-        waiting: deque[tuple[int, Future[bytes | None]]] = deque()
-        for index, read in _readers(paths, base):
-            waiting.append((index, pool.submit(_thumbnail, read, size)))
+        waiting: deque[tuple[Key, Future[bytes | None]]] = deque()
+        for key, read in readers:
+            waiting.append((key, pool.submit(_thumbnail, read, size)))
             if len(waiting) >= workers * _WAITING_PER_THREAD:
                 yield from _made(waiting.popleft())
         while waiting:
             yield from _made(waiting.popleft())
 
 
-def _made(job: tuple[int, Future[bytes | None]]) -> Iterator[tuple[int, bytes]]:
-    index, future = job
+def _made(job: tuple[Key, Future[bytes | None]]) -> Iterator[tuple[Key, bytes]]:
+    key, future = job
     content = future.result()
     if content is not None:
-        yield index, content
+        yield key, content
 
 
 def _thumbnail(read: Read, size: int) -> bytes | None:

@@ -17,6 +17,7 @@
   const captured = [];
   const truth = [];
   const hasFile = []; // in a report that is a folder
+  const mapped = new Map(); // picture -> the labels that have a map of where the model looks
   const scores = new Uint16Array(frame.count * width);
 
   function bytesOf(base64) {
@@ -28,7 +29,8 @@
 
   function append(page) {
     const view = new DataView(bytesOf(page.scores).buffer);
-    const first = paths.length * width;
+    const start = paths.length;
+    const first = start * width;
     for (let i = 0; i < view.byteLength / 2; i++) scores[first + i] = view.getUint16(2 * i, true);
     for (let i = 0; i < page.paths.length; i++) {
       paths.push(page.paths[i]);
@@ -37,29 +39,38 @@
       truth.push(page.truth ? page.truth[i] : null);
       hasFile.push(page.thumbnails ? page.thumbnails[i] === 1 : false);
     }
+    for (const [i, found] of Object.entries(page.maps ?? {})) mapped.set(start + Number(i), found);
   }
   for (const element of document.querySelectorAll("script.rows")) append(parsed(element));
   for (const page of window.mineralPages ?? []) append(page);
 
-  const blockOf = new Map(); // picture -> the element that holds its thumbnail
-  for (const element of document.querySelectorAll("script.thumbnails")) {
-    for (const key of element.dataset.keys.split(" ")) blockOf.set(Number(key), element);
+  const blockOf = new Map(); // picture, or picture-label for a map -> the element that holds it
+  for (const element of document.querySelectorAll("script.thumbnails, script.maps")) {
+    for (const key of element.dataset.keys.split(" ")) {
+      blockOf.set(key, element);
+      const [item, label] = key.split("-").map(Number);
+      if (label !== undefined) mapped.set(item, [...(mapped.get(item) ?? []), label]);
+    }
   }
   const opened = new Map();
 
-  function thumbnailOf(item) {
-    if (hasFile[item]) {
-      const folder = String(Math.floor(item / 1000)).padStart(5, "0");
-      return `thumbs/${folder}/${String(item).padStart(8, "0")}.jpg`;
-    }
-    const element = blockOf.get(item);
+  function embedded(key) {
+    const element = blockOf.get(key);
     if (!element) return null;
     if (!opened.has(element)) {
       if (opened.size > 100) opened.clear();
       opened.set(element, parsed(element));
     }
-    return `data:image/jpeg;base64,${opened.get(element)[item]}`;
+    return `data:image/jpeg;base64,${opened.get(element)[key]}`;
   }
+
+  const fileOf = (folder, item, suffix) => {
+    const thousand = String(Math.floor(item / 1000)).padStart(5, "0");
+    return `${folder}/${thousand}/${String(item).padStart(8, "0")}${suffix}.jpg`;
+  };
+  const thumbnailOf = (item) => (hasFile[item] ? fileOf("thumbs", item, "") : embedded(String(item)));
+  const mapOf = (item, label) => embedded(`${item}-${label}`) ?? fileOf("maps", item, `-${label}`);
+  const mapsOf = (item) => mapped.get(item) ?? [];
 
   const isFailure = (item) => item >= frame.count;
   const failure = (item) => frame.failures[item - frame.count];
@@ -99,6 +110,7 @@
     nothing: (item) => called[item].length === 0,
     unsure: (item, mineral) => (mineral >= 0 ? isNear(item, mineral) : labels.some((_, label) => isNear(item, label))),
     failed: () => false,
+    explained: (item) => mapsOf(item).length > 0,
     right: (item) => truth[item] !== null && wrong(item).length + missed(item).length === 0,
     wrong: (item) => truth[item] !== null && wrong(item).length > 0,
     missed: (item) => truth[item] !== null && missed(item).length > 0,
@@ -153,7 +165,7 @@
   function arranged(wanted) {
     const items = chosen(wanted);
     if (wanted.order !== "mineral") {
-      return orders[wanted.order](items, wanted.mineral).map((item) => ({ item, group: null }));
+      return orders[wanted.order](items, wanted.mineral).map((item) => ({ item, label: wanted.mineral, group: null }));
     }
     return grouped(items, wanted);
   }
@@ -173,7 +185,7 @@
       .flatMap((key) => {
         const members = orders.probable(groups.get(key), key < width ? key : -1);
         const group = `${names[key]} (${members.length.toLocaleString("en")})`;
-        return members.map((item) => ({ item, group }));
+        return members.map((item) => ({ item, label: key < width ? key : -1, group }));
       });
   }
 
@@ -186,15 +198,23 @@
     return element;
   }
 
-  function picture(item) {
-    const source = isFailure(item) ? null : thumbnailOf(item);
+  // The photograph, or with a label its map over it.
+  function picture(item, label = -1) {
+    const source = isFailure(item) ? null : label >= 0 ? mapOf(item, label) : thumbnailOf(item);
     if (!source) return make("span", "picture", isFailure(item) ? "cannot be read" : "no thumbnail");
     const image = make("img");
     image.src = source;
-    image.alt = "";
+    image.alt = label >= 0 ? `where the model looks for ${labels[label]}` : "";
     image.loading = "lazy";
-    return make("span", "picture", image);
+    return make("span", "picture", image, label >= 0 ? make("span", "chip", labels[label]) : null);
   }
+
+  // Of which label a card shows the map: the one that it is about, or else the most probable one.
+  function mapToShow(item, label) {
+    if (!looks() || mapsOf(item).length === 0) return -1;
+    return mapsOf(item).includes(label) ? label : label < 0 ? mapsOf(item)[0] : -1;
+  }
+  const looks = () => byId("maps")?.checked ?? false;
 
   function meter(item, label) {
     const part = make("span", "part");
@@ -243,10 +263,11 @@
     return make("span", "about", ...children);
   }
 
-  function card(item, list, focus) {
-    const button = make("button", "card", picture(item), about(item, focus));
+  // A card is about `label` where it stands in a group of that mineral or is one of its mistakes.
+  function card(item, at, list, focus, label) {
+    const button = make("button", "card", picture(item, mapToShow(item, label)), about(item, focus));
     button.type = "button";
-    button.addEventListener("click", () => showDetail(list, list.indexOf(item), button));
+    button.addEventListener("click", () => showDetail(list, at, button));
     return make("li", "", button);
   }
 
@@ -269,18 +290,17 @@
 
   function draw() {
     const shown = entries.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
-    const list = shown.map((entry) => entry.item);
     const focus = labels.indexOf(byId("mineral").value);
     const content = [];
     let group;
     let cards;
-    for (const entry of shown) {
+    for (const [at, entry] of shown.entries()) {
       if (!cards || entry.group !== group) {
         group = entry.group;
         cards = make("ul", "cards");
         content.push(...(group ? [make("h3", "", group), cards] : [cards]));
       }
-      cards.append(card(entry.item, list, focus));
+      cards.append(card(entry.item, at, shown, focus, entry.label));
     }
     byId("cards").replaceChildren(...content);
     buttons().forEach((button, index) => (button.tabIndex = index === 0 ? 0 : -1));
@@ -352,16 +372,18 @@
   // --- One photograph ---------------------------------------------------------------------------------------
 
   const dialog = byId("detail");
-  let detail = { list: [], at: 0, from: null };
+  // map: the label whose map is seen, -1 for the photograph; looks: whether maps come first in the next one, too.
+  let detail = { list: [], at: 0, from: null, map: -1, looks: false };
 
   function showDetail(list, at, from) {
-    detail = { list, at, from };
+    const map = mapToShow(list[at].item, list[at].label);
+    detail = { list, at, from, map, looks: looks() };
     drawDetail();
     if (!dialog.open) dialog.showModal();
   }
 
   function drawDetail() {
-    const item = detail.list[detail.at];
+    const { item } = detail.list[detail.at];
     const name = make("h2", "", pathOf(item));
     name.id = "detail-name";
     const close = make("button", "close", "Close");
@@ -375,8 +397,41 @@
     const right = isFailure(item)
       ? make("p", "", `Could not be read (${failure(item)[1]}): ${failure(item)[2]}`)
       : make("div", "scores", ...facts(item), ...ranked(item).map((label) => scoreRow(item, label)));
-    const two = make("div", "two", picture(item), right);
-    dialog.replaceChildren(make("div", "buttons", ...turns, close), name, two);
+    const views = viewsOf(item);
+    const left = make("div", "", picture(item, detail.map), views.length > 1 ? switcher(item, views) : null);
+    dialog.replaceChildren(make("div", "buttons", ...turns, close), name, make("div", "two", left, right));
+  }
+
+  const viewsOf = (item) => [-1, ...mapsOf(item)];
+
+  // Small pictures of the photograph and its maps, side by side: a click puts one in the large place.
+  function switcher(item, views) {
+    const buttons = views.map((label) => {
+      const caption = label < 0 ? "photograph" : `${labels[label]} ${percent(score(item, label))}`;
+      const small = picture(item, label);
+      small.querySelector(".chip")?.remove();
+      const button = make("button", "view", small, make("span", "", caption));
+      button.dataset.label = label;
+      button.setAttribute("aria-pressed", String(label === detail.map));
+      button.addEventListener("click", () => look(label));
+      return button;
+    });
+    const strip = make("div", "views", ...buttons);
+    strip.setAttribute("role", "group");
+    strip.setAttribute("aria-label", "Where the model looks");
+    const note = make("p", "note", "Yellow: what speaks most for the mineral; dark: what does not. ");
+    note.append(make("span", "keys", "The key M goes through photograph and maps."));
+    return make("div", "", strip, note);
+  }
+
+  function look(label) {
+    const { item } = detail.list[detail.at];
+    detail.map = label;
+    detail.looks = label >= 0;
+    dialog.querySelector(".two .picture").replaceWith(picture(item, label));
+    for (const button of dialog.querySelectorAll(".view")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.label) === label));
+    }
   }
 
   function facts(item) {
@@ -408,6 +463,8 @@
   function turnDetail(by) {
     if (!(detail.at + by in detail.list)) return;
     detail.at += by;
+    const { item, label } = detail.list[detail.at];
+    if (detail.looks) detail.map = mapsOf(item).includes(label) ? label : (mapsOf(item)[0] ?? -1);
     drawDetail();
     const [previous, next] = dialog.querySelectorAll("button");
     const same = by < 0 ? previous : next;
@@ -415,8 +472,11 @@
   }
 
   dialog.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) turnDetail(by);
+    const views = viewsOf(detail.list[detail.at].item);
+    if (event.key.toLowerCase() === "m") look(views[(views.indexOf(detail.map) + 1) % views.length]);
   });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
@@ -431,12 +491,15 @@
   // --- Start ------------------------------------------------------------------------------------------------
 
   function strip(id, mistakes) {
-    const list = mistakes.map(([item]) => item);
-    const cards = make("ul", "cards", ...mistakes.map(([item, label]) => card(item, list, label)));
+    const list = mistakes.map(([item, label]) => ({ item, label }));
+    const cards = make("ul", "cards", ...list.map(({ item, label }, at) => card(item, at, list, label, label)));
     byId(id)?.replaceChildren(cards);
   }
-  strip("alarms", frame.alarms ?? []);
-  strip("misses", frame.misses ?? []);
+  function drawMistakes() {
+    strip("alarms", frame.alarms ?? []);
+    strip("misses", frame.misses ?? []);
+  }
+  drawMistakes();
 
   for (const button of document.querySelectorAll("button[data-mineral]")) {
     button.addEventListener("click", () => {
@@ -447,13 +510,29 @@
     });
   }
 
+  // Other pictures on the same cards: nothing is chosen anew and the page stays where it is.
+  function drawMaps() {
+    byId("legend").hidden = !looks();
+    draw();
+    drawMistakes();
+  }
+
   let waiting = null;
-  byId("controls").addEventListener("input", () => {
+  byId("controls").addEventListener("input", (event) => {
+    if (event.target.id === "maps") {
+      drawMaps();
+      return;
+    }
     clearTimeout(waiting);
     waiting = setTimeout(update, 120);
   });
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
-  byId("controls").addEventListener("reset", () => setTimeout(update));
+  byId("controls").addEventListener("reset", () =>
+    setTimeout(() => {
+      if (byId("maps")) drawMaps();
+      update();
+    }),
+  );
 
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement;

@@ -1,0 +1,101 @@
+"""The maps that `mineral-batch explain` made of a run's photographs."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from mineral_batch.errors import DataError
+from mineral_batch.evaluate import match_paths
+from mineral_batch.explanations import INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mineral_batch.report.results import Results
+
+# Between two engines or precisions of one model; other models differ by more somewhere.
+_SAME = 0.1
+
+
+class Overlay(NamedTuple):
+    """One map over its photograph: of which label (index), in which file."""
+
+    label: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What `explain` left in its output folder, as far as it is about a run.
+
+    Attributes:
+        overlays: row of the predictions -> its maps, the most probable mineral first.
+        others: maps of photographs that are not in the run.
+    """
+
+    overlays: Mapping[int, tuple[Overlay, ...]]
+    others: int
+
+    @property
+    def count(self) -> int:
+        """How many maps of the run's photographs there are."""
+        return sum(map(len, self.overlays.values()))
+
+
+def read_explained(folder: Path, results: Results) -> Explained:
+    """Read the index of a folder of `explain` and find its photographs in a run, as `evaluate.match_paths` does.
+
+    Raises:
+        DataError: if there is no index or it is damaged, none of its photographs is in the run, or the maps are of
+            another model.
+    """
+    rows = _read_index(folder / INDEX)
+    matches = match_paths(results.predictions.paths, list(dict.fromkeys(row["path"] for row in rows)))
+    if rows and not matches:
+        raise DataError(
+            f"none of the {len(rows)} maps in {folder} is of a photograph of {results.table}: the first is of "
+            f"{rows[0]['path']}; explain the photographs of this run"
+        )
+    found: dict[int, list[Overlay]] = {}
+    for row in rows:
+        if row["path"] in matches:
+            index = matches[row["path"]]
+            found.setdefault(index, []).append(Overlay(_label(folder, row, index, results), folder / row["overlay"]))
+    overlays = {index: tuple(found[index]) for index in sorted(found)}
+    return Explained(overlays, len(rows) - sum(map(len, overlays.values())))
+
+
+def _read_index(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.DictReader(file)
+            rows = list(table)
+    except FileNotFoundError:
+        raise DataError(f"no {INDEX} in {path.parent}: name the output folder of mineral-batch explain") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path} ({error}): run mineral-batch explain again") from None
+    needed = ("path", "mineral", "probability", "overlay")
+    lacking = [name for name in needed if name not in (table.fieldnames or ())]
+    if lacking or any(row[name] is None for row in rows for name in needed):
+        raise DataError(f"{path} lacks {', '.join(lacking) or 'cells'}: run mineral-batch explain again")
+    return rows
+
+
+def _label(folder: Path, row: dict[str, str], index: int, results: Results) -> int:
+    """The index of a row's mineral, if the run says about the same of it."""
+    name, table = row["mineral"], results.predictions
+    said = float(table.scores[index, table.labels.index(name)]) if name in table.labels else None
+    try:
+        is_same = said is not None and abs(float(row["probability"]) - said) <= _SAME
+    except ValueError:
+        raise DataError(f"{folder / INDEX} has the probability '{row['probability']}': explain again") from None
+    if not is_same:
+        theirs = f"{said:.2f}" if said is not None else "nothing"
+        raise DataError(
+            f"the maps in {folder} are of another model than {results.table}: they say {name} {row['probability']} of "
+            f"{row['path']}, the run says {theirs}; give both commands the same --model"
+        )
+    return table.labels.index(name)
