@@ -69,9 +69,9 @@ def test_every_mineral_can_be_seen_alone(mineral: str) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(index=st.integers(0, 10_000), seed=st.integers(0, 2**40), most=st.integers(1, 6))
-def test_labels_are_what_the_mask_shows(index: int, seed: int, most: int) -> None:
-    specimen = generate(index, seed, 64, max_minerals=most)
+@given(index=st.integers(0, 10_000), seed=st.integers(0, 2**40), most=st.integers(1, 6), off_centre=st.booleans())
+def test_labels_are_what_the_mask_shows(index: int, seed: int, most: int, off_centre: bool) -> None:
+    specimen = generate(index, seed, 64, max_minerals=most, off_centre=off_centre)
     visible = shares(specimen)
     assert specimen.labels == tuple(m for m in MINERALS if m in visible)
     assert 1 <= len(specimen.labels) <= most
@@ -87,6 +87,39 @@ def test_a_picture_depends_on_its_seed_and_index_alone() -> None:
     assert np.array_equal(wanted.mask, again.mask)
     for other in (generate(6, seed=3, size=64), generate(5, seed=4, size=64)):
         assert not np.array_equal(wanted.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("mineral", MINERALS)
+def test_every_mineral_can_be_anywhere(mineral: str) -> None:
+    """Also cut by the edge of the picture, where a surface must not be drawn outside it."""
+    for index in range(8):
+        specimen = generate(index, seed=2, size=64, max_minerals=1, minerals=[mineral], off_centre=True)
+        assert specimen.labels == (mineral,)
+
+
+def test_off_centre_the_middle_is_no_better_than_another_place() -> None:
+    """Of 150 pictures: where the minerals lie, how often the middle is on one, and how much of a picture they cover."""
+    pictures = [generate(i, seed=4, size=48, off_centre=True) for i in range(150)]
+    masks = np.stack([picture.mask > 0 for picture in pictures])
+    anywhere = masks.mean()
+    assert masks[:, 24, 24].mean() < 2.5 * anywhere < 0.5
+    quarters = [masks[:, y : y + 24, x : x + 24].mean() for y in (0, 24) for x in (0, 24)]
+    assert min(quarters) > 0.6 * max(quarters)
+    in_the_middle = np.mean([generate(i, seed=4, size=48).mask[24, 24] > 0 for i in range(150)])
+    assert in_the_middle > 0.6
+
+
+def test_several_minerals_off_centre_lie_apart() -> None:
+    places = []
+    for index in range(200):
+        specimen = generate(index, seed=1, size=48, max_minerals=2, off_centre=True)
+        if len(specimen.labels) == 2:
+            values = np.unique(specimen.mask[specimen.mask > 0])
+            middles = [np.argwhere(specimen.mask == value).mean(axis=0) for value in values]
+            places.append(np.linalg.norm(middles[0] - middles[1]) / 48)
+    assert len(places) > 20
+    assert min(places) > 0.2
+    assert max(places) > 0.6
 
 
 def test_the_mask_lies_on_the_crystals() -> None:
@@ -177,6 +210,15 @@ def test_every_file_says_that_it_is_synthetic(folder: Path) -> None:
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(folder: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "two", 12, SMALL, workers=2)
     assert digests(tmp_path / "two") == digests(folder)
+
+
+def test_a_folder_off_centre_has_other_pictures_and_says_so(folder: Path, tmp_path: Path) -> None:
+    code, _ = run(str(tmp_path / "new"), "-n", "3", "--seed", "7", "--size", "64", "--split", "7:1:2", "--off-centre")
+    assert code == 0
+    expected = generate(2, SMALL.seed, SMALL.size, off_centre=True)
+    assert np.array_equal(read_mask(tmp_path / "new" / "masks" / "000002.png"), expected.mask)
+    assert not np.array_equal(read_mask(folder / "masks" / "000002.png"), expected.mask)
+    assert "off_centre=True" in (tmp_path / "new" / "SYNTHETIC.txt").read_text("utf-8")
 
 
 def test_fewer_pictures_are_the_first_of_more(folder: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     show_default=True,
     help="Parts of train, validation and test.",
 )
+@click.option("--off-centre", is_flag=True, help="Minerals anywhere in the picture, not in its middle.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw.")
 @click.option("--overwrite", is_flag=True, help="Replace the pictures of an earlier run.")
 def synth(
@@ -51,14 +52,16 @@ def synth(
     max_minerals: int,
     minerals: tuple[str, ...],
     split: tuple[int, int, int],
+    off_centre: bool,
     workers: int,
     overwrite: bool,
 ) -> None:
     """Generate labelled synthetic specimen pictures into FOLDER.
 
     Writes images/, masks/ (one palette PNG per picture: value k + 1 where mineral k is seen) and manifest.csv.
-    They try the pipeline without data; a model trained on them knows nothing about real minerals.
+    They try the pipeline without data; a model trained on them knows nothing about real minerals. Explanations are
+    scored on --off-centre: in the middle a map finds every mineral without having looked.
     """
-    config = SynthConfig(seed, size, max_minerals, minerals, split)
+    config = SynthConfig(seed, size, max_minerals, minerals, split, off_centre)
     manifest = write_dataset(folder, number, config, workers=workers, overwrite=overwrite, progress=True)
     click.echo(f"{number} synthetic pictures, not photographs (their metadata says so): {manifest}")

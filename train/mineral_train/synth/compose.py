@@ -18,7 +18,7 @@ from mineral_train.synth.surfaces import Site, grow, noise, polar, slopes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mineral_train.synth.solids import Floats
+    from mineral_train.synth.solids import Doubles, Floats
 
 Bytes = NDArray[np.uint8]
 
@@ -56,7 +56,13 @@ class Specimen:
 
 
 def generate(
-    index: int, seed: int = 0, size: int = 384, *, max_minerals: int = 3, minerals: Sequence[str] = MINERALS
+    index: int,
+    seed: int = 0,
+    size: int = 384,
+    *,
+    max_minerals: int = 3,
+    minerals: Sequence[str] = MINERALS,
+    off_centre: bool = False,
 ) -> Specimen:
     """Picture `index` of the endless series `seed`; it depends on these arguments and on nothing else.
 
@@ -69,6 +75,9 @@ def generate(
         size: width and height, pixels, at least 32.
         max_minerals: at most this many labels, 1 to 6.
         minerals: which may occur, names of `MINERALS`.
+        off_centre: the minerals anywhere in the picture, also cut by its edge, and the rock somewhere else. By default
+            they are on the rock in the middle, where photographers put them, and where a map of what a model looks at
+            is right without knowing anything.
 
     Raises:
         DataError: for an unknown mineral or a number out of its range.
@@ -77,9 +86,11 @@ def generate(
     rng = stream(seed, 0, index)
     chosen = _choose(index, seed, max_minerals, minerals, rng)
     light = Light.from_direction(np.array([rng.uniform(-0.9, 0.9), rng.uniform(-1.1, -0.4), rng.uniform(0.7, 1.2)]))
-    canvas = _rock(_backdrop(size, rng), light, rng)
+    canvas = _backdrop(size, rng)
+    _rock(canvas, *(_place_anywhere(size, rng) if off_centre else _place_in_the_middle(size, rng)), light, rng)
+    sites = (_sites_anywhere if off_centre else _sites_around_the_middle)(len(chosen), size, rng)
     mask = np.zeros((size, size), np.uint8)
-    for mineral, site in zip(chosen, _sites(len(chosen), size, rng), strict=True):
+    for mineral, site in zip(chosen, sites, strict=True):
         _place(canvas, mask, mineral, site, light, rng)
     labels = _visible(mask)
     return Specimen(_photographed(canvas, rng), mask, labels)
@@ -125,7 +136,7 @@ def _choose(index: int, seed: int, max_minerals: int, minerals: Sequence[str], r
     return [others[i] for i in rng.permutation(len(others))[:count]] + [first]
 
 
-def _sites(count: int, size: int, rng: np.random.Generator) -> list[Site]:
+def _sites_around_the_middle(count: int, size: int, rng: np.random.Generator) -> list[Site]:
     """Places on the rock, apart from each other; the more there are, the smaller each is."""
     radius = size * rng.uniform(0.26, 0.35) * (1.0, 0.76, 0.66, 0.56, 0.50, 0.46)[count - 1]
     away = size * (0.0, 0.19, 0.22, 0.24, 0.26, 0.27)[count - 1]
@@ -136,6 +147,19 @@ def _sites(count: int, size: int, rng: np.random.Generator) -> list[Site]:
         Site(middle + away * np.cos(t) + dx, middle + away * np.sin(t) + dy, radius, size)
         for t, (dx, dy) in zip(turns, shift, strict=True)
     ]
+
+
+def _sites_anywhere(count: int, size: int, rng: np.random.Generator) -> list[Site]:
+    """Places apart from each other, up to where the picture's edge cuts a specimen; the more, the smaller each is."""
+    radius = size * rng.uniform(0.17, 0.23) * (1.0, 1.0, 0.9, 0.8, 0.7, 0.65)[count - 1]
+    sites: list[Site] = []
+    for _ in range(count):
+        tried = rng.uniform(0.6 * radius, size - 0.6 * radius, (64, 2))
+        gaps = [np.hypot(*(tried - (other.x, other.y)).T) for other in sites]
+        # The first that is clear of all others; where there is none, the one farthest from them.
+        nearest = np.minimum.reduce([np.full(len(tried), 2 * radius), *gaps])
+        sites.append(Site(*map(float, tried[nearest.argmax()]), radius, size))
+    return sites
 
 
 def _place(canvas: Floats, mask: Bytes, mineral: str, site: Site, light: Light, rng: np.random.Generator) -> None:
@@ -169,11 +193,22 @@ def _backdrop(size: int, rng: np.random.Generator) -> Floats:
     return cloth
 
 
-def _rock(canvas: Floats, light: Light, rng: np.random.Generator) -> Floats:
-    """The same canvas with a dull, rough piece of rock in the middle."""
-    size = canvas.shape[0]
+def _place_in_the_middle(size: int, rng: np.random.Generator) -> tuple[Doubles, float]:
+    """Middle and radius of a rock that carries all minerals."""
     middle = size * (0.5 + rng.normal(0, 0.015, 2))
-    radius = polar(size, middle, size * rng.uniform(0.36, 0.45), rng, 0.16)
+    return middle, size * rng.uniform(0.36, 0.45)
+
+
+def _place_anywhere(size: int, rng: np.random.Generator) -> tuple[Doubles, float]:
+    """Of a smaller rock that may lie beside them."""
+    middle = size * rng.uniform(0.1, 0.9, 2)
+    return middle, size * rng.uniform(0.18, 0.36)
+
+
+def _rock(canvas: Floats, middle: Doubles, reach: float, light: Light, rng: np.random.Generator) -> None:
+    """Draw a dull, rough piece of rock of a radius of `reach` pixels, in place."""
+    size = canvas.shape[0]
+    radius = polar(size, middle, reach, rng, 0.16)
     grain = noise(size, rng, size / 60)
     height = size * 0.16 * np.sqrt(np.clip(1 - radius**4, 0, 1)) + size * 0.022 * noise(size, rng, size / 12)
     lamp = np.clip(slopes(height + size * 0.004 * grain) @ light.direction, 0, 1)
@@ -182,7 +217,6 @@ def _rock(canvas: Floats, light: Light, rng: np.random.Generator) -> Floats:
     colour = np.array(_ROCKS[rng.integers(len(_ROCKS))]) * rng.normal(1, 0.1) + rng.normal(0, 4, 3)
     texture = (0.38 + 0.62 * lamp) * (1 + 0.08 * grain + 0.1 * noise(size, rng, size / 7))
     canvas[cover] = texture[cover][:, None] * colour.astype(np.float32)
-    return canvas
 
 
 def _visible(mask: Bytes) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ _HEADER = ("path", "labels", "split", "specimen", "source")
 
 @dataclass(frozen=True)
 class SynthConfig:
-    """What `write_dataset` draws; see `generate` for the first four.
+    """What `write_dataset` draws; see `generate` for all but `split`.
 
     Attributes:
         seed: of the series.
@@ -46,6 +46,7 @@ class SynthConfig:
         max_minerals: most labels in a picture.
         minerals: which may occur.
         split: parts of train, validation and test.
+        off_centre: minerals anywhere in the picture.
     """
 
     seed: int = 0
@@ -53,6 +54,7 @@ class SynthConfig:
     max_minerals: int = 3
     minerals: tuple[str, ...] = MINERALS
     split: tuple[int, int, int] = (18, 1, 1)
+    off_centre: bool = False
 
 
 def write_dataset(
@@ -175,7 +177,14 @@ def _drawn(draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStac
 
 def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
     """Draw and write one picture and its mask; its row of the manifest."""
-    specimen = generate(index, config.seed, config.size, max_minerals=config.max_minerals, minerals=config.minerals)
+    specimen = generate(
+        index,
+        config.seed,
+        config.size,
+        max_minerals=config.max_minerals,
+        minerals=config.minerals,
+        off_centre=config.off_centre,
+    )
     name = f"{index:06d}"
     note = f"Synthetic picture, not a photograph (seed {config.seed}, number {index}): {', '.join(specimen.labels)}"
     exif = Image.Exif()

@@ -308,11 +308,11 @@ def _botryoidal(look: Look, site: Site, rng: np.random.Generator) -> Surface:
 
 
 def _bulge(height: Floats, zone: Floats, tone: Floats, centre: Doubles, radius: float, shade: float) -> None:
-    """Raise a sphere above what is there, in place."""
+    """Raise a sphere above what is there, in place; what of it is outside the picture is left out."""
     left, top = (max(0, int(c - radius)) for c in centre[:2])
-    window = np.s_[top : int(centre[1] + radius) + 2, left : int(centre[0] + radius) + 2]
+    right, bottom = (min(len(height), max(0, int(c + radius) + 2)) for c in centre[:2])
+    window = np.s_[top:bottom, left:right]
     rows, columns = np.mgrid[window]
-    rows, columns = rows[: height.shape[0] - top], columns[:, : height.shape[1] - left]
     squared = ((rows - centre[1]) ** 2 + (columns - centre[0]) ** 2) / radius**2
     dome = centre[2] + radius * np.sqrt(np.clip(1 - squared, 0, 1)) + 1
     above = (squared < 1) & (dome > height[window])
