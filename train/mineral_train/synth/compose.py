@@ -158,7 +158,8 @@ def _sites_anywhere(count: int, size: int, rng: np.random.Generator) -> list[Sit
         gaps = [np.hypot(*(tried - (other.x, other.y)).T) for other in sites]
         # The first that is clear of all others; where there is none, the one farthest from them.
         nearest = np.minimum.reduce([np.full(len(tried), 2 * radius), *gaps])
-        sites.append(Site(*map(float, tried[nearest.argmax()]), radius, size))
+        x, y = tried[nearest.argmax()]
+        sites.append(Site(float(x), float(y), radius, size))
     return sites
 
 
