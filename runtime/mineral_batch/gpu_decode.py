@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.backends.cuda_driver import Context, DriverError, cuda_version, gate, gpus, page_locked
+from mineral_batch.backends.cuda_driver import Context, DriverError, cuda_version, gate, page_locked, require_gpu
 from mineral_batch.capture import read_capture
 from mineral_batch.errors import BackendError, MineralError
 from mineral_batch.gpu_resize import MAX_SIDE, Resizer
@@ -107,7 +107,7 @@ class GpuDecoder:
     name = "gpu"
 
     def __init__(self, spec: InputSpec, otherwise: Decoder, devices: Sequence[int] = ()) -> None:
-        found = _chosen(devices)
+        found = [require_gpu("--decode gpu", index) for index in devices or (None,)]
         codec = _nvimagecodec()
         self._otherwise = otherwise
         # More threads wait for the GPUs than there are processors, and a large picture takes much memory.
@@ -426,18 +426,6 @@ def _known_picture() -> tuple[bytes, tuple[int, int]]:
     buffer = io.BytesIO()
     PILImage.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=95)
     return buffer.getvalue(), (width, height)
-
-
-def _chosen(devices: Sequence[int]) -> list[Gpu]:
-    try:
-        there = gpus()
-    except DriverError as error:
-        raise BackendError(f"--decode gpu needs an NVIDIA GPU: {error}; use --decode cpu") from None
-    absent = [index for index in devices or (0,) if index >= len(there)]
-    if absent:
-        found = ", ".join(str(gpu.index) for gpu in there) or "none"
-        raise BackendError(f"--decode gpu: there is no GPU {absent[0]}, only {found}")
-    return [there[index] for index in devices or (0,)]
 
 
 def _nvimagecodec() -> Any:

@@ -63,7 +63,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver shows a GPU; nothing can be run on it."""
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
-    for module in ("tensorrt_library", "tensorrt_build"):
+    for module in ("cuda_driver", "tensorrt_build"):
         monkeypatch.setattr(f"mineral_batch.backends.{module}.gpus", lambda: gpus)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
 from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import BACKENDS, choose_backend, onnx_cuda, open_backend
+from mineral_batch.backends import BACKENDS, choose_backend, cuda_driver, open_backend
 from mineral_batch.backends.cuda_driver import DriverError, Gpu
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_a_batch_of_the_wrong_shape_is_a_backend_error(model_path: Path) -> None
 def test_cuda_without_its_package_is_refused_and_the_package_named(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
 
 
@@ -127,7 +127,7 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
         __version__="1.99",
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", pretender)
-    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
     message = refused(BackendError, model_path, "onnx-cuda")
     assert "would run on CPUExecutionProvider" in message
     choice = choose_backend(model_path, "auto")
@@ -143,13 +143,15 @@ def test_without_a_gpu_that_is_all_there_is_to_say(
     def none() -> list[Gpu]:
         raise DriverError("no NVIDIA driver")
 
-    monkeypatch.setattr(onnx_cuda, "gpus", none)
-    assert refused(BackendError, model_path, name) == f"{name} needs an NVIDIA GPU: no NVIDIA driver"
+    monkeypatch.setattr(cuda_driver, "gpus", none)
+    assert refused(BackendError, model_path, name) == (
+        f"{name} needs an NVIDIA GPU: no NVIDIA driver; install the NVIDIA driver, or use a machine that has one"
+    )
 
 
 def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(onnx_cuda, "gpus", lambda: [GPU])
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
     assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
     message = refused(BackendError, model_path, "auto")

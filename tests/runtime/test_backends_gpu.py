@@ -142,7 +142,7 @@ class Runtime:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     standin = Runtime()
     monkeypatch.setitem(sys.modules, "onnxruntime", standin)
-    monkeypatch.setattr(onnx_cuda, "gpus", lambda: GPUS)
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: GPUS)
     monkeypatch.setattr(onnx_cuda, "page_locked", _no_driver)
     monkeypatch.setattr(onnx_tensorrt, "tensorrt_version", lambda: "10.16.0")
     return standin

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mineral_batch.errors import BackendError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -72,6 +74,29 @@ def gpus() -> list[Gpu]:
     count = ctypes.c_int()
     _call(driver.cuDeviceGetCount, ctypes.byref(count))
     return [_gpu(driver, index) for index in range(count.value)]
+
+
+def require_gpu(what: str, index: int | None = None) -> Gpu:
+    """The GPU of this number, the first one by default; asked of the driver, because some libraries crash without one.
+
+    Args:
+        what: needs it, for the message.
+        index: as CUDA numbers them.
+
+    Raises:
+        BackendError: if there is no driver, or it has no such GPU.
+    """
+    try:
+        there = gpus()
+    except DriverError as error:
+        raise BackendError(
+            f"{what} needs an NVIDIA GPU: {error}; install the NVIDIA driver, or use a machine that has one"
+        ) from None
+    if not there:
+        raise BackendError(f"{what} needs an NVIDIA GPU, and the driver shows none: check CUDA_VISIBLE_DEVICES")
+    if (index or 0) >= len(there):
+        raise BackendError(f"{what}: there is no GPU {index}, only {', '.join(str(gpu.index) for gpu in there)}")
+    return there[index or 0]
 
 
 def cuda_version() -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.cuda_driver import DriverError, Gpu, gate, gpus, page_locked
+from mineral_batch.backends.cuda_driver import DriverError, Gpu, gate, page_locked, require_gpu
 from mineral_batch.backends.onnx_runtime import check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, MineralError
 
@@ -237,22 +237,6 @@ def open_cuda(path: Path, settings: Settings) -> OnnxGpuBackend:
         batch_size=settings.batch_size or BATCH_SIZE,
         precision="float32" if is_exact else "TF32 allowed",
     )
-
-
-def require_gpu(name: str, device: int | None) -> Gpu:
-    """The GPU of this number, the first one by default.
-
-    Raises:
-        BackendError: in the name of an engine, if the driver does not offer it.
-    """
-    try:
-        there = gpus()
-    except DriverError as error:
-        raise BackendError(f"{name} needs an NVIDIA GPU: {error}") from None
-    index = device or 0
-    if index >= len(there):
-        raise BackendError(f"there is no GPU {index}, only {', '.join(str(gpu.index) for gpu in there) or 'none'}")
-    return there[index]
 
 
 def cuda_options(device: int, *, is_exact: bool) -> dict[str, str]:

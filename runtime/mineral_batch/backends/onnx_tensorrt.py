@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends.cuda_driver import require_gpu
 from mineral_batch.backends.onnx_cuda import (
     BATCH_SIZE,
     CUDA,
@@ -24,7 +25,6 @@ from mineral_batch.backends.onnx_cuda import (
     cuda_options,
     fixed_session,
     load_cuda_libraries,
-    require_gpu,
     without_graphs,
 )
 from mineral_batch.backends.onnx_runtime import onnxruntime_with

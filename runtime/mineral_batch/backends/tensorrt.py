@@ -27,7 +27,7 @@ import numpy as np
 
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
-from mineral_batch.backends.cuda_driver import DriverError, cuda_version, page_locked
+from mineral_batch.backends.cuda_driver import DriverError, cuda_version, page_locked, require_gpu
 from mineral_batch.backends.tensorrt_build import Network, Options
 from mineral_batch.backends.tensorrt_cuda import Graph, open_cuda
 from mineral_batch.backends.tensorrt_engine import (
@@ -40,7 +40,7 @@ from mineral_batch.backends.tensorrt_engine import (
     sidecar_path,
     write_engine,
 )
-from mineral_batch.backends.tensorrt_library import load_library, require_gpu
+from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, MineralError
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def open_tensorrt(path: Path, settings: Settings) -> TensorRtBackend:
     """
     is_engine = path.suffix in SUFFIXES
     contract = None if is_engine else read_contract(path)
-    gpu = require_gpu(settings.device, "tensorrt")
+    gpu = require_gpu("tensorrt", settings.device)
     if contract is None:
         library = load_library(read_record(path).runtime)
         record, plan = read_engine(path, library, gpu)

@@ -6,7 +6,6 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from mineral_batch.backends.cuda_driver import DriverError, Gpu, gpus
 from mineral_batch.errors import BackendError
 
 #: What to install -> the module to import; the first one that imports is taken unless one is asked for.
@@ -71,25 +70,6 @@ def load_library(name: str | None = None) -> Library:
         f"{found}: pip install tensorrt-rtx (GeForce and RTX cards), or "
         f"pip install 'tensorrt>=10.12' (every card, from NVIDIA's package index)"
     )
-
-
-def require_gpu(index: int | None, what: str) -> Gpu:
-    """The GPU asked for, or the first; asked of the driver, because TensorRT crashes where there is none.
-
-    Raises:
-        BackendError: if there is no driver or no such GPU.
-    """
-    try:
-        found = gpus()
-    except DriverError as error:
-        raise BackendError(
-            f"{what} needs an NVIDIA GPU: {error}; install the NVIDIA driver, or use a machine that has one"
-        ) from None
-    if not found:
-        raise BackendError(f"{what} needs an NVIDIA GPU, and the driver shows none: check CUDA_VISIBLE_DEVICES")
-    if (index or 0) >= len(found):
-        raise BackendError(f"there is no GPU {index}: {', '.join(str(gpu.index) for gpu in found)} are there")
-    return found[index or 0]
 
 
 def _recent_enough(library: Library) -> Library:
