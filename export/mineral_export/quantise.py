@@ -9,29 +9,42 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import os
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.errors import BackendError, DataError
 from mineral_export import verify
 from mineral_export.gate import Exported, derive
+from mineral_export.qdq import (
+    DEQUANTISE,
+    LAYERS,
+    QUANTISE,
+    is_quantised,
+    layer_errors,
+    left_in_float32,
+    packed,
+    quantised_layers,
+)
 from mineral_export.verify import ParityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from mineral_batch.images import Pixels
     from mineral_export.verify import Budget, Samples
 
-LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
+    #: Called while working: phase, step, and of how many (0 where that is not known).
+    Progress = Callable[[str, int, int], None]
+    Quantiser = Callable[[ModelProto, Iterable[Pixels]], ModelProto]
 
 #: Shares of the layers that are left in float32, tried in this order until the answers are within the budget.
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
@@ -62,17 +75,23 @@ TARGETS: dict[str, Target] = {
 
 @dataclass(frozen=True)
 class Quantised:
-    """A written INT8 file.
+    """A written file of 8 bits.
 
     Attributes:
         exported: where it is, and its parity.
-        layers: how many matrix layers the graph has.
-        kept: names of those left in float32, the most sensitive first.
+        layers: how many convolutions and matrix products the graph has.
+        rounded: how many of them have both factors in 8 bits.
+        kept: names of those that were taken back to float32 for the budget, the most sensitive first; the others
+            that are not `rounded` the quantiser itself left alone.
+        errors: root of |quantised - float|^2 / |float|^2 of each quantised layer by its name; empty if the first
+            attempt was within the budget.
     """
 
     exported: Exported
     layers: int
+    rounded: int
     kept: tuple[str, ...]
+    errors: dict[str, float]
 
 
 def to_int8(
@@ -84,11 +103,9 @@ def to_int8(
     pictures: Callable[[], Samples] | None = None,
     budget: Budget | None = None,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Quantised:
-    """Write an ONNX file with INT8 layers, with as many in float32 as the budget needs.
-
-    Layers are ranked by their own error (`layer_errors`); the worst share of `SHARES` is left in float32, and the
-    rest quantised anew, until the file's answers are within the budget.
+    """Write an ONNX file with INT8 layers, with as many in float32 as the budget needs; see `within_budget`.
 
     Args:
         source: float32, written by `export_onnx`.
@@ -98,63 +115,172 @@ def to_int8(
         pictures: makes what is compared on, anew for each attempt; None for synthetic ones.
         budget: None for `BUDGETS["int8"]`.
         force: write the first attempt whatever it loses.
+        progress: called while working.
 
     Raises:
         ParityError: if even the last attempt is beyond the budget; nothing is written.
         BackendError: if nncf, or the engine that verifies, is not installed.
         ContractError: if the source is no model with a contract.
-        DataError: if the source is quantised already, or the target cannot be written.
+        DataError: if the source is not float32, or the target cannot be written.
     """
-    model = onnx.load(source)
-    layers = [node.name for node in model.graph.node if node.op_type in LAYERS]
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        raise DataError(f"{source} is quantised already: give the float32 file that it was made from")
-    wanted, contract = TARGETS[for_engine], read_contract(source)
-    ranked: list[str] = []
-    for share in SHARES:
-        kept = tuple(ranked[: round(share * len(layers))])
-        attempt = quantised(model, calibration, keep=kept, symmetric=wanted.symmetric)
+    wanted = TARGETS[for_engine]
+    return within_budget(
+        source,
+        target,
+        "int8",
+        lambda model, given: quantised(model, given, len(calibration), symmetric=wanted.symmetric),
+        calibration,
+        engine=wanted.engine,
+        pictures=pictures,
+        budget=budget,
+        force=force,
+        progress=progress,
+        quantised_for=for_engine,
+    )
+
+
+def within_budget(
+    source: Path,
+    target: Path,
+    precision: str,
+    quantise: Quantiser,
+    calibration: Pixels,
+    *,
+    engine: str,
+    pictures: Callable[[], Samples] | None,
+    budget: Budget | None,
+    force: bool,
+    progress: Progress | None,
+    **provenance: object,
+) -> Quantised:
+    """Quantise once, then take layers back to float32, the most sensitive first, until the answers are within budget.
+
+    Sensitive is a layer by its own error, measured (`layer_errors`). At most as many attempts are compared as there
+    are `SHARES`.
+
+    Args:
+        source: float32, with a contract.
+        target: where to write.
+        precision: a name in `verify.BUDGETS`.
+        quantise: gives the model with Q/DQ pairs, its weights still float, and its nodes under their old names; it is
+            given the pictures of the calibration one by one, each (H, W, 3), as often as it iterates over them.
+        calibration: (N, H, W, 3) uint8.
+        engine: that answers for both files.
+        pictures: makes what is compared on, anew for each attempt; None for synthetic ones.
+        budget: None for that of the precision.
+        force: write the first attempt whatever it loses.
+        progress: called while working.
+        **provenance: more facts for the contract.
+
+    Raises:
+        ParityError: if even the last attempt is beyond the budget; nothing is written.
+        BackendError: if the quantiser leaves every layer as it was, or the engine is not installed.
+        ContractError: if the source is no model with a contract.
+        DataError: if the source is not float32, or the target cannot be written.
+    """
+    contract, told = read_contract(source), progress or _silent
+    model = _float32(source)
+    full = quantise(model, _Counted(calibration, told, "calibration"))
+    rounded = quantised_layers(full)
+    if not rounded:
+        raise BackendError(
+            f"no layer of {source} was quantised: it has none of {', '.join(sorted(LAYERS))} to quantise"
+        )
+    counts = sorted({math.ceil(share * len(rounded)) for share in SHARES})
+    errors: dict[str, float] = {}
+    for attempt, count in enumerate(counts, 1):
+        kept = tuple(sorted(errors, key=lambda name: -errors[name])[:count])
+        samples = pictures() if pictures else verify.samples(contract)
+        phase = f"comparing, attempt {attempt} of at most {len(counts)}, {count} layers in float32"
         try:
             exported = derive(
                 source,
                 target,
-                "int8",
-                partial(_save, attempt),
-                pictures=pictures() if pictures else verify.samples(contract),
+                precision,
+                _saver(packed(left_in_float32(full, model, kept))),
+                pictures=replace(samples, batches=_Batches(samples.batches, told, phase)),
                 budget=budget,
-                engine=wanted.engine,
+                engine=engine,
                 force=force,
-                quantised_for=for_engine,
                 calibration_pictures=len(calibration),
                 float32_layers=list(kept),
+                **provenance,
             )
-        except ParityError:
-            if share == SHARES[-1]:
-                raise
-            ranked = ranked or _worst_first(layer_errors(model, attempt, calibration[:_MEASURED]))
+        except ParityError as error:
+            if count == counts[-1]:
+                raise _given_up(error, count, len(rounded)) from None
+            errors = errors or layer_errors(model, full, calibration[:_MEASURED])
         else:
-            return Quantised(exported, len(layers), kept)
+            layers = sum(node.op_type in LAYERS for node in model.graph.node)
+            return Quantised(exported, layers, len(rounded) - len(kept), kept, errors)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _save(model: ModelProto, _: Path, target: Path) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, target)
+def _float32(source: Path) -> ModelProto:
+    model = onnx.load(source)
+    if is_quantised(model):
+        raise DataError(f"{source} is quantised already: give the float32 file that it was made from")
+    if any(weight.data_type == TensorProto.FLOAT16 for weight in model.graph.initializer):
+        raise DataError(f"{source} is FP16: give the float32 file that it was made from")
+    return model
 
 
-def _worst_first(errors: Mapping[str, float]) -> list[str]:
-    return sorted(errors, key=lambda name: -errors[name])
+def _given_up(error: ParityError, count: int, layers: int) -> ParityError:
+    return ParityError(f"{error}; tried with none up to the {count} most sensitive of {layers} layers in float32")
 
 
-def quantised(
-    model: ModelProto, calibration: Pixels, *, keep: Collection[str] = (), symmetric: bool = False
-) -> ModelProto:
-    """The model with Q/DQ pairs: weights per output channel, activations per tensor, biases in float32.
+def _saver(model: ModelProto) -> Callable[[Path, Path], None]:
+    def save(_: Path, target: Path) -> None:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, target)
+
+    return save
+
+
+def _silent(phase: str, step: int, steps: int) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Pictures one by one; each pass over them is told."""
+
+    pixels: Pixels
+    progress: Progress
+    phase: str
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for index, picture in enumerate(self.pixels):
+            self.progress(self.phase, index, len(self.pixels))
+            yield picture
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches with their truth, passed on; the pictures are counted."""
+
+    batches: Iterable[tuple[Pixels, Any]]
+    progress: Progress
+    phase: str
+
+    def __iter__(self) -> Iterator[tuple[Pixels, Any]]:
+        done = 0
+        self.progress(self.phase, done, 0)
+        for batch in self.batches:
+            yield batch
+            done += len(batch[0])
+            self.progress(self.phase, done, 0)
+
+
+def quantised(model: ModelProto, calibration: Iterable[Pixels], count: int, *, symmetric: bool = False) -> ModelProto:
+    """The model with Q/DQ pairs by NNCF: weights per output channel, activations per tensor, biases in float32.
+
+    Its time is one pass over the pictures, two for a transformer, with every activation of one picture in memory.
 
     Args:
         model: float32; left as it is.
-        calibration: (N, H, W, 3) uint8.
-        keep: names of layers that stay float32.
+        calibration: pictures of (H, W, 3) uint8.
+        count: of them.
         symmetric: see `Target`.
 
     Raises:
@@ -168,12 +294,11 @@ def quantised(
     with redirect_stdout(io.StringIO()):  # its progress bars
         result: ModelProto = nncf.quantize(
             copy,
-            nncf.Dataset([{name: picture[None]} for picture in calibration]),
+            nncf.Dataset(calibration, lambda picture: {name: picture[None]}),
             preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
+            subset_size=count,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
-            ignored_scope=nncf.IgnoredScope(names=list(keep)) if keep else None,
-            advanced_parameters=_parameters(),
+            advanced_parameters=_parameters(symmetric=symmetric),
         )
     if symmetric:
         _signed(result)
@@ -181,6 +306,7 @@ def quantised(
 
 
 def _nncf() -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # its only switch for the telemetry that it sends without asking
     try:
         import nncf
     except ImportError as error:
@@ -191,12 +317,17 @@ def _nncf() -> Any:
     return nncf
 
 
-def _parameters() -> Any:
-    """Activations per tensor: no engine fuses what is scaled per channel."""
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+def _parameters(*, symmetric: bool) -> Any:
+    """Activations per tensor: no engine fuses what is scaled per channel.
 
-    return AdvancedQuantizationParameters(
-        activations_quantization_params=QuantizationParameters(per_channel=False),
+    The first layer's weights are halved for processors whose 16-bit sums overflow; a GPU's do not.
+    """
+    from nncf.quantization import advanced_parameters as nncf
+
+    return nncf.AdvancedQuantizationParameters(
+        activations_quantization_params=nncf.QuantizationParameters(per_channel=False),
+        overflow_fix=nncf.OverflowFix.DISABLE if symmetric else None,
+        backend_params={"compress_weights": False},  # see `qdq`
     )
 
 
@@ -206,7 +337,7 @@ def _signed(model: ModelProto) -> None:
     NNCF has no option for that: forcing the sign is refused as incompatible with every engine it knows.
     """
     weights = {weight.name: weight for weight in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    nodes = [node for node in model.graph.node if node.op_type in (QUANTISE, DEQUANTISE)]
     zeros = {node.input[2] for node in nodes if len(node.input) > 2}
     unsigned = {name for name in zeros if weights[name].data_type == TensorProto.UINT8}
     scales = {node.input[1] for node in nodes if len(node.input) > 2 and node.input[2] in unsigned}
@@ -219,109 +350,3 @@ def _signed(model: ModelProto) -> None:
     for name in scales:
         values = numpy_helper.to_array(weights[name]) * np.float32(255 / 127)
         weights[name].CopyFrom(numpy_helper.from_array(values, name))
-
-
-def layer_errors(model: ModelProto, attempt: ModelProto, pixels: Pixels) -> dict[str, float]:
-    """Each quantised layer's own error: root of |quantised - float|^2 / |float|^2 of its output, given float inputs.
-
-    Inputs come from the float32 model, so that a layer does not answer for those before it. One graph computes all:
-    beside each float layer stands its quantised twin.
-
-    Args:
-        model: float32.
-        attempt: the same model with Q/DQ pairs, its nodes under their old names.
-        pixels: (N, H, W, 3) uint8.
-    """
-    import onnxruntime
-
-    twins = _Twins(model, attempt)
-    session = onnxruntime.InferenceSession(twins.graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    name = model.graph.input[0].name
-    sums = np.zeros((len(twins.layers), 2))
-    for picture in pixels:
-        sums += np.reshape(session.run(twins.outputs, {name: picture[None]}), (-1, 2))
-    errors = np.sqrt(sums[:, 0] / np.maximum(sums[:, 1], np.finfo(np.float32).tiny))
-    return dict(zip(twins.layers, errors.tolist(), strict=True))
-
-
-class _Twins:
-    """The float32 graph with a quantised twin beside each layer.
-
-    Attributes:
-        graph: the model; its further outputs are `outputs`.
-        layers: names of the layers that have a twin.
-        outputs: for each layer two: the mean square of its twin's error, and of its output.
-    """
-
-    def __init__(self, model: ModelProto, attempt: ModelProto) -> None:
-        self.graph = ModelProto()
-        self.graph.CopyFrom(model)
-        self.layers: list[str] = []
-        self.outputs: list[str] = []
-        self._floats = {name for node in model.graph.node for name in node.output}
-        self._floats.update(value.name for value in model.graph.input)
-        self._weights = {weight.name: weight for weight in attempt.graph.initializer}
-        self._made_by = {name: node for node in attempt.graph.node for name in node.output}
-        self._brought: dict[str, str] = {}
-        theirs = {node.name: node for node in attempt.graph.node}
-        for node in model.graph.node:
-            if node.op_type in LAYERS and self._is_quantised(theirs.get(node.name)):
-                self._add(node, theirs[node.name])
-
-    def _is_quantised(self, node: NodeProto | None) -> bool:
-        """Its inputs come out of a `DequantizeLinear`."""
-        if node is None:
-            return False
-        makers = [self._made_by[name].op_type for name in node.input[:2] if name in self._made_by]
-        return "DequantizeLinear" in makers
-
-    def _add(self, node: NodeProto, twin: NodeProto) -> None:
-        output = self._copy(twin, [self._bring(name) for name in twin.input])
-        self.layers.append(node.name)
-        for nodes in _mean_squares(node.output[0], output):
-            self.graph.graph.node.extend(nodes)
-            result = nodes[-1].output[0]
-            self.graph.graph.output.append(helper.make_tensor_value_info(result, TensorProto.FLOAT, []))
-            self.outputs.append(result)
-
-    def _bring(self, name: str) -> str:
-        """The tensor of the quantised graph, computed here from the float graph's tensors."""
-        if not name or name in self._brought:
-            return self._brought.get(name, "")
-        if name in self._weights:
-            weight = TensorProto()
-            weight.CopyFrom(self._weights[name])
-            weight.name = self._brought[name] = f"twin:{name}"
-            self.graph.graph.initializer.append(weight)
-        elif name in self._floats:
-            self._brought[name] = name
-        else:
-            maker = self._made_by[name]
-            self._brought[name] = self._copy(maker, [self._bring(source) for source in maker.input])
-        return self._brought[name]
-
-    def _copy(self, node: NodeProto, inputs: list[str]) -> str:
-        """Add a node under another name; returns its output's."""
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copy.name = f"twin:{node.output[0]}"
-        del copy.input[:], copy.output[:]
-        copy.input.extend(inputs)
-        copy.output.append(f"twin:{node.output[0]}")
-        self.graph.graph.node.append(copy)
-        name: str = copy.output[0]
-        return name
-
-
-def _mean_squares(output: str, twin: str) -> Iterator[list[NodeProto]]:
-    """Nodes for mean (twin - output)^2, then for mean output^2."""
-    error = f"error:{output}"
-    yield [
-        helper.make_node("Sub", [twin, output], [error]),
-        helper.make_node("Mul", [error, error], [f"{error}:squared"]),
-        helper.make_node("ReduceMean", [f"{error}:squared"], [f"{error}:mean"], keepdims=0),
-    ]
-    yield [
-        helper.make_node("Mul", [output, output], [f"power:{output}"]),
-        helper.make_node("ReduceMean", [f"power:{output}"], [f"power:{output}:mean"], keepdims=0),
-    ]

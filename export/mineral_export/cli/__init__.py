@@ -9,6 +9,7 @@ _COMMANDS = {
     "fp16": ("mineral_export.cli.fp16:fp16", "Write an ONNX file as a typed FP16 graph."),
     "trt": ("mineral_export.cli.trt:trt", "Build a TensorRT engine of an ONNX file."),
     "int8": ("mineral_export.cli.int8:int8", "Quantise an ONNX file to INT8 with real photographs."),
+    "fp8": ("mineral_export.cli.fp8:fp8", "Quantise an ONNX file to FP8 with real photographs."),
     "verify": ("mineral_export.cli.verify:verify", "Compare the answers of two forms of a model."),
     "triton": ("mineral_export.cli.triton:triton", "Write a model repository for Triton Inference Server."),
 }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
+    from mineral_batch.contract import InputSpec
+    from mineral_batch.images import Pixels
     from mineral_export.gate import Exported
+    from mineral_export.quantise import Quantised
     from mineral_export.verify import Budget
 
     Command = Callable[..., Any]
@@ -40,6 +44,58 @@ def gate_options(command: Command) -> Command:
     return pictures_options(command)
 
 
+def calibration_options(command: Command) -> Command:
+    """`--calibrate`, `--calibration-count` and `--quiet`: for the commands that quantise."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="No progress."),
+        click.option(
+            "--calibration-count",
+            default=256,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Of them, spread evenly over the folder.",
+        ),
+        click.option("--calibrate", type=FILE, required=True, help="Folder of photographs like those to be predicted."),
+    ):
+        command = option(command)
+    return command
+
+
+def calibration_pictures(folder: Path, spec: InputSpec, count: int) -> Pixels:
+    """The photographs to calibrate with, (N, H, W, 3) uint8; says where there are fewer than asked for."""
+    from mineral_export.verify import spread
+
+    pixels = spread([folder], spec, count)
+    if len(pixels) < count:
+        click.echo(f"Calibration with {len(pixels)} photographs, not {count}: {folder} has no more that can be read")
+    return pixels
+
+
+class Phases:
+    """A `quantise.Progress`: one progress bar after another, one for each phase."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(disable=quiet or None, leave=False, unit=" pictures")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def __call__(self, phase: str, step: int, steps: int) -> None:
+        """Show the step; a phase's first begins its bar anew."""
+        if step == 0:
+            self._bar.reset(steps or None)
+        self._bar.set_description(phase, refresh=False)
+        self._bar.n = step
+        self._bar.refresh()
+
+
 def budget_of(precision: str, points: float | None) -> Budget:
     """The precision's budget, with another loss of mAP if one is given."""
     from dataclasses import replace
@@ -53,3 +109,11 @@ def report(exported: Exported, source: str | Path) -> None:
     """What was written, and how far its answers lie from the source's."""
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB")
     click.echo(f"Compared with {source}: {exported.parity}")
+
+
+def report_layers(result: Quantised, precision: str) -> None:
+    """How many layers are in 8 bits, and which were taken back to float32."""
+    click.echo(f"{result.rounded} of {result.layers} layers in {precision}")
+    kept = [f"{name} ({result.errors[name]:.1%})" for name in result.kept]
+    if kept:
+        click.echo(f"Left in float32 for the budget, with their own error in {precision}: {', '.join(kept)}")

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_export.cli._options import FILE, budget_of, gate_options, report
+from mineral_export.cli._options import (
+    FILE,
+    Phases,
+    budget_of,
+    calibration_options,
+    calibration_pictures,
+    gate_options,
+    report,
+    report_layers,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,8 +25,7 @@ _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
 @click.command()
 @click.argument("model", type=FILE)
-@click.option("--calibrate", type=FILE, required=True, help="Folder of photographs like those to be predicted.")
-@click.option("--calibration-count", default=256, show_default=True, help="Of them, spread evenly over the folder.")
+@calibration_options
 @click.option("--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine.")
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .int8.onnx.")
 @gate_options
@@ -25,6 +33,7 @@ def int8(
     model: Path,
     calibrate: Path,
     calibration_count: int,
+    quiet: bool,
     target: str,
     output: Path | None,
     photos: Path | None,
@@ -44,20 +53,19 @@ def int8(
 
     from mineral_batch._onnx_file import read_contract
     from mineral_export.quantise import to_int8
-    from mineral_export.verify import samples, spread
+    from mineral_export.verify import samples
 
     contract = read_contract(model)
-    result = to_int8(
-        model,
-        output or model.with_suffix(".int8.onnx"),
-        spread([calibrate], contract.input, calibration_count),
-        for_engine=target,
-        pictures=partial(samples, contract, photos, labels, split, count),
-        budget=budget_of("int8", points),
-        force=force,
-    )
+    with Phases(quiet=quiet) as phases:
+        result = to_int8(
+            model,
+            output or model.with_suffix(".int8.onnx"),
+            calibration_pictures(calibrate, contract.input, calibration_count),
+            for_engine=target,
+            pictures=partial(samples, contract, photos, labels, split, count),
+            budget=budget_of("int8", points),
+            force=force,
+            progress=phases,
+        )
     report(result.exported, model)
-    click.echo(
-        f"{result.layers - len(result.kept)} of {result.layers} layers in INT8; in float32: "
-        f"{', '.join(result.kept) or 'none'}"
-    )
+    report_layers(result, "INT8")

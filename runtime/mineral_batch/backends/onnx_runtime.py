@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 
+# Rewrites of ONNX Runtime 1.32 that drop a Relu or Clip before a rounding to 8 bits as if the bits were an integer's:
+# with FP8 the first gives other probabilities without a word, the second refuses the file.
+_NOT_FOR_FLOAT8 = ["ReluQuantRewrite", "ClipQuantRewrite"]
+
 
 class OnnxRuntimeBackend:
     """One CPU session that `workers` threads share, each with one picture on one thread; see `Backend`.
@@ -120,8 +124,10 @@ def make_session(
         BackendError: if the model is refused, or another provider would run it.
     """
     wanted = providers[0][0]
+    is_float8 = read_contract(path).provenance.get("precision") == "float8"
+    more = {"disabled_optimizers": _NOT_FOR_FLOAT8} if is_float8 else {}
     try:
-        session = runtime.InferenceSession(content or str(path), options, providers=list(providers))
+        session = runtime.InferenceSession(content or str(path), options, providers=list(providers), **more)
     except Exception as error:  # its exceptions have no common base class
         raise BackendError(f"ONNX Runtime cannot open {path} on {wanted}: {first_line(error)}") from error
     if session.get_providers()[0] != wanted:
