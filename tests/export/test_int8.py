@@ -1,34 +1,83 @@
-"""INT8: what the graph holds, which layers are measured as sensitive, and what is refused."""
+"""INT8: what the graph holds for each engine, which layers are measured as sensitive, and what is refused."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from mineral_batch._onnx_file import graph_digest, read_contract
+from mineral_batch.errors import ContractError, DataError
 from mineral_export import quantise
+from mineral_export.artefacts import open_artefact
 from mineral_export.cli import main
 from mineral_export.onnx import export_onnx
-from mineral_export.quantise import layer_errors
+from mineral_export.qdq import is_quantised, layer_errors, left_in_float32, packed, quantised_layers
+from mineral_export.quantise import to_int8
+from mineral_export.verify import BUDGETS, ParityError, synthetic
+
+VARIANTS = {
+    "cnn": {"backbone": "test_efficientnet", "method": "pool"},
+    "vit, decoder": {"projection": "linear"},
+}
 
 
-@pytest.fixture(scope="module")
-def source(tiny, tmp_path_factory):
+@pytest.fixture(scope="module", params=VARIANTS)
+def source(request, tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
-    export_onnx(*tiny(backbone="test_efficientnet", method="pool"), path)
+    export_onnx(*tiny(**VARIANTS[request.param]), path)
     return path
 
 
-def chain(scale: float = 1.0):
-    """x (N, 4) through two matrix layers, with Q/DQ on the second one's weight if `scale` is given."""
+@pytest.fixture(scope="module")
+def cnn(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "cnn.onnx"
+    export_onnx(*tiny(**VARIANTS["cnn"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five pictures and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(5):
+        Image.effect_noise((64, 64), 60 + 20 * index).convert("RGB").save(folder / f"{index}.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def pair(name, to, step, axis=None, per=()):
+    """Nodes and weights that round `name` to multiples of `step`, giving `to`."""
+    options = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("QuantizeLinear", [name, f"{to}:s", f"{to}:z"], [f"{to}:q"], **options),
+        helper.make_node("DequantizeLinear", [f"{to}:q", f"{to}:s", f"{to}:z"], [to], **options),
+    ]
+    weights = [
+        numpy_helper.from_array(np.full(per, step, np.float32), f"{to}:s"),
+        numpy_helper.from_array(np.zeros(per, np.int8), f"{to}:z"),
+    ]
+    return nodes, weights
+
+
+def chain(bias=0.0):
+    """x (N, 4) through two matrix layers with a bias after the second."""
     value = helper.make_tensor_value_info
-    weights = {"w1": np.eye(4, dtype=np.float32), "w2": np.diag([1, 2, 3, 4]).astype(np.float32)}
+    weights = {
+        "w1": np.eye(4, dtype=np.float32),
+        "w2": np.diag([1, 2, 3, 4]).astype(np.float32),
+        "b": np.full(4, bias, np.float32),
+    }
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["a"], name="first"),
-        helper.make_node("MatMul", ["a", "w2"], ["y"], name="second"),
+        helper.make_node("MatMul", ["a", "w2"], ["c"], name="second"),
+        helper.make_node("Add", ["c", "b"], ["y"], name="bias"),
     ]
     graph = helper.make_graph(
         nodes,
@@ -40,21 +89,25 @@ def chain(scale: float = 1.0):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def with_rounding(layer: str, step: float):
-    """`chain` with the layer's input rounded to multiples of `step`."""
-    model = chain()
+def with_rounding(layer, step, bias=0.0):
+    """`chain` with the layer's input rounded to multiples of `step`, its weight to integers."""
+    model = chain(bias)
     index, node = next((i, n) for i, n in enumerate(model.graph.node) if n.name == layer)
-    pair = [
-        helper.make_node("QuantizeLinear", [node.input[0], "s", "z"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-    ]
-    node.input[0] = "d"
-    nodes = [*model.graph.node[:index], *pair, *model.graph.node[index:]]
+    inputs, more = pair(node.input[0], "d", step)
+    constants, channels = pair(node.input[1], "dw", 1.0, axis=1, per=(4,))
+    node.input[0], node.input[1] = "d", "dw"
+    nodes = [*model.graph.node[:index], *inputs, *constants, *model.graph.node[index:]]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(step), "s"))
-    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "z"))
+    model.graph.initializer.extend([*more, *channels])
     return model
+
+
+def answers(model, x):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.array(x, np.float32)})[0]
 
 
 def test_a_layers_error_is_that_of_its_own_rounding():
@@ -68,24 +121,209 @@ def test_a_layer_that_is_exact_has_no_error():
     assert layer_errors(chain(), with_rounding("second", 0.25), np.full((1, 4), 0.5, np.float32)) == {"second": 0.0}
 
 
+def test_a_layer_taken_back_is_as_it_was_its_bias_too():
+    x = [[0.4, 0.4, 0.4, 0.4]]
+    model = with_rounding("second", 0.5, bias=7.0)
+    assert quantised_layers(model) == ("second",)
+    assert answers(model, x)[0].tolist() == [7.5, 8.0, 8.5, 9.0]
+    back = left_in_float32(model, chain(bias=1.0), {"second"})
+    assert not is_quantised(back)
+    assert answers(back, x) == pytest.approx(answers(chain(bias=1.0), x))
+    assert answers(left_in_float32(model, chain(bias=1.0), ()), x) == pytest.approx(answers(model, x))
+
+
+def test_packing_stores_eight_bits_and_changes_no_answer():
+    model, x = with_rounding("second", 0.5), [[0.4, 1.0, 2.3, 0.1]]
+    small = packed(model)
+    onnx.checker.check_model(small, full_check=True)
+    assert answers(small, x) == pytest.approx(answers(model, x))
+    stored = {w.name: w.data_type for w in small.graph.initializer}
+    assert stored["dw:q"] == TensorProto.INT8
+    assert "w2" not in stored
+    assert [n.op_type for n in small.graph.node].count("QuantizeLinear") == 1
+
+
 def test_unsigned_tensors_become_signed_over_the_same_range():
     model = with_rounding("first", 0.02)
-    zero = next(w for w in model.graph.initializer if w.name == "z")
-    zero.CopyFrom(numpy_helper.from_array(np.uint8(0), "z"))
+    zero = next(w for w in model.graph.initializer if w.name == "d:z")
+    zero.CopyFrom(numpy_helper.from_array(np.uint8(0), "d:z"))
     quantise._signed(model)
     found = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
-    assert found["z"].dtype == np.int8
-    assert 127 * found["s"] == pytest.approx(255 * 0.02)
+    assert found["d:z"].dtype == np.int8
+    assert 127 * found["d:s"] == pytest.approx(255 * 0.02)
 
 
-def test_without_nncf_one_line_says_what_to_install(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    (tmp_path / "photos").mkdir()
-    from PIL import Image
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])
+def made(request, source, tmp_path_factory):
+    pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
+    target = tmp_path_factory.mktemp("made") / "int8.onnx"
+    seen = []
+    calibration = synthetic(read_contract(source).input, 6)
+    result = to_int8(
+        source, target, calibration, for_engine=request.param, progress=lambda *step: seen.append(step), force=True
+    )
+    return request.param, target, result, seen
 
-    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-    arguments = ["int8", str(source), "--calibrate", str(tmp_path / "photos"), "-o", str(tmp_path / "int8.onnx")]
+
+def pairs(graph):
+    """DequantizeLinear nodes of stored weights, and those of activations, with their constants."""
+    constants = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    return constants, [n for n in nodes if n.input[0] in constants], [n for n in nodes if n.input[0] not in constants]
+
+
+def test_the_file_is_quantised_weights_per_channel_in_eight_bits(source, made):
+    _, target, result, _ = made
+    model = onnx.load(target)
+    onnx.checker.check_model(model, full_check=True)
+    layers = quantised_layers(model)
+    assert len(layers) == result.rounded
+    assert result.rounded > 0.6 * result.layers
+    constants, weights, activations = pairs(model.graph)
+    assert len(activations) >= 0.5 * len(layers)
+    wide = [node for node in weights if constants[node.input[0]].ndim > 1]
+    assert wide
+    for node in wide:
+        scale, values = constants[node.input[1]], constants[node.input[0]]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        assert values.dtype == np.int8
+        assert scale.shape == (values.shape[axis],), "one scale for each output channel"
+    assert not any(constants[node.input[0]].dtype == np.int32 for node in weights), "a bias is rounded"
+    assert target.stat().st_size < 0.65 * source.stat().st_size
+
+
+def test_each_engine_gets_the_zero_points_that_it_takes(made):
+    engine, target, _, _ = made
+    constants, _, activations = pairs(onnx.load(target).graph)
+    zeros = [constants[node.input[2]] for node in activations]
+    if engine == "tensorrt":
+        assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    else:
+        assert any(zero.any() for zero in zeros), "nothing is asymmetric"
+
+
+def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
+    engine, target, result, _ = made
+    assert 0 < result.exported.parity.largest < 0.2
+    before, after = read_contract(source), read_contract(target)
+    assert (after.labels, after.thresholds, after.input) == (before.labels, before.thresholds, before.input)
+    assert after.provenance == {
+        **before.provenance,
+        "precision": "int8",
+        "source_sha256": graph_digest(source),
+        "quantised_for": engine,
+        "calibration_pictures": 6,
+        "float32_layers": [],
+    }
+    with open_artefact(target) as artefact:
+        assert artefact.precision == "int8"
+
+
+def test_each_pass_over_the_pictures_is_told(made):
+    seen = made[3]
+    steps = [step for phase, step, steps in seen if phase == "calibration" and steps == 6]
+    assert steps in ([*range(6)], [*range(6), *range(6)])
+    assert seen[-1] == ("comparing, attempt 1 of at most 5, 0 layers in float32", 8, 0)
+
+
+def test_tensorrt_builds_its_file(source, tmp_path):
+    pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    from mineral_batch.backends.tensorrt_build import Options
+    from mineral_batch.backends.tensorrt_engine import Profile
+    from mineral_export.engine import export_engine
+
+    target = tmp_path / "int8.onnx"
+    to_int8(source, target, synthetic(read_contract(source).input, 4), for_engine="tensorrt", force=True)
+    options = Options(Profile(2, 2, 2), ("8.9",))
+    made = export_engine(target, tmp_path / "m.plan", options, precision="as-is", runtime="tensorrt-rtx")
+    assert made.record.products.get("int8", 0) > 3, made.record.products
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """A quantiser without calibration: the last matrix layer to steps of 1, far too coarse, the first to fine ones."""
+
+    def quantised(model, calibration, count, *, symmetric=False):
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        constants = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+        layers = [n for n in result.graph.node if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in constants]
+        for node, step, fine in ((layers[0], 0.05, 0.001), (layers[-1], 1.0, 0.5)):
+            inputs, more = pair(node.input[0], f"d:{node.name}", step)
+            weights, channels = pair(node.input[1], f"dw:{node.name}", fine)
+            node.input[0], node.input[1] = f"d:{node.name}", f"dw:{node.name}"
+            at = next(i for i, n in enumerate(result.graph.node) if n.name == node.name)
+            for new in reversed([*inputs, *weights]):
+                result.graph.node.insert(at, new)
+            result.graph.initializer.extend([*more, *channels])
+        return result
+
+    monkeypatch.setattr(quantise, "quantised", quantised)
+
+
+def test_the_most_sensitive_layer_is_found_and_left_in_float32(cnn, tmp_path, coarse):
+    target = tmp_path / "int8.onnx"
+    result = to_int8(cnn, target, synthetic(read_contract(cnn).input, 2), budget=replace(BUDGETS["int8"], mean=0.01))
+    last = [n.name for n in onnx.load(cnn).graph.node if n.op_type in ("Conv", "MatMul", "Gemm")][-1]
+    assert result.kept == (last,)
+    assert result.rounded == 1
+    assert max(result.errors, key=result.errors.get) == last
+    assert read_contract(target).provenance["float32_layers"] == [last]
+    assert last not in quantised_layers(onnx.load(target))
+
+
+def test_beyond_the_budget_nothing_is_written_and_the_figures_are_named(cnn, tmp_path, coarse):
+    target, pictures = tmp_path / "int8.onnx", synthetic(read_contract(cnn).input, 2)
+    none = replace(BUDGETS["int8"], largest=0.0, mean=0.0, changed=0.0)
+    with pytest.raises(
+        ParityError, match=r"nothing was written: largest difference .* none up to the 1 most sensitive"
+    ):
+        to_int8(cnn, target, pictures, budget=none)
+    assert not list(tmp_path.iterdir())
+    result = to_int8(cnn, target, pictures, budget=none, force=True)
+    assert (result.kept, result.rounded) == ((), 2)
+    assert target.exists()
+
+
+def test_what_is_not_float32_is_refused_in_one_line(cnn, tmp_path, coarse):
+    pictures = synthetic(read_contract(cnn).input, 2)
+    to_int8(cnn, tmp_path / "int8.onnx", pictures, force=True)
+    with pytest.raises(DataError, match="quantised already: give the float32 file"):
+        to_int8(tmp_path / "int8.onnx", tmp_path / "again.onnx", pictures)
+    half = onnx.load(cnn)
+    half.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float16), "half"))
+    onnx.save(half, tmp_path / "half.onnx")
+    with pytest.raises(DataError, match="FP16: give the float32 file"):
+        to_int8(tmp_path / "half.onnx", tmp_path / "again.onnx", pictures)
+    with pytest.raises(ContractError, match="there is no model file"):
+        to_int8(tmp_path / "none.onnx", tmp_path / "again.onnx", pictures)
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_the_command_says_what_it_did(cnn, tmp_path, photos, coarse):
+    target = tmp_path / "int8.onnx"
+    arguments = ["int8", str(cnn), "--calibrate", str(photos), "--calibration-count", "9", "-o", str(target), "--force"]
     done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"Calibration with 5 photographs, not 9: {photos} has no more that can be read" in done.output
+    assert "over 8 synthetic pictures" in done.output
+    assert "2 of 24 layers in INT8" in done.output
+    assert read_contract(target).provenance["calibration_pictures"] == 5
+
+
+def test_without_a_readable_photograph_there_is_no_calibration(cnn, tmp_path, photos):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "broken.jpg").write_bytes((photos / "broken.jpg").read_bytes())
+    done = CliRunner().invoke(main, ["int8", str(cnn), "--calibrate", str(tmp_path / "photos")])
+    assert done.exit_code == 1
+    assert "no readable photograph under" in done.output
+
+
+def test_without_nncf_one_line_says_what_to_install(cnn, tmp_path, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    target = tmp_path / "int8.onnx"
+    done = CliRunner().invoke(main, ["int8", str(cnn), "--calibrate", str(photos), "-o", str(target)])
     assert done.exit_code == 1
     assert 'pip install "mineral-batch[int8]"' in done.output
-    assert not (tmp_path / "int8.onnx").exists()
+    assert not target.exists()
