@@ -153,6 +153,17 @@ def test_unsigned_tensors_become_signed_over_the_same_range():
     assert 127 * found["d:s"] == pytest.approx(255 * 0.02)
 
 
+def test_signed_tensors_become_unsigned_with_the_same_values():
+    model, x = with_rounding("second", 0.5), [[0.4, -1.0, 2.3, -0.1]]
+    before = answers(model, x)
+    quantise._unsigned(model)
+    zeros = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer if w.name.endswith(":z")}
+    assert zeros["d:z"] == 128
+    assert zeros["d:z"].dtype == np.uint8
+    assert zeros["dw:z"].dtype == np.int8, "weights stay signed"
+    assert answers(model, x) == pytest.approx(before)
+
+
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])
 def made(request, source, tmp_path_factory):
     pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
@@ -200,6 +211,8 @@ def test_each_engine_gets_the_zero_points_that_it_takes(made):
         assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
     else:
         assert any(zero.any() for zero in zeros), "nothing is asymmetric"
+    if engine == "onnxruntime":
+        assert all(zero.dtype == np.uint8 for zero in zeros), "computed in float32 where input and output differ"
 
 
 def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
@@ -244,7 +257,7 @@ def test_tensorrt_builds_its_file(source, tmp_path):
 def coarse(monkeypatch):
     """A quantiser without calibration: the last matrix layer to steps of 1, far too coarse, the first to fine ones."""
 
-    def quantised(model, calibration, count, *, symmetric=False):
+    def quantised(model, calibration, count, target):
         result = onnx.ModelProto()
         result.CopyFrom(model)
         constants = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
