@@ -124,7 +124,7 @@ def packed(model: ModelProto) -> ModelProto:
     return swept(result)
 
 
-def _alone(node: NodeProto, inputs: dict[str, np.ndarray], opset: int) -> ModelProto:  # type: ignore[type-arg]
+def _alone(node: NodeProto, inputs: dict[str, np.ndarray], opset: int) -> ModelProto:
     """A graph of this node only."""
     kinds = {name: helper.np_dtype_to_tensor_dtype(values.dtype) for name, values in inputs.items()}
     given = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]

@@ -250,7 +250,7 @@ def test_tensorrt_builds_its_file(source, tmp_path):
     to_int8(source, target, synthetic(read_contract(source).input, 4), for_engine="tensorrt", force=True)
     options = Options(Profile(2, 2, 2), ("8.9",))
     made = export_engine(target, tmp_path / "m.plan", options, precision="as-is", runtime="tensorrt-rtx")
-    assert made.record.products.get("int8", 0) > 3, made.record.products
+    assert made.record.layers.get("int8", 0) > 3, made.record.layers
 
 
 @pytest.fixture
