@@ -262,7 +262,8 @@ def coarse(monkeypatch):
         result.CopyFrom(model)
         constants = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
         layers = [n for n in result.graph.node if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in constants]
-        for node, step, fine in ((layers[0], 0.05, 0.001), (layers[-1], 1.0, 0.5)):
+        finest = float(np.abs(constants[layers[0].input[1]]).max()) / 127
+        for node, step, fine in ((layers[0], 0.03, finest), (layers[-1], 8.0, 8.0)):
             inputs, more = pair(node.input[0], f"d:{node.name}", step)
             weights, channels = pair(node.input[1], f"dw:{node.name}", fine)
             node.input[0], node.input[1] = f"d:{node.name}", f"dw:{node.name}"
