@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mineral_batch._onnx_file import graph_digest, read_contract
-from mineral_batch.errors import ContractError, DataError
+from mineral_batch.backends import open_backend
+from mineral_batch.errors import BackendError, ContractError, DataError
 from mineral_export import quantise
 from mineral_export.artefacts import open_artefact
 from mineral_export.cli import main
@@ -230,6 +231,17 @@ def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
     }
     with open_artefact(target) as artefact:
         assert artefact.precision == "int8"
+
+
+def test_openvino_refuses_activations_that_are_scaled_per_channel(source, made):
+    """Such as SmoothQuant leaves in a transformer: its answers would be wrong, and no message would say so."""
+    engine, target, _, _ = made
+    is_transformer = any(node.op_type == "LayerNormalization" for node in onnx.load(source).graph.node)
+    if not is_transformer or engine == "openvino":
+        open_backend(target, "openvino", precision="float32").close()
+        return
+    with pytest.raises(BackendError, match=r"OpenVINO computes int8\.onnx wrongly.*--target openvino"):
+        open_backend(target, "openvino", precision="float32")
 
 
 def test_each_pass_over_the_pictures_is_told(made):
