@@ -72,12 +72,13 @@ def calibration_pictures(folder: Path, spec: InputSpec, count: int) -> Pixels:
 
 
 class Phases:
-    """A `quantise.Progress`: one progress bar after another, one for each phase."""
+    """One progress bar after another, one for each phase; a `Progress` of `quantise` and of `tensorrt_build`."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, unit: str = " pictures") -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(disable=quiet or None, leave=False, unit=" pictures")
+        self._bar = tqdm(disable=quiet or None, leave=False, unit=unit)
+        self._phase = ""
 
     def __enter__(self) -> Self:
         return self
@@ -89,8 +90,9 @@ class Phases:
 
     def __call__(self, phase: str, step: int, steps: int) -> None:
         """Show the step; a phase's first begins its bar anew."""
-        if step == 0:
+        if step == 0 or phase != self._phase:
             self._bar.reset(steps or None)
+        self._phase = phase
         self._bar.set_description(phase, refresh=False)
         self._bar.n = step
         self._bar.refresh()

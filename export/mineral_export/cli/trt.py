@@ -5,16 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import click
 
 from mineral_batch.backends.tensorrt_engine import Profile, sidecar_path
 from mineral_batch.backends.tensorrt_library import RUNTIMES
+from mineral_export.cli._options import Phases
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from mineral_export.engine import Engine
 
 
@@ -79,7 +78,7 @@ def trt(
         timing_cache,
     )
     target = output or model.with_suffix(".plan")
-    with _Phases(quiet=quiet) as phases:
+    with Phases(quiet=quiet, unit=" steps") as phases:
         made = export_engine(
             model,
             target,
@@ -99,28 +98,6 @@ def _profile(batch: int | None, smallest: int | None, optimum: int | None, large
     if smallest or optimum or largest:
         raise click.UsageError("--batch is one fixed batch: leave out --min, --opt and --max, or --batch")
     return Profile(batch, batch, batch)
-
-
-class _Phases:
-    """One progress bar after another, one for each phase of the build."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(disable=quiet or None, leave=False, unit="step")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
-
-    def __call__(self, phase: str, step: int, steps: int) -> None:
-        self._bar.set_description(phase, refresh=False)
-        self._bar.total, self._bar.n = steps, step
-        self._bar.refresh()
 
 
 def _told(made: Engine) -> str:
