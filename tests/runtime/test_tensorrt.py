@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -775,7 +776,8 @@ def test_a_pycuda_that_does_not_load_is_told_and_not_needed(
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("pycuda", "pycuda.driver"):
         monkeypatch.delitem(sys.modules, name)
-    backend = machine.open(engine)
+    with caplog.at_level(logging.WARNING, logger="mineral_batch"):
+        backend = machine.open(engine)
     assert backend.device.endswith("CUDA by the driver's library")
     backend.close()
     assert [entry.getMessage() for entry in caplog.records] == [
