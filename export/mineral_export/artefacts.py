@@ -12,7 +12,7 @@ import numpy as np
 
 from mineral_batch.backends import BACKENDS, PRECISIONS, open_backend
 from mineral_batch.errors import ContractError, DataError
-from mineral_export.verify import BUDGETS
+from mineral_export.verify import least_exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,9 +101,7 @@ def _opened(name: str, backend: Backend) -> Artefact:
     stored = str(backend.contract.provenance.get("precision", "float32"))
     computed = backend.version.rpartition(" ")[2]
     # An engine may call what it computes by a name that is none of ours; what the file says then stands.
-    known = [precision for precision in (stored, computed) if precision in BUDGETS]
-    order = list(BUDGETS)
-    precision = max(known, key=order.index, default="float32")
+    precision = least_exact((stored, computed))
     words = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"
     return Artefact(name, words, precision, backend.contract, _in_parallel(backend))
 

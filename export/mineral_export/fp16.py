@@ -2,7 +2,8 @@
 
 TensorRT 11 and strongly typed networks of 10.12 take precision from the graph alone. What is sensitive stays float32:
 the pictures' normalisation, LayerNorm and its kin, softmax, and the last sigmoid, whose input is cast up before it.
-Inputs and outputs keep their types.
+Inputs and outputs keep their types. A Q/DQ pair is FP16 throughout, scale included: TensorRT takes a product for one of
+8 bits only where nothing stands between.
 
 Why a pass of our own: on the exported ViT, onnxconverter-common 1.16 writes a graph that ONNX Runtime refuses (it
 leaves `Cast` nodes pointing to float32), and ModelOpt's AutoCast, whose graph is as good, brings fourteen packages,
@@ -21,6 +22,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 from mineral_batch.errors import DataError
 from mineral_export.gate import Exported, derive
+from mineral_export.qdq import DEQUANTISE, QUANTISE, is_quantised, with_half_scales
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +67,10 @@ def to_fp16(
 
 
 def _write(source: Path, target: Path) -> None:
-    model = converted(onnx.load(source))
+    model = onnx.load(source)
+    if is_quantised(model):
+        raise DataError("the graph is quantised already: convert the float32 file that it was made from")
+    model = converted(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
 
@@ -74,13 +79,13 @@ def converted(model: ModelProto) -> ModelProto:
     """The model as a typed FP16 graph.
 
     Args:
-        model: float32, without subgraphs; left as it is.
+        model: float32, without subgraphs, perhaps with Q/DQ pairs whose weights are not packed yet; left as it is.
 
     Raises:
-        DataError: if it is FP16 or quantised already, or has branches or loops.
+        DataError: if it is FP16 already, or has branches or loops.
     """
     _check(model)
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(with_half_scales(model), strict_mode=True, data_prop=True)
     graph = _Graph.of(inferred)
     for node in graph.model.graph.node:
         graph.rewrite(node)
@@ -89,8 +94,6 @@ def converted(model: ModelProto) -> ModelProto:
 
 def _check(model: ModelProto) -> None:
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            raise DataError("the graph is quantised already: convert the float32 file that it was made from")
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             raise DataError(f"the graph has a branch or a loop ({node.op_type}), which has no FP16 form here")
     if any(weights.data_type == TensorProto.FLOAT16 for weights in model.graph.initializer):
@@ -149,6 +152,8 @@ class _Graph:
 
     def _is_half(self, node: NodeProto) -> bool:
         """Whether the node computes in FP16: behind the normalisation, insensitive, and not the graph's last."""
+        if node.op_type in (QUANTISE, DEQUANTISE):
+            return True
         if not self.floats.intersection(node.output):  # `Shape` and comparisons take what there is
             return bool(self.half.intersection(node.input))
         if node.op_type in FLOAT32_OPERATORS or self.outputs.intersection(node.output):

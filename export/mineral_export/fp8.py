@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.errors import BackendError, DataError
+from mineral_batch.errors import BackendError
 from mineral_export.quantise import within_budget
 
 if TYPE_CHECKING:
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from mineral_batch.images import Pixels
-    from mineral_export.quantise import Progress, Quantised
-    from mineral_export.verify import Budget, Samples
-
-#: The first whose QuantizeLinear knows FP8.
-OLDEST_OPSET = 19
+    from mineral_export.quantise import Quantised
+    from mineral_export.verify import Budget, Progress, Samples
 
 
 def to_fp8(
@@ -43,10 +39,10 @@ def to_fp8(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Quantised:
-    """Write an ONNX file with FP8 layers, with as many in float32 as the budget needs; see `quantise.within_budget`.
+    """Write an ONNX file with FP8 layers, as many as the budget allows; see `quantise.within_budget`.
 
     Compared on ONNX Runtime's CPU engine, which rounds to FP8 as the graph says and computes in float32 in between:
-    the loss by rounding is measured, the speed is not.
+    the loss by rounding is measured, the speed is not. What is not quantised is FP16.
 
     Args:
         source: float32, written by `export_onnx` with opset 19 or newer.
@@ -63,11 +59,6 @@ def to_fp8(
         ContractError: if the source is no model with a contract.
         DataError: if the source is not float32 or too old an opset, or the target cannot be written.
     """
-    read_contract(source)
-    opset = next(entry.version for entry in onnx.load(source).opset_import if not entry.domain)
-    if opset < OLDEST_OPSET:
-        raise DataError(f"{source} is of opset {opset}, FP8 begins with {OLDEST_OPSET}: export it without --opset")
-
     return within_budget(
         source,
         target,
@@ -75,6 +66,7 @@ def to_fp8(
         _by_modelopt,
         calibration,
         engine="onnx-cpu",
+        rest="float16",
         pictures=pictures,
         budget=budget,
         force=force,
@@ -83,7 +75,7 @@ def to_fp8(
 
 
 def _by_modelopt(model: ModelProto, pictures: Iterable[Pixels]) -> ModelProto:
-    """The model with Q/DQ pairs where TensorRT computes in FP8; what is not rounded stays float32."""
+    """The model with Q/DQ pairs where TensorRT computes in FP8; what is not rounded stays float32 here."""
     quantize = _modelopt()
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "float8.onnx")

@@ -1,4 +1,4 @@
-"""INT8 by post-training static quantisation: explicit Q/DQ in the ONNX graph, sensitive layers left in float32.
+"""INT8 by post-training static quantisation: explicit Q/DQ in the ONNX graph, sensitive layers left as they were.
 
 NNCF calibrates on real pictures (Nagel et al. 2019, arXiv:1906.04721, for the bias correction; SmoothQuant, Xiao et
 al. 2022, for transformers). ONNX Runtime's own static quantisation lost 13 points on a ViT where NNCF lost 0.6. One
@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.errors import BackendError, DataError
 from mineral_export import verify
+from mineral_export.fp16 import converted
 from mineral_export.gate import Exported, derive
 from mineral_export.qdq import (
     DEQUANTISE,
@@ -40,14 +41,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mineral_batch.images import Pixels
-    from mineral_export.verify import Budget, Samples
+    from mineral_export.verify import Budget, Progress, Samples
 
-    #: Called while working: phase, step, and of how many (0 where that is not known).
-    Progress = Callable[[str, int, int], None]
     Quantiser = Callable[[ModelProto, Iterable[Pixels]], ModelProto]
 
-#: Shares of the layers that are left in float32, tried in this order until the answers are within the budget.
+Rest = Literal["float32", "float16"]
+
+#: Shares of the layers that are not quantised, tried in this order until the answers are within the budget.
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4)
+
+#: The first whose QuantizeLinear knows FP16 and FP8.
+OLDEST_OPSET = 19
 
 # Pictures on which a layer's own error is measured: an average over all places and channels needs few.
 _MEASURED = 4
@@ -63,17 +67,20 @@ class Target:
         engine: that verifies the file.
         is_smoothed: whether a transformer's activations may be scaled per channel before they are rounded (SmoothQuant,
             Xiao et al. 2023). OpenVINO 2026.4.1 computes such a graph wrongly: answers off by up to 0.65.
+        rest: precision of what is not quantised. A GPU multiplies FP16 8 to 16 times as fast as float32; a processor
+            has no FP16.
     """
 
     activations: Literal["signed", "unsigned", "any"]
     engine: str
     is_smoothed: bool = True
+    rest: Rest = "float32"
 
 
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target("unsigned", engine="onnx-cpu"),
     "openvino": Target("any", engine="openvino:float32", is_smoothed=False),
-    "tensorrt": Target("signed", engine="onnx-cpu"),
+    "tensorrt": Target("signed", engine="onnx-cpu", rest="float16"),
 }
 
 
@@ -85,8 +92,9 @@ class Quantised:
         exported: where it is, and its parity.
         layers: how many convolutions and matrix products the graph has.
         rounded: how many of them have both factors in 8 bits.
-        kept: names of those that were taken back to float32 for the budget, the most sensitive first; the others
+        kept: names of those that were taken back to `rest` for the budget, the most sensitive first; the others
             that are not `rounded` the quantiser itself left alone.
+        rest: precision of what is not quantised.
         errors: root of |quantised - float|^2 / |float|^2 of each quantised layer by its name; empty if the first
             attempt was within the budget.
     """
@@ -95,6 +103,7 @@ class Quantised:
     layers: int
     rounded: int
     kept: tuple[str, ...]
+    rest: Rest
     errors: dict[str, float]
 
 
@@ -109,7 +118,7 @@ def to_int8(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Quantised:
-    """Write an ONNX file with INT8 layers, with as many in float32 as the budget needs; see `within_budget`.
+    """Write an ONNX file with INT8 layers, as many as the budget allows; see `within_budget`.
 
     Args:
         source: float32, written by `export_onnx`.
@@ -125,7 +134,7 @@ def to_int8(
         ParityError: if even the last attempt is beyond the budget; nothing is written.
         BackendError: if nncf, or the engine that verifies, is not installed.
         ContractError: if the source is no model with a contract.
-        DataError: if the source is not float32, or the target cannot be written.
+        DataError: if the source is not float32 or, for TensorRT, older than opset 19, or the target cannot be written.
     """
     wanted = TARGETS[for_engine]
     return within_budget(
@@ -135,6 +144,7 @@ def to_int8(
         lambda model, given: quantised(model, given, len(calibration), wanted),
         calibration,
         engine=wanted.engine,
+        rest=wanted.rest,
         pictures=pictures,
         budget=budget,
         force=force,
@@ -151,13 +161,14 @@ def within_budget(
     calibration: Pixels,
     *,
     engine: str,
+    rest: Rest,
     pictures: Callable[[], Samples] | None,
     budget: Budget | None,
     force: bool,
     progress: Progress | None,
     **provenance: object,
 ) -> Quantised:
-    """Quantise once, then take layers back to float32, the most sensitive first, until the answers are within budget.
+    """Quantise once, then take layers back, the most sensitive first, until the answers are within budget.
 
     Sensitive is a layer by its own error, measured (`layer_errors`). At most as many attempts are compared as there
     are `SHARES`.
@@ -170,6 +181,7 @@ def within_budget(
             given the pictures of the calibration one by one, each (H, W, 3), as often as it iterates over them.
         calibration: (N, H, W, 3) uint8.
         engine: that answers for both files.
+        rest: precision of what is not quantised.
         pictures: makes what is compared on, anew for each attempt; None for synthetic ones.
         budget: None for that of the precision.
         force: write the first attempt whatever it loses.
@@ -180,10 +192,10 @@ def within_budget(
         ParityError: if even the last attempt is beyond the budget; nothing is written.
         BackendError: if the quantiser leaves every layer as it was, or the engine is not installed.
         ContractError: if the source is no model with a contract.
-        DataError: if the source is not float32, or the target cannot be written.
+        DataError: if the source is not float32 or too old an opset for the rest, or the target cannot be written.
     """
     contract, told = read_contract(source), progress or _silent
-    model = _float32(source)
+    model = _float32(source, rest)
     full = quantise(model, _Counted(calibration, told, "calibration"))
     rounded = quantised_layers(full)
     if not rounded:
@@ -195,33 +207,40 @@ def within_budget(
     for attempt, count in enumerate(counts, 1):
         kept = tuple(sorted(errors, key=lambda name: -errors[name])[:count])
         samples = pictures() if pictures else verify.samples(contract)
-        phase = f"comparing, attempt {attempt} of at most {len(counts)}, {count} layers in float32"
+        phase = f"comparing, attempt {attempt} of at most {len(counts)}, {count} layers in {rest}"
         try:
             exported = derive(
                 source,
                 target,
                 precision,
-                _saver(packed(left_in_float32(full, model, kept))),
-                pictures=replace(samples, batches=_Batches(samples.batches, told, phase)),
+                _saver(_finished(left_in_float32(full, model, kept), rest)),
+                pictures=samples.counted(told, phase),
                 budget=budget,
                 engine=engine,
                 force=force,
                 calibration_pictures=len(calibration),
-                float32_layers=list(kept),
+                unquantised=rest,
+                kept_layers=list(kept),
                 **provenance,
             )
         except ParityError as error:
             if count == counts[-1]:
-                raise _given_up(error, count, len(rounded)) from None
+                raise _given_up(error, count, len(rounded), rest) from None
             errors = errors or layer_errors(model, full, calibration[:_MEASURED])
         else:
             layers = sum(node.op_type in LAYERS for node in model.graph.node)
-            return Quantised(exported, layers, len(rounded) - len(kept), kept, errors)
+            return Quantised(exported, layers, len(rounded) - len(kept), kept, rest, errors)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _float32(source: Path) -> ModelProto:
+def _float32(source: Path, rest: Rest) -> ModelProto:
     model = onnx.load(source)
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if rest == "float16" and opset < OLDEST_OPSET:
+        raise DataError(
+            f"{source} is of opset {opset}, and quantisation beside FP16 begins with {OLDEST_OPSET}: "
+            f"export it without --opset"
+        )
     if is_quantised(model):
         raise DataError(f"{source} is quantised already: give the float32 file that it was made from")
     if any(weight.data_type == TensorProto.FLOAT16 for weight in model.graph.initializer):
@@ -229,8 +248,13 @@ def _float32(source: Path) -> ModelProto:
     return model
 
 
-def _given_up(error: ParityError, count: int, layers: int) -> ParityError:
-    return ParityError(f"{error}; tried with none up to the {count} most sensitive of {layers} layers in float32")
+def _given_up(error: ParityError, count: int, layers: int, rest: Rest) -> ParityError:
+    return ParityError(f"{error}; tried with none up to the {count} most sensitive of {layers} layers in {rest}")
+
+
+def _finished(model: ModelProto, rest: Rest) -> ModelProto:
+    """The graph to be written: weights are rounded last, by the scales that stand in the file."""
+    return packed(converted(model) if rest == "float16" else model)
 
 
 def _saver(model: ModelProto) -> Callable[[Path, Path], None]:
@@ -257,23 +281,6 @@ class _Counted:
         for index, picture in enumerate(self.pixels):
             self.progress(self.phase, index, len(self.pixels))
             yield picture
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Batches with their truth, passed on; the pictures are counted."""
-
-    batches: Iterable[tuple[Pixels, Any]]
-    progress: Progress
-    phase: str
-
-    def __iter__(self) -> Iterator[tuple[Pixels, Any]]:
-        done = 0
-        self.progress(self.phase, done, 0)
-        for batch in self.batches:
-            yield batch
-            done += len(batch[0])
-            self.progress(self.phase, done, 0)
 
 
 def quantised(model: ModelProto, calibration: Iterable[Pixels], count: int, target: Target) -> ModelProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,12 +22,15 @@ from mineral_train.manifest import multi_hot
 from mineral_train.synth import generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mineral_batch.contract import InputSpec, ModelContract
     from mineral_batch.images import Pixels
     from mineral_batch.metrics import Bools
     from mineral_batch.pipeline import Probabilities
+
+    #: Called while working: phase, step, and of how many (0 where that is not known).
+    Progress = Callable[[str, int, int], None]
 
 # Batches of several sizes, so that a graph that fixed its batch axis is caught.
 BATCHES = (1, 4, 3)
@@ -85,6 +88,17 @@ BUDGETS = {
         Budget("int8", points=0.5, largest=0.3, mean=0.015, changed=0.15),
     )
 }
+
+
+def budget_of(precision: str, points: float | None = None) -> Budget:
+    """The precision's budget, with another loss of mAP if one is given."""
+    return BUDGETS[precision] if points is None else replace(BUDGETS[precision], points=points)
+
+
+def least_exact(precisions: Iterable[str]) -> str:
+    """Of the names that have a budget; `float32` if none has one."""
+    order = list(BUDGETS)
+    return max((name for name in precisions if name in order), key=order.index, default="float32")
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,27 @@ class Samples:
     def of(cls, pixels: Pixels, what: str) -> Samples:
         """Pictures in memory, without labels."""
         return cls(what, [(pixels, None)])
+
+    def counted(self, progress: Progress, phase: str) -> Samples:
+        """The same pictures; how many were taken is told."""
+        return replace(self, batches=_Counted(self.batches, progress, phase))
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Batches with their truth, passed on; the pictures are counted."""
+
+    batches: Iterable[tuple[Pixels, Bools | None]]
+    progress: Progress
+    phase: str
+
+    def __iter__(self) -> Iterator[tuple[Pixels, Bools | None]]:
+        done = 0
+        self.progress(self.phase, done, 0)
+        for batch in self.batches:
+            yield batch
+            done += len(batch[0])
+            self.progress(self.phase, done, 0)
 
 
 def samples(

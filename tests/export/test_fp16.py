@@ -141,15 +141,46 @@ def test_a_weight_that_both_sides_use_is_there_in_both_types():
     }
 
 
-@pytest.mark.parametrize("kind", ["fp16", "quantised"])
-def test_what_is_no_float32_graph_is_refused(half, kind):
-    if kind == "fp16":
-        model = onnx.load(half[0])
-    else:
-        nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["y"])]
-        model = graph_of(nodes, {"s": 0.1}, TensorProto.UINT8)
-    with pytest.raises(DataError, match="already: convert the float32 file"):
-        converted(model)
+def test_what_is_fp16_already_is_refused(half):
+    with pytest.raises(DataError, match="FP16 already: convert the float32 file"):
+        converted(onnx.load(half[0]))
+
+
+def test_a_file_with_pairs_is_refused_because_its_weights_are_rounded_already(source, tmp_path):
+    model = onnx.load(source)
+    node = model.graph.node[-1]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "s"))
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("QuantizeLinear", [node.input[0], "s"], ["q"]))
+    path = tmp_path / "int8.onnx"
+    onnx.save(model, path)
+    with pytest.raises(DataError, match="quantised already: convert the float32 file"):
+        to_fp16(path, tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()
+
+
+def test_a_pair_is_fp16_throughout_and_stands_directly_before_its_product():
+    """Behind LayerNorm, which is float32, and on weights; or TensorRT would not see a product of 8 bits."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "w"], ["n"]),
+        helper.make_node("QuantizeLinear", ["n", "s", "z"], ["nq"]),
+        helper.make_node("DequantizeLinear", ["nq", "s", "z"], ["nd"]),
+        helper.make_node("QuantizeLinear", ["m", "t", "z"], ["mq"]),
+        helper.make_node("DequantizeLinear", ["mq", "t", "z"], ["md"]),
+        helper.make_node("MatMul", ["nd", "md"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["y"]),
+    ]
+    model = graph_of(nodes, {"w": [1.0, 1.0], "m": np.eye(2), "s": 0.03, "t": 1e-9})
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "z"))
+    model = converted(model)
+    onnx.checker.check_model(model, full_check=True)
+    stored = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    by_kind = {kind: [n for n in model.graph.node if n.op_type == kind] for kind in ("DequantizeLinear", "MatMul")}
+    assert list(by_kind["MatMul"][0].input) == ["nd", "md"]
+    scales = [stored[node.input[1]] for node in by_kind["DequantizeLinear"]]
+    assert [scale.dtype for scale in scales] == [np.float16, np.float16]
+    assert scales[0] == pytest.approx(0.03, rel=1e-3)
+    assert scales[0] >= np.float32(0.03), "rounded up, or the largest weight would be cut off"
+    assert scales[1] == np.finfo(np.float16).smallest_subnormal, "not 0, by which nothing can be divided"
 
 
 def test_beyond_the_budget_nothing_is_written_unless_told(source, tmp_path):

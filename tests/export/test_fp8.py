@@ -102,7 +102,8 @@ def test_the_file_holds_fp8_and_says_so(source, tmp_path, modelopt):
         "precision": "float8",
         "source_sha256": graph_digest(source),
         "calibration_pictures": 3,
-        "float32_layers": [],
+        "unquantised": "float16",
+        "kept_layers": [],
     }
     with open_artefact(target) as artefact:
         assert artefact.precision == "float8"
@@ -155,7 +156,7 @@ def test_an_opset_without_fp8_is_refused(source, tmp_path, modelopt):
     model = onnx.load(source)
     next(entry for entry in model.opset_import if not entry.domain).version = 18
     onnx.save(model, tmp_path / "old.onnx")
-    with pytest.raises(DataError, match="of opset 18, FP8 begins with 19: export it"):
+    with pytest.raises(DataError, match="of opset 18, and quantisation beside FP16 begins with 19: export it"):
         to_fp8(tmp_path / "old.onnx", tmp_path / "fp8.onnx", synthetic(read_contract(source).input, 1))
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
@@ -15,6 +16,7 @@ from PIL import Image
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import open_backend
 from mineral_batch.errors import BackendError, ContractError, DataError
+from mineral_batch.models import starter_path
 from mineral_export import quantise
 from mineral_export.artefacts import open_artefact
 from mineral_export.cli import main
@@ -165,7 +167,11 @@ def test_signed_tensors_become_unsigned_with_the_same_values():
     assert answers(model, x) == pytest.approx(before)
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "tensorrt"])
+# Precision of what is not quantised: a processor has no FP16.
+REST = {"onnxruntime": "float32", "openvino": "float32", "tensorrt": "float16"}
+
+
+@pytest.fixture(scope="module", params=REST)
 def made(request, source, tmp_path_factory):
     pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
     target = tmp_path_factory.mktemp("made") / "int8.onnx"
@@ -227,7 +233,8 @@ def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
         "source_sha256": graph_digest(source),
         "quantised_for": engine,
         "calibration_pictures": 6,
-        "float32_layers": [],
+        "unquantised": REST[engine],
+        "kept_layers": [],
     }
     with open_artefact(target) as artefact:
         assert artefact.precision == "int8"
@@ -244,11 +251,36 @@ def test_openvino_refuses_activations_that_are_scaled_per_channel(source, made):
         open_backend(target, "openvino", precision="float32")
 
 
+def test_the_rest_is_of_the_precision_that_the_engine_is_fast_in(made):
+    """Both factors of every product, quantised or not, and what lies between two of them."""
+    engine, target, result, _ = made
+    model = onnx.shape_inference.infer_shapes(onnx.load(target), strict_mode=True)
+    assert result.rest == REST[engine]
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types |= {weight.name: weight.data_type for weight in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    wanted = TensorProto.FLOAT16 if engine == "tensorrt" else TensorProto.FLOAT
+    assert {types[name] for node in products for name in node.input} == {wanted}
+
+
+def test_onnx_runtime_computes_what_a_file_with_fp16_says(tmp_path):
+    """Its rewrites of pairs beside FP16 round biases in steps of two scales multiplied, for which FP16 is too small."""
+    pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
+    target, pixels = tmp_path / "int8.onnx", synthetic(read_contract(starter_path()).input, 4)
+    to_int8(starter_path(), target, pixels, for_engine="tensorrt", force=True)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+    (expected,) = plain.run(None, {"pixels": pixels})
+    with open_artefact(target) as artefact:
+        assert np.abs(artefact.answers(pixels) - expected).mean() < 0.02
+
+
 def test_each_pass_over_the_pictures_is_told(made):
     seen = made[3]
     steps = [step for phase, step, steps in seen if phase == "calibration" and steps == 6]
     assert steps in ([*range(6)], [*range(6), *range(6)])
-    assert seen[-1] == ("comparing, attempt 1 of at most 5, 0 layers in float32", 8, 0)
+    assert seen[-1] == (f"comparing, attempt 1 of at most 5, 0 layers in {REST[made[0]]}", 8, 0)
 
 
 def test_tensorrt_builds_its_file(source, tmp_path):
@@ -265,6 +297,19 @@ def test_tensorrt_builds_its_file(source, tmp_path):
     assert made.record.layers.get("int8", 0) > 3, made.record.layers
 
 
+def rounded(model, layers):
+    """The model itself with pairs before both factors of these layers, given with the steps of the two."""
+    for node, step, fine in layers:
+        inputs, more = pair(node.input[0], f"d:{node.name}", step)
+        weights, channels = pair(node.input[1], f"dw:{node.name}", fine)
+        node.input[0], node.input[1] = f"d:{node.name}", f"dw:{node.name}"
+        at = next(i for i, n in enumerate(model.graph.node) if n.name == node.name)
+        for new in reversed([*inputs, *weights]):
+            model.graph.node.insert(at, new)
+        model.graph.initializer.extend([*more, *channels])
+    return model
+
+
 @pytest.fixture
 def coarse(monkeypatch):
     """A quantiser without calibration: the last matrix layer to steps of 1, far too coarse, the first to fine ones."""
@@ -275,15 +320,7 @@ def coarse(monkeypatch):
         constants = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
         layers = [n for n in result.graph.node if n.op_type in ("Conv", "MatMul", "Gemm") and n.input[1] in constants]
         finest = float(np.abs(constants[layers[0].input[1]]).max()) / 127
-        for node, step, fine in ((layers[0], 0.03, finest), (layers[-1], 8.0, 8.0)):
-            inputs, more = pair(node.input[0], f"d:{node.name}", step)
-            weights, channels = pair(node.input[1], f"dw:{node.name}", fine)
-            node.input[0], node.input[1] = f"d:{node.name}", f"dw:{node.name}"
-            at = next(i for i, n in enumerate(result.graph.node) if n.name == node.name)
-            for new in reversed([*inputs, *weights]):
-                result.graph.node.insert(at, new)
-            result.graph.initializer.extend([*more, *channels])
-        return result
+        return rounded(result, [(layers[0], 0.03, finest), (layers[-1], 8.0, 8.0)])
 
     monkeypatch.setattr(quantise, "quantised", quantised)
 
@@ -297,7 +334,7 @@ def test_the_most_sensitive_layer_is_found_and_left_in_float32(cnn, tmp_path, co
     assert result.kept == (last,)
     assert result.rounded == 1
     assert max(result.errors, key=result.errors.get) == last
-    assert read_contract(target).provenance["float32_layers"] == [last]
+    assert read_contract(target).provenance["kept_layers"] == [last]
     assert last not in quantised_layers(onnx.load(target))
 
 

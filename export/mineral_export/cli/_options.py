@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from mineral_batch.images import Pixels
     from mineral_export.gate import Exported
     from mineral_export.quantise import Quantised
-    from mineral_export.verify import Budget
 
     Command = Callable[..., Any]
 
@@ -72,7 +71,7 @@ def calibration_pictures(folder: Path, spec: InputSpec, count: int) -> Pixels:
 
 
 class Phases:
-    """One progress bar after another, one for each phase; a `Progress` of `quantise` and of `tensorrt_build`."""
+    """One progress bar after another, one for each phase; a `Progress` of `verify` and of `tensorrt_build`."""
 
     def __init__(self, *, quiet: bool, unit: str = " pictures") -> None:
         from tqdm import tqdm
@@ -98,15 +97,6 @@ class Phases:
         self._bar.refresh()
 
 
-def budget_of(precision: str, points: float | None) -> Budget:
-    """The precision's budget, with another loss of mAP if one is given."""
-    from dataclasses import replace
-
-    from mineral_export.verify import BUDGETS
-
-    return BUDGETS[precision] if points is None else replace(BUDGETS[precision], points=points)
-
-
 def report(exported: Exported, source: str | Path) -> None:
     """What was written, and how far its answers lie from the source's."""
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB")
@@ -114,8 +104,8 @@ def report(exported: Exported, source: str | Path) -> None:
 
 
 def report_layers(result: Quantised, precision: str) -> None:
-    """How many layers are in 8 bits, and which were taken back to float32."""
-    click.echo(f"{result.rounded} of {result.layers} layers in {precision}")
+    """How many layers are in 8 bits, and which were taken back."""
+    click.echo(f"{result.rounded} of {result.layers} layers in {precision}, what is not quantised in {result.rest}")
     kept = [f"{name} ({result.errors[name]:.1%})" for name in result.kept]
     if kept:
-        click.echo(f"Left in float32 for the budget, with their own error in {precision}: {', '.join(kept)}")
+        click.echo(f"Left in {result.rest} for the budget, with their own error in {precision}: {', '.join(kept)}")

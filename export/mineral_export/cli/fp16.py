@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_export.cli._options import FILE, budget_of, gate_options, report
+from mineral_export.cli._options import FILE, gate_options, report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def fp16(
     """
     from mineral_batch._onnx_file import read_contract
     from mineral_export.fp16 import to_fp16
-    from mineral_export.verify import samples
+    from mineral_export.verify import budget_of, samples
 
     pictures = samples(read_contract(model), photos, labels, split, count)
     target = output or model.with_suffix(".fp16.onnx")

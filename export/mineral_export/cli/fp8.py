@@ -9,7 +9,6 @@ import click
 from mineral_export.cli._options import (
     FILE,
     Phases,
-    budget_of,
     calibration_options,
     calibration_pictures,
     gate_options,
@@ -41,15 +40,15 @@ def fp8(
 ) -> None:
     """Quantise MODEL (float32, from mineral-export onnx) to FP8, for TensorRT on Hopper, Ada and newer GPUs.
 
-    The most sensitive layers, by their measured error, are left in float32 until the file is within the budget: 0.5
-    points of mAP (with --labels) or the budget of probabilities (without), compared on ONNX Runtime's CPU engine.
-    Needs NVIDIA ModelOpt: pip install "nvidia-modelopt[onnx]", in an environment of its own.
+    The most sensitive layers, by their measured error, are left in FP16, as is what cannot be quantised, until the file
+    is within the budget: 0.5 points of mAP (with --labels) or the budget of probabilities (without), compared on ONNX
+    Runtime's CPU engine. Needs NVIDIA ModelOpt: pip install "nvidia-modelopt[onnx]", in an environment of its own.
     """
     from functools import partial
 
     from mineral_batch._onnx_file import read_contract
     from mineral_export.fp8 import to_fp8
-    from mineral_export.verify import samples
+    from mineral_export.verify import budget_of, samples
 
     contract = read_contract(model)
     with Phases(quiet=quiet) as phases:

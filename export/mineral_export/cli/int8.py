@@ -9,7 +9,6 @@ import click
 from mineral_export.cli._options import (
     FILE,
     Phases,
-    budget_of,
     calibration_options,
     calibration_pictures,
     gate_options,
@@ -45,15 +44,15 @@ def int8(
 ) -> None:
     """Quantise MODEL (float32, from mineral-export onnx) to INT8 with the photographs of --calibrate.
 
-    The most sensitive layers, by their measured error, are left in float32 until the file is within the budget: 0.5
+    The most sensitive layers, by their measured error, are left as they were until the file is within the budget: 0.5
     points of mAP (with --labels) or the budget of probabilities (without). Compare on other photographs than those
-    of --calibrate. Needs the extra int8 (nncf).
+    of --calibrate. What is not quantised is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
     from functools import partial
 
     from mineral_batch._onnx_file import read_contract
     from mineral_export.quantise import to_int8
-    from mineral_export.verify import samples
+    from mineral_export.verify import budget_of, samples
 
     contract = read_contract(model)
     with Phases(quiet=quiet) as phases:

@@ -45,16 +45,12 @@ def verify(
     With labels the loss of mAP from A to B decides, without them the differences of the probabilities. Exit code 1
     if B is beyond the budget.
     """
-    from dataclasses import replace
-
     from mineral_export import verify as parities
     from mineral_export.artefacts import open_artefact, require_same
 
     with open_artefact(one) as a, open_artefact(other) as b:
         require_same(a, b)
-        order = list(parities.BUDGETS)
-        allowed = parities.BUDGETS[budget or max(a.precision, b.precision, key=order.index)]
-        allowed = allowed if points is None else replace(allowed, points=points)
+        allowed = parities.budget_of(budget or parities.least_exact((a.precision, b.precision)), points)
         pictures = parities.samples(a.contract, photos, labels, split, count)
         parity = parities.compare(a.answers, b.answers, pictures, a.contract)
     click.echo("\n".join(_text(a, b, parity, allowed)))

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 
-# Rewrites of ONNX Runtime 1.32 that drop a Relu or Clip before a rounding to 8 bits as if the bits were an integer's:
-# with FP8 the first gives other probabilities without a word, the second refuses the file.
-_NOT_FOR_FLOAT8 = ["ReluQuantRewrite", "ClipQuantRewrite"]
+# ONNX Runtime 1.32 rewrites what it finds around QuantizeLinear as if float32 were rounded to integers: beside FP16 it
+# rounds biases by a product of two scales, which is 0 there; before FP8 it drops a Relu, and refuses a Clip. The first
+# two give other probabilities without a word. Without these rewrites it computes what the file says.
+_FOR_INTEGERS = ["ReluQuantRewrite", "ClipQuantRewrite"]
+_NO_PAIRS = ("session.disable_quant_qdq", "1")
 
 
 class OnnxRuntimeBackend:
@@ -124,8 +126,10 @@ def make_session(
         BackendError: if the model is refused, or another provider would run it.
     """
     wanted = providers[0][0]
-    is_float8 = read_contract(path).provenance.get("precision") == "float8"
-    more = {"disabled_optimizers": _NOT_FOR_FLOAT8} if is_float8 else {}
+    made, more = read_contract(path).provenance, {}
+    if made.get("unquantised") == "float16" or made.get("precision") == "float8":
+        options.add_session_config_entry(*_NO_PAIRS)
+        more = {"disabled_optimizers": _FOR_INTEGERS}
     try:
         session = runtime.InferenceSession(content or str(path), options, providers=list(providers), **more)
     except Exception as error:  # its exceptions have no common base class

@@ -128,7 +128,7 @@ def _require_right(path: Path, model: Any) -> None:
     They round what was scaled per channel right before (SmoothQuant), and its answers were off by up to 0.65 where ONNX
     Runtime's, to the same file, were off by 0.2; without the scaling the two were within 0.03 of each other.
     """
-    rounded = (one.input_value(0).get_node() for one in _roundings(model))
+    rounded = (_source(one, 0) for one in _roundings(model))
     if any(node.get_type_name() == "Multiply" and _has_channels(node) for node in rounded):
         raise BackendError(
             f"OpenVINO computes {path.name} wrongly: its activations are scaled per channel before they are rounded to "
@@ -137,10 +137,16 @@ def _require_right(path: Path, model: Any) -> None:
 
 
 def _has_channels(node: Any) -> bool:
-    factors = (node.input_value(index).get_node() for index in range(2))
+    factors = (_source(node, index) for index in range(2))
     return any(
         factor.get_type_name() == "Constant" and np.prod(tuple(factor.get_output_shape(0))) > 1 for factor in factors
     )
+
+
+def _source(node: Any, index: int) -> Any:
+    """What computes the input; a change of its type is passed over."""
+    source = node.input_value(index).get_node()
+    return _source(source, 0) if source.get_type_name() == "Convert" else source
 
 
 def _openvino() -> Any:
