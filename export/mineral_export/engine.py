@@ -1,4 +1,4 @@
-"""An ONNX file becomes a TensorRT engine of the precision asked for, or none is written."""
+"""An ONNX file becomes a TensorRT engine of the precision asked for and with its answers, or none is written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends.cuda_driver import DriverError, gpus
 from mineral_batch.backends.tensorrt import describe
 from mineral_batch.backends.tensorrt_build import MIXED, Network, require_buildable
-from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, write_engine
+from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, fits_chip, write_engine
 from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, DataError
+from mineral_export import verify
+from mineral_export.artefacts import open_artefact
 
 if TYPE_CHECKING:
     from mineral_batch.backends.cuda_driver import Gpu
-    from mineral_batch.backends.tensorrt_build import Layers, Options, Progress
+    from mineral_batch.backends.tensorrt_build import Built, Layers, Options, Progress
+    from mineral_export.verify import Parity, Samples
 
 Precision = Literal["fp16", "fp32", "as-is"]
 _NAMES = {"fp16": "float16", "fp32": "float32"}
@@ -26,11 +29,21 @@ _QUANTISED = ("int8", "float8")
 
 @dataclass(frozen=True)
 class Engine:
-    """A written engine."""
+    """A written engine.
+
+    Attributes:
+        path: of the plan.
+        size: bytes.
+        record: its description.
+        parity: how far its answers lie from the source's; None where they were not compared.
+        why_not: compared, in words; empty if they were.
+    """
 
     path: Path
     size: int
     record: EngineRecord
+    parity: Parity | None
+    why_not: str = ""
 
 
 def export_engine(
@@ -40,10 +53,16 @@ def export_engine(
     *,
     precision: Precision = "fp16",
     runtime: str | None = None,
+    pictures: Samples | None = None,
+    points: float | None = None,
+    force: bool = False,
     rebuild: str | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Build a TensorRT engine of an ONNX file, with a description beside it.
+
+    Where this machine's GPU is one that the engine is for, its answers are compared with the source's, by ONNX
+    Runtime's CPU engine, before it gets its name.
 
     Args:
         source: written by `mineral-export`; float32, or already in the precision asked for.
@@ -51,12 +70,16 @@ def export_engine(
         options: of the build.
         precision: of the matrix products: `fp16` converts a float32 file first, `as-is` takes any file as it is.
         runtime: `tensorrt` or `tensorrt-rtx`; None for whichever is installed.
+        pictures: to compare on; None for synthetic ones.
+        points: of mAP that may be lost; None for the budget of the engine's precision.
+        force: write an engine that is beyond the budget, or that this machine's GPU does not run.
         rebuild: the command that did this, for the description; None for one made from the other arguments.
-        progress: called while building.
+        progress: called while building and comparing.
 
     Raises:
-        BackendError: if TensorRT or, where it needs one, a GPU is missing, it refuses the graph, or the engine is not
-            of the precision asked for; nothing is written.
+        BackendError: if TensorRT or, where it needs one, a GPU is missing, it refuses the graph, the engine is not of
+            the precision asked for, or does not run on the GPU that it is for; nothing is written.
+        ParityError: if the answers differ by more than the budget; nothing is written.
         ContractError: if the source is no model with a contract.
         DataError: if the target cannot be written.
     """
@@ -65,6 +88,32 @@ def export_engine(
     if not target.parent.is_dir():
         raise DataError(f"no such folder: {target.parent}; make it first or choose another with -o")
     read_contract(source)  # before minutes of work
+    gpu = _gpu()
+    built, record = _built(source, target, options, precision, runtime, gpu, progress)
+    record = replace(record, rebuild=rebuild or f"{record.rebuild} --precision {precision}")
+    parity, why_not = None, _not_here(record, gpu)
+    if not why_not:
+        try:
+            parity = _compared(source, built.plan, record, pictures, progress)
+        except BackendError as error:
+            why_not = _may_be_told(error, force=force)
+    if parity and not force:
+        parity.require(verify.budget_of(verify.least_exact(record.products), points))
+    record = replace(record, compared=str(parity or ""))
+    write_engine(target, built.plan, record)
+    return Engine(target, len(built.plan), record, parity, why_not)
+
+
+def _built(
+    source: Path,
+    target: Path,
+    options: Options,
+    precision: Precision,
+    runtime: str | None,
+    gpu: Gpu | None,
+    progress: Progress | None,
+) -> tuple[Built, EngineRecord]:
+    """The engine in memory, of the precision; what it takes to build one is given back at the end."""
     library = load_library(runtime)
     require_buildable(library, options)
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
@@ -73,12 +122,9 @@ def export_engine(
         require_precision(network.layers(), precision)
         built = network.build(options, progress)
         require_precision(built.layers, precision)
-        record = describe(built, typed, target, library, options, _gpu())
+        record = describe(built, typed, target, library, options, gpu)
     # The graph that the user has, so that a later change of it is noticed.
-    rebuild = rebuild or f"{record.rebuild} --precision {precision}"
-    record = replace(record, onnx_sha256=graph_digest(source), rebuild=rebuild)
-    write_engine(target, built.plan, record)
-    return Engine(target, len(built.plan), record)
+    return built, replace(record, onnx_sha256=graph_digest(source))
 
 
 def require_precision(layers: Layers, precision: Precision) -> None:
@@ -114,3 +160,40 @@ def _gpu() -> Gpu | None:
         return next(iter(gpus()), None)
     except DriverError:
         return None
+
+
+def _not_here(record: EngineRecord, gpu: Gpu | None) -> str:
+    """Why the engine cannot be run on this machine; empty if it can."""
+    if gpu is None:
+        return "this machine has no GPU"
+    if not fits_chip(record, gpu):
+        return f"{gpu.name} has compute capability {gpu.compute_capability}"
+    return ""
+
+
+def _compared(
+    source: Path, plan: bytes, record: EngineRecord, pictures: Samples | None, progress: Progress | None
+) -> Parity:
+    """The engine's answers beside the source's."""
+    pictures = pictures or verify.samples(record.contract)
+    if progress:
+        pictures = pictures.counted(progress, "comparing")
+    with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
+        path = Path(folder, "model.plan")
+        write_engine(path, plan, record)
+        with open_artefact(source) as one, open_artefact(path) as other:
+            return verify.compare(one.answers, other.answers, pictures, record.contract)
+
+
+def _may_be_told(error: BackendError, *, force: bool) -> str:
+    """The reason for no comparison, where the user takes the engine without one.
+
+    Raises:
+        BackendError: where not.
+    """
+    if force:
+        return str(error)
+    raise BackendError(
+        f"nothing was written, because the engine could not be compared with its model: {error}; --force writes it all "
+        f"the same"
+    ) from error

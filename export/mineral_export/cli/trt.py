@@ -11,7 +11,7 @@ import click
 
 from mineral_batch.backends.tensorrt_engine import Profile, sidecar_path
 from mineral_batch.backends.tensorrt_library import RUNTIMES
-from mineral_export.cli._options import Phases
+from mineral_export.cli._options import Phases, gate_options
 
 if TYPE_CHECKING:
     from mineral_export.engine import Engine
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Read and written; later builds are faster.")
 @click.option("--version-compatible", is_flag=True, help="Also for later releases of this TensorRT.")
 @click.option("--hardware-compatible", is_flag=True, help="Also for every GPU since Ampere; slower.")
+@gate_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def trt(
     model: Path,
@@ -58,6 +59,12 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
+    photos: Path | None,
+    labels: Path | None,
+    split: str | None,
+    count: int | None,
+    points: float | None,
+    force: bool,
     quiet: bool,
 ) -> None:
     """Build a TensorRT engine of MODEL, an ONNX file from mineral-export onnx.
@@ -65,9 +72,14 @@ def trt(
     OUTPUT is the plain plan; OUTPUT.json says what it is for, and predict refuses it where it does not fit. With
     TensorRT for RTX no GPU is needed to build (--compute-capability). The layers are read back afterwards: an engine
     asked to be fp16 that is not is not written.
+
+    Where this machine's GPU is one that the engine is for, its answers are compared with MODEL's before it is written,
+    as mineral-export verify does, and an engine beyond the budget of its precision is refused.
     """
+    from mineral_batch._onnx_file import read_contract
     from mineral_batch.backends.tensorrt_build import Options
     from mineral_export.engine import export_engine
+    from mineral_export.verify import samples
 
     options = Options(
         _profile(batch, smallest, optimum, largest),
@@ -85,10 +97,13 @@ def trt(
             options,
             precision=precision,  # type: ignore[arg-type]  # a click.Choice of the same three
             runtime=runtime,
+            pictures=samples(read_contract(model), photos, labels, split, count),
+            points=points,
+            force=force,
             rebuild=shlex.join(["mineral-export", *sys.argv[1:]]) if sys.argv[1:2] == ["trt"] else None,
             progress=phases,
         )
-    click.echo(_told(made))
+    click.echo(_told(made, model))
 
 
 def _profile(batch: int | None, smallest: int | None, optimum: int | None, largest: int | None) -> Profile:
@@ -100,7 +115,7 @@ def _profile(batch: int | None, smallest: int | None, optimum: int | None, large
     return Profile(batch, batch, batch)
 
 
-def _told(made: Engine) -> str:
+def _told(made: Engine, source: Path) -> str:
     record = made.record
     batches = f"{record.profile.smallest} / {record.profile.optimum} / {record.profile.largest}"
     layers = ", ".join(f"{count} {name}" for name, count in sorted(record.layers.items()))
@@ -110,6 +125,14 @@ def _told(made: Engine) -> str:
             f"{made.path}: {made.size / 1e6:.1f} MB, {record.runtime} {record.version}, compute capability "
             f"{', '.join(record.compute_capabilities)}, batch {batches}",
             f"Layers by precision, of the {record.layers_from}: {layers}; convolutions and matrix products: {products}",
+            _compared(made, source),
             f"Description: {sidecar_path(made.path)}",
         ]
     )
+
+
+def _compared(made: Engine, source: Path) -> str:
+    if made.parity:
+        return f"Compared with {source}: {made.parity}"
+    command = shlex.join(["mineral-export", "verify", str(source), str(made.path)])
+    return f"Not compared with {source}: {made.why_not}. Where the engine is to run: {command}"

@@ -271,9 +271,10 @@ def open_tensorrt(path: Path, settings: Settings) -> TensorRtBackend:
 
 
 def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) -> tuple[EngineRecord, bytes]:
-    """The engine of exactly this graph, software, GPU and batch: read, or built and kept."""
+    """The engine of exactly this graph, software, GPU, batch and precision: read, or built and kept."""
     batch = settings.batch_size or BATCH_SIZE
-    engine = cache_path(source, library, gpu, batch)
+    options = Options(Profile(batch, batch, batch), tf32=settings.precision != "float32")
+    engine = cache_path(source, library, gpu, options)
     if engine.is_file() and sidecar_path(engine).is_file():
         try:
             return read_engine(engine, library, gpu)
@@ -283,26 +284,26 @@ def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) ->
     cuda = open_cuda(gpu)
     try:
         with cuda.current():
-            built = Network(library, source).build(Options(Profile(batch, batch, batch)))
+            built = Network(library, source).build(options)
     finally:
         cuda.release()
-    record = describe(built, source, engine, library, Options(Profile(batch, batch, batch)), gpu)
+    record = describe(built, source, engine, library, options, gpu)
     _make_folder(engine.parent)
     write_engine(engine, built.plan, record)
     return record, built.plan
 
 
-def cache_path(source: Path, library: Library, gpu: Gpu, batch: int) -> Path:
+def cache_path(source: Path, library: Library, gpu: Gpu, options: Options) -> Path:
     """Where the engine is kept: whatever it depends on is in the name of its folder.
 
     Args:
         source: the ONNX file; its graph counts, not its name nor its contract.
         library: that builds.
         gpu: that it is for.
-        batch: pictures at once.
+        options: of the build.
     """
     facts = [graph_digest(source), library.name, library.version, gpu.name, gpu.compute_capability, cuda_version()]
-    key = hashlib.sha256(json.dumps([*facts, batch]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([*facts, *options.arguments(), options.tf32]).encode()).hexdigest()[:24]
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "mineral-batch" / "engines" / key / "model.plan"
 
@@ -321,6 +322,7 @@ def describe(
         gpu: of this machine, None if it has none.
     """
     chips = options.compute_capabilities or ((gpu.compute_capability,) if gpu else ())
+    precision = built.layers.precision
     return EngineRecord(
         contract=read_contract(source),
         source=source.name,
@@ -331,7 +333,7 @@ def describe(
         cuda=cuda_version() if gpu else "",
         gpu=gpu.name if gpu else "",
         compute_capabilities=chips,
-        precision=built.layers.precision,
+        precision="TF32 allowed" if options.tf32 and precision == "float32" else precision,
         products=built.layers.products,
         layers=built.layers.all,
         layers_from=built.layers.of,

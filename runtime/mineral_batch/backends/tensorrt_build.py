@@ -53,6 +53,7 @@ class Options:
         version_compatible: also for later releases of TensorRT.
         hardware_compatible: also for every GPU since Ampere.
         timing_cache: a file of earlier measurements, read if it is there, and written.
+        tf32: products of float32 numbers may be computed in TF32, of 10 bits of mantissa, on chips that have it.
     """
 
     profile: Profile
@@ -61,6 +62,7 @@ class Options:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
+    tf32: bool = False
 
     def arguments(self) -> list[str]:
         """The same as words for `mineral-export trt`."""
@@ -193,6 +195,8 @@ class Network:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if options.workspace is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * _GIB))
+        if not options.tf32:
+            config.clear_flag(trt.BuilderFlag.TF32)  # TensorRT sets it without being asked
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options.hardware_compatible:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mineral_batch.backends.cuda_driver import Gpu
     from mineral_batch.backends.tensorrt_library import Library
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SUFFIXES = (".plan", ".engine")
 # What --hardware-compatible promises: Ampere and everything newer.
 _AMPERE = (8, 0)
@@ -69,7 +69,7 @@ class EngineRecord:
         cuda: newest version that the driver of the building machine runs; empty where there was no driver.
         gpu: of the building machine; empty where the engine was built without one.
         compute_capabilities: that it was built for, such as `8.9`.
-        precision: of its matrix products: `float16`, `float32`, ... or `mixed`.
+        precision: of its matrix products: `float16`, `float32`, ..., `mixed`, or `TF32 allowed`.
         products: how many matrix products there are in each precision.
         layers: how many layers there are of each precision.
         layers_from: `engine`, as the engine inspector tells, or `typed network`, where there is no GPU to load the
@@ -80,6 +80,7 @@ class EngineRecord:
         rebuild: the command that builds it again.
         version_compatible: also runs on later releases of the same major version.
         hardware_compatible: also runs on every GPU since Ampere.
+        compared: how far its answers lie from the ONNX file's, on what, in words; empty where it was not run yet.
     """
 
     contract: ModelContract
@@ -101,6 +102,7 @@ class EngineRecord:
     rebuild: str
     version_compatible: bool = False
     hardware_compatible: bool = False
+    compared: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_json(self) -> str:
@@ -195,7 +197,7 @@ def _misfit(path: Path, plan: bytes, record: EngineRecord, library: Library, gpu
         return f"was built from another {record.source} than the one beside it"
     if not _fits_version(record, library):
         return f"was built by {record.runtime} {record.version}, and {library.name} {library.version} is installed"
-    if not _fits_chip(record, gpu):
+    if not fits_chip(record, gpu):
         chips = ", ".join(record.compute_capabilities)
         return f"was built for compute capability {chips}, and {gpu.name} has {gpu.compute_capability}"
     return ""
@@ -210,7 +212,8 @@ def _fits_version(record: EngineRecord, library: Library) -> bool:
     return built[0] == installed[0] and built <= installed
 
 
-def _fits_chip(record: EngineRecord, gpu: Gpu) -> bool:
+def fits_chip(record: EngineRecord, gpu: Gpu) -> bool:
+    """Whether the engine was built for such a GPU."""
     if record.hardware_compatible and _numbers(gpu.compute_capability) >= _AMPERE:
         return True
     return gpu.compute_capability in record.compute_capabilities
