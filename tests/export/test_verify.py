@@ -16,7 +16,7 @@ from PIL import Image
 from mineral_batch._onnx_file import read_contract, write_contract
 from mineral_batch.contract import ModelContract
 from mineral_batch.errors import ContractError, DataError
-from mineral_export.artefacts import open_artefact
+from mineral_export.artefacts import find_artefact, open_artefact
 from mineral_export.cli import main
 from mineral_export.onnx import export_onnx
 from mineral_export.verify import BUDGETS, ParityError, Samples, compare, samples, synthetic
@@ -192,6 +192,27 @@ def test_labels_that_the_model_does_not_know_are_named(folder, tmp_path):
     table.write_text("path,labels\na.png,unobtainium\n", "utf-8")
     with pytest.raises(DataError, match="unobtainium"):
         samples(read_contract(folder / "model.onnx"), labels=table)
+
+
+def test_a_name_says_what_runs_it_and_where_the_weights_are(folder):
+    file, named, run = (find_artefact(folder / name) for name in ("model.onnx", "model.onnx@openvino:bfloat16", "run"))
+    assert [(one.engine, one.precision) for one in (file, named, run)] == [
+        ("onnx-cpu", "auto"),
+        ("openvino", "bfloat16"),
+        ("torch", "auto"),
+    ]
+    assert file.weights == named.weights == folder / "model.onnx"
+    assert run.weights.is_file()
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [("run", 3), ("model.onnx", 1)])
+def test_an_open_artefact_gives_its_backend(folder, name, batch_size):
+    """A checkpoint takes batches of any size, ONNX Runtime on the processor one picture at a time."""
+    with open_artefact(folder / name, batch_size=3) as artefact:
+        pixels = synthetic(artefact.contract.input, 3)
+        assert artefact.backend.batch_size == batch_size
+        assert artefact.backend.buffer(3).shape == pixels.shape
+        assert artefact.backend.infer(pixels) == pytest.approx(artefact.answers(pixels), abs=1e-6)
 
 
 def test_a_file_without_contract_is_refused(tmp_path):
