@@ -10,9 +10,8 @@ import importlib
 import itertools
 import multiprocessing
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +25,10 @@ from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, load_image, open_rgb, resize
 from mineral_batch.pipeline import processors
 from mineral_batch.sources import find_images, find_sources
+from mineral_bench import comparison
+from mineral_bench.comparison import Comparison, compare
+from mineral_bench.engine_alone import answer, fill
 from mineral_bench.isolated import Isolated, IsolatedError
-from mineral_bench.measure import Plan, Rounds, interleave, median, ratio
-from mineral_bench.report import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from mineral_batch.contract import InputSpec
     from mineral_batch.images import Pixels
     from mineral_batch.pipeline import Probabilities
+    from mineral_bench.measure import Plan
+    from mineral_bench.report import Table
     from mineral_bench.subject import Subject
 
 EAGER, COMPILED, TIMM = "torch eager, DataLoader", "torch.compile, DataLoader", "timm's loader, torch eager"
@@ -231,6 +233,11 @@ class OurPeer(Peer):
         self._batch = batch or self._backend.batch_size
         self.spec = self._backend.contract.input
 
+    def prepare(self, paths: Sequence[str]) -> None:
+        """Decode to where the pipeline would."""
+        super().prepare(paths)
+        self._batches = fill(self._backend, self.pixels, self._batch)
+
     def from_files(self) -> Probabilities:
         """Through the pipeline."""
         with closing(pipeline.run(find_sources(self.paths), self._backend, batch_size=self._batch)) as results:
@@ -238,11 +245,7 @@ class OurPeer(Peer):
 
     def from_pixels(self) -> Probabilities:
         """On as many threads as the backend wants."""
-        starts = range(0, len(self.pixels), self._batch)
-        with ThreadPoolExecutor(self._backend.workers) as pool:
-            return np.concatenate(
-                list(pool.map(lambda at: self._backend.infer(self.pixels[at : at + self._batch]).copy(), starts))
-            )
+        return answer(self._backend, self._batches)
 
 
 def _probabilities(result: pipeline.Result) -> Probabilities:
@@ -287,25 +290,6 @@ def candidates(subject: Subject, options: Options) -> dict[str, Callable[[], Pee
     return found
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What was measured.
-
-    Attributes:
-        rounds: of every peer that works here.
-        pictures: in a round.
-        differences: peer -> largest absolute difference of a probability from the reference's.
-        memory: peer -> peak MiB of its process, without a DataLoader's workers.
-        absent: peer -> why it does not work here.
-    """
-
-    rounds: Rounds
-    pictures: int
-    differences: Mapping[str, float]
-    memory: Mapping[str, float | None]
-    absent: Mapping[str, str]
-
-
 def photographs(inputs: Sequence[Path], spec: InputSpec, count: int) -> list[str]:
     """The first so many files that can be read.
 
@@ -329,11 +313,7 @@ def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan
     method = "from_pixels" if options.engines_only else "from_files"
     with ExitStack() as stack:
         peers, first, absent = _open(candidates(subject, options), paths, method, stack)
-        rounds = interleave({name: partial(peer.work, method) for name, peer in peers.items()}, plan)
-        memory = {name: peer.call("rest").peak_memory_mib for name, peer in peers.items()}
-    reference = next(iter(first.values()))
-    differences = {name: float(np.abs(answer - reference).max()) for name, answer in first.items()}
-    return Comparison(rounds, len(paths), differences, memory, absent)
+        return replace(compare(peers, first, method, len(paths), plan), absent=absent)
 
 
 def _open(
@@ -357,45 +337,5 @@ def _open(
 
 def table(found: Comparison, title: str) -> Table:
     """One row per peer, with its ratio to the first one and to ONNX Runtime's defaults."""
-    times, cpu = found.rounds.seconds, found.rounds.cpu
-    references = [name for name in dict.fromkeys((next(iter(times)), ONNX)) if name in times]
-    rows = [
-        (
-            name,
-            str(median(times[name]).per(found.pictures)),
-            *(str(ratio(times[name], times[one])) if name != one else "1" for one in references),
-            1000 * float(np.median(cpu[name])) / found.pictures,
-            *(str(ratio(cpu[name], cpu[one])) if name != one else "1" for one in references),
-            f"{found.differences[name]:.1g}",
-            found.memory[name],
-        )
-        for name in times
-    ]
-    columns = [
-        "",
-        "pictures a second",
-        *(f"times {one}" for one in references),
-        "CPU ms a picture",
-        *(f"CPU, times {one}" for one in references),
-        "largest difference",
-        "peak MiB",
-    ]
-    notes = [
-        f"Medians with 95 % intervals; {found.rounds}, {found.pictures} pictures each. Largest difference of a "
-        f"probability from {references[0]}. Memory without the processes of a DataLoader.",
-        *(f"Not here: {name}: {why}." for name, why in found.absent.items()),
-    ]
-    return Table(title, columns, rows, notes)
-
-
-def figures(found: Comparison) -> dict[str, Any]:
-    """For JSON."""
-    return {
-        "pictures": found.pictures,
-        "rounds": str(found.rounds),
-        "seconds": dict(found.rounds.seconds),
-        "cpu_seconds": dict(found.rounds.cpu),
-        "largest_difference": dict(found.differences),
-        "peak_memory_mib": dict(found.memory),
-        "absent": dict(found.absent),
-    }
+    plain = comparison.table(found, title, references=(ONNX,))
+    return replace(plain, notes=[*plain.notes, "Memory without the processes of a DataLoader."])

@@ -17,6 +17,7 @@ from mineral_batch import pipeline
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, decode_image
 from mineral_batch.pipeline import StageTimes, processors
+from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
 from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median, ratio_between_runs, timed
 from mineral_bench.report import Table
 from mineral_bench.usage import GpuUsage, peak_memory_mib, watch_gpu
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 
 DECODE, ENGINE, TOGETHER, YARDSTICK = "decode alone", "engine alone", "end to end", "yardstick"
 
-# Batches per engine thread in a round: the first of them is waited for, and must not count for much.
-_LEAST_BATCHES = 16
-# Decoded pictures that the engine alone is fed with, again and again.
-_DECODED = 256
 _YARDSTICK_BYTES = 2**23
 
 
@@ -58,9 +55,9 @@ class TimedBackend:
     def infer(self, pixels: Pixels) -> Probabilities:
         """The backend's own answer; list.append is safe from several threads."""
         start = time.perf_counter()
-        answer = self._backend.infer(pixels)
+        probabilities = self._backend.infer(pixels)
         self.seconds.append(time.perf_counter() - start)
-        return answer
+        return probabilities
 
     def close(self) -> None:
         """Close the backend."""
@@ -103,10 +100,7 @@ class Stages:
 
     def engine(self) -> None:
         """Answer as many pictures, decoded before, on as many threads as the backend wants."""
-        batches = itertools.islice(itertools.cycle(self._buffers), self.batches)
-        with ThreadPoolExecutor(self.backend.workers) as pool:
-            for _ in pool.map(self.backend.infer, batches):
-                pass
+        answer(self.backend, itertools.islice(itertools.cycle(self._buffers), self.batches))
 
     def together(self) -> None:
         """What `mineral-batch predict` does, without the tables."""
@@ -133,13 +127,10 @@ class Stages:
     def _decoded(self) -> list[Pixels]:
         """Full batches in the memory that the backend reads fastest."""
         spec = self.backend.contract.input
-        wanted = min(len(self.load.sources), max(_DECODED, self.load.batch) // self.load.batch * self.load.batch)
+        wanted = min(len(self.load.sources), max(DECODED, self.load.batch) // self.load.batch * self.load.batch)
         images = [decode_image(source.name, source.read, spec) for source in self.load.sources[:wanted]]
-        buffers = [self.backend.buffer(self.load.batch) for _ in range(wanted // self.load.batch)]
-        for index, image in enumerate(images):
-            if not isinstance(image, Failure):
-                buffers[index // self.load.batch][index % self.load.batch] = image.pixels
-        return buffers
+        pixels = [image.pixels for image in images if not isinstance(image, Failure)]
+        return fill(self.backend, np.stack(pixels), self.load.batch)
 
 
 def readable(sources: Sequence[Source | Failure], backend: Backend, most: int = 2000) -> list[Source]:
@@ -168,7 +159,7 @@ def make_load(
 ) -> Load:
     """A round long enough that its beginning and end do not count, from one trial."""
     size, threads = batch or backend.batch_size, threads or processors()
-    least = _LEAST_BATCHES * size * backend.workers
+    least = LEAST_BATCHES * size * backend.workers
     trial = Load(repeated(sources, 2 * size * backend.workers), size, threads, exact)
     stages = Stages(backend, trial)
     stages.together()

@@ -10,6 +10,7 @@ import pytest
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.errors import DataError
 from mineral_bench import peers
+from mineral_bench.comparison import Comparison
 from mineral_bench.measure import Plan, Rounds
 from mineral_bench.subject import Subject, find_subject
 
@@ -65,6 +66,6 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_ratios_are_taken_within_rounds() -> None:
     noise = np.array([1.0, 5.0, 2.0, 3.0, 1.5, 4.0])
     times = {peers.ONNX: 4 * noise, "ours": noise}
-    found = peers.Comparison(Rounds(times, times, 1, True), 8, dict.fromkeys(times, 0.0), dict.fromkeys(times), {})
+    found = Comparison(Rounds(times, times, 1, True), 8, dict.fromkeys(times, 0.0), dict.fromkeys(times))
     rows = {row[0]: row[2] for row in peers.table(found, "Title").rows}
     assert rows == {peers.ONNX: "1", "ours": "4.00 (4.00 to 4.00)"}

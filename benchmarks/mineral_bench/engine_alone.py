@@ -1,0 +1,38 @@
+"""An engine alone: batches decoded before, in its own memory, on as many threads as it takes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mineral_batch.backends import Backend
+    from mineral_batch.images import Pixels
+    from mineral_batch.pipeline import Probabilities
+
+#: Per thread in a round: the first of them is waited for, and must not count for much.
+LEAST_BATCHES = 16
+#: Pictures that an engine is fed with again and again in a round of more.
+DECODED = 256
+
+
+def fill(backend: Backend, pixels: Pixels, batch: int) -> list[Pixels]:
+    """Copy (N, H, W, 3) uint8 pictures, so many at a time, to the memory that the backend reads fastest."""
+    buffers = []
+    for start in range(0, len(pixels), batch):
+        part = pixels[start : start + batch]
+        buffer = backend.buffer(len(part))
+        buffer[:] = part
+        buffers.append(buffer)
+    return buffers
+
+
+def answer(backend: Backend, batches: Iterable[Pixels]) -> Probabilities:
+    """(N, L) for all pictures of the batches, on as many threads as the pipeline would give the backend."""
+    with ThreadPoolExecutor(backend.workers) as pool:
+        # Copied, because the next call may overwrite it.
+        return np.concatenate(list(pool.map(lambda batch: backend.infer(batch).copy(), batches)))
