@@ -41,9 +41,14 @@ def conditions(**facts: Any) -> dict[str, Any]:
 
 def command() -> str:
     """What was typed, with the names of files and folders but not where they lie."""
-    words = [Path(word).name if word.startswith(("/", "~")) else word for word in sys.argv[1:]]
+    words = [without_folder(word) for word in sys.argv[1:]]
     told = words if len(words) <= _WORDS_TOLD else [*words[:_WORDS_TOLD], "..."]
     return shlex.join([Path(sys.argv[0]).name, *told])
+
+
+def without_folder(word: str) -> str:
+    """The name of a file alone where its place on this machine was typed."""
+    return Path(word).name if word.startswith(("/", "~")) else word
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,10 @@ _COMMANDS = {
         "Milliseconds and fidelity of each decoder, per format and size.",
     ),
     "peers": ("mineral_bench.cli.peers:peers", "The same model by other programs' ways, side by side."),
+    "engines": (
+        "mineral_bench.cli.engines:engines",
+        "Precisions and engines of one model, side by side.",
+    ),
     "accuracy": (
         "mineral_bench.cli.accuracy:accuracy",
         "mAP of every artefact of a model on labelled photographs.",

@@ -1,0 +1,50 @@
+"""`mineral-bench engines`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_bench.cli.options import PATH, limit, output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.argument("artefacts", nargs=-1, required=True, metavar="A B...")
+@click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic pictures]")
+@click.option("--batch", type=click.IntRange(1), help="Pictures at once; default: what suits each engine.")
+@click.option(
+    "--pictures", type=click.IntRange(1), help="In a round, or more to fill every batch; default: 16 batches a thread."
+)
+@limit(120)
+@output
+def engines(
+    artefacts: tuple[str, ...],
+    photos: Path | None,
+    batch: int | None,
+    pictures: int | None,
+    seconds: float,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Pictures a second of A, B and more forms of one model, side by side in interleaved rounds.
+
+    Each is PATH or PATH@ENGINE[:PRECISION], as of mineral-export verify: a checkpoint's folder (on torch), an ONNX
+    file (on onnx-cpu where no engine is named) or a TensorRT plan, such as model.onnx@openvino:bfloat16. Every one
+    runs in a process of its own, on pictures decoded before, on all the threads that its engine takes; the others'
+    speed and answers are compared with the first's.
+    """
+    from mineral_bench import engines as bench
+    from mineral_bench.conditions import conditions
+    from mineral_bench.measure import Plan
+    from mineral_bench.report import Report
+
+    if len(artefacts) < 2:
+        raise click.UsageError("name two artefacts or more: the first is what the others are compared with")
+    before = conditions()
+    found = bench.measure(artefacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
+    before |= {"files": bench.files(found), "data": found.what}
+    Report("engines", before, bench.figures(found), [bench.table(found)]).give(json_file, markdown_file)
