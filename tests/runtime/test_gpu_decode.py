@@ -1,7 +1,7 @@
 """Decoding on a GPU against a recorded stand-in of nvImageCodec and the driver: order, lifetimes, who decodes what.
 
-The stand-in decodes with Pillow, its stream runs nothing before it is waited for, and its kernel is a translation of
-`resample.cu`, which is also compiled as C and compared. It says nothing about a real GPU.
+The stand-in decodes with Pillow on the GPUs of `tests/cuda.py`, and its kernel is a translation of `resample.cu`, which
+is also compiled as C and compared. It says nothing about a real GPU.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ from mineral_batch.decoders import CpuDecoder
 from mineral_batch.gpu_decode import GpuDecoder, look_at
 from mineral_batch.gpu_resize import MAX_SIDE, Resizer, table
 
+from ..cuda import Cuda
 from .conftest import encode, scene
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -59,15 +60,12 @@ SPEC = InputSpec(height=24, width=32, interpolation="bicubic")
 GPUS = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30), Gpu(1, "NVIDIA L4", "8.9", 24 << 30)]
 
 
-class Machine:
-    """GPUs that only exist here, and nvImageCodec on them."""
+class Machine(Cuda):
+    """With nvImageCodec."""
 
     def __init__(self) -> None:
-        self.memory: dict[int, NDArray[np.uint8]] = {}
-        self.queues: dict[int, list[Callable[[], None]]] = {}
-        self.contexts = threading.local()
-        self.retained = 0
-        self.pinned: list[Any] = []
+        super().__init__(gpus=len(GPUS))
+        self.kernels["resample"] = self.resample
         self.batches: list[list[bytes]] = []
         self.decoders: list[dict[str, Any]] = []
         self.refused: set[bytes] = set()
@@ -75,30 +73,21 @@ class Machine:
         self.is_upside_down = False
         self.pixels_alive = self.most_pixels_alive = 0
         self.lock = threading.Lock()
-        self._last = 0x100000
 
-    def allocate(self, array: NDArray[np.uint8]) -> int:
-        assert getattr(self.contexts, "depth", 0), "without a context in this thread"
+    def hold(self, pixels: int) -> None:
         with self.lock:
-            self._last += array.size + 0x1000
-            self.memory[self._last] = array
-            return self._last
+            self.pixels_alive += pixels
+            self.most_pixels_alive = max(self.most_pixels_alive, self.pixels_alive)
 
-    def at(self, address: int, size: int) -> NDArray[np.uint8]:
-        """`size` bytes of memory that is still there."""
-        with self.lock:
-            base = max(start for start in self.memory if start <= address)
-            block = self.memory[base]
-        assert address - base + size <= block.size, "outside of what was allocated"
-        return block[address - base :][:size]
+    def resample(self, threads: int, arguments: Sequence[int]) -> Callable[[], None]:
+        """What `resample.cu` does."""
+        kinds = [ctypes.c_uint64] * 3 + [ctypes.c_int] * 4 + [ctypes.c_longlong]
+        values = [kind.from_address(address).value for kind, address in zip(kinds, arguments, strict=True)]
+        given, result, weights, taps, size_in, size_out, inner, count = values
+        assert threads >= count, "too few for all values"
+        outer = count // size_out // inner
 
-    def resample(
-        self, given: int, result: int, weights: int, taps: int, size_in: int, size_out: int, inner: int
-    ) -> Any:
-        """What `resample.cu` does, for `count` values."""
-
-        def run(count: int) -> None:
-            outer = count // size_out // inner
+        def run() -> None:
             pixels = self.at(given, outer * size_in * inner).reshape(outer, size_in, inner)
             rows = self.at(weights, size_out * (2 + taps) * 4).view(np.int32).reshape(size_out, 2 + taps)
             out = self.at(result, count).reshape(outer, size_out, inner)
@@ -110,187 +99,74 @@ class Machine:
         return run
 
 
-def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module in one function
-    def done(*_: Any) -> int:
-        return 0
+class NvImageCodec(ModuleType):
+    """`nvidia.nvimgcodec`."""
 
-    def give(pointer: Any, value: int) -> int:
-        pointer._obj.value = value
-        return 0
+    __version__ = "0.9.0"
+    BackendKind = SimpleNamespace(**{kind: kind for kind in ("CPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU", "HW_GPU_ONLY")})
+    ColorSpec = SimpleNamespace(SRGB="sRGB")
+    DecodeParams = dict
 
-    def retain(pointer: Any, device: Any) -> int:
-        machine.retained += 1
-        return give(pointer, 1)
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("nvidia.nvimgcodec")
+        self.Decoder = partial(Decoder, machine)
 
-    def release(device: Any) -> int:
-        machine.retained -= 1
-        return 0
+    def Backend(self, kind: str) -> str:
+        return kind
 
-    def enter(by: int) -> int:
-        machine.contexts.depth = getattr(machine.contexts, "depth", 0) + by
-        return 0
-
-    def page_locked(pointer: Any, size: Any, flags: Any) -> int:
-        machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
-        return give(pointer, ctypes.addressof(memory))
-
-    def free_page_locked(address: Any) -> int:
-        machine.pinned = [memory for memory in machine.pinned if ctypes.addressof(memory) != address.value]
-        return 0
-
-    def stream(pointer: Any, flags: Any) -> int:
-        give(pointer, at := machine.allocate(np.zeros(1, np.uint8)))
-        machine.queues[at] = []
-        return 0
-
-    def synchronize(handle: Any) -> int:
-        queue, machine.queues[handle.value] = machine.queues[handle.value], []
-        for work in queue:
-            work()
-        return 0
-
-    def destroy(handle: Any) -> int:
-        assert not machine.queues.pop(handle.value), "still at work"
-        del machine.memory[handle.value]
-        return 0
-
-    def free(address: Any) -> int:
-        del machine.memory[address.value]
-        return 0
-
-    def bytes_at(address: Any, size: Any) -> NDArray[np.uint8]:
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address.value))
-
-    def to_gpu(memory: Any, source: Any, size: Any, handle: Any) -> int:
-        given = bytes_at(source, size).copy()  # from ordinary memory: the call returns once it was read
-
-        def copy() -> None:
-            machine.at(memory.value, size.value)[:] = given
-
-        machine.queues[handle.value].append(copy)
-        return 0
-
-    def from_gpu(target: Any, memory: Any, size: Any, handle: Any) -> int:
-        def copy() -> None:
-            bytes_at(target, size)[:] = machine.at(memory.value, size.value)
-
-        machine.queues[handle.value].append(copy)
-        return 0
-
-    def launch(function: Any, *rest: Any) -> int:
-        blocks, threads, handle, pointers = rest[0].value, rest[3].value, rest[7].value, rest[8]
-        kinds = [ctypes.c_uint64] * 3 + [ctypes.c_int] * 4 + [ctypes.c_longlong]
-        values = [kind.from_address(pointer).value for kind, pointer in zip(kinds, pointers, strict=True)]
-        assert blocks * threads >= values[-1], "too few threads for all values"
-        work = machine.resample(*values[:-1])
-        machine.queues[handle].append(lambda: work(values[-1]))
-        return 0
-
-    return SimpleNamespace(
-        cuDeviceGet=lambda pointer, index: give(pointer, index.value),
-        cuDevicePrimaryCtxRetain=retain,
-        cuDevicePrimaryCtxRelease_v2=release,
-        cuCtxPushCurrent_v2=lambda context: enter(1),
-        cuCtxPopCurrent_v2=lambda pointer: enter(-1),
-        cuCtxSynchronize=done,
-        cuMemHostAlloc=page_locked,
-        cuMemFreeHost=free_page_locked,
-        cuStreamCreate=stream,
-        cuStreamSynchronize=synchronize,
-        cuStreamDestroy_v2=destroy,
-        cuMemAlloc_v2=lambda pointer, size: give(pointer, machine.allocate(np.zeros(size.value, np.uint8))),
-        cuMemsetD8_v2=done,
-        cuMemFree_v2=free,
-        cuMemcpyHtoDAsync_v2=to_gpu,
-        cuMemcpyDtoHAsync_v2=from_gpu,
-        cuModuleLoadData=lambda pointer, code: give(pointer, 1),
-        cuModuleGetFunction=lambda pointer, module, name: give(pointer, 2),
-        cuModuleUnload=done,
-        cuLaunchKernel=launch,
-    )
+    def CodeStream(self, content: bytes) -> bytes:
+        if b"no header" in content:
+            raise RuntimeError("Failed to get image info")
+        return content
 
 
-def fake_nvimgcodec(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
-    codec = ModuleType("nvidia.nvimgcodec")
+class Decoder:
+    def __init__(self, machine: Machine, **options: Any) -> None:
+        self.machine = machine
+        if machine.fails:
+            raise RuntimeError(machine.fails)
+        machine.decoders.append(options)
 
-    class CodeStream:
-        def __init__(self, content: bytes) -> None:
-            if b"no header" in content:
-                raise RuntimeError("Failed to get image info")
-            self.content = content
+    def decode(self, streams: list[bytes], *, params: Any, cuda_stream: int) -> list[Decoded | None]:
+        assert cuda_stream in self.machine.streams
+        assert params == {"apply_exif_orientation": False, "color_spec": "sRGB"}
+        self.machine.batches.append(streams)
+        if self.machine.fails:
+            raise RuntimeError(self.machine.fails)
+        return [self._one(content) for content in streams]
 
-    class Decoded:
-        """A picture on the GPU; its memory goes with it."""
+    def _one(self, content: bytes) -> Decoded | None:
+        if content in self.machine.refused:
+            return None
+        pixels = np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
+        return Decoded(self.machine, pixels[::-1] if self.machine.is_upside_down else pixels)
 
-        def __init__(self, pixels: NDArray[np.uint8]) -> None:
-            self.at = machine.allocate(np.ascontiguousarray(pixels).reshape(-1))
-            self.count = pixels.shape[0] * pixels.shape[1]
-            self.__cuda_array_interface__ = {
-                "shape": pixels.shape,
-                "typestr": "|u1",
-                "data": (self.at, False),
-                "strides": None,
-                "version": 3,
-            }
-            with machine.lock:
-                machine.pixels_alive += self.count
-                machine.most_pixels_alive = max(machine.most_pixels_alive, machine.pixels_alive)
 
-        def __del__(self) -> None:
-            with machine.lock:
-                del machine.memory[self.at]
-                machine.pixels_alive -= self.count
+class Decoded:
+    """A picture on the GPU; its memory goes with it."""
 
-    class Decoder:
-        def __init__(self, **options: Any) -> None:
-            if machine.fails:
-                raise RuntimeError(machine.fails)
-            machine.decoders.append(options)
+    def __init__(self, machine: Machine, pixels: NDArray[np.uint8]) -> None:
+        self.machine = machine
+        self.at = machine.place(np.ascontiguousarray(pixels).reshape(-1))
+        self.count = pixels.shape[0] * pixels.shape[1]
+        told = {"shape": pixels.shape, "typestr": "|u1", "data": (self.at, False), "strides": None, "version": 3}
+        self.__cuda_array_interface__ = told
+        machine.hold(self.count)
 
-        def decode(self, streams: list[CodeStream], *, params: Any, cuda_stream: int) -> list[Decoded | None]:
-            assert cuda_stream in machine.queues
-            assert params == {"apply_exif_orientation": False, "color_spec": "sRGB"}
-            machine.batches.append([stream.content for stream in streams])
-            if machine.fails:
-                raise RuntimeError(machine.fails)
-            return [self._one(stream.content) for stream in streams]
-
-        def _one(self, content: bytes) -> Decoded | None:
-            if content in machine.refused:
-                return None
-            pixels = np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
-            return Decoded(pixels[::-1] if machine.is_upside_down else pixels)
-
-    kinds = ("CPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU", "HW_GPU_ONLY")
-    for name, value in {
-        "__version__": "0.9.0",
-        "CodeStream": CodeStream,
-        "Decoder": Decoder,
-        "DecodeParams": dict,
-        "Backend": lambda kind: kind,
-        "BackendKind": SimpleNamespace(**{kind: kind for kind in kinds}),
-        "ColorSpec": SimpleNamespace(SRGB="sRGB"),
-    }.items():
-        setattr(codec, name, value)
-    return codec
+    def __del__(self) -> None:
+        del self.machine.memory[self.at]
+        self.machine.hold(-self.count)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     machine = Machine()
-    library = fake_driver(machine)
-    monkeypatch.setattr(cuda_driver, "_driver", lambda: library)
-    monkeypatch.setattr(cuda_driver, "gpus", lambda: GPUS)
-    monkeypatch.setattr(gpu_decode, "cuda_version", lambda: "13.0")
+    machine.install(monkeypatch)
+    assert cuda_driver.gpus() == GPUS
     monkeypatch.setattr(gpu_decode, "FROM_PIXELS", 1000)  # so that the tests' pictures are big
-    package = ModuleType("nvidia")
-    codec = fake_nvimgcodec(machine)
-    package.nvimgcodec = codec  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "nvidia", package)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", codec)
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", NvImageCodec(machine))
     yield machine
-    assert machine.memory == {}, "everything on the GPU is given back"
-    assert machine.retained == len(machine.pinned), "page-locked memory holds the context for itself"
+    machine.require_given_back()
 
 
 @pytest.fixture
@@ -461,11 +337,11 @@ def test_memory_is_bounded_by_pixels_however_many_wait(machine: Machine, monkeyp
     with_lane = threading.Event()
     slow = machine.resample
 
-    def resample(*arguments: int) -> Any:
+    def resample(*given: Any) -> Any:
         with_lane.wait(0.01)  # lets the others queue up
-        return slow(*arguments)
+        return slow(*given)
 
-    monkeypatch.setattr(machine, "resample", resample)
+    machine.kernels["resample"] = resample
     threads = [threading.Thread(target=decoded, args=(decoder, content)) for content in contents]
     for thread in threads:
         thread.start()

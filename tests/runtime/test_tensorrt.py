@@ -1,13 +1,10 @@
 """TensorRT's own runtime against a recorded stand-in of TensorRT, pycuda and the driver: order, shapes, lifetimes.
 
-Everything is tried with pycuda and without it, on the driver's library alone. The stand-in's streams run nothing until
-they are waited for, its memory is known by its address, and whatever is used without a context, after it was freed or
-before it was waited for is an error. It says nothing about a real GPU.
+Everything is tried with pycuda and without it, on the driver's library alone: see `tests/cuda.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -15,6 +12,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +32,9 @@ from mineral_batch.backends.tensorrt_engine import (
     write_engine,
 )
 
+from ..cuda import Cuda, CudaError
+from ..engines import Engines, tensorrt
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -43,414 +44,107 @@ if TYPE_CHECKING:
 PLAN = b"the plan"
 
 
-class CudaError(Exception):
-    """pycuda's."""
+class Machine(Cuda):
+    """With TensorRT; each label's answer is the mean of the picture, divided by the label's number."""
 
-
-class Machine:
-    """A GPU that only exists here."""
-
-    def __init__(self, contract: ModelContract) -> None:
-        self.log: list[str] = []
-        self.memory: dict[int, np.ndarray] = {}
-        self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.capturing: dict[int, list[Callable[[], None]]] = {}
-        self.queues: dict[int, list[Callable[[], None]]] = {}
-        self.pinned: list[Any] = []
-        self.contexts = threading.local()
-        self.layer = ""
+    def __init__(self, contract: ModelContract, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+        shape, labels = contract.input.shape, len(contract.labels)
+        self.tensorrt = Engines(self, tensorrt(), shape, labels, partial(expected, labels=labels))
+        self.tensorrt.library.Runtime = self.tensorrt.runtime
         self.opened: list[Any] = []
-        self.retained = 0
-        self.engine_contexts = 0
-        self.can_capture = True
-        self.is_capturable = True
-        self.most_contexts = 1000
-        self.page_lock_fails = False
-        self.starts = True
-        self.fails = False
-        self.loads = True
-        self.contract = contract
-        self.labels = len(contract.labels)
-        self._last = 0x1000
 
     def open(self, engine: Path, **options: Any) -> Any:
         """Closed at the end of the test, if not before."""
         self.opened.append(backend := open_backend(engine, "tensorrt", **options))
         return backend
 
-    def address(self) -> int:
-        self._last += 0x1000
-        return self._last
-
-    @property
-    def stack(self) -> list[Any]:
-        """The driver's, of this thread."""
-        found: list[Any] = self.contexts.__dict__.setdefault("stack", [])
-        return found
-
-    def say(self, what: str) -> None:
-        assert self.stack, f"{what} without a context in this thread"
-        self.log.append(what)
-
-    def new_stream(self, flags: int) -> int:
-        self.say("stream")
-        assert flags == 1, "it waits for the default stream, and breaks what torch does there during a capture"
-        at = self.address()
-        self.queues[at] = []
-        return at
-
-    def new_memory(self, size: int) -> int:
-        self.say(f"allocate {size}")
-        at = self.address()
-        self.memory[at] = np.full(size, 77, np.uint8)
-        return at
-
-    def to_gpu(self, memory: int, array: np.ndarray, stream: int) -> None:
-        def copy() -> None:
-            self.memory[memory][: array.nbytes] = array.reshape(-1)
-
-        self.say(f"to GPU {array.nbytes}")
-        self.enqueue(stream, copy)
-
-    def from_gpu(self, array: np.ndarray, memory: int, stream: int) -> None:
-        def copy() -> None:
-            array.reshape(-1).view(np.uint8)[:] = self.memory[memory][: array.nbytes]
-
-        self.say(f"from GPU {array.nbytes}")
-        self.enqueue(stream, copy)
-
-    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
-        self.capturing.get(stream, self.queues[stream]).append(work)
-
-    def wait(self, stream: int) -> None:
-        queue, self.queues[stream] = self.queues[stream], []
-        for work in queue:
-            work()
-
-    # The model: each label's answer is the mean of the picture, divided by the label's number.
-    def compute(self, pixels: int, answers: int, shape: tuple[int, ...]) -> None:
-        batch = self.memory[pixels].reshape(shape)
-        self.memory[answers].view(np.float32).reshape(shape[0], -1)[:] = expected(batch, self.labels)
-
 
 def expected(batch: np.ndarray, labels: int) -> np.ndarray:
     return (batch.reshape(len(batch), -1).mean(axis=1)[:, None] / 255 / np.arange(1, labels + 1)).astype(np.float32)
 
 
-def fake_pycuda(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
-    driver = ModuleType("pycuda.driver")
+class PyCuda(ModuleType):
+    """`pycuda.driver`."""
 
-    class Context:
-        def __init__(self) -> None:
-            self.thread = threading.get_ident()
+    Error = CudaError
 
-        def push(self) -> None:
-            machine.stack.append(self)
+    def __init__(self, machine: Machine) -> None:
+        super().__init__("pycuda.driver")
+        self.do = do = machine.do
+        self.Stream, self.mem_alloc = partial(PyStream, do), partial(PyMemory, do)
+        self.Context = SimpleNamespace(
+            pop=partial(do, "cuCtxPopCurrent_v2"), synchronize=partial(do, "cuCtxSynchronize")
+        )
 
-        @staticmethod
-        def pop() -> None:
-            machine.stack.pop()
+    def init(self) -> None:
+        pass
 
-        @staticmethod
-        def synchronize() -> None:
-            machine.say("wait for all")
+    def Device(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(retain_primary_context=partial(PyContext, self.do, self.do("cuDeviceGet", index)))
 
-        def detach(self) -> None:
-            """As pycuda 2026.1 does: it is for contexts that their release pops, and only in their own thread."""
-            if threading.get_ident() == self.thread:
-                machine.stack.append(self)
-                machine.retained -= 1
+    def memset_d8(self, memory: PyMemory, value: int, size: int) -> None:
+        self.do("cuMemsetD8_v2", int(memory), value, size)
 
-    class Device:
-        def __init__(self, index: int) -> None:
-            assert index == 0
-
-        def retain_primary_context(self) -> Context:
-            machine.retained += 1
-            return Context()
-
-    class Stream:
-        def __init__(self, flags: int = 0) -> None:
-            self.handle = machine.new_stream(flags)
-
-        def synchronize(self) -> None:
-            machine.say("wait")
-            machine.wait(self.handle)
-
-        def __del__(self) -> None:
-            machine.say("destroy stream")
-
-    class Memory:
-        def __init__(self, size: int) -> None:
-            self.at = machine.new_memory(size)
-
-        def __int__(self) -> int:
-            return self.at
-
-        def free(self) -> None:
-            machine.say("free")
-            del machine.memory[self.at]
-
-    def memset_d8(memory: Memory, value: int, size: int) -> None:
-        machine.memory[int(memory)][:size] = value
-
-    def to_gpu(memory: Memory, array: np.ndarray, stream: Stream) -> None:
+    def memcpy_htod_async(self, memory: PyMemory, array: np.ndarray, stream: PyStream) -> None:
         assert array.flags.c_contiguous
-        if machine.fails:
-            raise CudaError("cuMemcpyHtoDAsync failed: CUDA error 700, an illegal memory access was encountered")
-        machine.to_gpu(int(memory), array, stream.handle)
+        self.do("cuMemcpyHtoDAsync_v2", int(memory), array.ctypes.data, array.nbytes, stream.handle)
 
-    def from_gpu(array: np.ndarray, memory: Memory, stream: Stream) -> None:
-        machine.from_gpu(array, int(memory), stream.handle)
-
-    for name, value in {
-        "init": lambda: None,
-        "Device": Device,
-        "Context": Context,
-        "Stream": Stream,
-        "mem_alloc": Memory,
-        "memset_d8": memset_d8,
-        "memcpy_htod_async": to_gpu,
-        "memcpy_dtoh_async": from_gpu,
-        "Error": CudaError,
-    }.items():
-        setattr(driver, name, value)
-    return driver
+    def memcpy_dtoh_async(self, array: np.ndarray, memory: PyMemory, stream: PyStream) -> None:
+        assert array.flags.c_contiguous
+        self.do("cuMemcpyDtoHAsync_v2", array.ctypes.data, int(memory), array.nbytes, stream.handle)
 
 
-def fake_driver(machine: Machine) -> SimpleNamespace:  # noqa: C901 - a module in one function
-    """libcuda."""
+class PyContext:
+    def __init__(self, do: Callable[..., Any], device: int) -> None:
+        self.release = partial(do, "cuDevicePrimaryCtxRelease_v2", device)
+        self.push = partial(do, "cuCtxPushCurrent_v2", do("cuDevicePrimaryCtxRetain", device))
+        self.thread = threading.get_ident()
 
-    def done(*_: Any) -> int:
-        return 0
-
-    def give(pointer: Any, value: int) -> int:
-        pointer._obj.value = value
-        return 0
-
-    def allocate(pointer: Any, size: Any, flags: Any) -> int:
-        if machine.page_lock_fails:
-            return 2
-        machine.pinned.append(memory := ctypes.create_string_buffer(size.value))
-        return give(pointer, ctypes.addressof(memory))
-
-    def free_page_locked(address: Any) -> int:
-        machine.pinned = [memory for memory in machine.pinned if ctypes.addressof(memory) != address.value]
-        return 0
-
-    def attribute(pointer: Any, which: Any, device: Any) -> int:
-        return give(pointer, {75: 8, 76: 9}[which.value])
-
-    def name(buffer: Any, size: Any, device: Any) -> int:
-        buffer.value = b"NVIDIA L4"
-        return 0
-
-    def retain(pointer: Any, device: Any) -> int:
-        machine.retained += 1
-        return give(pointer, 1)
-
-    def release(device: Any) -> int:
-        machine.retained -= 1
-        return 0
-
-    def push(context: Any) -> int:
-        machine.stack.append("context")
-        return 0
-
-    def pop(pointer: Any) -> int:
-        machine.stack.pop()
-        return 0
-
-    def wait_for_all() -> int:
-        machine.say("wait for all")
-        return 0
-
-    def synchronize(stream: Any) -> int:
-        machine.say("wait")
-        machine.wait(stream.value)
-        return 0
-
-    def destroy_stream(stream: Any) -> int:
-        machine.say("destroy stream")
-        del machine.queues[stream.value]
-        return 0
-
-    def memset(memory: Any, value: Any, size: Any) -> int:
-        machine.memory[memory.value][: size.value] = value.value
-        return 0
-
-    def bytes_at(address: Any, size: Any) -> np.ndarray:
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(address.value))
-
-    def to_gpu(memory: Any, source: Any, size: Any, stream: Any) -> int:
-        if machine.fails:
-            return 700
-        machine.to_gpu(memory.value, bytes_at(source, size), stream.value)
-        return 0
-
-    def from_gpu(target: Any, memory: Any, size: Any, stream: Any) -> int:
-        machine.from_gpu(bytes_at(target, size), memory.value, stream.value)
-        return 0
-
-    def free(memory: Any) -> int:
-        machine.say("free")
-        del machine.memory[memory.value]
-        return 0
-
-    def begin(stream: Any, mode: Any) -> int:
-        machine.say("capture")
-        if not machine.can_capture:
-            return 900
-        machine.capturing[stream.value] = []
-        return 0
-
-    def end(stream: Any, pointer: Any) -> int:
-        machine.graphs[at := machine.address()] = machine.capturing.pop(stream.value)
-        return give(pointer, at)
-
-    def launch(graph: Any, stream: Any) -> int:
-        machine.say("launch")
-        for work in machine.graphs[graph.value]:
-            machine.enqueue(stream.value, work)
-        return 0
-
-    def instantiate(pointer: Any, graph: Any, flags: Any) -> int:
-        machine.graphs[at := machine.address()] = machine.graphs[graph.value]
-        return give(pointer, at)
-
-    def destroy(graph: Any) -> int:
-        machine.say("destroy graph")
-        del machine.graphs[graph.value]
-        return 0
-
-    return SimpleNamespace(
-        cuDeviceGetCount=lambda pointer: give(pointer, 1),
-        cuDriverGetVersion=lambda pointer: give(pointer, 13000),
-        cuDeviceGet=lambda pointer, index: give(pointer, 0),
-        cuDeviceGetName=name,
-        cuDeviceGetAttribute=attribute,
-        cuDeviceTotalMem_v2=lambda pointer, device: give(pointer, 24 << 30),
-        cuDevicePrimaryCtxRetain=retain,
-        cuDevicePrimaryCtxRelease_v2=release,
-        cuCtxPushCurrent_v2=push,
-        cuCtxPopCurrent_v2=pop,
-        cuCtxSynchronize=wait_for_all,
-        cuMemHostAlloc=allocate,
-        cuMemFreeHost=free_page_locked,
-        cuStreamCreate=lambda pointer, flags: give(pointer, machine.new_stream(flags.value)),
-        cuStreamSynchronize=synchronize,
-        cuStreamDestroy_v2=destroy_stream,
-        cuMemAlloc_v2=lambda pointer, size: give(pointer, machine.new_memory(size.value)),
-        cuMemsetD8_v2=memset,
-        cuMemcpyHtoDAsync_v2=to_gpu,
-        cuMemcpyDtoHAsync_v2=from_gpu,
-        cuMemFree_v2=free,
-        cuStreamBeginCapture_v2=begin,
-        cuStreamEndCapture=end,
-        cuGraphInstantiateWithFlags=instantiate,
-        cuGraphLaunch=launch,
-        cuGraphDestroy=destroy,
-        cuGraphExecDestroy=destroy,
-    )
+    def detach(self) -> None:
+        """As pycuda 2026.1 does: it is for contexts that their release pops, and only in their own thread."""
+        if threading.get_ident() == self.thread:
+            self.push()
+            self.release()
 
 
-def fake_tensorrt(machine: Machine) -> ModuleType:  # noqa: C901 - a module in one function
-    trt = ModuleType("tensorrt")
-    height, width, _ = machine.contract.input.shape
+class PyStream:
+    def __init__(self, do: Callable[..., Any], flags: int = 0) -> None:
+        self.do, self.handle = do, do("cuStreamCreate", flags)
+        self.synchronize = partial(do, "cuStreamSynchronize", self.handle)
 
-    class ILogger:
-        ERROR, INTERNAL_ERROR = "error", "internal error"
+    def __del__(self) -> None:
+        self.do("cuStreamDestroy_v2", self.handle)
 
-        def log(self, severity: Any, message: str) -> None:
-            raise NotImplementedError
 
-    class Context:
-        def __init__(self) -> None:
-            self.at: dict[str, int] = {}
-            self.shape: tuple[int, ...] = ()
+class PyMemory:
+    def __init__(self, do: Callable[..., Any], size: int) -> None:
+        self.at = do("cuMemAlloc_v2", size)
+        self.free = partial(do, "cuMemFree_v2", self.at)
 
-        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-            self.shape = shape
-            return name == "pixels" and shape[1:] == (height, width, 3)
-
-        def set_tensor_address(self, name: str, address: int) -> bool:
-            self.at[name] = address
-            return True
-
-        def is_stream_capturable(self, stream: int) -> bool:
-            return machine.is_capturable
-
-        def execute_async_v3(self, stream: int) -> bool:
-            machine.say("execute")
-            machine.enqueue(stream, lambda: machine.compute(self.at["pixels"], self.at["probabilities"], self.shape))
-            return True
-
-    class Engine:
-        num_io_tensors = 2
-
-        def get_tensor_name(self, index: int) -> str:
-            return ("pixels", "probabilities")[index]
-
-        def get_tensor_mode(self, name: str) -> str:
-            return "in" if name == "pixels" else "out"
-
-        def get_tensor_dtype(self, name: str) -> Any:
-            return SimpleNamespace(name="UINT8" if name == "pixels" else "FLOAT")
-
-        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-            return (-1, height, width, 3) if name == "pixels" else (-1, machine.labels)
-
-        def create_runtime_config(self) -> SimpleNamespace:
-            return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
-
-        def create_execution_context(self, config: Any = None) -> Context | None:
-            machine.say("context" if config is None else f"context, {vars(config)}")
-            machine.engine_contexts += 1
-            return Context() if machine.engine_contexts <= machine.most_contexts else None
-
-    class Runtime:
-        def __init__(self, logger: Any) -> None:
-            self.logger = logger
-            if not machine.starts:
-                logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
-                raise TypeError("pybind11::init(): factory function returned nullptr")
-
-        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-            machine.say("load engine")
-            if machine.loads:
-                return Engine()
-            self.logger.log(ILogger.ERROR, "no\nluck")
-            return None
-
-    for name, value in {
-        "__version__": "10.13.3.9",
-        "ILogger": ILogger,
-        "Runtime": Runtime,
-        "TensorIOMode": SimpleNamespace(INPUT="in"),
-    }.items():
-        setattr(trt, name, value)
-    return trt
+    def __int__(self) -> int:
+        return int(self.at)
 
 
 @pytest.fixture(params=["pycuda", "the driver's library"])
 def machine(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, contract: ModelContract, tmp_path: Path
 ) -> Iterator[Machine]:
-    machine = Machine(contract)
-    machine.layer = request.param
+    machine = Machine(contract, request.param)
     package = driver = None
     if request.param == "pycuda":
-        package, driver = ModuleType("pycuda"), fake_pycuda(machine)
+        package, driver = ModuleType("pycuda"), PyCuda(machine)
         package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda", package)
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(machine))
-    library = fake_driver(machine)
-    monkeypatch.setattr(cuda_driver, "_driver", lambda: library)
+    monkeypatch.setitem(sys.modules, "tensorrt", machine.tensorrt.library)
+    machine.install(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield machine
     for backend in machine.opened:
         backend.close()
+    machine.require_given_back()
 
 
 def record(contract: ModelContract, **changes: Any) -> EngineRecord:
@@ -545,36 +239,34 @@ def test_closing_gives_everything_back_and_graphs_before_their_memory(machine: M
     backend.close()
     backend.close()
     assert machine.log == ["wait", "destroy graph", "free", "free", "destroy stream"] * backend.workers
-    assert (machine.memory, machine.graphs, machine.stack) == ({}, {}, [])
-    assert machine.retained == len(machine.pinned), "page-locked memory holds the context for itself"
+    machine.require_given_back()
 
 
 def test_closing_from_another_thread_gives_the_context_back_too(machine: Machine, engine: Path) -> None:
     backend = machine.open(engine)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(backend.close).result()
-        assert pool.submit(lambda: machine.stack).result() == machine.stack == []
-    assert (machine.memory, machine.retained) == ({}, len(machine.pinned))
+        assert pool.submit(lambda: machine.stack).result() == []
+    machine.require_given_back()
 
 
 def test_the_threads_own_context_is_current_again_after_closing(machine: Machine, engine: Path) -> None:
     machine.stack.append("torch's, on another GPU")
     machine.open(engine).close()
-    assert machine.stack == ["torch's, on another GPU"]
+    assert (machine.stack.pop(), machine.stack) == ("torch's, on another GPU", [])
 
 
 def test_a_gpu_with_too_little_memory_for_the_second_lane_keeps_nothing(machine: Machine, engine: Path) -> None:
-    machine.most_contexts = 1
+    machine.tensorrt.most_contexts = 1
     assert "choose a smaller --batch-size" in refused(engine)
-    assert (machine.memory, machine.graphs, machine.retained) == ({}, {}, len(machine.pinned))
-    assert machine.log.count("destroy stream") == machine.log.count("stream")
+    machine.require_given_back()
 
 
 def test_page_locked_memory_that_is_not_to_be_had_is_one_line(machine: Machine, engine: Path) -> None:
-    machine.page_lock_fails = True
+    machine.errors["cuMemHostAlloc"] = 2
     assert refused(engine).startswith("tensorrt does not open on GPU 0 (NVIDIA L4): the NVIDIA driver answers")
-    assert (machine.memory, machine.retained) == ({}, 0)
-    assert machine.log.count("destroy stream") == machine.log.count("stream")
+    assert machine.retained == []
+    machine.require_given_back()
 
 
 def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: ModelContract) -> None:
@@ -587,7 +279,7 @@ def test_two_threads_use_two_lanes(machine: Machine, engine: Path, contract: Mod
 
 
 def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path, contract: ModelContract) -> None:
-    machine.can_capture = False
+    machine.errors["cuStreamBeginCapture_v2"] = 900
     backend = machine.open(engine)
     pixels = pictures(6, contract)
     np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
@@ -595,7 +287,7 @@ def test_without_graphs_the_answers_are_the_same(machine: Machine, engine: Path,
 
 
 def test_an_engine_that_says_it_cannot_be_captured_is_not(machine: Machine, engine: Path) -> None:
-    machine.is_capturable = False
+    machine.tensorrt.is_capturable = False
     assert "without CUDA graph" in machine.open(engine).device
     assert "capture" not in machine.log
 
@@ -603,9 +295,8 @@ def test_an_engine_that_says_it_cannot_be_captured_is_not(machine: Machine, engi
 def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_recorded(
     machine: Machine, engine: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = fake_tensorrt(machine)
-    library.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
+    machine.tensorrt.library.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", machine.tensorrt.library)
     write_engine(engine, PLAN, record(contract, runtime="tensorrt-rtx"))
     backend = machine.open(engine)
     made = [line for line in machine.log if line.startswith("context")]
@@ -616,10 +307,10 @@ def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(
     machine: Machine, engine: Path, contract: ModelContract
 ) -> None:
     backend = machine.open(engine)
-    machine.fails = True
+    machine.errors["cuMemcpyHtoDAsync_v2"] = 700
     with pytest.raises(BackendError, match="CUDA error 700"):
         backend.infer(pictures(4, contract))
-    machine.fails = False
+    machine.errors.clear()
     pixels = pictures(4, contract)
     for _ in range(backend.workers):
         np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
@@ -627,16 +318,17 @@ def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(
 
 
 def test_an_engine_that_does_not_load_leaves_nothing_behind(machine: Machine, engine: Path) -> None:
-    machine.loads = False
+    machine.tensorrt.loads = False
     assert "no luck; build it again: mineral-export trt" in refused(engine)
-    assert (machine.memory, machine.retained, machine.stack) == ({}, 0, [])
+    assert machine.retained == []
+    machine.require_given_back()
 
 
 def test_a_tensorrt_that_does_not_start_is_one_line(machine: Machine, engine: Path) -> None:
-    machine.starts = False
+    machine.tensorrt.starts = False
     message = refused(engine)
     assert "does not start: CUDA initialization failure with error: 35; see whether the NVIDIA driver" in message
-    assert machine.retained == 0
+    assert machine.retained == []
 
 
 def test_it_says_what_it_is(machine: Machine, engine: Path, contract: ModelContract) -> None:
@@ -669,7 +361,7 @@ def test_a_foreign_engine_is_refused_with_the_command_that_builds_it(
     message = refused(engine)
     assert reason in message
     assert message.endswith("build it again: mineral-export trt model.onnx -o model.plan")
-    assert not machine.log, "nothing was loaded"
+    assert (machine.log, machine.tensorrt.plans) == ([], []), "nothing was loaded"
 
 
 @pytest.mark.parametrize(
@@ -732,7 +424,7 @@ def test_an_onnx_file_is_built_once(
         return backend
 
     assert opened().version.endswith("float32")
-    assert machine.retained == len(machine.pinned), "also the context that it was built in is given back"
+    machine.require_given_back()  # also the context that it was built in
     opened()
     assert len(built) == 1, "the second time it is read"
     changed = contract.with_thresholds([0.9] * 5)
