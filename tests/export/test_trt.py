@@ -1,6 +1,6 @@
 """`mineral-export trt` with a real TensorRT: TensorRT for RTX builds for chips that are not there, so no GPU is needed.
 
-What it builds is described from the typed network; nothing is run.
+What it builds is described from the typed network. Where a test runs an engine, a stand-in of the GPU answers for it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image as PILImage
 
 import mineral_batch.cli
 from mineral_batch._onnx_file import graph_digest, read_contract, write_contract
@@ -40,6 +42,9 @@ from mineral_export.engine import export_engine
 from mineral_export.fp16 import converted
 from mineral_export.onnx import export_onnx
 from mineral_train.model import build_model, input_spec, preset
+
+from ..cuda import Cuda
+from ..engines import Engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +71,21 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
     for module in ("cuda_driver", "tensorrt_build"):
         monkeypatch.setattr(f"mineral_batch.backends.{module}.gpus", lambda: gpus)
+
+
+@pytest.fixture
+def l4(no_gpu: None, product: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
+    """An NVIDIA L4, on which every engine answers as `product` does on the processor."""
+    session = onnxruntime.InferenceSession(product.read_bytes(), providers=["CPUExecutionProvider"])
+    cuda = Cuda()
+    cuda.install(monkeypatch)
+    engines = Engines(
+        cuda, tensorrt_rtx, (SIDE, SIDE, 3), len(LABELS), lambda pixels: session.run(None, {"pixels": pixels})[0]
+    )
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setattr(tensorrt_rtx, "Runtime", engines.runtime)
+    yield engines
+    cuda.require_given_back()
 
 
 def run(*words: object) -> Any:
@@ -358,6 +378,115 @@ def test_the_counts_are_those_of_the_fp16_graph(product: Path, plan: Path) -> No
     assert built(product, "-o", plan, *ONE_CHIP).products == {"float16": inputs.count(TensorProto.FLOAT16)}
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_float32_is_tf32_only_where_that_is_allowed(
+    product: Path, plan: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """TensorRT allows it without being asked: 10 bits of mantissa under the name of 23."""
+    flags: list[bool] = []
+    original = tensorrt_build.Network._configured
+
+    def configured(self: Any, *given: Any) -> Any:
+        config, kept = original(self, *given)
+        flags.append(config.get_flag(tensorrt_rtx.BuilderFlag.TF32))
+        return config, kept
+
+    monkeypatch.setattr(tensorrt_build.Network, "_configured", configured)
+    options = Options(Profile(1, 2, 2), ("8.9",), tf32=allowed)
+    record = export_engine(product, plan, options, precision="fp32").record
+    assert flags == [allowed]
+    assert record.precision == ("TF32 allowed" if allowed else "float32")
+
+
+# Where the GPU is at hand, the answers are compared before the engine has its name.
+
+
+def nothing_but_the_model(plan: Path) -> bool:
+    return sorted(path.name for path in plan.parent.iterdir()) == ["model.onnx"]
+
+
+def test_an_engine_is_compared_with_its_model_before_it_is_written(product: Path, plan: Path, l4: Engines) -> None:
+    result = run(product, "-o", plan, *ONE_CHIP, "--max", 4)
+    assert result.exit_code == 0, result.output
+    record = read_record(plan)
+    assert "over 8 synthetic pictures" in record.compared
+    assert f"Compared with {product}: {record.compared}\n" in result.output
+    assert l4.plans == [plan.read_bytes()] * len(l4.plans), "what was compared is what was written"
+
+
+def test_an_engine_with_other_answers_is_not_written_unless_told(product: Path, plan: Path, l4: Engines) -> None:
+    right = l4.compute
+    l4.compute = lambda pixels: 1 - right(pixels)
+    message = refused(product, "-o", plan, *ONE_CHIP)
+    assert "nothing was written: largest difference of a probability" in message
+    assert "(budget of float16); --force writes it all the same" in message
+    assert nothing_but_the_model(plan)
+    assert "over 8 synthetic pictures" in built(product, "-o", plan, *ONE_CHIP, "--force").compared
+
+
+def test_the_budget_is_that_of_the_precision(product: Path, plan: Path, l4: Engines) -> None:
+    right = l4.compute
+
+    def slightly_off(pixels: np.ndarray) -> np.ndarray:
+        answers = np.array(right(pixels))
+        answers[0, 0] += 0.003
+        return answers
+
+    l4.compute = slightly_off
+    assert built(product, "-o", plan, *ONE_CHIP).precision == "float16"
+    plan.unlink()
+    assert "(budget of float32)" in refused(product, "-o", plan, *ONE_CHIP, "--precision", "fp32")
+
+
+def test_with_labels_the_loss_of_map_decides(product: Path, plan: Path, l4: Engines) -> None:
+    photos = plan.parent / "photos"
+    photos.mkdir()
+    session, rows = l4.compute, ["path,labels"]
+    pixels = verify.synthetic(read_contract(product).input, 6)
+    first = session(pixels)[:, 0]
+    for index, picture in enumerate(pixels):
+        PILImage.fromarray(picture).save(photos / f"{index}.png")
+        rows.append(f"{index}.png,{LABELS[int(first[index] < np.median(first))]}")
+    (photos / "labels.csv").write_text("\n".join(rows) + "\n", "utf-8")
+    words = (product, "-o", plan, *ONE_CHIP, "--labels", photos / "labels.csv")
+    assert "0.00 points of mAP lost" in built(*words).compared
+    plan.unlink()
+    l4.compute = lambda pixels: 1 - session(pixels)
+    assert "nothing was written: mAP lost, in points," in refused(*words)
+    assert "over 6 photographs" in built(*words, "--points", 100).compared
+
+
+@pytest.mark.parametrize("trouble", ["loads", "starts"])
+def test_an_engine_that_does_not_run_where_it_should_is_not_written_unless_told(
+    product: Path, plan: Path, l4: Engines, trouble: str
+) -> None:
+    setattr(l4, trouble, False)
+    message = refused(product, "-o", plan, *ONE_CHIP)
+    assert "nothing was written, because the engine could not be compared with its model: tensorrt-rtx" in message
+    assert nothing_but_the_model(plan)
+    result = run(product, "-o", plan, *ONE_CHIP, "--force")
+    assert f"Not compared with {product}: tensorrt-rtx" in result.output
+    assert read_record(plan).compared == ""
+
+
+def test_an_engine_for_another_gpu_is_written_and_said_not_to_be_compared(
+    product: Path, plan: Path, l4: Engines
+) -> None:
+    result = run(product, "-o", plan, "--compute-capability", "12.0")
+    assert result.exit_code == 0, result.output
+    assert (
+        f"Not compared with {product}: NVIDIA L4 has compute capability 8.9. "
+        f"Where the engine is to run: mineral-export verify {product} {plan}\n"
+    ) in result.output
+    assert read_record(plan).compared == ""
+    assert "execute" not in l4.cuda.log
+
+
+def test_without_a_gpu_it_is_said_that_nothing_was_compared(product: Path, plan: Path) -> None:
+    result = run(product, "-o", plan, *ONE_CHIP)
+    assert f"Not compared with {product}: this machine has no GPU. Where the engine is to run: " in result.output
+
+
 # An engine that is not the one that is wanted.
 
 
@@ -374,7 +503,7 @@ def engine(product: Path, plan: Path, ada: None, monkeypatch: pytest.MonkeyPatch
     """For this GPU; the tests are in its folder, as is one who types the command that rebuilds it."""
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.chdir(plan.parent)
-    built(product.name, "-o", plan, *ONE_CHIP, "--batch", 2)
+    built(product.name, "-o", plan, *ONE_CHIP, "--batch", 2, "--force")  # it cannot be compared here
     assert "CUDA does not start on GPU 0" in opened(plan), "all that is missing to run it"
     return plan
 
@@ -387,7 +516,7 @@ def _another_graph(plan: Path) -> None:
 
 
 def _another_chip(plan: Path) -> None:
-    built("model.onnx", "-o", plan, "--compute-capability", "12.0", "--batch", 2)
+    built("model.onnx", "-o", plan, "--compute-capability", "12.0", "--batch", 2, "--force")
 
 
 def _damage(plan: Path) -> None:
@@ -419,7 +548,7 @@ def test_a_stale_or_foreign_engine_is_refused_and_the_command_named_builds_it_ag
     assert command[:2] == ["mineral-export", "trt"]
     if change is _another_chip:  # it builds what was built; for this GPU it has another chip
         command[command.index("12.0")] = "8.9"
-    built(*command[2:])
+    built(*command[2:], "--force")
     assert "CUDA does not start on GPU 0" in opened(engine)
     assert read_record(engine).profile == profile
 
@@ -568,7 +697,7 @@ def test_tensorrt_builds_for_the_gpu_of_the_machine_with_a_timing_cache(
     product: Path, plan: Path, timing_gpu: None
 ) -> None:
     timings = plan.with_name("timings")
-    words = (product, "-o", plan, "--timing-cache", timings, "--hardware-compatible", "--batch", 2)
+    words = (product, "-o", plan, "--timing-cache", timings, "--hardware-compatible", "--batch", 2, "--force")
     record = built(*words)
     assert (record.runtime, record.version) == ("tensorrt", "10.16.1.11")
     assert (record.gpu, record.cuda, record.compute_capabilities) == ("NVIDIA L4", "13.0", ("8.9",))
@@ -613,7 +742,7 @@ def test_a_timing_cache_that_cannot_be_written_costs_a_warning(
     product: Path, plan: Path, timing_gpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="mineral_batch"):  # whatever a library has done to the root's level
-        built(product, "-o", plan, "--timing-cache", plan.parent / "nowhere" / "timings")
+        built(product, "-o", plan, "--timing-cache", plan.parent / "nowhere" / "timings", "--force")
     assert "cannot write the timing cache" in caplog.text
 
 

@@ -423,7 +423,7 @@ def test_an_onnx_file_is_built_once(
         backend.close()
         return backend
 
-    assert opened().version.endswith("float32")
+    assert opened().version.endswith("TF32 allowed")
     machine.require_given_back()  # also the context that it was built in
     opened()
     assert len(built) == 1, "the second time it is read"
@@ -433,12 +433,15 @@ def test_an_onnx_file_is_built_once(
     assert len(built) == 1, "thresholds do not change the graph"
     opened(batch_size=2)
     assert len(built) == 2, "another batch is another engine"
+    assert opened(precision="float32").version.endswith("float32")
+    assert len(built) == 3, "float32 without TF32 is another engine, too"
     kept = next(iter((tmp_path / "cache").rglob("model.plan.json")))
     kept.write_text("{}")
     kept.with_name("model.plan").write_bytes(b"half of it")
     opened()
     opened(batch_size=2)
-    assert len(built) == 3, "a damaged one is built anew"
+    opened(precision="float32")
+    assert len(built) == 4, "a damaged one is built anew"
 
 
 def test_without_a_driver_nothing_of_tensorrt_is_touched(

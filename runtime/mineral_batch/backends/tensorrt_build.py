@@ -391,7 +391,10 @@ def engine_layers(library: Library, plan: bytes, network: Layers) -> Layers | No
     except DriverError:
         return None
     trt = library.module
-    runtime = trt.Runtime(library.logger())
+    try:
+        runtime = trt.Runtime(library.logger())
+    except TypeError:  # it does not start: what its bindings make of a null pointer
+        return None
     runtime.engine_host_code_allowed = True  # a version compatible plan brings a runtime of its own
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:  # built for another chip
