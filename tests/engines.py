@@ -41,6 +41,7 @@ class Engines:
         compute: (N, height, width, 3) uint8 -> (N, labels) float32.
         told: by the inspector.
         plans: that it was to load.
+        logger: the first that TensorRT was given; it takes no other for the rest of the process.
     """
 
     cuda: Cuda
@@ -54,19 +55,21 @@ class Engines:
     is_capturable: bool = True
     most_contexts: int = 1000
     plans: list[bytes] = field(default_factory=list)
+    logger: Any = None
 
     def runtime(self, logger: Any) -> SimpleNamespace:
         """TensorRT's `Runtime(logger)`."""
+        self.logger = self.logger or logger
         if self.starts:
-            return SimpleNamespace(deserialize_cuda_engine=partial(self.load, logger))
-        logger.log(self.library.ILogger.ERROR, "CUDA initialization failure with error: 35")
+            return SimpleNamespace(deserialize_cuda_engine=self.load)
+        self.logger.log(self.library.ILogger.ERROR, "CUDA initialization failure with error: 35")
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
-    def load(self, logger: Any, plan: bytes) -> Engine | None:
+    def load(self, plan: bytes) -> Engine | None:
         self.plans.append(plan)
         if self.loads:
             return Engine(self, self.cuda.stack[-1:])
-        logger.log(self.library.ILogger.ERROR, "no\nluck")
+        self.logger.log(self.library.ILogger.ERROR, "no\nluck")
         return None
 
     def run(self, pixels: int, answers: int, shape: tuple[int, ...]) -> None:

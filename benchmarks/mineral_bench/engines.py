@@ -23,7 +23,7 @@ from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
 from mineral_bench.isolated import Isolated, IsolatedError
 from mineral_bench.report import Table
 from mineral_export.artefacts import Form, find_artefact, open_artefact, require_same
-from mineral_export.verify import BUDGETS, photographs, synthetic
+from mineral_export.verify import budget_of, least_exact, photographs, synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -238,10 +238,9 @@ def _in_words(entry: Entry) -> str:
 def doubts(found: Measured) -> list[str]:
     """Artefacts whose answers lie farther from the first's than `mineral-export verify` allows their precision."""
     reference, *_ = found.entries.values()
-    order = list(BUDGETS)
     said = []
     for label, entry in found.entries.items():
-        budget = BUDGETS[max(reference.precision, entry.precision, key=order.index)]
+        budget = budget_of(least_exact((reference.precision, entry.precision)))
         if not found.comparison.differences[label] <= budget.largest:  # also where it is not a number
             said.append(
                 f"{label} answers otherwise than the first: beyond the largest difference of {budget.largest:g} that "

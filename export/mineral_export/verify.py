@@ -82,6 +82,7 @@ BUDGETS = {
     budget.name: budget
     for budget in (
         Budget("float32", points=0.01, largest=TOLERANCE, mean=TOLERANCE, changed=0.01),
+        Budget("TF32 allowed", points=0.1, largest=0.02, mean=0.001, changed=0.02),  # its mantissa is FP16's
         Budget("float16", points=0.1, largest=0.02, mean=0.001, changed=0.02),
         Budget("bfloat16", points=0.1, largest=0.1, mean=0.005, changed=0.05),
         Budget("float8", points=0.5, largest=0.3, mean=0.015, changed=0.15),

@@ -250,6 +250,50 @@ def test_closing_from_another_thread_gives_the_context_back_too(machine: Machine
     machine.require_given_back()
 
 
+@pytest.mark.parametrize("function", ["cuStreamSynchronize", "cuGraphExecDestroy", "cuMemFree_v2"])
+def test_a_lost_gpu_is_told_and_closing_goes_on_and_hides_nothing(
+    machine: Machine, engine: Path, contract: ModelContract, function: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is called after an illegal access answers with that error again."""
+    backend = machine.open(engine)
+    machine.errors.update({"cuMemcpyHtoDAsync_v2": 700, function: 700})
+    with pytest.raises(BackendError, match="CUDA error 700"):
+        backend.infer(pictures(4, contract))
+    with caplog.at_level(logging.WARNING, logger="mineral_batch"):
+        backend.close()
+    assert len(caplog.records) == backend.workers
+    assert "closing the engine" in caplog.text
+    assert machine.log.count("destroy stream") == backend.workers
+    for forget in (machine.memory, machine.executables, *machine.streams.values()):
+        forget.clear()  # they went with the GPU
+
+
+def test_an_engine_whose_copy_cannot_be_captured_goes_on_without_a_graph(
+    machine: Machine, engine: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = machine.cuMemcpyDtoHAsync_v2
+
+    def uncapturable(target: int, memory: int, size: int, stream: int) -> None:
+        if stream in machine.capturing:
+            raise CudaError("cuMemcpyDtoHAsync_v2", 900)
+        copy(target, memory, size, stream)
+
+    monkeypatch.setattr(machine, "cuMemcpyDtoHAsync_v2", uncapturable)
+    backend = machine.open(engine)
+    assert "without CUDA graph" in backend.device
+    pixels = pictures(6, contract)
+    np.testing.assert_allclose(backend.infer(pixels), expected(pixels, 5), rtol=1e-6)
+
+
+def test_the_reason_is_told_whoever_opened_an_engine_before(machine: Machine, engine: Path) -> None:
+    """TensorRT logs to the first logger that it was given in the process."""
+    machine.open(engine).close()
+    machine.tensorrt.loads = False
+    assert "does not load the engine: no luck; build it again" in refused(engine)
+    machine.tensorrt.loads, machine.tensorrt.starts = True, False
+    assert "does not start: CUDA initialization failure with error: 35" in refused(engine)
+
+
 def test_the_threads_own_context_is_current_again_after_closing(machine: Machine, engine: Path) -> None:
     machine.stack.append("torch's, on another GPU")
     machine.open(engine).close()
@@ -351,6 +395,7 @@ def test_predict_feeds_it(machine: Machine, engine: Path, album: Path) -> None:
     [
         ({"version": "10.14.0.1"}, "was built by tensorrt 10.14.0.1, and tensorrt 10.13.3.9 is installed"),
         ({"compute_capabilities": ("9.0", "12.0")}, "compute capability 9.0, 12.0, and NVIDIA L4 has 8.9"),
+        ({"gpu": "NVIDIA L40S"}, "was built by timing kernels on NVIDIA L40S, and here is NVIDIA L4"),
         ({"engine_sha256": "1" * 64}, "is not the engine that model.plan.json describes"),
     ],
 )
@@ -367,7 +412,7 @@ def test_a_foreign_engine_is_refused_with_the_command_that_builds_it(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"compute_capabilities": ("8.0",), "hardware_compatible": True},
+        {"compute_capabilities": ("8.0",), "gpu": "NVIDIA A100", "hardware_compatible": True},
         {"version": "10.12.0.1", "version_compatible": True},
         {"version": "10.12.0.1.post1", "version_compatible": True},
     ],

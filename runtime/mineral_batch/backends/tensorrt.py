@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -27,9 +28,9 @@ import numpy as np
 
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
-from mineral_batch.backends.cuda_driver import DriverError, cuda_version, page_locked, require_gpu
+from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, page_locked, require_gpu
 from mineral_batch.backends.tensorrt_build import Network, Options
-from mineral_batch.backends.tensorrt_cuda import Graph, open_cuda
+from mineral_batch.backends.tensorrt_cuda import open_cuda
 from mineral_batch.backends.tensorrt_engine import (
     SUFFIXES,
     EngineRecord,
@@ -44,12 +45,12 @@ from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, MineralError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mineral_batch.backends import Settings
     from mineral_batch.backends.cuda_driver import Gpu
     from mineral_batch.backends.tensorrt_build import Built
-    from mineral_batch.backends.tensorrt_library import Library
+    from mineral_batch.backends.tensorrt_library import Library, Messages
     from mineral_batch.images import Pixels
     from mineral_batch.pipeline import Probabilities
 
@@ -98,13 +99,12 @@ class TensorRtBackend:
         self.device = f"GPU {gpu.index} ({gpu.name}), {record.precision}{graphs}, CUDA by {cuda}"
 
     def _open(self, record: EngineRecord, plan: bytes) -> None:
-        trt = self._library.module
-        self._logger = self._library.logger()
+        trt, messages = self._library.module, self._library.messages()
         try:
-            self._runtime = trt.Runtime(self._logger)
+            self._runtime = trt.Runtime(messages.logger)
         except TypeError:  # what its bindings make of a null pointer
             raise BackendError(
-                f"{self._library.name} {self._library.version} does not start: {_last(self._logger)}; see whether the "
+                f"{self._library.name} {self._library.version} does not start: {messages.last()}; see whether the "
                 f"NVIDIA driver is new enough for it"
             ) from None
         if record.version_compatible:
@@ -112,7 +112,7 @@ class TensorRtBackend:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BackendError(
-                f"{self._library.name} {self._library.version} does not load the engine: {_last(self._logger)}; "
+                f"{self._library.name} {self._library.version} does not load the engine: {messages.last()}; "
                 f"build it again: {record.rebuild}"
             )
         names = _tensors(trt, self._engine)
@@ -122,7 +122,7 @@ class TensorRtBackend:
             self._lanes.append(lane)  # closed with the others, whatever of it there is
             shape = (self.batch_size, *self.contract.input.shape)
             lane.open(_context(trt, self._engine), names, shape, len(self.contract.labels), self._gpu.index)
-            lane.prepare(self._logger)
+            lane.prepare(messages)
             self._idle.put(lane)
 
     def buffer(self, pictures: int) -> Pixels:
@@ -161,12 +161,12 @@ class TensorRtBackend:
         if self._cuda is None:
             return
         cuda, self._cuda = self._cuda, None
-        try:
-            with cuda.current():
-                while self._lanes:
+        with _told(), cuda.current():
+            while self._lanes:
+                with _told():
                     self._lanes.pop().close()
-                self._engine = self._runtime = None
-        finally:
+            self._engine = self._runtime = None
+        with _told():
             cuda.release()
 
 
@@ -199,7 +199,7 @@ class _Lane:
         """Whether a batch is one launch."""
         return self._graph is not None
 
-    def prepare(self, logger: Any) -> None:
+    def prepare(self, messages: Messages) -> None:
         """Run once on zeros, which allocates all that is ever needed, then record the graph."""
         self._work()
         self._stream.synchronize()
@@ -207,9 +207,9 @@ class _Lane:
             if not getattr(self._context, "is_stream_capturable", lambda _: True)(self._stream.handle):
                 raise BackendError("this engine allocates while it runs")
             self._graph = Graph(self._stream, self._work)
-        except (DriverError, BackendError) as error:
+        except (*self._cuda.errors, BackendError) as error:
             # As text: whoever keeps the record would keep the stream, through the error's traceback.
-            reason = _last(logger) or str(error)
+            reason = messages.last() or str(error)
             _log.warning("TensorRT's work cannot be one CUDA graph (%s): going on without", reason)
 
     def run(self, pixels: Pixels) -> Probabilities:
@@ -233,15 +233,32 @@ class _Lane:
 
     def close(self) -> None:
         """Only when nothing runs on the stream any more: first the graph, which holds the context's addresses."""
-        self._stream.synchronize()
-        if self._graph:
-            self._graph.close()
+        with ExitStack() as steps:  # in the order from the last one, and all of them, whatever fails
+            steps.callback(self._drop_stream)
+            for memory in self._memory:
+                steps.callback(memory.free)
+            steps.callback(self._drop_context)
+            if self._graph:
+                steps.callback(self._graph.close)
+            self._stream.synchronize()
+
+    def _drop_context(self) -> None:
         self._graph = self._context = None
-        while self._memory:
-            self._memory.pop().free()
+
+    def _drop_stream(self) -> None:
+        self._memory.clear()
         self._cuda.close_stream(self._stream)
         # Destroyed now: once the GPU's context is let go of, pycuda cannot.
         self._stream = None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An error is logged: a GPU that failed fails again when it is closed, and must not hide the first error."""
+    try:
+        yield
+    except Exception as error:  # the driver's, pycuda's or TensorRT's
+        _log.warning("closing the engine: %s", error)
 
 
 def open_tensorrt(path: Path, settings: Settings) -> TensorRtBackend:
@@ -409,7 +426,3 @@ def _bind(context: Any, names: tuple[str, str], shape: tuple[int, ...], addresse
     is_set = is_set and all(context.set_tensor_address(*pair) for pair in zip(names, addresses, strict=True))
     if not is_set:
         raise BackendError(f"the engine does not take a batch {shape}: build it again for that --batch")
-
-
-def _last(logger: Any) -> str:
-    return " ".join(logger.errors[-1].split()) if logger.errors else ""

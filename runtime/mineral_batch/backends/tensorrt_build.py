@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mineral_batch.backends.tensorrt_library import Library
+    from mineral_batch.backends.tensorrt_library import Library, Messages
 
     #: Called with the name of a phase, the steps done and all of them.
     Progress = Callable[[str, int, int], None]
@@ -132,11 +132,11 @@ class Network:
     def __init__(self, library: Library, source: Path) -> None:
         trt = library.module
         self._library = library
-        self._logger = library.logger()
-        self._builder = _make_builder(library, self._logger)
+        self._messages = library.messages()
+        self._builder = _make_builder(library, self._messages)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self._network = self._builder.create_network(typed)
-        self._parser = trt.OnnxParser(self._network, self._logger)
+        self._parser = trt.OnnxParser(self._network, self._messages.logger)
         if not self._parser.parse_from_file(str(source)):
             raise BackendError(f"{library.name} {library.version} does not take {source}: {self._reason()}")
 
@@ -221,9 +221,10 @@ class Network:
         return profile
 
     def _reason(self) -> str:
-        """The parser's first error, or the last one logged, as one line."""
-        told = [self._parser.get_error(index).desc() for index in range(self._parser.num_errors)] or self._logger.errors
-        return " ".join(told[0].split()) if told else "it gives no reason"
+        """The parser's first error, or the first one logged, as one line."""
+        if self._parser.num_errors:
+            return " ".join(self._parser.get_error(0).desc().split())
+        return self._messages.first() or "it gives no reason"
 
 
 def require_buildable(library: Library, options: Options) -> None:
@@ -282,13 +283,13 @@ def _require_targets(library: Library, capabilities: tuple[str, ...]) -> None:
             )
 
 
-def _make_builder(library: Library, logger: Any) -> Any:
+def _make_builder(library: Library, messages: Messages) -> Any:
     if library.name == "tensorrt":
         require_buildable(library, Options(Profile(1, 1, 1)))  # without a driver it crashes
     try:
-        return library.module.Builder(logger)
+        return library.module.Builder(messages.logger)
     except TypeError:  # what its bindings make of a null pointer
-        why = " ".join(logger.errors[-1].split()) if logger.errors else "it gives no reason"
+        why = messages.last() or "it gives no reason"
         raise BackendError(f"{library.name} {library.version} does not start: {why}") from None
 
 
@@ -392,7 +393,7 @@ def engine_layers(library: Library, plan: bytes, network: Layers) -> Layers | No
         return None
     trt = library.module
     try:
-        runtime = trt.Runtime(library.logger())
+        runtime = trt.Runtime(library.messages().logger)
     except TypeError:  # it does not start: what its bindings make of a null pointer
         return None
     runtime.engine_host_code_allowed = True  # a version compatible plan brings a runtime of its own

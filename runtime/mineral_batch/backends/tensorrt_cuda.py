@@ -1,4 +1,4 @@
-"""The few things of CUDA that an engine needs: memory and streams from pycuda, graphs from the driver.
+"""The few things of CUDA that an engine needs: memory and streams from pycuda, graphs from the driver (`cuda_driver`).
 
 pycuda's `autoinit` makes a context of its own, which clashes with that of torch or ONNX Runtime in the same process.
 Here the GPU's primary context is retained, the one that they use too. pycuda 2026.1 knows no CUDA graphs; they are
@@ -8,7 +8,6 @@ CUDA toolkit; where that was not possible the driver's library does all of it.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import threading
@@ -20,12 +19,10 @@ from mineral_batch.backends.cuda_driver import DriverError
 from mineral_batch.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mineral_batch.backends.cuda_driver import Gpu
 
-# Only what this thread does is captured or forbidden meanwhile: another lane may be copying.
-_CAPTURE_THIS_THREAD = 1
 _NON_BLOCKING = 1
 
 _log = logging.getLogger("mineral_batch")
@@ -55,15 +52,17 @@ class Cuda:
 
     Attributes:
         name: whose functions are called.
+        errors: what they raise.
 
     Raises:
-        BackendError: if pycuda is not installed or refuses.
+        BackendError: if pycuda refuses.
     """
 
     name = "pycuda"
 
     def __init__(self, gpu: Gpu) -> None:
-        self._driver = _pycuda()
+        self._driver: Any = importlib.import_module("pycuda.driver")
+        self.errors = (DriverError, self._driver.Error)
         self._gpu = gpu
         self._thread = threading.get_ident()
         try:
@@ -131,6 +130,7 @@ class DriverCuda:
     """
 
     name = "the driver's library"
+    errors = (DriverError,)
 
     def __init__(self, gpu: Gpu) -> None:
         try:
@@ -144,62 +144,3 @@ class DriverCuda:
     def close_stream(self, stream: Any) -> None:
         """Give a stream back."""
         stream.close()
-
-
-class Graph:
-    """Work on a stream, recorded once and then started by one call instead of one for each kernel.
-
-    Args:
-        stream: of either; also the one that it is launched on.
-        work: enqueues on that stream, and allocates nothing.
-
-    Raises:
-        DriverError: if the work cannot be captured.
-    """
-
-    def __init__(self, stream: Any, work: Callable[[], None]) -> None:
-        self._library = cuda_driver._driver()
-        self._stream = ctypes.c_void_p(stream.handle)
-        self._executable = ctypes.c_void_p()
-        recorded = self._record(work)
-        try:
-            self._call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), recorded, ctypes.c_ulonglong(0))
-        finally:
-            self._call("cuGraphDestroy", recorded)
-
-    def _record(self, work: Callable[[], None]) -> ctypes.c_void_p:
-        recorded = ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", self._stream, ctypes.c_int(_CAPTURE_THIS_THREAD))
-        try:
-            work()
-        except BaseException:
-            # A stream that is left capturing is of no more use; what it says is not what went wrong.
-            if self._library.cuStreamEndCapture(self._stream, ctypes.byref(recorded)) == 0:
-                self._library.cuGraphDestroy(recorded)
-            raise
-        self._call("cuStreamEndCapture", self._stream, ctypes.byref(recorded))
-        return recorded
-
-    def launch(self) -> None:
-        """Start the recorded work on its stream."""
-        self._call("cuGraphLaunch", self._executable, self._stream)
-
-    def close(self) -> None:
-        """Give the executable graph back."""
-        self._call("cuGraphExecDestroy", self._executable)
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
-        if code:
-            raise DriverError(f"the NVIDIA driver answers {name} with CUDA error {code}")
-
-
-def _pycuda() -> Any:
-    try:
-        import pycuda.driver
-    except ImportError as error:
-        raise BackendError(
-            f'pycuda does not load ({error}): pip install "mineral-batch[trt]" (it is compiled on installation and '
-            f"needs the CUDA toolkit)"
-        ) from None
-    return pycuda.driver

@@ -200,6 +200,8 @@ def _misfit(path: Path, plan: bytes, record: EngineRecord, library: Library, gpu
     if not fits_chip(record, gpu):
         chips = ", ".join(record.compute_capabilities)
         return f"was built for compute capability {chips}, and {gpu.name} has {gpu.compute_capability}"
+    if record.runtime == "tensorrt" and record.gpu != gpu.name and not record.hardware_compatible:
+        return f"was built by timing kernels on {record.gpu}, and here is {gpu.name}"
     return ""
 
 

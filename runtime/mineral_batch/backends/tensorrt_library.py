@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mineral_batch.errors import BackendError
@@ -12,6 +14,8 @@ from mineral_batch.errors import BackendError
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Before it, a network could be strongly typed but ONNX Cast and LayerNormalization were not always taken as written.
 _OLDEST = (10, 12)
+# Errors that are remembered.
+_KEPT = 32
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,59 @@ class Library:
         """Such as `10.13.3.9`; an engine is bound to it."""
         return str(self.module.__version__)
 
-    def logger(self) -> Any:
-        """One that remembers errors, so that the last one can be told, and prints nothing."""
-        base: Any = self.module.ILogger
+    def messages(self) -> Messages:
+        """What goes wrong from now on, in TensorRT's words."""
+        return Messages(_logger(self.module.ILogger))
 
-        class Errors(base):  # type: ignore[misc, unused-ignore]
-            def __init__(self) -> None:
-                base.__init__(self)
-                self.errors: list[str] = []
 
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (base.ERROR, base.INTERNAL_ERROR):
-                    self.errors.append(message)
+class Messages:
+    """The errors that a TensorRT logged since this was made, in whatever thread.
 
-        return Errors()
+    Args:
+        logger: that it logs to.
+
+    Attributes:
+        logger: for its constructors.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+        self._before = logger.count
+
+    def first(self) -> str:
+        """The first one, as one line; empty if there is none."""
+        return self._line(0)
+
+    def last(self) -> str:
+        """The last one, as one line; empty if there is none."""
+        return self._line(-1)
+
+    def _line(self, index: int) -> str:
+        new = self.logger.count - self._before
+        kept = list(self.logger.kept)[-new:] if new else []
+        return " ".join(kept[index].split()) if kept else ""
+
+
+@cache
+def _logger(base: Any) -> Any:
+    """One that keeps the last errors and prints nothing.
+
+    TensorRT has one logger in a process, the first that it was given, and keeps its address for as long as a builder or
+    a runtime lives (its documentation of `Logger`): one for each would be told nothing, and be missed when it is gone.
+    """
+
+    class Errors(base):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.count = 0
+            self.kept: deque[str] = deque(maxlen=_KEPT)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (base.ERROR, base.INTERNAL_ERROR):
+                self.kept.append(message)
+                self.count += 1
+
+    return Errors()
 
 
 def load_library(name: str | None = None) -> Library:
