@@ -2,8 +2,9 @@
 
 TensorRT 11 and strongly typed networks of 10.12 take precision from the graph alone. What is sensitive stays float32:
 the pictures' normalisation, LayerNorm and its kin, softmax, and the last sigmoid, whose input is cast up before it.
-Inputs and outputs keep their types. A Q/DQ pair is FP16 throughout, scale included: TensorRT takes a product for one of
-8 bits only where nothing stands between.
+Inputs and outputs keep their types. An `Attention` operator is FP16, its softmax the engine's affair: ONNX Runtime's
+CUDA kernels refuse the attribute `softmax_precision`, and flash attention sums in float32. A Q/DQ pair is FP16
+throughout, scale included: TensorRT takes a product for one of 8 bits only where nothing stands between.
 
 Why a pass of our own: on the exported ViT, onnxconverter-common 1.16 writes a graph that ONNX Runtime refuses (it
 leaves `Cast` nodes pointing to float32), and ModelOpt's AutoCast, whose graph is as good, brings fourteen packages,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from mineral_batch._onnx_file import write_contract, write_metadata
 from mineral_batch.explain import MAPS_KEY
 from mineral_export import OPSET, TOLERANCE, TOP, verify
 from mineral_export.artefacts import open_artefact
+from mineral_export.attention import ATTENTION_OPSET, as_one_operator
 from mineral_export.deployable import Deployable
 from mineral_export.explainable import OUTPUTS, DeployableWithMaps, require_same_maps
 from mineral_export.gate import Exported, unproved
@@ -47,7 +49,7 @@ def export_onnx(
         model: float32, on the CPU; put into eval mode.
         contract: embedded into the file.
         path: where to write.
-        opset: of ONNX, 17 to 23.
+        opset: of ONNX, 17 to 23; from 23 on a ViT's attention is one operator (see `attention`).
         pictures: to compare on; None for synthetic ones.
         tolerance: largest difference allowed between two probabilities; with labels the loss of mAP decides.
         force: write even what exceeds the budget.
@@ -76,7 +78,8 @@ def export_onnx(
 def _trace(deployable: Deployable, path: Path, contract: ModelContract, opset: int) -> None:
     """Trace with a batch of 2 (1 would be taken for a constant) and write the graph with its weights inside."""
     example = torch.zeros(2, contract.input.height, contract.input.width, 3, dtype=torch.uint8)
-    with warnings.catch_warnings():
+    is_whole = opset >= ATTENTION_OPSET and not isinstance(deployable, DeployableWithMaps)  # those look inside
+    with warnings.catch_warnings(), as_one_operator(deployable) if is_whole else nullcontext():
         warnings.simplefilter("ignore")  # the exporter's own: deprecations inside torch and copyreg
         torch.onnx.export(
             deployable,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends.onnx_runtime import needs_pairs_as_written
 from mineral_batch.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def write_repository(model: Path, folder: Path, name: str, serving: Serving = Se
 
     Raises:
         ContractError: if the model describes itself nowhere.
-        DataError: if the name is not one, the repository has it already, or the engine does not take such batches.
+        DataError: if the name is not one, the repository has it already, the engine does not take such batches, or the
+            server could not run the file or would run it wrongly.
     """
     if not _NAME.fullmatch(name):
         raise DataError(f"{name!r} is no name for a model in a server: letters, digits, '_', '-' and '.' only")
@@ -92,10 +94,18 @@ def write_repository(model: Path, folder: Path, name: str, serving: Serving = Se
 
 def _served(model: Path) -> _Served:
     if model.suffix not in _PLANS:
-        return _Served("onnxruntime_onnx", "model.onnx", read_contract(model), 1, None)
+        contract = read_contract(model)
+        if needs_pairs_as_written(contract):
+            raise DataError(
+                f"{model} rounds to 8 bits beside FP16, which the server's ONNX Runtime rewrites to other answers, and "
+                f"there no option forbids it: serve its engine (mineral-export trt {model} --precision as-is)"
+            )
+        return _Served("onnxruntime_onnx", "model.onnx", contract, 1, None)
     from mineral_batch.backends.tensorrt_engine import read_record
 
     record = read_record(model)
+    if record.runtime != "tensorrt":
+        raise DataError(f"{model} is an engine of {record.runtime}, and the server loads those of tensorrt: build one")
     profile = record.profile
     return _Served("tensorrt_plan", "model.plan", record.contract, profile.smallest, profile.largest)
 

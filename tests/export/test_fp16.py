@@ -141,6 +141,17 @@ def test_a_weight_that_both_sides_use_is_there_in_both_types():
     }
 
 
+def test_attention_as_one_operator_is_fp16_and_its_answers_hold(tiny, tmp_path):
+    export_onnx(*tiny(projection="linear"), tmp_path / "model.onnx", opset=23)
+    made = to_fp16(tmp_path / "model.onnx", tmp_path / "half.onnx")
+    assert made.parity.largest < 0.01
+    model = onnx.shape_inference.infer_shapes(onnx.load(made.path), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    nodes = [node for node in model.graph.node if node.op_type == "Attention"]
+    assert nodes
+    assert {types[name] for node in nodes for name in (*node.input, *node.output)} == {TensorProto.FLOAT16}
+
+
 def test_what_is_fp16_already_is_refused(half):
     with pytest.raises(DataError, match="FP16 already: convert the float32 file"):
         converted(onnx.load(half[0]))

@@ -76,6 +76,32 @@ def test_layer_norm_stays_one_operator(exported):
     assert not operators & {"ReduceMean", "Pow"}
 
 
+def blocks(model):
+    return [module for module in model.modules() if type(module).__name__ == "Attention" and hasattr(module, "qkv")]
+
+
+def test_from_opset_23_on_attention_is_one_operator_without_slices_and_transpositions(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    result = export_onnx(model, contract, tmp_path / "model.onnx", opset=23)
+    assert result.parity.largest < 1e-5
+    graph = onnx.load(result.path).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = {name: node for node in graph.node for name in node.input}
+    attentions = [node for node in graph.node if node.op_type == "Attention"]
+    assert len(attentions) == len(blocks(model)) > 0
+    for node in attentions:
+        assert {makers[name].op_type for name in node.input} == {"Split"}
+        assert readers[node.output[0]].op_type == "MatMul"
+    assert not any("forward" in vars(block) for block in blocks(model)), "the module is as it was"
+
+
+def test_a_vit_that_normalises_its_queries_keeps_its_own_attention(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    for block in blocks(model):
+        block.q_norm, block.k_norm = torch.nn.LayerNorm(block.head_dim), torch.nn.LayerNorm(block.head_dim)
+    assert export_onnx(model, contract, tmp_path / "model.onnx", opset=23).parity.largest < 1e-5
+
+
 def test_the_label_self_attention_is_folded_away(exported):
     model, _, path = exported
     weights = {tuple(w.dims) for w in onnx.load(path).graph.initializer}

@@ -75,11 +75,11 @@ def test_the_contract_reaches_clients_unchanged(model, tmp_path):
     assert ModelContract.from_json(config.parameters["mineral.contract"].string_value) == CONTRACT
 
 
-def write_engine(tmp_path, smallest, largest):
+def write_engine(tmp_path, smallest, largest, runtime="tensorrt"):
     from mineral_batch.backends import tensorrt_engine as engines
 
     record = engines.EngineRecord(
-        contract=replace(CONTRACT, name="engine"), source="model.onnx", onnx_sha256="", engine_sha256="", runtime="",
+        contract=replace(CONTRACT, name="engine"), source="model.onnx", onnx_sha256="", engine_sha256="", runtime=runtime,
         version="", cuda="", gpu="", compute_capabilities=(), precision="float16", products={}, layers={},
         layers_from="", profile=engines.Profile(smallest, smallest, largest), inputs={}, outputs={}, rebuild="",
     )  # fmt: skip
@@ -100,6 +100,23 @@ def test_an_engine_that_does_not_take_the_servers_batches_is_refused(tmp_path, s
     assert done.exit_code == 1
     assert f"takes {smallest} to {largest} pictures at once" in done.output
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("made", [{"precision": "int8", "unquantised": "float16"}, {"precision": "float8"}])
+def test_a_file_that_the_servers_onnx_runtime_computes_wrongly_is_refused(model, tmp_path, made):
+    write_contract(model, replace(CONTRACT, provenance=made))
+    done = run(tmp_path / "r", "-m", model)
+    assert done.exit_code == 1
+    assert f"serve its engine (mineral-export trt {model} --precision as-is)" in done.output
+    assert not (tmp_path / "r").exists()
+    write_contract(model, replace(CONTRACT, provenance={"precision": "int8", "unquantised": "float32"}))
+    assert run(tmp_path / "r", "-m", model).exit_code == 0
+
+
+def test_an_engine_of_tensorrt_for_rtx_is_refused(tmp_path):
+    done = run(tmp_path / "r", "-m", write_engine(tmp_path, 1, 64, runtime="tensorrt-rtx"))
+    assert done.exit_code == 1
+    assert "is an engine of tensorrt-rtx, and the server loads those of tensorrt" in done.output
 
 
 def test_what_is_there_is_not_overwritten(model, tmp_path):

@@ -135,20 +135,22 @@ def small_paper(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(model, contract, tmp_path_factory.mktemp("trt") / "model.onnx").path
 
 
-@pytest.fixture(params=["starter", "mobilenet-v2", "the paper's model, small"])
-def graph(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(params=["starter", "mobilenet-v2", "the paper's model, small", "attention as one operator"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path, tiny: Any) -> Path:
     if request.param == "starter":
         return _starter(tmp_path)
     if request.param == "mobilenet-v2":
         return _mobilenet(tmp_path)
+    if request.param == "attention as one operator":
+        return export_onnx(*tiny(projection="reshape"), tmp_path / "model.onnx", opset=23).path
     return shutil.copy(request.getfixturevalue("small_paper"), tmp_path / "model.onnx")
 
 
 def products(path: Path) -> int:
-    """Convolutions and matrix products in the typed FP16 graph of a float32 file."""
+    """Convolutions and matrix products in the typed FP16 graph of a float32 file; an attention counts as one."""
     model = onnx.load(path)
     kinds = Counter(node.op_type for node in model.graph.node)
-    return kinds["Conv"] + kinds["MatMul"] + kinds["Gemm"]
+    return kinds["Conv"] + kinds["MatMul"] + kinds["Gemm"] + kinds["Attention"]
 
 
 @pytest.mark.slow

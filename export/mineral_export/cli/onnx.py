@@ -34,7 +34,7 @@ from mineral_export.cli._options import pictures_options
     default=OPSET,
     show_default=True,
     type=click.IntRange(OLDEST_OPSET, NEWEST_OPSET),
-    help="ONNX operator set.",
+    help="ONNX operator set; 23 has attention as one operator, for onnx-cuda in FP16 and for engines.",
 )
 def onnx(
     checkpoint: Path,

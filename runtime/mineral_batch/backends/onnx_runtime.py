@@ -126,8 +126,8 @@ def make_session(
         BackendError: if the model is refused, or another provider would run it.
     """
     wanted = providers[0][0]
-    made, more = read_contract(path).provenance, {}
-    if made.get("unquantised") == "float16" or made.get("precision") == "float8":
+    more = {}
+    if needs_pairs_as_written(read_contract(path)):
         options.add_session_config_entry(*_NO_PAIRS)
         more = {"disabled_optimizers": _FOR_INTEGERS}
     try:
@@ -140,6 +140,12 @@ def make_session(
             f"driver (nvidia-smi) and that the CUDA and cuDNN libraries of onnxruntime-gpu {runtime.__version__} load"
         )
     return session
+
+
+def needs_pairs_as_written(contract: ModelContract) -> bool:
+    """Whether ONNX Runtime must leave the pairs of the file's QuantizeLinear and DequantizeLinear as they are."""
+    made = contract.provenance
+    return made.get("unquantised") == "float16" or made.get("precision") == "float8"
 
 
 def onnxruntime_with(provider: str) -> Any:
