@@ -27,10 +27,8 @@ ATTENTION_OPSET = 23
 @contextmanager
 def as_one_operator(model: nn.Module) -> Iterator[None]:
     """In the block timm's attention modules that normalise neither queries nor keys compute by the operator."""
-    import_timm()
-    from timm.models.vision_transformer import Attention
-
-    modules = [module for module in model.modules() if type(module) is Attention and _is_plain(module)]
+    attention = import_timm().models.vision_transformer.Attention
+    modules: list[Any] = [module for module in model.modules() if type(module) is attention and _is_plain(module)]
     for module in modules:
         module.forward = MethodType(_attend, module)
     try:
