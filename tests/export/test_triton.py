@@ -81,7 +81,8 @@ def write_engine(tmp_path, smallest, largest, runtime="tensorrt"):
     record = engines.EngineRecord(
         contract=replace(CONTRACT, name="engine"), source="model.onnx", onnx_sha256="", engine_sha256="",
         runtime=runtime, version="", cuda="", gpu="", compute_capabilities=(), precision="float16", products={},
-        layers={}, layers_from="", profile=engines.Profile(smallest, smallest, largest), inputs={}, outputs={}, rebuild="",
+        layers={}, layers_from="", profile=engines.Profile(smallest, smallest, largest), inputs={}, outputs={},
+        rebuild="",
     )  # fmt: skip
     engines.write_engine(tmp_path / "model.plan", b"plan", record)
     return tmp_path / "model.plan"
