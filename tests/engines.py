@@ -41,6 +41,7 @@ class Engines:
         compute: (N, height, width, 3) uint8 -> (N, labels) float32.
         told: by the inspector.
         plans: that it was to load.
+        caches: of the contexts of TensorRT for RTX.
         logger: the first that TensorRT was given; it takes no other for the rest of the process.
     """
 
@@ -55,6 +56,7 @@ class Engines:
     is_capturable: bool = True
     most_contexts: int = 1000
     plans: list[bytes] = field(default_factory=list)
+    caches: list[RuntimeCache | None] = field(default_factory=list)
     logger: Any = None
 
     def runtime(self, logger: Any) -> SimpleNamespace:
@@ -103,15 +105,49 @@ class Engine:
     def create_engine_inspector(self) -> SimpleNamespace:
         return SimpleNamespace(get_engine_information=lambda form: self.engines.told)
 
-    def create_runtime_config(self) -> SimpleNamespace:
-        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
 
-    def create_execution_context(self, config: Any = None) -> ExecutionContext | None:
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> ExecutionContext | None:
         cuda = self.engines.cuda
-        cuda.say("context" if config is None else f"context, {vars(config)}")
+        if config is None:
+            cuda.say("context")
+        else:
+            cuda.say(f"context, {config.dynamic_shapes_kernel_specialization_strategy}")
+            self.engines.caches.append(config.cache)
         assert self.context == cuda.stack[-1:], "the engine was loaded in another context"
         self.engines.most_contexts -= 1
         return ExecutionContext(self.engines) if self.engines.most_contexts >= 0 else None
+
+
+class RuntimeConfig:
+    """Of TensorRT for RTX."""
+
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+@dataclass
+class RuntimeCache:
+    """Of kernels; it takes only what it wrote itself."""
+
+    content: bytes = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        if not content.startswith(b"kernels"):
+            return False
+        self.content = content
+        return True
+
+    def serialize(self) -> bytes:
+        return self.content or b"kernels"
 
 
 @dataclass

@@ -336,15 +336,44 @@ def test_an_engine_that_says_it_cannot_be_captured_is_not(machine: Machine, engi
     assert "capture" not in machine.log
 
 
-def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_recorded(
-    machine: Machine, engine: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def rtx_engine(machine: Machine, engine: Path, contract: ModelContract, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """TensorRT for RTX, and one of its engines."""
     machine.tensorrt.library.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", machine.tensorrt.library)
     write_engine(engine, PLAN, record(contract, runtime="tensorrt-rtx"))
-    backend = machine.open(engine)
+    return engine
+
+
+def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_recorded(
+    machine: Machine, rtx_engine: Path
+) -> None:
+    backend = machine.open(rtx_engine)
     made = [line for line in machine.log if line.startswith("context")]
-    assert made == ["context, {'dynamic_shapes_kernel_specialization_strategy': 'eager'}"] * backend.workers
+    assert made == ["context, eager"] * backend.workers
+
+
+def test_the_kernels_that_it_compiled_are_kept_and_shared(machine: Machine, rtx_engine: Path, tmp_path: Path) -> None:
+    machine.open(rtx_engine).close()
+    one, other = machine.tensorrt.caches
+    assert one is other is not None
+    (kept,) = (tmp_path / "cache").rglob("*.bin")
+    assert kept.read_bytes() == b"kernels"
+    kept.write_bytes(b"kernels of the first run")
+    machine.open(rtx_engine).close()
+    assert machine.tensorrt.caches[-1].content == kept.read_bytes() == b"kernels of the first run", "read, not written"
+    kept.write_bytes(b"of another driver")
+    machine.open(rtx_engine).close()
+    assert kept.read_bytes() == b"kernels", "what is not taken is written anew"
+
+
+def test_kernels_that_cannot_be_kept_cost_a_warning(
+    machine: Machine, rtx_engine: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    with caplog.at_level(logging.WARNING, logger="mineral_batch"):
+        machine.open(rtx_engine).close()
+    assert "cannot keep the compiled kernels" in caplog.text
 
 
 def test_a_failure_of_cuda_is_one_line_and_frees_the_lane(

@@ -41,6 +41,7 @@ from mineral_batch.backends.tensorrt_engine import (
     sidecar_path,
     write_engine,
 )
+from mineral_batch.backends.tensorrt_kernels import Contexts, kernels_path
 from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, MineralError
 
@@ -85,6 +86,9 @@ class TensorRtBackend:
         self._library = library
         self._cuda: Any = open_cuda(gpu)
         cuda = self._cuda.name
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._contexts: Any = None
         self._lanes: list[_Lane] = []
         self._idle: SimpleQueue[_Lane] = SimpleQueue()
         try:
@@ -117,13 +121,15 @@ class TensorRtBackend:
             )
         names = _tensors(trt, self._engine)
         _check(self._engine, names, self.contract)
+        self._contexts = Contexts(trt, self._engine, kernels_path(_caches(), record, self._gpu))
         for _ in range(LANES):
             lane = _Lane(self._cuda)
             self._lanes.append(lane)  # closed with the others, whatever of it there is
             shape = (self.batch_size, *self.contract.input.shape)
-            lane.open(_context(trt, self._engine), names, shape, len(self.contract.labels), self._gpu.index)
+            lane.open(self._contexts.make(), names, shape, len(self.contract.labels), self._gpu.index)
             lane.prepare(messages)
             self._idle.put(lane)
+        self._contexts.keep()
 
     def buffer(self, pictures: int) -> Pixels:
         """Page-locked memory, which the GPU reads while it computes; ordinary if there is none."""
@@ -165,7 +171,7 @@ class TensorRtBackend:
             while self._lanes:
                 with _told():
                     self._lanes.pop().close()
-            self._engine = self._runtime = None
+            self._contexts = self._engine = self._runtime = None
         with _told():
             cuda.release()
 
@@ -321,8 +327,11 @@ def cache_path(source: Path, library: Library, gpu: Gpu, options: Options) -> Pa
     """
     facts = [graph_digest(source), library.name, library.version, gpu.name, gpu.compute_capability, cuda_version()]
     key = hashlib.sha256(json.dumps([*facts, *options.arguments(), options.tf32]).encode()).hexdigest()[:24]
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "mineral-batch" / "engines" / key / "model.plan"
+    return _caches() / "engines" / key / "model.plan"
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
 
 
 def describe(
@@ -401,23 +410,6 @@ def _check(engine: Any, names: tuple[str, str], contract: Any) -> None:
         return kinds.get(kind, kind), list(engine.get_tensor_shape(name))
 
     graph.check(contract, described(names[0]), described(names[1]), inputs=1)
-
-
-def _context(trt: Any, engine: Any) -> Any:
-    """An execution context.
-
-    TensorRT for RTX compiles the kernels for a batch size in the background and runs general ones until they are there;
-    a CUDA graph would keep the general ones for ever, so the compilation is waited for.
-    """
-    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        context = engine.create_execution_context(config)
-    else:
-        context = engine.create_execution_context()
-    if context is None:
-        raise BackendError("the GPU has too little free memory for the engine: choose a smaller --batch-size")
-    return context
 
 
 def _bind(context: Any, names: tuple[str, str], shape: tuple[int, ...], addresses: tuple[int, int]) -> None:
