@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,14 +34,45 @@ def unproved(target: Path) -> Iterator[Path]:
     """A path of the target's name to write to, in a folder beside it; it becomes the target if the block ends well.
 
     Raises:
-        DataError: if the folder does not exist.
+        DataError: if the target is a folder, or cannot be written where it is to be.
     """
-    if not target.parent.is_dir():
-        raise DataError(f"no such folder: {target.parent}; make it first or choose another with -o")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-") as folder:
-        path = Path(folder, target.name)
+    with _folder_beside(target) as folder:
+        path = folder / target.name
         yield path
-        path.replace(target)
+        with _told_of(target):
+            path.replace(target)
+
+
+def require_place(target: Path) -> None:
+    """Refuse before a long conversion what `unproved` would refuse after it.
+
+    Raises:
+        DataError: as of `unproved`.
+    """
+    with _folder_beside(target):
+        pass
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """An empty folder in that of the target, as long as the block lasts."""
+    with ExitStack() as stack:
+        with _told_of(target):
+            if target.is_dir():
+                raise DataError(f"{target} is a folder: name the file with -o, such as {target / 'model.onnx'}")
+            if not target.parent.is_dir():
+                raise DataError(f"no such folder: {target.parent}; make it first or choose another with -o")
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=".exporting-"))
+        yield Path(folder)
+
+
+@contextmanager
+def _told_of(target: Path) -> Iterator[None]:
+    """What the operating system refuses, in one line about the target and not about the folder beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}; choose another place with -o") from None
 
 
 def derive(

@@ -23,7 +23,7 @@ from mineral_batch._onnx_file import read_contract
 from mineral_batch.errors import BackendError, DataError
 from mineral_export import verify
 from mineral_export.fp16 import converted
-from mineral_export.gate import Exported, derive
+from mineral_export.gate import Exported, derive, require_place
 from mineral_export.qdq import (
     DEQUANTISE,
     LAYERS,
@@ -195,6 +195,7 @@ def within_budget(
         DataError: if the source is not float32 or too old an opset for the rest, or the target cannot be written.
     """
     contract, told = read_contract(source), progress or _silent
+    require_place(target)
     model = _float32(source, rest)
     full = quantise(model, _Counted(calibration, told, "calibration"))
     rounded = quantised_layers(full)

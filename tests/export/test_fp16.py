@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.errors import DataError
 from mineral_export.cli import main
 from mineral_export.fp16 import FLOAT32_OPERATORS, converted, to_fp16
+from mineral_export.gate import derive
 from mineral_export.onnx import export_onnx
 from mineral_export.verify import BUDGETS, ParityError
 
@@ -211,3 +214,42 @@ def test_the_command(source, tmp_path):
     missing = CliRunner().invoke(main, ["fp16", str(tmp_path / "none.onnx")])
     assert missing.exit_code == 1
     assert "there is no model file" in missing.output
+
+
+def refused(*arguments):
+    """The one line of a command that writes nothing."""
+    done = CliRunner().invoke(main, ["fp16", *map(str, arguments)])
+    assert done.exit_code == 1, done.output
+    (line,) = done.output.splitlines()
+    return line
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(source, tmp_path):
+    (tmp_path / "folder").mkdir()
+    folder = tmp_path / "folder"
+    assert f"{folder} is a folder: name the file with -o, such as {folder / 'model.onnx'}" in refused(
+        source, "-o", folder
+    )
+    assert f"no such folder: {tmp_path / 'no'}; make it first" in refused(source, "-o", tmp_path / "no" / "half.onnx")
+    too_long = tmp_path / ("x" * 300)
+    assert f"cannot write {too_long}: File name too long; choose another place" in refused(source, "-o", too_long)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_that_is_read_only_is_said(source, tmp_path):
+    tmp_path.chmod(0o555)
+    target = tmp_path / "half.onnx"
+    assert f"cannot write {target}: Permission denied; choose another place" in refused(source, "-o", target)
+
+
+def test_a_target_that_becomes_a_folder_meanwhile_is_left_alone(source, tmp_path):
+    target = tmp_path / "copy.onnx"
+
+    def convert(one, other):
+        shutil.copy(one, other)
+        target.mkdir()
+
+    with pytest.raises(DataError, match=r"cannot write .*copy\.onnx: Is a directory; choose another place with -o"):
+        derive(source, target, "float32", convert)
+    assert list(tmp_path.rglob("*")) == [target]

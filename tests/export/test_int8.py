@@ -378,6 +378,22 @@ def test_the_command_says_what_it_did(cnn, tmp_path, photos, coarse):
     assert read_contract(target).provenance["calibration_pictures"] == 5
 
 
+def test_a_place_that_cannot_be_written_to_is_said_before_anything_is_quantised(cnn, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(quantise, "quantised", lambda *_: pytest.fail("quantised"))
+    (tmp_path / "folder").mkdir()
+    for target, message in (
+        ("folder", "folder is a folder: name the file with -o, such as"),
+        ("no/int8.onnx", "no such folder"),
+        ("x" * 300, "File name too long; choose another place with -o"),
+    ):
+        arguments = ["int8", str(cnn), "--calibrate", str(photos), "--quiet", "-o", str(tmp_path / target)]
+        done = CliRunner().invoke(main, [*arguments, "--calibration-count", "1"])
+        assert done.exit_code == 1, done.output
+        (line,) = done.output.splitlines()
+        assert message in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
 def test_without_a_readable_photograph_there_is_no_calibration(cnn, tmp_path, photos):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.jpg").write_bytes((photos / "broken.jpg").read_bytes())

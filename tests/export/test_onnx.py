@@ -171,6 +171,8 @@ def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_
     [
         (["nowhere"], "nowhere is no checkpoint"),
         (["run", "-o", "no/such/folder/model.onnx"], "no such folder: no/such/folder"),
+        (["run", "-o", "empty"], "empty is a folder: name the file with -o, such as empty/model.onnx"),
+        (["run", "-o", "x" * 300], "File name too long; choose another place with -o"),
         (["run", "--photos", "missing"], "no such file or folder: missing"),
         (["run", "--photos", "empty"], "no readable photograph under empty"),
     ],
