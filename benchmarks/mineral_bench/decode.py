@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch.errors import DataError
-from mineral_batch.images import Failure, PictureError, Pixels, decode_image, open_picture, open_rgb, resize
+from mineral_batch.images import Failure, Pixels, decode_image, one_line, open_picture, open_rgb, resize
 from mineral_batch.sources import find_sources
 from mineral_bench import pictures
+from mineral_bench.conditions import without_folder
 from mineral_bench.measure import Plan, Rounds, interleave, ratio
 from mineral_bench.report import Table
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mineral_batch.contract import InputSpec
+    from mineral_batch.sources import Source
 
     Decoder = Callable[[bytes, InputSpec], Pixels]
 
@@ -150,36 +152,63 @@ def generated(names: Iterable[str] = pictures.FORMATS, sizes: Iterable[str] = pi
 _LARGEST = (0.3, 1.0, 4.0, 16.0)
 
 
-def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> list[Group]:
-    """The user's photographs by format and size, at most so many of each; unreadable ones are left out.
+def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> tuple[list[Group], list[Failure]]:
+    """The user's photographs by format and size, at most so many of each; and those that cannot be read.
 
     Raises:
         DataError: if none can be read.
     """
     found: dict[tuple[str, str], list[bytes]] = defaultdict(list)
+    failures = []
     for source in find_sources(inputs):
-        content = None if isinstance(source, Failure) else source.read()
-        key = _kind(content) if isinstance(content, bytes) else None
-        if key is None or not isinstance(content, bytes) or len(found[key]) == most:
-            continue
-        if not isinstance(decode_image("", partial(bytes, content), spec), Failure):
-            found[key].append(content)
-    if not found:
-        raise DataError(f"no readable photograph under {', '.join(map(str, inputs))}")
-    return [
+        looked = source if isinstance(source, Failure) else _look_at(source)
+        if isinstance(looked, Failure):
+            failures.append(looked)
+        elif len(found[looked.kind]) < most:
+            decoded = decode_image(looked.name, partial(bytes, looked.content), spec)
+            if isinstance(decoded, Failure):
+                failures.append(decoded)
+            else:
+                found[looked.kind].append(looked.content)
+    if not any(found.values()):
+        reason = f" ({failures[0].path}: {failures[0].reason})" if failures else ""
+        raise DataError(f"no readable photograph under {', '.join(map(str, inputs))}{reason}")
+    groups = [
         Group(f"{kind}, {size} ({len(contents)})", tuple(contents), kind in ("JPEG", "MPO"))
         for (kind, size), contents in sorted(found.items())
         if contents
     ]
+    return groups, failures
 
 
-def _kind(content: bytes) -> tuple[str, str] | None:
-    """Format and size in words, from the header alone; None where there is no header."""
+@dataclass(frozen=True)
+class _Looked:
+    """A photograph of which the header alone was read.
+
+    Attributes:
+        name: of its source.
+        kind: format and size in words.
+        content: of the file.
+    """
+
+    name: str
+    kind: tuple[str, str]
+    content: bytes
+
+
+def _look_at(source: Source) -> _Looked | Failure:
     try:
-        with open_picture(content) as picture:
-            megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
-    except (OSError, PictureError):
-        return None
+        content = source.read()
+        assert isinstance(content, bytes), "sources of names are files"
+        return _Looked(source.name, _kind(content), content)
+    except Exception as error:  # damaged files make the decoders raise almost anything, see decode_image
+        return Failure(source.name, "read", one_line(error))
+
+
+def _kind(content: bytes) -> tuple[str, str]:
+    """Format and size in words."""
+    with open_picture(content) as picture:
+        megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
     limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
     return kind, f"up to {limit:g} MP" if limit else f"over {_LARGEST[-1]:g} MP"
 
@@ -243,11 +272,23 @@ def psnr(found: Sequence[Pixels], exact: Sequence[Pixels]) -> float:
     return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
 
 
-def table(results: Sequence[Measured]) -> Table:
-    """One row per group and decoder."""
+def table(results: Sequence[Measured], failures: Sequence[Failure] = ()) -> Table:
+    """One row per group and decoder; what could not be read is named under it."""
     rows = [row for result in results for row in _rows(result)]
     columns = ("pictures", "decoder", "CPU ms a picture", "times faster than Pillow in full", "PSNR, dB")
-    return Table("Decode and resize, one thread", columns, rows, [verdict(results)])
+    return Table("Decode and resize, one thread", columns, rows, [verdict(results), *_left_out(failures)])
+
+
+# Photographs that cannot be read and are named; a folder may have thousands.
+_NAMED = 5
+
+
+def _left_out(failures: Sequence[Failure]) -> list[str]:
+    if not failures:
+        return []
+    told = [f"{without_folder(one.path)}: {one.reason}" for one in failures[:_NAMED]]
+    more = [f"{len(failures) - _NAMED} more"] if len(failures) > _NAMED else []
+    return [f"Left out, because they cannot be read: {'; '.join([*told, *more])}."]
 
 
 def _rows(result: Measured) -> list[tuple[object, ...]]:

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from PIL import Image as PILImage
 
 from mineral_batch.contract import InputSpec
-from mineral_batch.errors import DataError
 from mineral_batch.metrics import mean_average_precision
 from mineral_bench import answers, decode
 from mineral_bench.accuracy import open_artefacts
@@ -92,18 +91,45 @@ def test_a_users_photographs_are_grouped_by_content(tmp_path: Path) -> None:
         PILImage.new("RGB", (40, 30), (index, 2, 3)).save(buffer, kind)
         (tmp_path / name).write_bytes(buffer.getvalue())
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    found = decode.of_user([tmp_path], SPEC)
+    (tmp_path / "empty.jpg").touch()
+    found, failures = decode.of_user([tmp_path], SPEC)
     assert [(one.name, one.is_jpeg) for one in found] == [
         ("JPEG, up to 0.3 MP (2)", True),
         ("PNG, up to 0.3 MP (2)", False),
     ]
-    assert len(decode.of_user([tmp_path], SPEC, most=1)[0].contents) == 1
+    assert [one.path for one in failures] == [str(tmp_path / "broken.jpg"), str(tmp_path / "empty.jpg")]
+    assert len(decode.of_user([tmp_path], SPEC, most=1)[0][0].contents) == 1
 
 
-def test_nothing_readable_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="no readable photograph under"):
-        decode.of_user([tmp_path], SPEC)
+def test_what_cannot_be_read_is_told_and_the_rest_measured(tmp_path: Path) -> None:
+    whole = encode(photograph(64, 64), "JPEG")
+    (tmp_path / "good.jpg").write_bytes(whole)
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    out = tmp_path / "found.json"
+    done = CliRunner().invoke(main, ["decode", str(tmp_path), "--size", "32", "--seconds", "0", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.output.splitlines() if line.startswith("Left out")]
+    assert "empty.jpg: the file is empty; gone.jpg: No such file or directory" in line
+    assert "cut.jpg: " in line
+    assert str(tmp_path) not in line
+    figures = json.loads(out.read_text("utf-8"))["figures"]
+    assert [one["pictures"] for one in figures["groups"]] == [1]
+    assert figures["unreadable"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"no picture", "not a picture, or of a format")]
+)
+def test_nothing_readable_is_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(content)
+    for given in (photo, tmp_path):
+        done = CliRunner().invoke(main, ["decode", str(given), "--seconds", "0"])
+        assert done.exit_code == 1
+        (line,) = done.output.splitlines()
+        assert line.startswith(f"Error: no readable photograph under {given} ({photo}: {reason}")
 
 
 # ---- what a model makes of it ----------------------------------------------------------------------------------------

@@ -57,11 +57,11 @@ def decode(
         spec = asked.contract.input if asked else InputSpec(height=size, width=size)
         described = f"{spec.width} x {spec.height}, {spec.resize}, {spec.interpolation}"
         before = conditions(**(model_facts(model) if model else {}), input=described)
-        groups = bench.of_user(photos, spec) if photos else bench.generated()
+        groups, failures = bench.of_user(photos, spec) if photos else (bench.generated(), [])
         plan = Plan(seconds=seconds / len(groups), most=30, warm_up=1)
         results = [bench.measure(group, spec, plan) for group in groups]
-        tables: list[Table] = [bench.table(results)]
-        figures: dict[str, Any] = {"groups": bench.figures(results)}
+        tables: list[Table] = [bench.table(results, failures)]
+        figures: dict[str, Any] = {"groups": bench.figures(results), "unreadable": len(failures)}
         if asked:
             table, found = answers.compare(asked, photos, labels, split)
             tables, figures = [*tables, table], {**figures, "answers": found}
