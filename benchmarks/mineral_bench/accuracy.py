@@ -26,7 +26,7 @@ from mineral_batch.metrics import (
     mean_average_precision,
 )
 from mineral_batch.sources import find_images
-from mineral_bench.report import Table
+from mineral_bench.report import Table, names_apart, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Artefact:
     """One form of a model, open.
 
     Attributes:
-        name: file and engine.
+        name: file and engine; of no two the same.
         size: of the file, bytes.
         contract: its own.
         answer: the engine.
@@ -112,6 +112,12 @@ def read_labelled(table: Path, root: Path, split: str | None, labels: Sequence[s
     return Labelled(tuple(path for path, _ in pairs), tuple(labels), truth, len(rows) - len(pairs))
 
 
+def roads_of(backends: Sequence[str]) -> list[tuple[str, str]]:
+    """(backend, precision) to try for backends that were named; all of `ROADS` if none was."""
+    named = {name: [road for road in ROADS if road[0] == name] or [(name, "auto")] for name in backends}
+    return [road for roads in named.values() for road in roads] or list(ROADS)
+
+
 def open_artefacts(
     paths: Sequence[Path], roads: Sequence[tuple[str, str]], stack: ExitStack
 ) -> tuple[list[Artefact], list[str]]:
@@ -127,15 +133,15 @@ def open_artefacts(
     """
     opened: list[Artefact] = []
     notes = []
-    for path in paths:
+    for path, name in zip(paths, numbered(names_apart(paths)), strict=True):
         if path.is_dir():
-            opened.append(_checkpoint(path))
+            opened.append(_checkpoint(path, name))
             continue
         for backend, precision in roads:
             try:
-                opened.append(_on_engine(path, backend, precision, stack))
+                opened.append(_on_engine(path, name, backend, precision, stack))
             except BackendError as error:
-                notes.append(f"Not here: {path.name} on {backend} in {precision}: {error}.")
+                notes.append(f"Not here: {name} on {backend} in {precision}: {error}.")
     if not opened:
         raise DataError("no artefact can be opened here: " + " ".join(notes))
     other = next((one for one in opened if one.contract.labels != opened[0].contract.labels), None)
@@ -144,20 +150,20 @@ def open_artefacts(
     return opened, notes
 
 
-def _checkpoint(folder: Path) -> Artefact:
+def _checkpoint(folder: Path, name: str) -> Artefact:
     from mineral_export.deployable import Deployable
     from mineral_train.checkpoint import WEIGHTS, load_checkpoint
 
     model, contract = load_checkpoint(folder)
     answer = Deployable(model, contract.input).infer
-    return Artefact(f"{folder.name}, {TORCH}", (folder / WEIGHTS).stat().st_size, contract, answer)
+    return Artefact(f"{name}, {TORCH}", (folder / WEIGHTS).stat().st_size, contract, answer)
 
 
-def _on_engine(path: Path, backend: str, precision: str, stack: ExitStack) -> Artefact:
+def _on_engine(path: Path, name: str, backend: str, precision: str, stack: ExitStack) -> Artefact:
     contract = read_contract(path)
     engine = choose_backend(path, backend, precision=precision).backend
     stack.enter_context(closing(engine))
-    name = f"{path.name}, {engine.name} ({engine.device})"
+    name = f"{name}, {engine.name} ({engine.device})"
     return Artefact(name, path.stat().st_size, contract, lambda pixels: engine.infer(pixels).copy())
 
 
@@ -166,12 +172,12 @@ class Scored:
     """What the artefacts said.
 
     Attributes:
-        scores: artefact's name -> (N, L) probabilities.
+        scores: of each artefact, in their order, (N, L) probabilities.
         truth: (N, L) bool of the pictures that could be read.
         unreadable: how many could not.
     """
 
-    scores: dict[str, NDArray[np.float64]]
+    scores: tuple[NDArray[np.float64], ...]
     truth: Bools
     unreadable: int
 
@@ -182,20 +188,20 @@ def score(artefacts: Sequence[Artefact], data: Labelled) -> Scored:
     Raises:
         DataError: if no picture can be read.
     """
-    by_input: dict[InputSpec, list[Artefact]] = defaultdict(list)
-    for one in artefacts:
-        by_input[one.contract.input].append(one)
-    parts: dict[str, list[Probabilities]] = defaultdict(list)
+    by_input: dict[InputSpec, list[int]] = defaultdict(list)
+    for place, one in enumerate(artefacts):
+        by_input[one.contract.input].append(place)
+    parts: list[list[Probabilities]] = [[] for _ in artefacts]
     read: list[int] = []
-    for spec, group in by_input.items():
+    for spec, places in by_input.items():
         read = []
         for indices, pixels in _batches(data.paths, spec):
             read += indices
-            for one in group:
-                parts[one.name].append(one.answer(pixels))
+            for place in places:
+                parts[place].append(artefacts[place].answer(pixels))
     if not read:
         raise DataError("none of the photographs can be read")
-    scores = {one.name: np.concatenate(parts[one.name]).astype(np.float64) for one in artefacts}
+    scores = tuple(np.concatenate(answers).astype(np.float64) for answers in parts)
     return Scored(scores, data.truth[read], len(data.paths) - len(read))
 
 
@@ -235,12 +241,10 @@ class Accuracy:
 
 def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
     """Every artefact's mAP, and its loss against the first one."""
-    first = artefacts[0]
-    reference, thresholds = scored.scores[first.name], np.array(first.contract.thresholds)
+    reference, thresholds = scored.scores[0], np.array(artefacts[0].contract.thresholds)
     expected, base = call(reference, thresholds), mean_average_precision(reference, scored.truth)
     found = []
-    for one in artefacts:
-        scores = scored.scores[one.name]
+    for one, scores in zip(artefacts, scored.scores, strict=True):
         mean_ap = mean_average_precision(scores, scored.truth)
         found.append(
             Accuracy(

@@ -10,6 +10,7 @@ import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,14 @@ from mineral_batch.errors import DataError
 from mineral_batch.runs import model_digest
 from mineral_bench import comparison
 from mineral_bench.comparison import Comparison, compare
-from mineral_bench.conditions import without_folder
 from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
 from mineral_bench.isolated import Isolated, IsolatedError
-from mineral_bench.report import Table
+from mineral_bench.report import Table, names_apart, numbered
 from mineral_export.artefacts import Form, find_artefact, open_artefact, require_same
 from mineral_export.verify import budget_of, least_exact, photographs, synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from mineral_batch.contract import InputSpec
     from mineral_batch.images import Pixels
@@ -144,10 +143,15 @@ def measure(names: Sequence[str], load: Load, plan: Plan) -> Measured:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """What to call them in a table: without folders outside this one, and different from each other."""
-    short = [without_folder(name) for name in names]
-    seen = [short[:index].count(name) for index, name in enumerate(short)]
-    return [f"{name} ({times + 1})" if times else name for name, times in zip(short, seen, strict=True)]
+    """What to call them in a table: see `names_apart`, with their engines, and different from each other."""
+    places = [find_artefact(name).path for name in names]
+    called = zip(names, places, names_apart(places), strict=True)
+    return numbered([short + _engine_in(name, place) for name, place, short in called])
+
+
+def _engine_in(name: str, place: Path) -> str:
+    """`@ENGINE[:PRECISION]` as it was named, nothing where it was not."""
+    return "" if Path(name) == place else f"@{name.rpartition('@')[2]}"
 
 
 @contextmanager

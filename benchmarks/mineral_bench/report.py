@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +17,6 @@ from mineral_bench.measure import Estimate, three_digits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 SCHEMA_VERSION = 1
 
@@ -42,6 +42,26 @@ class Table:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         return "\n\n".join([f"### {self.title}", table, *self.notes])
+
+
+def names_apart(paths: Sequence[Path]) -> list[str]:
+    """What to call files or folders in a table: their own names, with as few folders before them as tell them apart.
+
+    The same place has the same name as often as it comes.
+    """
+    places = [path.absolute() for path in paths]
+    return [_shortest(place, [other for other in places if other != place]) for place in places]
+
+
+def _shortest(place: Path, others: Sequence[Path]) -> str:
+    tails = (place.parts[-length:] for length in range(1, len(place.parts) + 1))
+    return str(Path(*next(tail for tail in tails if all(other.parts[-len(tail) :] != tail for other in others))))
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The same names, a second one of a kind with ` (2)` behind it."""
+    seen = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"{name} ({times + 1})" if times else name for name, times in zip(names, seen, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mineral_batch import Predictor
+from mineral_batch import InputSpec, Predictor
+from mineral_batch._onnx_file import read_contract, write_contract
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure
 from mineral_batch.metrics import mean_average_precision
@@ -60,6 +62,34 @@ def test_the_figure_is_that_of_the_metrics(model_path: Path, photos: Path, label
     assert "equation 6" in done.output
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(
+    model_path: Path, photos: Path, labels: Path, tmp_path: Path
+) -> None:
+    others = [tmp_path / "runs" / run / "model.onnx" for run in ("a", "b")]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(model_path.read_bytes())
+    write_contract(others[1], replace(read_contract(model_path), input=InputSpec(height=32, width=32, resize="crop")))
+    out = tmp_path / "found.json"
+    words = ["accuracy", labels, photos, *others, model_path, others[0], "--backend", "onnx-cpu", "--bootstrap", 0]
+    done = CliRunner().invoke(main, [*map(str, words), "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(out.read_text("utf-8"))["figures"]["artefacts"]
+    names = [one["name"].partition(",")[0] for one in found]
+    assert names == ["a/model.onnx", "b/model.onnx", "tiny.onnx", "a/model.onnx (2)"]
+    assert [one["largest"] > 0 for one in found] == [False, True, False, False], "each with its own answers"
+    assert all(f"| {one['name']} |" in done.output for one in found)
+
+
+def test_every_backend_that_is_named_is_tried(model_path: Path, photos: Path, labels: Path) -> None:
+    words = ["accuracy", labels, photos, model_path, "--backend", "abacus", "--backend", "onnx-cpu", "--bootstrap", 0]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert "| tiny.onnx, onnx-cpu (CPU, float32) |" in done.output
+    assert "Not here: tiny.onnx on abacus in auto: " in done.output
+    assert "openvino in" not in done.output
+
+
 def test_a_worse_artefact_loses_and_an_equal_one_does_not() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random((200, 3)) < 0.3
@@ -84,7 +114,7 @@ def test_unreadable_pictures_are_left_out_of_the_truth_too(model_path: Path, pho
         scored = bench.score(artefacts, data)
     assert scored.unreadable == 1
     assert np.array_equal(scored.truth, truth[[0, 2, 3]])
-    assert all(len(scores) == 3 for scores in scored.scores.values())
+    assert all(len(scores) == 3 for scores in scored.scores)
 
 
 def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:

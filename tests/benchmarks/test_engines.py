@@ -129,6 +129,17 @@ def test_one_artefact_has_nothing_to_be_compared_with(model_path: Path) -> None:
     assert "two artefacts or more" in done.output
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(model_path: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / run / "export" / "model.onnx" for run in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(model_path.read_bytes())
+    names = [str(paths[0]), f"{paths[1]}@onnx-cpu", str(model_path), str(paths[0])]
+    found = engines.measure(names, engines.Load(pictures=8), SHORT)
+    expected = ["a/export/model.onnx", "b/export/model.onnx@onnx-cpu", "tiny.onnx", "a/export/model.onnx (2)"]
+    assert list(found.entries) == expected
+
+
 def test_a_wrong_name_is_said_before_anything_is_opened(tmp_path: Path) -> None:
     nonsense = tmp_path / "nonsense.onnx"
     nonsense.write_bytes(b"no model")

@@ -41,10 +41,9 @@ def accuracy(
     from mineral_bench.conditions import conditions
     from mineral_bench.report import Report
 
-    roads = [road for road in bench.ROADS if road[0] in backends] or [(name, "auto") for name in backends]
     before = conditions(data=f"{labels.name}{f', split {split}' if split else ''}")
     with ExitStack() as stack:
-        opened, notes = bench.open_artefacts(artefacts, roads or bench.ROADS, stack)
+        opened, notes = bench.open_artefacts(artefacts, bench.roads_of(backends), stack)
         data = bench.read_labelled(labels, root, split, opened[0].contract.labels)
         scored = bench.score(opened, data)
     found = bench.judge(opened, scored, bootstrap)
