@@ -20,8 +20,11 @@ import numpy as np
 
 from mineral_batch import pipeline
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends import open_backend
-from mineral_batch.errors import DataError
+from mineral_batch.backends import cuda_driver, open_backend
+from mineral_batch.backends.onnx_cuda import CUDA, load_cuda_libraries
+from mineral_batch.backends.onnx_runtime import CPU
+from mineral_batch.backends.openvino import precision_of
+from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images import Failure, load_image, open_rgb, resize
 from mineral_batch.pipeline import processors
 from mineral_batch.sources import find_images, find_sources
@@ -29,6 +32,7 @@ from mineral_bench import comparison
 from mineral_bench.comparison import Comparison, compare
 from mineral_bench.engine_alone import answer, fill
 from mineral_bench.isolated import Isolated, IsolatedError
+from mineral_bench.report import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +43,6 @@ if TYPE_CHECKING:
     from mineral_batch.images import Pixels
     from mineral_batch.pipeline import Probabilities
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Table
     from mineral_bench.subject import Subject
 
 EAGER, COMPILED, TIMM = "torch eager, DataLoader", "torch.compile, DataLoader", "timm's loader, torch eager"
@@ -65,6 +68,10 @@ class Peer:
     def rest(self) -> None:
         """Do nothing: for whoever wants to know of the process."""
 
+    def describe(self) -> str:
+        """What it computes on and how exactly, once it has answered."""
+        raise NotImplementedError
+
     def from_files(self) -> Probabilities:
         """Read, decode and answer: (N, L) float32."""
         raise NotImplementedError
@@ -89,14 +96,13 @@ class TorchPeer(Peer):
     """
 
     def __init__(self, checkpoint: Path, batch: int, *, compiled: bool = False, workers: int | None = None) -> None:
-        import torch
 
         from mineral_train.checkpoint import load_checkpoint
         from mineral_train.normalise import Normalise
 
         # Back from `Isolated`'s way of starting processes to the one that a script of its own would have.
         multiprocessing.set_start_method(None, force=True)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device, self._computes_on = torch_device()
         model, contract = load_checkpoint(checkpoint)
         self.spec, self.batch = contract.input, batch
         self.workers = processors() if workers is None else workers
@@ -104,6 +110,10 @@ class TorchPeer(Peer):
         self.normalise = Normalise(self.spec).to(self.device)
         if compiled:
             self.model.compile()
+
+    def describe(self) -> str:
+        """Processor or GPU."""
+        return self._computes_on
 
     def prepare(self, paths: Sequence[str]) -> None:
         """Start the loader's processes, which stay."""
@@ -139,6 +149,19 @@ class TorchPeer(Peer):
         with torch.inference_mode():
             answers: Probabilities = torch.cat([self.model(batch).sigmoid().cpu() for batch in batches]).numpy()
         return answers
+
+
+def torch_device() -> tuple[str, str]:
+    """Torch's name of the device to measure on, and in words; on a GPU its products may then be in TF32.
+
+    As they come from torch they are in float32, unlike those of ONNX Runtime and ours: that would be another task.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", "CPU, float32"
+    torch.set_float32_matmul_precision("high")
+    return "cuda", f"GPU ({torch.cuda.get_device_name()}), TF32 allowed"
 
 
 class _Files:
@@ -196,8 +219,27 @@ class OnnxRuntimePeer(Peer):
         import onnxruntime
 
         self.spec = read_contract(model).input
-        self._session = onnxruntime.InferenceSession(str(model), providers=onnxruntime.get_available_providers())
+        # Azure's calls web services and computes nothing of a model, but would be named first.
+        self._wanted = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
+        if CUDA in self._wanted:
+            load_cuda_libraries(onnxruntime)
+        self._session = onnxruntime.InferenceSession(str(model), providers=self._wanted)
         self._input = self._session.get_inputs()[0].name
+
+    def describe(self) -> str:
+        """The first provider of the session.
+
+        Raises:
+            BackendError: if that is the processor where there is a GPU that it was to use: it would look slow.
+        """
+        provider = str(self._session.get_providers()[0])
+        if provider == CPU and CUDA in self._wanted and _has_gpu():
+            raise BackendError(
+                "ONNX Runtime has a GPU and ran on the processor: check that the CUDA and cuDNN libraries of "
+                "onnxruntime-gpu load (mineral-batch doctor)"
+            )
+        may_round = self._session.get_provider_options().get(provider, {}).get("use_tf32") == "1"
+        return f"{provider}, TF32 allowed" if may_round else provider
 
     def from_files(self) -> Probabilities:
         """Decode in full, answer, next."""
@@ -212,6 +254,13 @@ class OnnxRuntimePeer(Peer):
         return answer
 
 
+def _has_gpu() -> bool:
+    try:
+        return bool(cuda_driver.gpus())
+    except cuda_driver.DriverError:
+        return False
+
+
 class OpenVinoPeer(OnnxRuntimePeer):
     """The same with OpenVINO, which computes in bfloat16 where the processor can."""
 
@@ -219,6 +268,10 @@ class OpenVinoPeer(OnnxRuntimePeer):
         openvino = importlib.import_module("openvino")
         self.spec = read_contract(model).input
         self._compiled = openvino.Core().compile_model(str(model), "CPU")
+
+    def describe(self) -> str:
+        """The processor, and in what OpenVINO chose to compute."""
+        return f"CPU, {precision_of(self._compiled)}"
 
     def _answer(self, pixels: Pixels) -> Probabilities:
         answer: Probabilities = self._compiled(pixels[None])[0].copy()
@@ -232,6 +285,10 @@ class OurPeer(Peer):
         self._backend = open_backend(model, backend, batch_size=batch)
         self._batch = batch or self._backend.batch_size
         self.spec = self._backend.contract.input
+
+    def describe(self) -> str:
+        """As the backend says."""
+        return self._backend.device
 
     def prepare(self, paths: Sequence[str]) -> None:
         """Decode to where the pipeline would."""
@@ -304,7 +361,20 @@ def photographs(inputs: Sequence[Path], spec: InputSpec, count: int) -> list[str
     return found
 
 
-def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan) -> Comparison:
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        comparison: of the peers that work here.
+        computes_on: peer -> device and precision, in words.
+    """
+
+    comparison: Comparison
+    computes_on: Mapping[str, str]
+
+
+def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan) -> Measured:
     """Ask every peer that works here in interleaved rounds, after one answer each that is compared.
 
     Raises:
@@ -312,30 +382,54 @@ def measure(subject: Subject, paths: Sequence[str], options: Options, plan: Plan
     """
     method = "from_pixels" if options.engines_only else "from_files"
     with ExitStack() as stack:
-        peers, first, absent = _open(candidates(subject, options), paths, method, stack)
-        return replace(compare(peers, first, method, len(paths), plan), absent=absent)
+        answering, absent = _open(candidates(subject, options), paths, method, stack)
+        peers = {name: one.peer for name, one in answering.items()}
+        first = {name: one.first for name, one in answering.items()}
+        compared = replace(compare(peers, first, method, len(paths), plan), absent=absent)
+    return Measured(compared, {name: one.computes_on for name, one in answering.items()})
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """A peer that works here.
+
+    Attributes:
+        peer: open.
+        first: (N, L) that it answered.
+        computes_on: device and precision, in words.
+    """
+
+    peer: Isolated
+    first: Probabilities
+    computes_on: str
 
 
 def _open(
     makers: Mapping[str, Callable[[], Peer]], paths: Sequence[str], method: str, stack: ExitStack
-) -> tuple[dict[str, Isolated], dict[str, Probabilities], dict[str, str]]:
-    """The peers that answer here, their first answers, and of the others why they do not."""
-    peers, first, absent = {}, {}, {}
+) -> tuple[dict[str, _Answering], dict[str, str]]:
+    """The peers that answer here, and of the others why they do not."""
+    answering, absent = {}, {}
     for name, make in makers.items():
         try:
             peer = stack.enter_context(Isolated(make))
             peer.call("prepare", list(paths))
-            first[name] = np.asarray(peer.call(method).value)
+            first = np.asarray(peer.call(method).value)
+            answering[name] = _Answering(peer, first, peer.call("describe").value)
         except IsolatedError as error:
             absent[name] = str(error)
-        else:
-            peers[name] = peer
-    if not peers:
+    if not answering:
         raise DataError("no peer works here: " + "; ".join(f"{name}: {why}" for name, why in absent.items()))
-    return peers, first, absent
+    return answering, absent
 
 
-def table(found: Comparison, title: str) -> Table:
+def table(found: Measured, title: str) -> Table:
     """One row per peer, with its ratio to the first one and to ONNX Runtime's defaults."""
-    plain = comparison.table(found, title, references=(ONNX,))
-    return replace(plain, notes=[*plain.notes, "Memory without the processes of a DataLoader."])
+    plain = comparison.table(found.comparison, title, references=(ONNX,))
+    rows = [(name, found.computes_on[str(name)], *values) for name, *values in plain.rows]
+    columns = [plain.columns[0], "computes on", *plain.columns[1:]]
+    return Table(title, columns, rows, [*plain.notes, "Memory without the processes of a DataLoader."])
+
+
+def figures(found: Measured) -> dict[str, Any]:
+    """For JSON."""
+    return {**comparison.figures(found.comparison), "computes_on": dict(found.computes_on)}

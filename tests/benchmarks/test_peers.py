@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.errors import DataError
+from mineral_batch.backends import cuda_driver
+from mineral_batch.errors import BackendError, DataError
 from mineral_bench import peers
 from mineral_bench.comparison import Comparison
 from mineral_bench.measure import Plan, Rounds
@@ -24,13 +28,15 @@ def test_ways_with_the_same_answers_and_those_that_are_not_here(model_path: Path
     paths = peers.photographs([photos], read_contract(model_path).input, 5)
     options = peers.Options(backends=("onnx-cpu", "abacus"))
     found = peers.measure(Subject(model_path), paths, options, SHORT)
-    assert {peers.ONNX, "mineral-batch, onnx-cpu"} <= set(found.rounds.seconds)
-    assert "no engine is called" in found.absent["mineral-batch, abacus"]
-    assert found.differences["mineral-batch, onnx-cpu"] < 1e-6
-    assert (found.pictures, len(paths)) == (5, 5)
+    compared = found.comparison
+    assert {peers.ONNX, "mineral-batch, onnx-cpu"} <= set(compared.rounds.seconds)
+    assert "no engine is called" in compared.absent["mineral-batch, abacus"]
+    assert compared.differences["mineral-batch, onnx-cpu"] < 1e-6
+    assert (compared.pictures, len(paths)) == (5, 5)
     shown = peers.table(found, "Title").markdown()
-    assert "mineral-batch, onnx-cpu" in shown
+    assert "| mineral-batch, onnx-cpu | CPU, float32 |" in shown
     assert "Not here: mineral-batch, abacus" in shown
+    assert peers.figures(found)["computes_on"].keys() == compared.rounds.seconds.keys()
 
 
 @pytest.mark.slow
@@ -41,10 +47,12 @@ def test_torchs_ways_give_the_same_answers(photos: Path, tmp_path: Path) -> None
     paths = peers.photographs([photos], read_contract(subject.model).input, 6)
     options = peers.Options(batch=4, backends=("onnx-cpu",), workers=0)
     found = peers.measure(subject, paths, options, SHORT)
-    assert list(found.rounds.seconds)[:3] == [peers.EAGER, peers.TIMM, peers.ONNX]
-    assert all(found.differences[name] < 1e-4 for name in (peers.ONNX, "mineral-batch, onnx-cpu"))
+    differences = found.comparison.differences
+    assert list(found.comparison.rounds.seconds)[:3] == [peers.EAGER, peers.TIMM, peers.ONNX]
+    assert all(differences[name] < 1e-4 for name in (peers.ONNX, "mineral-batch, onnx-cpu"))
     # timm resizes through torchvision or Pillow, whose rounding may differ.
-    assert found.differences[peers.TIMM] < 0.02
+    assert differences[peers.TIMM] < 0.02
+    assert found.computes_on[peers.EAGER] == found.computes_on[peers.TIMM]
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -67,5 +75,91 @@ def test_ratios_are_taken_within_rounds() -> None:
     noise = np.array([1.0, 5.0, 2.0, 3.0, 1.5, 4.0])
     times = {peers.ONNX: 4 * noise, "ours": noise}
     found = Comparison(Rounds(times, times, 1, True), 8, dict.fromkeys(times, 0.0), dict.fromkeys(times))
-    rows = {row[0]: row[2] for row in peers.table(found, "Title").rows}
-    assert rows == {peers.ONNX: "1", "ours": "4.00 (4.00 to 4.00)"}
+    shown = peers.table(peers.Measured(found, dict.fromkeys(times, "an abacus")), "Title")
+    rows = {row[0]: row[1:4:2] for row in shown.rows}
+    assert rows == {peers.ONNX: ("an abacus", "1"), "ours": ("an abacus", "4.00 (4.00 to 4.00)")}
+    assert shown.columns[1:4:2] == ["computes on", f"times {peers.ONNX}"]
+
+
+# ---- on a GPU, which is played ---------------------------------------------------------------------------------------
+
+GPUS = [cuda_driver.Gpu(0, "NVIDIA H200", "9.0", 1 << 37)]
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class Runtime:
+    """The module `onnxruntime` of its package for GPUs, whose sessions compute on the processor.
+
+    Args:
+        loads: whether CUDA's libraries are found once they are looked for, as in the packages of torch.
+    """
+
+    def __init__(self, *, loads: bool) -> None:
+        self._loads, self._looked_for = loads, False
+
+    def get_available_providers(self) -> list[str]:
+        return ["AzureExecutionProvider", CUDA, CPU]
+
+    def preload_dlls(self) -> None:
+        self._looked_for = True
+
+    def InferenceSession(self, path: str, providers: list[str]) -> Any:
+        real = onnxruntime.InferenceSession(path, providers=[CPU])
+        runs = [name for name in providers if name != CUDA or (self._loads and self._looked_for)]
+        return SimpleNamespace(
+            run=real.run,
+            get_inputs=real.get_inputs,
+            get_providers=lambda: runs,
+            get_provider_options=lambda: {CUDA: {"use_tf32": "1"}, CPU: {}},
+        )
+
+
+@pytest.mark.parametrize(
+    ("loads", "gpus", "words"), [(True, GPUS, f"{CUDA}, TF32 allowed"), (False, [], CPU), (False, None, CPU)]
+)
+def test_onnx_runtime_finds_cudas_libraries_and_says_where_it_ran(
+    loads: bool,
+    gpus: list[cuda_driver.Gpu] | None,
+    words: str,
+    model_path: Path,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    play(monkeypatch, Runtime(loads=loads), gpus)
+    peer = peers.OnnxRuntimePeer(model_path)
+    peer.prepare(peers.photographs([photos], peer.spec, 2))
+    assert peer.from_files().shape == (2, 3)
+    assert peer.describe() == words
+
+
+def test_onnx_runtime_on_the_processor_beside_a_gpu_is_not_compared(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, Runtime(loads=False), GPUS)
+    with pytest.raises(BackendError, match="has a GPU and ran on the processor"):
+        peers.OnnxRuntimePeer(model_path).describe()
+
+
+def play(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, gpus: list[cuda_driver.Gpu] | None) -> None:
+    def found() -> list[cuda_driver.Gpu]:
+        if gpus is None:
+            raise cuda_driver.DriverError("there is no driver")
+        return gpus
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(cuda_driver, "gpus", found)
+
+
+def test_torch_may_use_tf32_where_ours_may_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="torch's ways need torch")
+    before = torch.get_float32_matmul_precision()
+    try:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert peers.torch_device() == ("cpu", "CPU, float32")
+        assert torch.get_float32_matmul_precision() == before
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+        assert peers.torch_device() == ("cuda", "GPU (NVIDIA H200), TF32 allowed")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -47,7 +47,6 @@ def peers(
 
     from mineral_batch._onnx_file import read_contract
     from mineral_bench import peers as bench
-    from mineral_bench.comparison import figures
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
@@ -64,4 +63,4 @@ def peers(
         found = bench.measure(subject, paths, chosen, Plan(seconds=seconds))
     what = "engines alone, pictures decoded before" if engines_only else "from files to probabilities"
     table = bench.table(found, f"{contract.name}: {what}")
-    Report("peers", before, figures(found), [table]).give(json_file, markdown_file)
+    Report("peers", before, bench.figures(found), [table]).give(json_file, markdown_file)

@@ -39,7 +39,7 @@ class OpenVinoBackend:
     batch_size = 1
 
     def __init__(self, compiled: list[Any], contract: ModelContract, version: str) -> None:
-        precision = _precision(compiled[0])
+        precision = precision_of(compiled[0])
         self.contract = contract
         self.device = f"CPU, {precision}"
         self.version = f"OpenVINO {version}, {precision}"
@@ -168,7 +168,7 @@ def _precision_option(core: Any, precision: str) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
 
 
-def _precision(compiled: Any) -> str:
+def precision_of(compiled: Any) -> str:
     """What the compiled model really computes in."""
     found = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
     return _WORDS.get(found, found)
