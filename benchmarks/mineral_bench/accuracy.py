@@ -266,10 +266,12 @@ def difference_interval(
 ) -> tuple[float, float]:
     """95 % basic bootstrap interval of the difference of two mAPs, (N, L) each, over the same resampled pictures.
 
-    Far narrower than the intervals of the two figures: hard pictures are hard for both.
+    Far narrower than the intervals of the two figures: hard pictures are hard for both. NaN both without a resample.
     """
-    if resamples < 1 or np.array_equal(scores, reference):
+    if np.array_equal(scores, reference):
         return 0.0, 0.0
+    if resamples < 1:
+        return np.nan, np.nan
     rng = np.random.default_rng(seed)
     drawn = [_difference(scores, reference, truth, rng.integers(len(truth), size=len(truth))) for _ in range(resamples)]
     estimate = _difference(scores, reference, truth, np.arange(len(truth)))
@@ -309,7 +311,8 @@ def table(found: Sequence[Accuracy], scored: Scored, data: Labelled, notes: Sequ
 
 
 def _points(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.2f} ({100 * low:{sign}.2f} to {100 * high:{sign}.2f})"
+    interval = "" if np.isnan(low) else f" ({100 * low:{sign}.2f} to {100 * high:{sign}.2f})"
+    return f"{100 * value:{sign}.2f}{interval}"
 
 
 def figures(found: Sequence[Accuracy], scored: Scored) -> dict[str, Any]:
@@ -318,8 +321,15 @@ def figures(found: Sequence[Accuracy], scored: Scored) -> dict[str, Any]:
         "definition": EQUATION_6,
         "photographs": len(scored.truth),
         "unreadable": scored.unreadable,
-        "artefacts": [vars(one) | {"mean_ap": _mean_ap(one.mean_ap)} for one in found],
+        "artefacts": [vars(one) | _in_json(one) for one in found],
     }
+
+
+def _in_json(one: Accuracy) -> dict[str, Any]:
+    """What JSON has no form for; null where there is no interval."""
+    intervals = {"interval": one.interval, "difference_interval": one.difference_interval}
+    told = {name: None if np.isnan(interval).any() else interval for name, interval in intervals.items()}
+    return told | {"mean_ap": _mean_ap(one.mean_ap)}
 
 
 def _mean_ap(found: MeanAP) -> dict[str, Any]:

@@ -79,6 +79,9 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
     assert names == ["a/model.onnx", "b/model.onnx", "tiny.onnx", "a/model.onnx (2)"]
     assert [one["largest"] > 0 for one in found] == [False, True, False, False], "each with its own answers"
     assert all(f"| {one['name']} |" in done.output for one in found)
+    assert {one["interval"] for one in found} == {None}, "without a resample there is none"
+    assert found[1]["difference_interval"] is None
+    assert "nan" not in done.output
 
 
 def test_every_backend_that_is_named_is_tried(model_path: Path, photos: Path, labels: Path) -> None:
