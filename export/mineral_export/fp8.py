@@ -8,8 +8,10 @@ the starter model where ModelOpt lost 2.7, 3.2 on a ViT-Ti where ModelOpt lost n
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,16 +82,17 @@ def _by_modelopt(model: ModelProto, pictures: Iterable[Pixels]) -> ModelProto:
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "float8.onnx")
         onnx.save(model, source)
-        quantize(
-            str(source),
-            quantize_mode="fp8",
-            calibration_data={model.graph.input[0].name: np.stack(list(pictures))},
-            calibration_method="max",
-            calibration_eps=["cpu"],
-            high_precision_dtype="fp32",
-            output_path=str(target),
-            log_level="ERROR",
-        )
+        with redirect_stdout(io.StringIO()):  # that a GPU is missing, and notes of the packages that it uses
+            quantize(
+                str(source),
+                quantize_mode="fp8",
+                calibration_data={model.graph.input[0].name: np.stack(list(pictures))},
+                calibration_method="max",
+                calibration_eps=["cpu"],
+                high_precision_dtype="fp32",
+                output_path=str(target),
+                log_level="CRITICAL",
+            )
         return onnx.load(target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from mineral_batch.contract import ModelContract
     from mineral_export.verify import Budget, Parity, Samples
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,12 @@ def unproved(target: Path) -> Iterator[Path]:
     """
     with _folder_beside(target) as folder:
         path = folder / target.name
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise DataError(f"cannot write {target}: {error.strerror}; choose another place with -o") from None
         with _told_of(target):
             path.replace(target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
@@ -253,3 +254,17 @@ def test_a_target_that_becomes_a_folder_meanwhile_is_left_alone(source, tmp_path
     with pytest.raises(DataError, match=r"cannot write .*copy\.onnx: Is a directory; choose another place with -o"):
         derive(source, target, "float32", convert)
     assert list(tmp_path.rglob("*")) == [target]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx, "save", full)
+    done = CliRunner().invoke(main, ["fp16", str(source), "-o", str(tmp_path / "half.onnx")])
+    assert done.exit_code == 1
+    assert (
+        done.output
+        == f"Error: cannot write {tmp_path / 'half.onnx'}: No space left on device; choose another place with -o\n"
+    )
+    assert not list(tmp_path.iterdir())
