@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,63 +13,117 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from mineral_batch.contract import InputSpec
+    from mineral_batch.contract import InputSpec, ModelContract
     from mineral_batch.images import Pixels
     from mineral_export.gate import Exported
     from mineral_export.quantise import Quantised
+    from mineral_export.verify import Budget, Samples
 
     Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path)
 
 
-def pictures_options(command: Command) -> Command:
-    """`--photos`, `--labels`, `--split`, `--count`: what is compared on."""
-    for option in (
-        click.option("--count", type=click.IntRange(1), help="Compare on so many. [default: all; 8 synthetic ones]"),
-        click.option("--split", help="Compare on the rows of LABELS that have this in their column `split`."),
-        click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare mAP on the photographs it names."),
-        click.option("--photos", type=FILE, help="Compare on these photographs. [default: synthetic ones]"),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class Pictures:
+    """What two forms of a model are compared on."""
+
+    photos: Path | None
+    labels: Path | None
+    split: str | None
+    count: int | None
+
+    def samples(self, contract: ModelContract, count: int | None = None) -> Samples:
+        """Drawn anew; `count` where the user names no number."""
+        from mineral_export.verify import samples
+
+        return samples(contract, self.photos, self.labels, self.split, self.count or count)
 
 
-def gate_options(command: Command) -> Command:
-    """`pictures_options`, the budget, and what to do beyond it."""
-    for option in (
-        click.option("--force", is_flag=True, help="Write the model even if it is beyond the budget."),
-        click.option("--points", type=float, help="Points of mAP that may be lost. [default: the precision's budget]"),
-    ):
-        command = option(command)
-    return pictures_options(command)
+@dataclass(frozen=True)
+class Gate:
+    """What decides whether a model is written."""
+
+    points: float | None
+    force: bool
+
+    def budget(self, precision: str) -> Budget:
+        """The precision's, with the loss of mAP that the user allows."""
+        from mineral_export.verify import budget_of
+
+        return budget_of(precision, self.points)
 
 
-def calibration_options(command: Command) -> Command:
-    """`--calibrate`, `--calibration-count` and `--quiet`: for the commands that quantise."""
-    for option in (
-        click.option("-q", "--quiet", is_flag=True, help="No progress."),
-        click.option(
-            "--calibration-count",
-            default=256,
-            show_default=True,
-            type=click.IntRange(1),
-            help="Of them, spread evenly over the folder.",
-        ),
-        click.option("--calibrate", type=FILE, required=True, help="Folder of photographs like those to be predicted."),
-    ):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class Calibration:
+    """The photographs that a quantiser looks at."""
+
+    calibrate: Path
+    calibration_count: int
+
+    def pixels(self, spec: InputSpec) -> Pixels:
+        """(N, H, W, 3) uint8; says where there are fewer than asked for."""
+        from mineral_export.verify import spread
+
+        pixels = spread([self.calibrate], spec, self.calibration_count)
+        if len(pixels) < self.calibration_count:
+            click.echo(
+                f"Calibration with {len(pixels)} photographs, not {self.calibration_count}: {self.calibrate} has no "
+                f"more that can be read"
+            )
+        return pixels
 
 
-def calibration_pictures(folder: Path, spec: InputSpec, count: int) -> Pixels:
-    """The photographs to calibrate with, (N, H, W, 3) uint8; says where there are fewer than asked for."""
-    from mineral_export.verify import spread
+def _gathered(name: str, kind: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A decorator that adds options and hands their values to the command as one argument."""
 
-    pixels = spread([folder], spec, count)
-    if len(pixels) < count:
-        click.echo(f"Calibration with {len(pixels)} photographs, not {count}: {folder} has no more that can be read")
-    return pixels
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_one(**given: Any) -> Any:
+            values = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            return command(**{name: values}, **given)
+
+        done: Command = with_one
+        for option in options:
+            done = option(done)
+        return done
+
+    return decorate
+
+
+#: `--photos`, `--labels`, `--split`, `--count`, as `pictures`.
+pictures_options = _gathered(
+    "pictures",
+    Pictures,
+    click.option("--count", type=click.IntRange(1), help="Compare on so many. [default: all; 8 synthetic ones]"),
+    click.option("--split", help="Compare on the rows of LABELS that have this in their column `split`."),
+    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare mAP on the photographs it names."),
+    click.option("--photos", type=FILE, help="Compare on these photographs. [default: synthetic ones]"),
+)
+
+#: `--points` and `--force`, as `gate`.
+gate_options = _gathered(
+    "gate",
+    Gate,
+    click.option("--force", is_flag=True, help="Write the model even if it is beyond the budget."),
+    click.option("--points", type=float, help="Points of mAP that may be lost. [default: the precision's budget]"),
+)
+
+#: `--calibrate` and `--calibration-count`, as `calibration`.
+calibration_options = _gathered(
+    "calibration",
+    Calibration,
+    click.option(
+        "--calibration-count",
+        default=256,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Of them, spread evenly over the folder.",
+    ),
+    click.option("--calibrate", type=FILE, required=True, help="Folder of photographs like those to be predicted."),
+)
+
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 
 
 class Phases:

@@ -6,26 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_export.cli._options import FILE, gate_options, report
+from mineral_export.cli._options import FILE, gate_options, pictures_options, report
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mineral_export.cli._options import Gate, Pictures
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp16.onnx.")
+@pictures_options
 @gate_options
-def fp16(
-    model: Path,
-    output: Path | None,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
-    points: float | None,
-    force: bool,
-) -> None:
+def fp16(model: Path, output: Path | None, pictures: Pictures, gate: Gate) -> None:
     """Write MODEL (float32, from mineral-export onnx) as a typed FP16 graph, for GPUs.
 
     Normalisation, LayerNorm, softmax and the last sigmoid stay float32; uint8 pictures go in and float32
@@ -34,8 +28,6 @@ def fp16(
     """
     from mineral_batch._onnx_file import read_contract
     from mineral_export.fp16 import to_fp16
-    from mineral_export.verify import budget_of, samples
 
-    pictures = samples(read_contract(model), photos, labels, split, count)
-    target = output or model.with_suffix(".fp16.onnx")
-    report(to_fp16(model, target, pictures=pictures, budget=budget_of("float16", points), force=force), model)
+    target, compared_on = output or model.with_suffix(".fp16.onnx"), pictures.samples(read_contract(model))
+    report(to_fp16(model, target, pictures=compared_on, budget=gate.budget("float16"), force=gate.force), model)

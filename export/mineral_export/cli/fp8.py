@@ -10,8 +10,9 @@ from mineral_export.cli._options import (
     FILE,
     Phases,
     calibration_options,
-    calibration_pictures,
     gate_options,
+    pictures_options,
+    quiet_option,
     report,
     report_layers,
 )
@@ -19,24 +20,18 @@ from mineral_export.cli._options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mineral_export.cli._options import Calibration, Gate, Pictures
+
 
 @click.command()
 @click.argument("model", type=FILE)
 @calibration_options
+@quiet_option
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp8.onnx.")
+@pictures_options
 @gate_options
 def fp8(
-    model: Path,
-    calibrate: Path,
-    calibration_count: int,
-    quiet: bool,
-    output: Path | None,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
-    points: float | None,
-    force: bool,
+    model: Path, calibration: Calibration, quiet: bool, output: Path | None, pictures: Pictures, gate: Gate
 ) -> None:
     """Quantise MODEL (float32, from mineral-export onnx) to FP8, for TensorRT on Hopper, Ada and newer GPUs.
 
@@ -44,21 +39,18 @@ def fp8(
     is within the budget: 0.5 points of mAP (with --labels) or the budget of probabilities (without), compared on ONNX
     Runtime's CPU engine. Needs NVIDIA ModelOpt: pip install "nvidia-modelopt[onnx]", in an environment of its own.
     """
-    from functools import partial
-
     from mineral_batch._onnx_file import read_contract
     from mineral_export.fp8 import to_fp8
-    from mineral_export.verify import budget_of, samples
 
-    contract = read_contract(model)
+    contract, target = read_contract(model), output or model.with_suffix(".fp8.onnx")
     with Phases(quiet=quiet) as phases:
         result = to_fp8(
             model,
-            output or model.with_suffix(".fp8.onnx"),
-            calibration_pictures(calibrate, contract.input, calibration_count),
-            pictures=partial(samples, contract, photos, labels, split, count),
-            budget=budget_of("float8", points),
-            force=force,
+            target,
+            calibration.pixels(contract.input),
+            pictures=lambda: pictures.samples(contract),
+            budget=gate.budget("float8"),
+            force=gate.force,
             progress=phases,
         )
     report(result.exported, model)

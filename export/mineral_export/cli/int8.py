@@ -10,8 +10,9 @@ from mineral_export.cli._options import (
     FILE,
     Phases,
     calibration_options,
-    calibration_pictures,
     gate_options,
+    pictures_options,
+    quiet_option,
     report,
     report_layers,
 )
@@ -19,28 +20,27 @@ from mineral_export.cli._options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mineral_export.cli._options import Calibration, Gate, Pictures
+
 _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @calibration_options
+@quiet_option
 @click.option("--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine.")
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .int8.onnx.")
+@pictures_options
 @gate_options
 def int8(
     model: Path,
-    calibrate: Path,
-    calibration_count: int,
+    calibration: Calibration,
     quiet: bool,
     target: str,
     output: Path | None,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
-    points: float | None,
-    force: bool,
+    pictures: Pictures,
+    gate: Gate,
 ) -> None:
     """Quantise MODEL (float32, from mineral-export onnx) to INT8 with the photographs of --calibrate.
 
@@ -48,22 +48,19 @@ def int8(
     points of mAP (with --labels) or the budget of probabilities (without). Compare on other photographs than those
     of --calibrate. What is not quantised is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
-    from functools import partial
-
     from mineral_batch._onnx_file import read_contract
     from mineral_export.quantise import to_int8
-    from mineral_export.verify import budget_of, samples
 
     contract = read_contract(model)
     with Phases(quiet=quiet) as phases:
         result = to_int8(
             model,
             output or model.with_suffix(".int8.onnx"),
-            calibration_pictures(calibrate, contract.input, calibration_count),
+            calibration.pixels(contract.input),
             for_engine=target,
-            pictures=partial(samples, contract, photos, labels, split, count),
-            budget=budget_of("int8", points),
-            force=force,
+            pictures=lambda: pictures.samples(contract),
+            budget=gate.budget("int8"),
+            force=gate.force,
             progress=phases,
         )
     report(result.exported, model)

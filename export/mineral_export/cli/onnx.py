@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mineral_batch.explain import GRAD_CAM, METHODS
 from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE, TOP
 from mineral_export.cli._options import pictures_options
+
+if TYPE_CHECKING:
+    from mineral_export.cli._options import Pictures
 
 
 @click.command()
@@ -41,10 +45,7 @@ def onnx(
     output: Path | None,
     name: str | None,
     licence: str | None,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
+    pictures: Pictures,
     tolerance: float,
     force: bool,
     explain: str | None,
@@ -60,19 +61,18 @@ def onnx(
     from dataclasses import replace
 
     from mineral_export.onnx import export_onnx
-    from mineral_export.verify import PICTURES, samples
+    from mineral_export.verify import PICTURES
     from mineral_train.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(checkpoint)
     contract = replace(contract, name=name or contract.name, licence=licence or contract.licence)
-    pictures = samples(contract, photos, labels, split, count or (None if labels else PICTURES))
     target = output or checkpoint / "model.onnx"
     exported = export_onnx(
         model,
         contract,
         target,
         opset=opset,
-        pictures=pictures,
+        pictures=pictures.samples(contract, None if pictures.labels else PICTURES),
         tolerance=tolerance,
         force=force,
         explain=explain,

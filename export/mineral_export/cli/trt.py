@@ -11,9 +11,10 @@ import click
 
 from mineral_batch.backends.tensorrt_engine import Profile, sidecar_path
 from mineral_batch.backends.tensorrt_library import RUNTIMES
-from mineral_export.cli._options import Phases, gate_options
+from mineral_export.cli._options import Phases, gate_options, pictures_options, quiet_option
 
 if TYPE_CHECKING:
+    from mineral_export.cli._options import Gate, Pictures
     from mineral_export.engine import Engine
 
 
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="Read and written; later builds are faster.")
 @click.option("--version-compatible", is_flag=True, help="Also for later releases of this TensorRT.")
 @click.option("--hardware-compatible", is_flag=True, help="Also for every GPU since Ampere; slower.")
+@pictures_options
 @gate_options
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@quiet_option
 def trt(
     model: Path,
     output: Path | None,
@@ -59,12 +61,8 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
-    points: float | None,
-    force: bool,
+    pictures: Pictures,
+    gate: Gate,
     quiet: bool,
 ) -> None:
     """Build a TensorRT engine of MODEL, an ONNX file from mineral-export onnx.
@@ -79,7 +77,6 @@ def trt(
     from mineral_batch._onnx_file import read_contract
     from mineral_batch.backends.tensorrt_build import Options
     from mineral_export.engine import export_engine
-    from mineral_export.verify import samples
 
     options = Options(
         _profile(batch, smallest, optimum, largest),
@@ -97,9 +94,9 @@ def trt(
             options,
             precision=precision,  # type: ignore[arg-type]  # a click.Choice of the same three
             runtime=runtime,
-            pictures=samples(read_contract(model), photos, labels, split, count),
-            points=points,
-            force=force,
+            pictures=pictures.samples(read_contract(model)),
+            points=gate.points,
+            force=gate.force,
             rebuild=shlex.join(["mineral-export", *sys.argv[1:]]) if sys.argv[1:2] == ["trt"] else None,
             progress=phases,
         )

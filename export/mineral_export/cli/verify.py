@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mineral_export.artefacts import Artefact
+    from mineral_export.cli._options import Pictures
     from mineral_export.verify import Budget, Parity
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
@@ -29,10 +30,7 @@ _EXIT_BEYOND = 1
 def verify(
     one: str,
     other: str,
-    photos: Path | None,
-    labels: Path | None,
-    split: str | None,
-    count: int | None,
+    pictures: Pictures,
     budget: str | None,
     points: float | None,
     json_file: Path | None,
@@ -51,8 +49,7 @@ def verify(
     with open_artefact(one) as a, open_artefact(other) as b:
         require_same(a, b)
         allowed = parities.budget_of(budget or parities.least_exact((a.precision, b.precision)), points)
-        pictures = parities.samples(a.contract, photos, labels, split, count)
-        parity = parities.compare(a.answers, b.answers, pictures, a.contract)
+        parity = parities.compare(a.answers, b.answers, pictures.samples(a.contract), a.contract)
     click.echo("\n".join(_text(a, b, parity, allowed)))
     if json_file:
         _write(json_file, _record(a, b, parity, allowed))
