@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from mineral_batch.errors import BackendError
-from mineral_export.quantise import within_budget
+from mineral_export.quantise import Method, within_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,18 +61,9 @@ def to_fp8(
         ContractError: if the source is no model with a contract.
         DataError: if the source is not float32 or too old an opset, or the target cannot be written.
     """
+    method = Method("float8", _by_modelopt, "onnx-cpu", "float16")
     return within_budget(
-        source,
-        target,
-        "float8",
-        _by_modelopt,
-        calibration,
-        engine="onnx-cpu",
-        rest="float16",
-        pictures=pictures,
-        budget=budget,
-        force=force,
-        progress=progress,
+        source, target, method, calibration, pictures=pictures, budget=budget, force=force, progress=progress
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ from mineral_export.qdq import (
 from mineral_export.verify import ParityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from mineral_batch.images import Pixels
@@ -137,36 +137,52 @@ def to_int8(
         DataError: if the source is not float32 or, for TensorRT, older than opset 19, or the target cannot be written.
     """
     wanted = TARGETS[for_engine]
-    return within_budget(
-        source,
-        target,
+    method = Method(
         "int8",
         lambda model, given: quantised(model, given, len(calibration), wanted),
-        calibration,
-        engine=wanted.engine,
-        rest=wanted.rest,
-        pictures=pictures,
-        budget=budget,
-        force=force,
-        progress=progress,
-        quantised_for=for_engine,
+        wanted.engine,
+        wanted.rest,
+        {"quantised_for": for_engine},
     )
+    return within_budget(
+        source, target, method, calibration, pictures=pictures, budget=budget, force=force, progress=progress
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to a file of 8 bits.
+
+    Attributes:
+        precision: a name in `verify.BUDGETS`.
+        quantise: gives the model with Q/DQ pairs, its weights still float, and its nodes under their old names; it is
+            given the pictures of the calibration one by one, each (H, W, 3), as often as it iterates over them.
+        engine: that answers for both files when they are compared.
+        rest: precision of what is not quantised.
+        provenance: more facts for the contract.
+    """
+
+    precision: str
+    quantise: Quantiser
+    engine: str
+    rest: Rest
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def finished(self, model: ModelProto) -> ModelProto:
+        """The graph to be written: weights are rounded last, by the scales that stand in the file."""
+        return packed(converted(model) if self.rest == "float16" else model)
 
 
 def within_budget(
     source: Path,
     target: Path,
-    precision: str,
-    quantise: Quantiser,
+    method: Method,
     calibration: Pixels,
     *,
-    engine: str,
-    rest: Rest,
     pictures: Callable[[], Samples] | None,
     budget: Budget | None,
     force: bool,
     progress: Progress | None,
-    **provenance: object,
 ) -> Quantised:
     """Quantise once, then take layers back, the most sensitive first, until the answers are within budget.
 
@@ -176,17 +192,12 @@ def within_budget(
     Args:
         source: float32, with a contract.
         target: where to write.
-        precision: a name in `verify.BUDGETS`.
-        quantise: gives the model with Q/DQ pairs, its weights still float, and its nodes under their old names; it is
-            given the pictures of the calibration one by one, each (H, W, 3), as often as it iterates over them.
+        method: how.
         calibration: (N, H, W, 3) uint8.
-        engine: that answers for both files.
-        rest: precision of what is not quantised.
         pictures: makes what is compared on, anew for each attempt; None for synthetic ones.
         budget: None for that of the precision.
         force: write the first attempt whatever it loses.
         progress: called while working.
-        **provenance: more facts for the contract.
 
     Raises:
         ParityError: if even the last attempt is beyond the budget; nothing is written.
@@ -196,42 +207,47 @@ def within_budget(
     """
     contract, told = read_contract(source), progress or _silent
     require_place(target)
-    model = _float32(source, rest)
-    full = quantise(model, _Counted(calibration, told, "calibration"))
-    rounded = quantised_layers(full)
-    if not rounded:
-        raise BackendError(
-            f"no layer of {source} was quantised: it has none of {', '.join(sorted(LAYERS))} to quantise"
-        )
+    model = _float32(source, method.rest)
+    full = method.quantise(model, _Counted(calibration, told, "calibration"))
+    rounded = _required(quantised_layers(full), source)
     counts = sorted({math.ceil(share * len(rounded)) for share in SHARES})
     errors: dict[str, float] = {}
     for attempt, count in enumerate(counts, 1):
         kept = tuple(sorted(errors, key=lambda name: -errors[name])[:count])
         samples = pictures() if pictures else verify.samples(contract)
-        phase = f"comparing, attempt {attempt} of at most {len(counts)}, {count} layers in {rest}"
+        phase = f"comparing, attempt {attempt} of at most {len(counts)}, {count} layers in {method.rest}"
         try:
             exported = derive(
                 source,
                 target,
-                precision,
-                _saver(_finished(left_in_float32(full, model, kept), rest)),
+                method.precision,
+                _saver(method.finished(left_in_float32(full, model, kept))),
                 pictures=samples.counted(told, phase),
                 budget=budget,
-                engine=engine,
+                engine=method.engine,
                 force=force,
                 calibration_pictures=len(calibration),
-                unquantised=rest,
+                unquantised=method.rest,
                 kept_layers=list(kept),
-                **provenance,
+                **method.provenance,
             )
         except ParityError as error:
             if count == counts[-1]:
-                raise _given_up(error, count, len(rounded), rest) from None
+                tried = f"none up to the {count} most sensitive of {len(rounded)} layers in {method.rest}"
+                raise ParityError(f"{error}; tried with {tried}") from None
             errors = errors or layer_errors(model, full, calibration[:_MEASURED])
         else:
             layers = sum(node.op_type in LAYERS for node in model.graph.node)
-            return Quantised(exported, layers, len(rounded) - len(kept), kept, rest, errors)
+            return Quantised(exported, layers, len(rounded) - len(kept), kept, method.rest, errors)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _required(layers: tuple[str, ...], source: Path) -> tuple[str, ...]:
+    if not layers:
+        raise BackendError(
+            f"no layer of {source} was quantised: it has none of {', '.join(sorted(LAYERS))} to quantise"
+        )
+    return layers
 
 
 def _float32(source: Path, rest: Rest) -> ModelProto:
@@ -247,15 +263,6 @@ def _float32(source: Path, rest: Rest) -> ModelProto:
     if any(weight.data_type == TensorProto.FLOAT16 for weight in model.graph.initializer):
         raise DataError(f"{source} is FP16: give the float32 file that it was made from")
     return model
-
-
-def _given_up(error: ParityError, count: int, layers: int, rest: Rest) -> ParityError:
-    return ParityError(f"{error}; tried with none up to the {count} most sensitive of {layers} layers in {rest}")
-
-
-def _finished(model: ModelProto, rest: Rest) -> ModelProto:
-    """The graph to be written: weights are rounded last, by the scales that stand in the file."""
-    return packed(converted(model) if rest == "float16" else model)
 
 
 def _saver(model: ModelProto) -> Callable[[Path, Path], None]:
