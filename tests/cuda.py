@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ANYWHERE = ("cuDevice", "cuDriver", "cuCtxPush", "cuCtxPop")  # what needs no context
 CONTEXTS = 1 << 50  # the primary context of GPU 0; that of GPU 1 is the next one
+POOLS = 1 << 51  # the memory pool of GPU 0
 
 
 class CudaError(Exception):
@@ -54,6 +55,8 @@ class Cuda:
         kernels: name -> what it does; it is launched if a module has a kernel of that name.
         memory, pinned: address -> bytes on a GPU, page-locked bytes.
         retained: contexts, each as often as it is held.
+        free: bytes that are said to be free on each GPU.
+        kept: GPU -> bytes that its memory pool keeps.
     """
 
     def __init__(self, gpus: int = 1) -> None:
@@ -64,6 +67,8 @@ class Cuda:
         self.memory: dict[int, Bytes] = {}
         self.pinned: dict[int, Bytes] = {}
         self.retained: list[int] = []
+        self.free = 20 << 30
+        self.kept: dict[int, int] = {}
         self.default_stream: deque[Work] = deque()
         self.streams: dict[int, deque[Work]] = {}
         self.capturing: dict[int, deque[Work]] = {}
@@ -153,10 +158,22 @@ class Cuda:
         buffer.value = b"NVIDIA L4"
 
     def cuDeviceGetAttribute(self, which: int, device: int) -> int:
-        return {75: 8, 76: 9}[which]
+        return {75: 8, 76: 9, 115: 1}[which]
 
     def cuDeviceTotalMem_v2(self, device: int) -> int:
         return 24 << 30
+
+    def cuDeviceGetDefaultMemPool(self, device: int) -> int:
+        return POOLS + device
+
+    def cuMemPoolSetAttribute(self, pool: int, which: int, value: Any) -> None:
+        assert which == 4, "not the threshold above which memory is given back"
+        assert isinstance(value.contents, ctypes.c_uint64)
+        self.kept[pool - POOLS] = value.contents.value
+
+    def cuMemGetInfo_v2(self) -> int:
+        """Both what is free and what there is: nobody asks for the latter."""
+        return self.free
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> int:
         assert device < self.gpus

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from contextlib import ExitStack
 from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 MAX_SIDE = 16384
 _PRECISION_BITS = 22
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # on either side, in pixels of the smaller picture
-# Distinct sizes of pictures whose weights are remembered: a folder has those of a few cameras.
+# Tables of weights that are remembered, two for each size of a picture: a folder has those of a few cameras.
 _REMEMBERED = 64
 
 Table = NDArray[np.int32]
+#: What a table depends on; see `table`.
+_Axis = tuple[int, tuple[float, float], int, str]
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -84,10 +87,14 @@ class Resizer:
     def __init__(self, context: Context, stream: Stream, largest: int) -> None:
         self._context = context
         self._stream = stream
+        self._tables: dict[_Axis, tuple[Memory, int]] = {}
         code = resources.files("mineral_batch").joinpath("resample.ptx").read_text(encoding="ascii")
-        self._kernel = context.kernel(code, "resample")
-        self._narrow = context.allocate(MAX_SIDE * largest * 3)
-        self._tables = [context.allocate(_table_bytes(largest)) for _ in range(2)]
+        with ExitStack() as held:
+            self._kernel = context.kernel(code, "resample")
+            held.callback(self._kernel.close)
+            self._narrow = _allocated(context, MAX_SIDE * largest * 3, held)
+            self._unused = [_allocated(context, _table_bytes(largest), held) for _ in range(_REMEMBERED)]
+            self._held = held.pop_all()
 
     def enqueue(
         self,
@@ -109,27 +116,44 @@ class Resizer:
             result: address of (height, width, 3) uint8.
         """
         (width, height), (new_width, new_height) = size, target
-        across = table(width, (box[0], box[2]), new_width, interpolation)
-        down = table(height, (box[1], box[3]), new_height, interpolation)
+        across = width, (box[0], box[2]), new_width, interpolation
+        down = height, (box[1], box[3]), new_height, interpolation
         narrow = int(self._narrow)
-        self._along(self._tables[0], across, pixels, narrow, width, 3, height * new_width * 3)
-        self._along(self._tables[1], down, narrow, result, height, new_width * 3, new_height * new_width * 3)
+        self._along(across, pixels, narrow, 3, height * new_width * 3)
+        self._along(down, narrow, result, new_width * 3, new_height * new_width * 3)
 
-    def _along(
-        self, room: Memory, weights: Table, given: int, result: int, size_in: int, inner: int, count: int
-    ) -> None:
-        """One axis; the stream keeps the table as it is until the kernel before has ended."""
-        self._context.to_gpu(room, weights, self._stream)
-        size_out, columns = weights.shape
+    def _along(self, axis: _Axis, given: int, result: int, inner: int, count: int) -> None:
+        """Start to resize along one axis, `inner` values apart: `count` values."""
+        room, taps = self._weights(axis)
+        size_in, _, size_out, _ = axis
         arguments: list[Any] = [ctypes.c_uint64(address) for address in (given, result, int(room))]
-        arguments += [ctypes.c_int(number) for number in (columns - 2, size_in, size_out, inner)]
+        arguments += [ctypes.c_int(number) for number in (taps, size_in, size_out, inner)]
         self._kernel.launch(count, [*arguments, ctypes.c_longlong(count)], self._stream)
 
+    def _weights(self, axis: _Axis) -> tuple[Memory, int]:
+        """Where on the GPU the axis's table is, and its taps; brought there unless it is one of the last ones used.
+
+        A copy from ordinary memory waits for all that is on the stream, so a table is not copied for each picture. It
+        may overwrite one that is still to be read: the stream keeps that as it is until the kernels before have ended.
+        """
+        found = self._tables.pop(axis, None)
+        if found is None:
+            room = self._unused.pop() if self._unused else self._tables.pop(next(iter(self._tables)))[0]
+            weights = table(*axis)
+            self._context.to_gpu(room, weights, self._stream)
+            found = room, weights.shape[1] - 2
+        self._tables[axis] = found  # behind all others: the first one is the one that was not used for longest
+        return found
+
     def close(self) -> None:
-        """Give back the memory and the kernel; only when nothing runs on the stream any more."""
-        for memory in (self._narrow, *self._tables):
-            memory.free()
-        self._kernel.close()
+        """Give back the memory and the kernel, whatever fails of it; only when nothing runs on the stream any more."""
+        self._held.close()
+
+
+def _allocated(context: Context, size: int, held: ExitStack) -> Memory:
+    memory = context.allocate(size)
+    held.callback(memory.free)
+    return memory
 
 
 def _table_bytes(largest: int) -> int:

@@ -38,6 +38,8 @@ _WORDS = {
     803: "the driver's library and its kernel module differ: restart the machine",
 }
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_MEMORY_POOLS = 115  # attribute of a GPU: it has some
+_RELEASE_THRESHOLD = 4  # attribute of a pool: bytes that it keeps
 _PORTABLE = 1  # page-locked for every context, so that a group of GPUs can share a buffer
 _NON_BLOCKING = 1  # a stream that does not wait for the default one
 _THREADS_IN_A_BLOCK = 256
@@ -166,6 +168,26 @@ class Context:
     def allocate(self, size: int) -> Memory:
         """`size` bytes on the GPU, zeroed."""
         return Memory(self._driver, size)
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated on the GPU, by whomever."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        _call(self._driver.cuMemGetInfo_v2, ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
+    def keep_freed(self, size: int) -> None:
+        """Let the process keep up to `size` bytes that were freed in a stream's order, as nvImageCodec's pictures are.
+
+        As it is delivered CUDA keeps none: whatever is free when anyone synchronizes goes back to the system, and is
+        mapped anew when it is allocated. A GPU without such memory has nothing to keep.
+        """
+        device, has_pools, pool = ctypes.c_int(), ctypes.c_int(), ctypes.c_void_p()
+        _call(self._driver.cuDeviceGet, ctypes.byref(device), ctypes.c_int(self._index))
+        _call(self._driver.cuDeviceGetAttribute, ctypes.byref(has_pools), ctypes.c_int(_MEMORY_POOLS), device)
+        if has_pools.value:
+            _call(self._driver.cuDeviceGetDefaultMemPool, ctypes.byref(pool), device)
+            kept = ctypes.pointer(ctypes.c_uint64(size))
+            _call(self._driver.cuMemPoolSetAttribute, pool, ctypes.c_int(_RELEASE_THRESHOLD), kept)
 
     def to_gpu(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
         """Start to copy a contiguous array; at the full rate of the bus, and beside computation, if page-locked."""
