@@ -1,11 +1,16 @@
-"""Who decodes: the processor, or GPUs that take big JPEGs off it. `auto` measures which is faster here, once."""
+"""Who decodes: the processor, or GPUs that take big JPEGs off it. `auto` measures which is faster here, once.
+
+Where the engine takes no more pictures than the processor decodes, a decoder on the GPU would only slow the engine.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import PIL
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
     from PIL import Image as PILImage
 
+    from mineral_batch.backends import Backend
     from mineral_batch.contract import InputSpec
     from mineral_batch.sources import Source
 
@@ -27,11 +33,17 @@ if TYPE_CHECKING:
 AUTO = "auto"
 CPU, GPU = "cpu", "gpu"
 DECODERS = (CPU, GPU, AUTO)
-# For `auto`: among so many of a run's first pictures it looks for so many big JPEGs, and decodes each so many times.
+# For `auto`: among so many of a run's first pictures it looks for so many big JPEGs, and decodes each so many times, or
+# until every thread had so many; the engine takes so many batches.
 _LOOKED_AT = 64
 _MEASURED = 16
 _AT_LEAST = 4
 _ROUNDS = 3
+_FOR_EACH_THREAD = 4
+# A processor that decodes so many times what the engine takes leaves nothing to gain.
+_ENOUGH = 1.1
+# Engines that share the processor with its decoders.
+_ON_THE_PROCESSOR = ("onnx-cpu", "openvino")
 
 
 class Decoder(Protocol):
@@ -127,13 +139,20 @@ def open_decoder(name: str, options: Options) -> Decoder:
     return GpuDecoder(options.spec, cpu, options.devices)
 
 
-def choose(sources: Iterable[Source | Failure], options: Options, earlier: str | None) -> tuple[Decoder, str]:
-    """The faster decoder for these pictures, and why in one line.
+def choose(
+    sources: Iterable[Source | Failure], options: Options, earlier: str | None, backend: Backend, batch_size: int
+) -> tuple[Decoder, str]:
+    """The faster decoder for these pictures, and why in one line; the processor where the engine is no faster than it.
 
     Args:
         sources: the first ones of the run; they are read.
         options: for either.
         earlier: `version` of what an earlier run into the same folder was made with, which then is not changed.
+        backend: the open engine that they are decoded for; it is tried, too.
+        batch_size: pictures that it takes at once.
+
+    Raises:
+        BackendError: if the engine fails.
     """
     cpu = open_decoder(CPU, options)
     if earlier == cpu.version:
@@ -145,7 +164,7 @@ def choose(sources: Iterable[Source | Failure], options: Options, earlier: str |
     if earlier == gpu.version:
         return gpu, f"decoding with {gpu.version}, as before"
     try:
-        chosen, why = _faster(cpu, gpu, _big_jpegs(sources), options.threads)
+        chosen, why = _faster(cpu, gpu, _big_jpegs(sources), options.threads, partial(_taken, backend, batch_size))
     except BaseException:
         gpu.close()
         raise
@@ -154,12 +173,28 @@ def choose(sources: Iterable[Source | Failure], options: Options, earlier: str |
     return chosen, f"decoding with {chosen.version}: {why}"
 
 
-def _faster(cpu: Decoder, gpu: Decoder, jpegs: Sequence[bytes], threads: int | None) -> tuple[Decoder, str]:
+def _faster(
+    cpu: Decoder, gpu: Decoder, jpegs: Sequence[bytes], threads: int | None, taken: Callable[[], float]
+) -> tuple[Decoder, str]:
     if len(jpegs) < _AT_LEAST:
         return cpu, f"fewer than {_AT_LEAST} big JPEGs among the first {_LOOKED_AT} pictures"
-    rates = {decoder.name: _rate(decoder, jpegs, threads or decoder.threads) for decoder in (cpu, gpu)}
-    told = f"{rates[CPU]:.0f} big JPEGs a second on the processor, {rates[GPU]:.0f} with the GPU"
-    return (gpu if rates[GPU] > rates[CPU] else cpu), told
+    engine, on_cpu = taken(), _rate(cpu, jpegs, threads or cpu.threads)
+    told = f"{on_cpu:.0f} big JPEGs a second on the processor"
+    if on_cpu >= _ENOUGH * engine:
+        return cpu, f"{told}, and the engine takes {engine:.0f} pictures"
+    try:
+        with_gpu = _rate(gpu, jpegs, threads or gpu.threads)
+    except BackendError as error:
+        return cpu, f"{told}; {error}"
+    return (gpu if with_gpu > on_cpu else cpu), f"{told}, {with_gpu:.0f} with the GPU"
+
+
+def _taken(backend: Backend, batch_size: int) -> float:
+    """Pictures a second that the engine takes if it never waits; infinite if they cost the decoders' own time."""
+    if backend.name in _ON_THE_PROCESSOR:
+        return math.inf
+    batches = [backend.buffer(batch_size) for _ in range(backend.workers)]
+    return batch_size * _calls_a_second(backend.infer, batches, _ROUNDS * len(batches), backend.workers)
 
 
 def _rate(decoder: Decoder, jpegs: Sequence[bytes], threads: int) -> float:
@@ -168,11 +203,17 @@ def _rate(decoder: Decoder, jpegs: Sequence[bytes], threads: int) -> float:
     def decode(content: bytes) -> object:
         return decoder.decode("", lambda: content)
 
+    return _calls_a_second(decode, jpegs, max(_ROUNDS * len(jpegs), _FOR_EACH_THREAD * threads), threads)
+
+
+def _calls_a_second(call: Callable[[Any], object], given: Sequence[Any], count: int, threads: int) -> float:
+    """Of so many, with one after the other of what is given; every thread calls once before."""
+    again = itertools.cycle(given)
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(decode, jpegs))  # caches, and the GPU's memory
+        list(pool.map(call, itertools.islice(again, max(len(given), threads))))  # caches, and the GPU's memory
         start = time.perf_counter()
-        list(pool.map(decode, itertools.chain.from_iterable(itertools.repeat(jpegs, _ROUNDS))))
-        return _ROUNDS * len(jpegs) / (time.perf_counter() - start)
+        list(pool.map(call, itertools.islice(again, count)))
+        return count / (time.perf_counter() - start)
 
 
 def _big_jpegs(sources: Iterable[Source | Failure]) -> list[bytes]:

@@ -131,7 +131,9 @@ class Predictor:
         if self._decoder is not None:
             return sources
         first, again = decoders.drawn_ahead(sources)
-        self._decoder, self.decoder_choice = decoders.choose(first, self._decoding, earlier)
+        self._decoder, self.decoder_choice = decoders.choose(
+            first, self._decoding, earlier, self._backend, self.batch_size
+        )
         _log.warning("%s", self.decoder_choice)
         return again
 
