@@ -7,8 +7,11 @@ What is not a plain big JPEG, what nvImageCodec refuses, and what may be damaged
 `mineral_batch.images`; it is counted by its reason. Pixels differ from that decoder's by its rounding and its scaling,
 so a run is made with one or the other.
 
+A lane whose GPU fails for good ends; the others do its work. Without any the run ends with an error: pictures that the
+processor decodes instead would be answered otherwise than the rest.
+
 This module has not run on a GPU yet: its tests drive it with recorded stand-ins of nvImageCodec and CUDA. That is why
-each lane first decodes a picture whose pixels are known, and is refused if they come out otherwise.
+each lane first decodes pictures whose pixels are known, and is refused if they come out otherwise.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import importlib
 import io
 import logging
 import os
+import re
 import threading
 from collections import Counter, deque
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.backends.cuda_driver import Context, DriverError, cuda_version, gate, page_locked, require_gpu
+from mineral_batch.backends.cuda_driver import Context, cuda_version, gate, page_locked, require_gpu
 from mineral_batch.capture import read_capture
 from mineral_batch.errors import BackendError, MineralError
 from mineral_batch.gpu_resize import MAX_SIDE, Resizer
@@ -42,6 +47,7 @@ from mineral_batch.images import (
     seen_part,
     turn_of,
 )
+from mineral_batch.pipeline import processors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,15 +59,27 @@ if TYPE_CHECKING:
 
 #: A JPEG of fewer pixels takes the processor a few milliseconds: it is left to it.
 FROM_PIXELS = 1_000_000
-# Of one decoded picture, and of those that a lane decodes at once: 192 MB of the GPU's memory, and as much as the
-# decoder needs beside.
+# Of one decoded picture: 192 MB.
 _UP_TO_PIXELS = 64_000_000
+# A lane decodes a list at once, which keeps its decoder's threads and the GPU's JPEG engines busy: so many pictures,
+# of 12 megapixels in the mean, in a sixteenth of the memory that is free. The decoder needs about as much beside.
 _PICTURES_AT_ONCE = 32
-# So many JPEGs wait or are under way, which keeps both lanes of a GPU full; a thread that waits costs nothing.
-_THREADS_A_GPU = 48
+_PIXELS_AT_ONCE = _PICTURES_AT_ONCE * 12_000_000
+_SHARE = 16
+_BYTES_A_PIXEL = 3
 _LANES = 2
+# A list is under way in each lane and the next one waits; a thread that waits costs next to nothing.
+_THREADS_A_GPU = (_LANES + 1) * _PICTURES_AT_ONCE
+# A lane ends after so many lists in a row that failed as a whole, and at once after an error that CUDA mostly answers
+# with for ever after: 7xx, in the driver's words or in nvImageCodec's.
+_FAILURES = 3
+_LASTING = re.compile(r"(CUDA error |#)7\d\d\b")
 _START, _END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
-# Largest mean difference from Pillow's pixels, of 255, that decoders' rounding explains in the picture that is known.
+# Of the pictures that are known, (width, height): above a megapixel, from where nvImageCodec has nvJPEG use another of
+# its decoders.
+_KNOWN_SIZE = (1280, 960)
+_BASELINE = "baseline"
+# Largest mean difference from Pillow's pixels, of 255, that decoders' rounding explains in such a picture.
 _TOLERANCE = 2.0
 
 _log = logging.getLogger("mineral_batch")
@@ -116,6 +134,7 @@ class GpuDecoder:
         self._lock = threading.Lock()
         self._queue = _Queue()
         self._lanes: list[_Lane] = []
+        codec_threads = _codec_threads(_LANES * len(found))
         self.threads = _THREADS_A_GPU * len(found)
         self.version = (
             f"nvImageCodec {codec.__version__} for JPEGs from {FROM_PIXELS / 1e6:g} megapixel on, else "
@@ -124,7 +143,7 @@ class GpuDecoder:
         try:
             for gpu in found:
                 for _ in range(_LANES):
-                    self._lanes.append(_Lane(codec, gpu, spec, self._queue))
+                    self._lanes.append(_Lane(codec, gpu, spec, self._queue, codec_threads))
         except BaseException:
             self.close()
             raise
@@ -136,7 +155,11 @@ class GpuDecoder:
             return dict(self._counts)
 
     def decode(self, name: str, read: Read, *, with_capture: bool = False) -> Image | Failure:
-        """See `images.decode_image`."""
+        """See `images.decode_image`.
+
+        Raises:
+            BackendError: if no GPU decodes any more.
+        """
         try:
             content = read()
         except (OSError, PictureError) as error:
@@ -218,18 +241,39 @@ class _Queue:
         self._waiting: deque[_Jpeg] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._lanes = 0
+        self._lost = ""  # why there is no lane any more
+
+    def enter(self) -> None:
+        """One more lane takes from here."""
+        with self._changed:
+            self._lanes += 1
+
+    def leave(self, jpegs: Sequence[_Jpeg], why: str) -> bool:
+        """A lane fails for good, and what it had taken is for the others; false without any: then nobody waits on."""
+        with self._changed:
+            self._waiting.extendleft(reversed(jpegs))
+            self._lanes -= 1
+            if not self._lanes:
+                self._lost = f"no GPU decodes any more ({why}): run it again, which goes on from here, or --decode cpu"
+            while self._lost and self._waiting:
+                self._waiting.popleft().answer.set_exception(BackendError(self._lost))
+            self._changed.notify_all()
+            return not self._lost
 
     def put(self, jpeg: _Jpeg) -> None:
+        """Raises `BackendError` if no lane is left."""
         with self._changed:
+            if self._lost:
+                raise BackendError(self._lost)
             self._waiting.append(jpeg)
             self._changed.notify()
 
-    def take(self) -> list[_Jpeg]:
-        """As many as one lane decodes at once, at least one; none once the queue is closed and empty."""
+    def take(self, room: int) -> list[_Jpeg]:
+        """Up to `room` pixels for one lane, at least one JPEG; none once the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             taken: list[_Jpeg] = []
-            room = _UP_TO_PIXELS
             while self._waiting and self._waiting[0].pixels <= room and len(taken) < _PICTURES_AT_ONCE:
                 taken.append(self._waiting.popleft())
                 room -= taken[-1].pixels
@@ -248,11 +292,12 @@ class _Lane:
         BackendError: if it does not give the right pixels.
     """
 
-    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, queue: _Queue) -> None:
+    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, queue: _Queue, codec_threads: int) -> None:
         self._codec = codec
         self._gpu = gpu
         self._spec = spec
         self._queue = queue
+        self._codec_threads = codec_threads
         self._told: set[str] = set()
         is_open: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(is_open,), name=f"gpu-decode-{gpu.index}", daemon=True)
@@ -266,96 +311,140 @@ class _Lane:
     def _run(self, is_open: Future[None]) -> None:
         """All of a lane's life is in its own thread, where its context is current."""
         try:
-            context = Context(self._gpu)
-        except DriverError as error:
-            self._tell_failure(is_open, str(error))
-            return
-        try:
-            with context.current():
+            with ExitStack() as held:
+                context = Context(self._gpu)
+                held.callback(context.release)
+                held.enter_context(context.current())
                 self._live(context, is_open)
-        except MineralError as error:
-            is_open.set_exception(error)
         # nvImageCodec raises RuntimeError, the driver DriverError.
         except Exception as error:
-            self._tell_failure(is_open, one_line(error))
-        finally:
-            context.release()
+            self._tell_failure(is_open, error)
 
-    def _tell_failure(self, is_open: Future[None], reason: str) -> None:
+    def _tell_failure(self, is_open: Future[None], error: Exception) -> None:
         if is_open.done():
-            self._tell_once(reason)
+            # A GPU that failed fails again when it is closed.
+            _log.warning("closing the decoder on GPU %d: %s", self._gpu.index, one_line(error))
             return
-        told = f"nvImageCodec {self._codec.__version__} does not start on {self._gpu.name} ({reason}): {_command()}"
-        is_open.set_exception(BackendError(told))
+        if not isinstance(error, MineralError):
+            reason = f"{self._gpu.name} ({one_line(error)})"
+            error = BackendError(f"nvImageCodec {self._codec.__version__} does not start on {reason}: {_command()}")
+        is_open.set_exception(error)
 
     def _live(self, context: Context, is_open: Future[None]) -> None:
         with gate.shared():
-            work = _Work(self._codec, self._gpu, self._spec, context)
-        try:
-            self._require_right_pixels(work)
-            is_open.set_result(None)
-            while jpegs := self._queue.take():
-                self._serve(work, jpegs)
-        finally:
-            work.close()
-
-    def _serve(self, work: _Work, jpegs: list[_Jpeg]) -> None:
-        """Answer for each of them, whatever happens: their threads wait."""
+            work = _Work(self._codec, self._gpu, self._spec, context, self._codec_threads)
         try:
             with gate.shared():
-                answers = work.run(jpegs)
-        # nvImageCodec raises RuntimeError, the driver DriverError; the processor can still decode them.
-        except Exception as error:
-            reason = f"it failed: {one_line(error)}"
-            answers = [reason] * len(jpegs)
-            self._tell_once(reason)
-        for jpeg, answer in zip(jpegs, answers, strict=True):
-            jpeg.answer.set_result(answer)
+                work.prepare(_known_jpegs(_KNOWN_SIZE)[_BASELINE])
+            self._require_right_pixels(work)
+            self._queue.enter()
+            is_open.set_result(None)
+            self._serve(work)
+        finally:
+            with gate.shared():
+                work.close()
 
-    def _tell_once(self, reason: str) -> None:
-        if reason not in self._told:
-            self._told.add(reason)
-            _log.warning("decoding on GPU %d: %s; the processor does it instead", self._gpu.index, reason)
+    def _serve(self, work: _Work) -> None:
+        """Answer for every JPEG, whatever happens, since its thread waits; until the queue ends, or the GPU."""
+        failed = 0
+        while jpegs := self._queue.take(work.pixels_at_once):
+            try:
+                with gate.shared():
+                    answers = work.run(jpegs)
+                if all(isinstance(answer, str) for answer in answers):
+                    self._require_any(work)
+                failed = 0
+            # nvImageCodec raises RuntimeError, the driver DriverError; the processor can still decode them.
+            except Exception as error:
+                failed += 1
+                reason = one_line(error)
+                if failed == _FAILURES or _LASTING.search(reason):
+                    self._give_up(jpegs, reason)
+                    return
+                answers = [f"it failed: {reason}"] * len(jpegs)
+                self._tell_once(f"{reason}; the processor does it instead")
+            for jpeg, answer in zip(jpegs, answers, strict=True):
+                jpeg.answer.set_result(answer)
+
+    def _give_up(self, jpegs: list[_Jpeg], reason: str) -> None:
+        if self._queue.leave(jpegs, f"GPU {self._gpu.index}: {reason}"):
+            self._tell_once(f"{reason}; it ends here, and the decoders that are left go on")
+
+    def _tell_once(self, what: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            _log.warning("decoding on GPU %d: %s", self._gpu.index, what)
 
     def _require_right_pixels(self, work: _Work) -> None:
-        """Raises `BackendError` unless a picture that is known comes out as Pillow has it."""
-        content, size = _known_picture()
-        jpeg = _Jpeg(content, size, None)
-        self._serve(work, [jpeg])
-        found = jpeg.answer.result()
-        if isinstance(found, str):
-            raise BackendError(
-                f"nvImageCodec {self._codec.__version__} decodes no JPEG on {self._gpu.name} ({found}); most often "
-                f"nvJPEG is missing: {_command()}"
-            )
-        difference = np.abs(found.astype(int) - resize(open_rgb(content), self._spec)).mean()
+        """Raises `BackendError` unless pictures that are known come out as Pillow has them; see `_known_jpegs`."""
+        for form, content in _known_jpegs(_KNOWN_SIZE).items():
+            found = _known(work, form)
+            if not isinstance(found, str):
+                self._require_alike(form, found, resize(open_rgb(content), self._spec))
+            elif form == _BASELINE:
+                raise BackendError(
+                    f"nvImageCodec {self._codec.__version__} decodes no JPEG on {self._gpu.name} ({found}); most "
+                    f"often nvJPEG is missing: {_command()}"
+                )
+
+    def _require_any(self, work: _Work) -> None:
+        """Raises `RuntimeError` if it refuses any picture, which is how nvImageCodec tells most failures of its own."""
+        if isinstance(_known(work, _BASELINE), str):
+            raise RuntimeError("it decodes no JPEG any more")
+
+    def _require_alike(self, form: str, found: Pixels, expected: Pixels) -> None:
+        difference = np.abs(found.astype(int) - expected).mean()
         if difference > _TOLERANCE:
             raise BackendError(
-                f"nvImageCodec {self._codec.__version__} gives wrong pixels on {self._gpu.name} (off by "
-                f"{difference:.1f} of 255 in the mean): use --decode cpu"
+                f"nvImageCodec {self._codec.__version__} gives wrong pixels on {self._gpu.name} (a {form} JPEG is off "
+                f"by {difference:.1f} of 255 in the mean): use --decode cpu"
             )
 
 
 class _Work:
-    """What a lane decodes with: nvImageCodec's decoder, the kernel that resizes, room for the results."""
+    """What a lane decodes with: nvImageCodec's decoder, the kernel that resizes, room for the results.
 
-    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, context: Context) -> None:
+    Attributes:
+        pixels_at_once: how many it may be given, at least as many as one picture may have.
+    """
+
+    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, context: Context, codec_threads: int) -> None:
         self._codec = codec
         self._spec = spec
+        room = min(_PIXELS_AT_ONCE, context.free_memory() // _SHARE // _BYTES_A_PIXEL)
+        self.pixels_at_once = max(_UP_TO_PIXELS, room)
         # Without the processor's own decoders among them: what no GPU decodes is ours to decode.
         kinds = (codec.BackendKind.HW_GPU_ONLY, codec.BackendKind.GPU_ONLY, codec.BackendKind.HYBRID_CPU_GPU)
         backends = [codec.Backend(kind) for kind in kinds]
         # Chroma is repeated, not interpolated, as is fastest. At 384 x 384 that is 59 dB and more from Pillow, on 24
         # photographs of 2 to 36 megapixels and with nvImageCodec's decoder on the processor.
-        self._decoder = codec.Decoder(device_id=gpu.index, backends=backends, options=":fancy_upsampling=0")
+        options = {"max_num_cpu_threads": codec_threads, "options": ":fancy_upsampling=0"}
+        self._decoder = codec.Decoder(device_id=gpu.index, backends=backends, **options)
         # Orientation is ours, so that it is the same by every road.
         self._params = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB)
         self._context = context
-        self._stream = context.stream()
-        self._resizer = Resizer(context, self._stream, max(spec.width, spec.height))
         self._size = spec.width * spec.height * 3
-        self._results = context.allocate(_PICTURES_AT_ONCE * self._size)
-        self._host = page_locked((_PICTURES_AT_ONCE, self._size), gpu.index)
+        with ExitStack() as held:
+            self._stream = context.stream()
+            held.callback(self._stream.close)
+            self._resizer = Resizer(context, self._stream, max(spec.width, spec.height))
+            held.callback(self._resizer.close)
+            self._results = context.allocate(_PICTURES_AT_ONCE * self._size)
+            held.callback(self._results.free)
+            self._host = page_locked((_PICTURES_AT_ONCE, self._size), gpu.index)
+            context.keep_freed(_LANES * self.pixels_at_once * _BYTES_A_PIXEL)
+            self._held = held.pop_all()
+
+    def prepare(self, content: bytes) -> None:
+        """Decode a full list of one JPEG, before anything else.
+
+        For all its life nvImageCodec gives the GPU's JPEG engines no more of a list than its first list was long, and
+        the rest to another decoder (`adjustBatchSizes` in `image_generic_codec.h`): then these engines would idle, and
+        a picture's pixels would depend on how many were decoded with it.
+        """
+        streams = [_code_stream(self._codec, content) for _ in range(_PICTURES_AT_ONCE)]
+        self._decoded([stream for stream in streams if stream is not None])
+        self._stream.synchronize()
 
     def run(self, jpegs: Sequence[_Jpeg]) -> list[Pixels | str]:
         """Decode up to `_PICTURES_AT_ONCE`: each one's part for the model, not turned yet, or why there is none."""
@@ -401,12 +490,18 @@ class _Work:
         return pixels
 
     def close(self) -> None:
-        """Give everything back; the decoder first, which may still hold pictures."""
+        """Give everything back, whatever fails of it; the decoder first, which may still hold pictures."""
         self._decoder = None
-        self._stream.synchronize()
-        self._results.free()
-        self._resizer.close()
-        self._stream.close()
+        with self._held:
+            self._context.keep_freed(0)
+            self._stream.synchronize()
+
+
+def _known(work: _Work, form: str) -> Pixels | str:
+    """What becomes of one of `_known_jpegs`."""
+    with gate.shared():
+        [found] = work.run([_Jpeg(_known_jpegs(_KNOWN_SIZE)[form], _KNOWN_SIZE, None)])
+    return found
 
 
 def _code_stream(codec: Any, content: bytes) -> Any:
@@ -418,14 +513,36 @@ def _code_stream(codec: Any, content: bytes) -> Any:
 
 
 @cache
-def _known_picture() -> tuple[bytes, tuple[int, int]]:
-    """A JPEG with gradients in all directions, and its width and height, which differ."""
-    width, height = 480, 360
+def _known_jpegs(size: tuple[int, int]) -> dict[str, bytes]:
+    """A picture with gradients in all directions, once for each decoder that nvImageCodec may have for it.
+
+    A GPU's JPEG engines take the baseline one, or the decoder on its cores where there are none; the progressive one
+    is beyond both. Whoever refuses either of the other forms does no harm: the processor decodes it.
+    """
+    width, height = size
     y, x = np.mgrid[0:height, 0:width]
     waves = [127.5 + 110 * np.sin(x / (40 + 20 * c) + y / (60 - 15 * c)) for c in range(3)]
+    picture = PILImage.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+    return {
+        _BASELINE: _jpeg(picture),
+        "progressive": _jpeg(picture, progressive=True),
+        "grey": _jpeg(picture.convert("L")),
+    }
+
+
+def _jpeg(picture: PILImage.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    PILImage.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue(), (width, height)
+    picture.save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+def _codec_threads(lanes: int) -> int:
+    """Threads of each lane's decoder, so that all lanes together have as many as there are processors.
+
+    By itself each takes one less than the machine has, even where this process may use but a few of them. On a machine
+    with a single one that is left to it, which is 0: it lowers any other number below the machine's, so to none.
+    """
+    return 0 if os.cpu_count() == 1 else max(1, processors() // lanes)
 
 
 def _nvimagecodec() -> Any:

@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
@@ -36,6 +38,7 @@ from mineral_batch import (
     decoders,
     doctor,
     gpu_decode,
+    gpu_resize,
     runs,
 )
 from mineral_batch.backends import cuda_driver
@@ -44,8 +47,9 @@ from mineral_batch.cli import main
 from mineral_batch.decoders import CpuDecoder
 from mineral_batch.gpu_decode import GpuDecoder, look_at
 from mineral_batch.gpu_resize import MAX_SIDE, Resizer, table
+from mineral_batch.sources import find_sources
 
-from ..cuda import Cuda
+from ..cuda import CONTEXTS, Cuda, CudaError
 from .conftest import encode, scene
 
 if TYPE_CHECKING:
@@ -57,11 +61,23 @@ if TYPE_CHECKING:
     from .conftest import Encoded
 
 SPEC = InputSpec(height=24, width=32, interpolation="bicubic")
+LOST = "CUDA Runtime failure: '#700'"
 GPUS = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30), Gpu(1, "NVIDIA L4", "8.9", 24 << 30)]
 
 
 class Machine(Cuda):
-    """With nvImageCodec."""
+    """With nvImageCodec.
+
+    Attributes:
+        batches: the lists that were decoded, in order.
+        decoders: what each decoder was made with.
+        refused: what nvImageCodec refuses.
+        refuses_all: whether that is everything.
+        fails: what it says whenever it is asked for anything; empty while it works.
+        broken: GPUs that are lost.
+        lists_left: after so many lists every GPU is lost.
+        is_upside_down: which pictures come out so.
+    """
 
     def __init__(self) -> None:
         super().__init__(gpus=len(GPUS))
@@ -69,8 +85,11 @@ class Machine(Cuda):
         self.batches: list[list[bytes]] = []
         self.decoders: list[dict[str, Any]] = []
         self.refused: set[bytes] = set()
+        self.refuses_all = False
         self.fails = ""
-        self.is_upside_down = False
+        self.broken: set[int] = set()
+        self.lists_left: int | None = None
+        self.is_upside_down: Callable[[PILImage.Image], bool] = lambda picture: False
         self.pixels_alive = self.most_pixels_alive = 0
         self.lock = threading.Lock()
 
@@ -125,6 +144,7 @@ class Decoder:
         self.machine = machine
         if machine.fails:
             raise RuntimeError(machine.fails)
+        self.device = options["device_id"]
         machine.decoders.append(options)
 
     def decode(self, streams: list[bytes], *, params: Any, cuda_stream: int) -> list[Decoded | None]:
@@ -133,13 +153,18 @@ class Decoder:
         self.machine.batches.append(streams)
         if self.machine.fails:
             raise RuntimeError(self.machine.fails)
+        if self.machine.lists_left == 0 or self.device in self.machine.broken:
+            raise RuntimeError(LOST)
+        if self.machine.lists_left:
+            self.machine.lists_left -= 1
         return [self._one(content) for content in streams]
 
     def _one(self, content: bytes) -> Decoded | None:
-        if content in self.machine.refused:
+        if self.machine.refuses_all or content in self.machine.refused:
             return None
-        pixels = np.asarray(PILImage.open(io.BytesIO(content)).convert("RGB"))
-        return Decoded(self.machine, pixels[::-1] if self.machine.is_upside_down else pixels)
+        picture = PILImage.open(io.BytesIO(content))
+        pixels = np.asarray(picture.convert("RGB"))
+        return Decoded(self.machine, pixels[::-1] if self.machine.is_upside_down(picture) else pixels)
 
 
 class Decoded:
@@ -164,6 +189,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     machine.install(monkeypatch)
     assert cuda_driver.gpus() == GPUS
     monkeypatch.setattr(gpu_decode, "FROM_PIXELS", 1000)  # so that the tests' pictures are big
+    monkeypatch.setattr(gpu_decode, "_KNOWN_SIZE", (120, 90))
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", NvImageCodec(machine))
     yield machine
     machine.require_given_back()
@@ -303,37 +329,169 @@ def test_what_the_gpu_refuses_goes_to_the_processor_and_its_neighbours_do_not(
 def test_a_header_that_nvimagecodec_does_not_understand_spoils_no_other(decoder: GpuDecoder, machine: Machine) -> None:
     odd = jpeg(comment=b"no header")
     assert_alike(decoded(decoder, odd), decoded(CpuDecoder(SPEC), odd))
-    assert machine.batches == []
+    assert not any(odd in batch for batch in machine.batches)
 
 
-def test_a_gpu_that_fails_is_told_once_and_costs_no_picture(
+def test_a_gpu_that_fails_now_and_then_is_told_once_and_costs_no_picture(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_decode, "_LANES", 1)
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    content = jpeg()
+    for _ in range(3):
+        for fails in ("out of memory", "out of memory", ""):
+            machine.fails = fails
+            assert_alike(decoded(decoder, content), decoded(CpuDecoder(SPEC), content))
+    decoder.close()
+    reason = "RuntimeError: out of memory"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"decoding on GPU 0: {reason}; the processor does it instead"]
+    assert decoder.counts == {f"on the processor: it failed: {reason}": 6, "on the GPU": 3}
+
+
+def test_a_gpu_that_fails_on_and_on_ends_the_run_instead_of_giving_other_pixels(
+    decoder: GpuDecoder, machine: Machine
+) -> None:
+    machine.fails = "out of memory"
+    content = jpeg()
+    for _ in range(2 * 2):  # each lane fails with two lists and ends with the third
+        decoded(decoder, content)
+    told = r"no GPU decodes any more \(GPU 0: RuntimeError: out of memory\): run it again, .*, or --decode cpu"
+    for _ in range(2):
+        with pytest.raises(BackendError, match=told):
+            decoder.decode("a", lambda: content)
+    png = encode(scene(90, 60), "PNG")
+    assert decoded(decoder, png), "what is the processor's anyway"
+
+
+def test_a_gpu_that_refuses_whatever_it_is_given_has_failed(decoder: GpuDecoder, machine: Machine) -> None:
+    """As it does where nvJPEG fails, for want of memory say."""
+    machine.refuses_all = True
+    for _ in range(2 * 2):
+        decoded(decoder, jpeg())
+    assert decoder.counts == {"on the processor: it failed: RuntimeError: it decodes no JPEG any more": 4}
+    with pytest.raises(BackendError, match="no GPU decodes any more"):
+        decoder.decode("a", jpeg)
+
+
+def test_a_folder_of_jpegs_that_no_gpu_decodes_is_no_failure(decoder: GpuDecoder, machine: Machine) -> None:
+    machine.refused = {jpeg()}
+    for _ in range(10):
+        decoded(decoder, jpeg())
+    assert decoder.counts == {"on the processor: nvImageCodec does not decode it": 10}
+
+
+def test_all_that_wait_for_a_lost_gpu_are_told(decoder: GpuDecoder, machine: Machine) -> None:
+    machine.lists_left = 1
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(decoder.decode, str(seed), partial(jpeg, seed=seed)) for seed in range(20)]
+    errors = {str(answer.exception()) for answer in answers if answer.exception()}
+    [told] = errors
+    assert f"no GPU decodes any more (GPU 0: RuntimeError: {LOST})" in told
+    assert sum(answer.exception() is None for answer in answers) == len(machine.batches[0])
+    assert set(decoder.counts) == {"on the GPU"}, "nothing by the processor"
+
+
+@pytest.mark.parametrize("how", ["nvImageCodec", "the driver"])
+def test_the_other_gpus_do_the_work_of_one_that_is_lost(
+    machine: Machine, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 1))
+    if how == "nvImageCodec":
+        machine.broken = {0}
+    else:
+        copy = machine.cuMemcpyDtoHAsync_v2
+
+        def lost(*given: Any) -> None:
+            if machine.stack[-1] == CONTEXTS:
+                raise CudaError("cuMemcpyDtoHAsync_v2", 700)
+            copy(*given)
+
+        monkeypatch.setattr(machine, "cuMemcpyDtoHAsync_v2", lost)
+    pictures = 0
+    while lanes(0):
+        decoded(decoder, jpeg())
+        pictures += 1
+    assert len(lanes(1)) == 2
+    assert decoder.counts == {"on the GPU": pictures}, "none by the processor"
+    assert len(caplog.records) == 2, "one for each lane"
+    assert all("it ends here, and the decoders that are left go on" in one.getMessage() for one in caplog.records)
+    decoder.close()
+
+
+def lanes(gpu: int) -> list[str]:
+    """Those that run."""
+    return [thread.name for thread in threading.enumerate() if thread.name == f"gpu-decode-{gpu}"]
+
+
+def test_what_fails_while_it_is_closed_is_told_and_leaves_nothing_else_behind(
     decoder: GpuDecoder, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine.fails = "CUDA Runtime failure: '#700'"
-    content = jpeg()
-    for _ in range(5):
-        assert_alike(decoded(decoder, content), decoded(CpuDecoder(SPEC), content))
+    machine.errors["cuModuleUnload"] = 700
+    decoder.close()
     said = {record.getMessage() for record in caplog.records}
-    reason = "it failed: RuntimeError: CUDA Runtime failure: '#700'"
-    assert said == {f"decoding on GPU 0: {reason}; the processor does it instead"}
-    assert len(caplog.records) <= 2, "one for each lane"
-    assert decoder.counts == {f"on the processor: {reason}": 5}
+    assert said == {
+        "closing the decoder on GPU 0: DriverError: the NVIDIA driver answers cuModuleUnload with CUDA error 700 "
+        "(an illegal memory access)"
+    }
+    assert machine.modules, "which is all: see the fixture"
+    machine.modules.clear()
 
 
-def test_nvimagecodec_is_given_no_decoder_of_the_processor_and_every_gpu_two_lanes(machine: Machine) -> None:
+def test_a_gpu_without_enough_memory_keeps_nothing_of_it(machine: Machine) -> None:
+    machine.errors["cuMemGetInfo_v2"] = 2
+    with pytest.raises(BackendError, match=r"does not start on NVIDIA L4 \(.* CUDA error 2 \(out of memory\)\)"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+    del machine.errors["cuMemGetInfo_v2"]
+    machine.errors["cuMemHostAlloc"] = 2
+    with pytest.raises(BackendError, match="cuMemHostAlloc with CUDA error 2"):
+        GpuDecoder(SPEC, CpuDecoder(SPEC))
+
+
+@pytest.mark.parametrize(
+    ("processors", "of_the_machine", "threads"), [(64, 64, 16), (16, 64, 4), (2, 2, 1), (1, 2, 1), (1, 1, 0)]
+)
+def test_nvimagecodec_is_given_no_decoder_of_the_processor_and_every_gpu_two_lanes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, processors: int, of_the_machine: int, threads: int
+) -> None:
+    """And all of them together as many threads as there are processors for this process; 0 is its own choice."""
+    monkeypatch.setattr(gpu_decode, "processors", lambda: processors)
+    monkeypatch.setattr(os, "cpu_count", lambda: of_the_machine)
     GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 1)).close()
     kinds = ["HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU"]
-    wanted = {"backends": kinds, "options": ":fancy_upsampling=0"}
+    wanted = {"backends": kinds, "options": ":fancy_upsampling=0", "max_num_cpu_threads": threads}
     assert machine.decoders == [{"device_id": index, **wanted} for index in (0, 0, 1, 1)]
 
 
-def test_memory_is_bounded_by_pixels_however_many_wait(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_list_of_each_decoder_is_as_long_as_any(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_decode, "_LANES", 1)
+    GpuDecoder(SPEC, CpuDecoder(SPEC)).close()
+    assert [len(batch) for batch in machine.batches] == [32, 1, 1, 1]
+    assert len(set(machine.batches[0])) == 1
+
+
+def test_memory_for_two_lists_of_pictures_stays_with_the_process_while_it_decodes(machine: Machine) -> None:
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 1))
+    two_lists = 2 * 32 * 12_000_000 * 3
+    assert machine.kept == {0: two_lists, 1: two_lists}
+    decoder.close()
+    assert machine.kept == {0: 0, 1: 0}
+
+
+SIZE = 90 * 60
+
+
+@pytest.mark.parametrize(("free", "most"), [(0, 1), (16 * 3 * (3 * SIZE + 10), 3)])
+def test_memory_is_bounded_by_pixels_however_many_wait(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, most: int
+) -> None:
+    """By what is free on the GPU, and one picture is always taken."""
+    machine.free = free
+    monkeypatch.setattr(gpu_decode, "_UP_TO_PIXELS", SIZE)
     decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
     machine.batches.clear()
     machine.most_pixels_alive = 0
     contents = [jpeg(seed=seed) for seed in range(40)]
-    size = 90 * 60
-    monkeypatch.setattr(gpu_decode, "_UP_TO_PIXELS", 3 * size + 10)
     with_lane = threading.Event()
     slow = machine.resample
 
@@ -349,8 +507,33 @@ def test_memory_is_bounded_by_pixels_however_many_wait(machine: Machine, monkeyp
         thread.join()
     decoder.close()
     assert sum(map(len, machine.batches)) == 40
-    assert max(map(len, machine.batches)) == 3
-    assert machine.most_pixels_alive <= 2 * 3 * size
+    assert max(map(len, machine.batches)) == most
+    assert machine.most_pixels_alive <= 2 * most * SIZE
+
+
+def test_weights_are_copied_once_for_pictures_of_one_size(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_decode, "_LANES", 1)
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    machine.log.clear()
+    for seed in range(5):
+        decoded(decoder, jpeg(seed=seed))
+    assert sum(entry.startswith("to GPU") for entry in machine.log) == 2, "one for each axis"
+    decoder.close()
+
+
+@pytest.mark.parametrize("remembered", [1, 3])
+def test_weights_of_more_sizes_than_there_is_room_for_replace_each_other(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    monkeypatch.setattr(gpu_resize, "_REMEMBERED", remembered)
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    machine.batches.clear()
+    contents = [jpeg(60 + 7 * seed, 50 + 11 * (seed % 3), seed) for seed in range(8)] * 3
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for content, image in zip(contents, pool.map(partial(decoded, decoder), contents), strict=True):
+            assert_alike(image, decoded(CpuDecoder(SPEC, exact=True), content))
+    assert max(map(len, machine.batches)) > 1, "several in one list"
+    decoder.close()
 
 
 def test_lanes_end_with_the_decoder(machine: Machine) -> None:
@@ -358,10 +541,33 @@ def test_lanes_end_with_the_decoder(machine: Machine) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("gpu-decode")]
 
 
-def test_pixels_that_are_wrong_are_refused(machine: Machine) -> None:
-    machine.is_upside_down = True
-    with pytest.raises(BackendError, match=r"gives wrong pixels on NVIDIA L4 .*: use --decode cpu"):
+@pytest.mark.parametrize(
+    ("form", "is_upside_down"),
+    [
+        ("baseline", lambda picture: True),
+        ("progressive", lambda picture: "progressive" in picture.info),
+        ("grey", lambda picture: picture.mode == "L"),
+    ],
+)
+def test_pixels_that_are_wrong_are_refused(machine: Machine, form: str, is_upside_down: Any) -> None:
+    machine.is_upside_down = is_upside_down
+    told = rf"gives wrong pixels on NVIDIA L4 \(a {form} JPEG is off by .*\): use --decode cpu"
+    with pytest.raises(BackendError, match=told):
         GpuDecoder(SPEC, CpuDecoder(SPEC))
+
+
+def test_a_decoder_that_knows_baseline_jpegs_alone_will_do(machine: Machine) -> None:
+    known = gpu_decode._known_jpegs(gpu_decode._KNOWN_SIZE)
+    machine.refused = {known["progressive"], known["grey"]}
+    decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
+    decoded(decoder, jpeg())
+    assert decoder.counts == {"on the GPU": 1}
+    decoder.close()
+
+
+def test_a_lane_is_tried_on_pictures_that_it_would_be_given() -> None:
+    for content in gpu_decode._known_jpegs(gpu_decode._KNOWN_SIZE).values():
+        assert not isinstance(look_at(content), str)
 
 
 def test_an_nvimagecodec_that_does_not_start_is_one_line(machine: Machine) -> None:
@@ -371,7 +577,7 @@ def test_an_nvimagecodec_that_does_not_start_is_one_line(machine: Machine) -> No
 
 
 def test_a_missing_nvjpeg_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.refused = {gpu_decode._known_picture()[0]}
+    machine.refused = {gpu_decode._known_jpegs(gpu_decode._KNOWN_SIZE)["baseline"]}
     with pytest.raises(BackendError, match=r'nvJPEG is missing: pip install "nvidia-nvimgcodec-cu13\[nvjpeg\]"'):
         GpuDecoder(SPEC, CpuDecoder(SPEC))
     monkeypatch.setattr(gpu_decode, "cuda_version", lambda: "12.8")
@@ -444,6 +650,24 @@ def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
     }, "of this run alone"
 
 
+def test_a_run_that_loses_its_gpu_keeps_what_is_done(
+    machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path
+) -> None:
+    def run(folder: str, lists_left: int | None = None) -> runs.Report:
+        options: dict[str, Any] = {"decode": "gpu", "decode_threads": 1, "batch_size": 1}
+        with Predictor(model_path, backend="onnx-cpu", **options) as predictor:
+            machine.lists_left = lists_left
+            return runs.run(predictor, [jpegs], tmp_path / folder)
+
+    run("whole")
+    with pytest.raises(BackendError, match="no GPU decodes any more"):
+        run("lost", lists_left=4)
+    machine.lists_left = None
+    assert run("lost").reused >= 4
+    whole, lost = ((tmp_path / folder / "predictions.csv").read_bytes() for folder in ("whole", "lost"))
+    assert whole == lost
+
+
 def test_a_run_is_made_with_one_decoder(machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path) -> None:
     with Predictor(model_path, backend="onnx-cpu") as cpu:
         runs.run(cpu, [jpegs], tmp_path / "out")
@@ -508,6 +732,62 @@ def test_auto_takes_the_processor_where_there_is_nothing_to_choose(
     assert "needs nvImageCodec" in choice(jpegs)
 
 
+class Engine:
+    """An engine on a GPU that takes some time for a batch."""
+
+    name = "onnx-cuda"
+    workers = 2
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.sizes: list[int] = []
+
+    def buffer(self, pictures: int) -> NDArray[np.uint8]:
+        return np.zeros((pictures, 24, 32, 3), np.uint8)
+
+    def infer(self, pixels: NDArray[np.uint8]) -> None:
+        self.sizes.append(len(pixels))
+        time.sleep(self.seconds)
+
+
+def choose(jpegs: Path, engine: Any, batch_size: int) -> tuple[str, str]:
+    """Which decoder, and why."""
+    chosen, why = decoders.choose(find_sources([jpegs]), decoders.Options(SPEC), None, engine, batch_size)
+    chosen.close()
+    return chosen.name, why
+
+
+def test_auto_takes_the_processor_where_the_engine_takes_no_more(machine: Machine, jpegs: Path) -> None:
+    slow = Engine(seconds=0.1)
+    name, why = choose(jpegs, slow, batch_size=1)
+    assert name == "cpu"
+    assert "big JPEGs a second on the processor, and the engine takes" in why
+    assert len(slow.sizes) > slow.workers, "once before, to be warm"
+
+
+def test_auto_measures_both_ways_where_the_engine_waits(machine: Machine, jpegs: Path) -> None:
+    fast = Engine()
+    _, why = choose(jpegs, fast, batch_size=10_000)
+    assert set(fast.sizes) == {10_000}, "whole batches"
+    assert " with the GPU" in why
+
+
+def test_auto_measures_both_ways_where_the_engine_shares_the_processor(machine: Machine, jpegs: Path) -> None:
+    """There even a processor that decodes fast enough has better things to do."""
+    engine = Engine()
+    engine.name = "openvino"
+    _, why = choose(jpegs, engine, batch_size=1)
+    assert engine.sizes == []
+    assert " with the GPU" in why
+
+
+def test_auto_takes_the_processor_where_the_gpu_is_lost_meanwhile(machine: Machine, jpegs: Path) -> None:
+    machine.lists_left = 2 * 4  # what both lanes are tried on
+    name, why = choose(jpegs, Engine(), batch_size=10_000)
+    assert name == "cpu"
+    assert why.endswith("or --decode cpu")
+
+
 def test_auto_really_decodes_what_it_measures(machine: Machine, jpegs: Path) -> None:
     contents = [path.read_bytes() for path in sorted(jpegs.glob("0[0-2].jpg"))]
     decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
@@ -552,6 +832,17 @@ typedef struct Opaque *Handle;
 static int depth;
 extern "C" {
 int cuDeviceGet(int *device, int index) { *device = index; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 115; return device == 1 ? 0 : 1; }
+int cuDeviceGetDefaultMemPool(Handle *pool, int device)
+{
+    *pool = (Handle)0x7f4000000000;
+    return device == 1 ? 0 : 1;
+}
+int cuMemPoolSetAttribute(Handle pool, int which, void *value)
+{
+    return pool == (Handle)0x7f4000000000 && which == 4 && *(unsigned long long *)value == 5ull << 32 ? 0 : 1;
+}
+int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)5 << 32; *total = (size_t)6 << 32; return 0; }
 int cuDevicePrimaryCtxRetain(Handle *context, int device) { *context = (Handle)(0x7f0000000000 + device); return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return device == 1 ? 0 : 1; }
 int cuCtxPushCurrent_v2(Handle context) { ++depth; return context == (Handle)0x7f0000000001 ? 0 : 201; }
@@ -609,6 +900,8 @@ def test_the_driver_is_called_with_the_right_types(kernel: Any, monkeypatch: pyt
     pixels = np.asarray(picture)
     context = cuda_driver.Context(GPUS[1])
     with context.current():
+        assert context.free_memory() == 5 << 32
+        context.keep_freed(5 << 32)
         stream = context.stream()
         given, result = context.allocate(pixels.nbytes), context.allocate(24 * 32 * 3)
         resizer = Resizer(context, stream, 32)
