@@ -187,6 +187,16 @@ class Journal:
             self._db.execute("COMMIT")
             self._begin()
 
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact about the results that no later run is refused for; it stays until a `restart`."""
+        with self._explaining():
+            self._db.execute("INSERT OR REPLACE INTO fingerprint VALUES (?, ?)", (key, value))
+
+    def facts(self) -> dict[str, str]:
+        """The fingerprint, and what was noted beside it by this run or an earlier one."""
+        with self._explaining():
+            return dict(self._db.execute("SELECT key, value FROM fingerprint"))
+
     def counts(self) -> tuple[int, int]:
         """How many listed sources have a prediction, and how many a failure."""
         with self._explaining():

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _INPUTS_TOLD = 100
 # What the fingerprint calls it.
 _DECODER = "decoder"
+# Noted beside it: what the engine became while a run went on. A GPU short of memory goes on with smaller batches.
+_ENGINE_LATER = "engine later"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def run(
         report = attempt.report(journal, complete)
         if complete:
             write_tables(folder, journal.results(), predictor.contract, tables)
-            attempt.certify(report, identity, journal.failures())
+            attempt.certify(report, journal.facts(), journal.failures())
         else:
             attempt.leave_partial(journal)
     return report
@@ -132,6 +134,7 @@ class _Attempt:
         self._clock = time.monotonic()
         self._times = StageTimes()
         self._decoded_before = dict(predictor.decoder.counts)
+        self._engine_version = predictor.engine_version
         self._done = 0
 
     def predict(
@@ -147,6 +150,7 @@ class _Attempt:
             journal.unfinished(iter(wanted), seen), with_capture=self._tables.needs_capture, times=self._times
         )
         for result in results:
+            self._note_engine(journal)
             if isinstance(result, Failure) and result.stage == "read":
                 roots.require(result, journal.path)
             journal.add(result)
@@ -154,6 +158,15 @@ class _Attempt:
             seen(result)
         journal.commit()
         return not wanted.stopped
+
+    def _note_engine(self, journal: Journal) -> None:
+        """Before the first answers of an engine that has changed, so that a kill cannot lose it."""
+        version = self._predictor.engine_version
+        if version != self._engine_version:
+            self._engine_version = version
+            noted = journal.facts().get(_ENGINE_LATER)
+            told = f"{self._predictor.backend}, {version}"
+            journal.note(_ENGINE_LATER, f"{noted}; {told}" if noted else told)
 
     def report(self, journal: Journal, complete: bool) -> Report:
         predicted, failed = journal.counts()
