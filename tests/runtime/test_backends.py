@@ -120,7 +120,7 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
     """The silent fall-back: the build names CUDA, and the session it makes runs on the CPU."""
     pretender = SimpleNamespace(
         SessionOptions=onnxruntime.SessionOptions,
-        InferenceSession=lambda path, settings, providers: onnxruntime.InferenceSession(
+        InferenceSession=lambda path, settings, providers, enable_fallback: onnxruntime.InferenceSession(
             path, settings, providers=["CPUExecutionProvider"]
         ),
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],

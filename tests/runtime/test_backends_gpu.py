@@ -1,28 +1,38 @@
-"""The GPU backends on a recording stand-in for onnxruntime-gpu, whose sessions compute on the CPU.
+"""The GPU backends on recording stand-ins for onnxruntime-gpu and the driver; the sessions compute on the CPU.
 
-What it shows: the order of calls, fixed shapes, buffers that are made once, padding, halving, options and the names of
-caches. What it cannot show: that CUDA does as told. Tests marked `gpu` would.
+What they show: the order of calls, fixed shapes, buffers that are made once, padding, halving, what is computed while
+something else is copied, when sessions are destroyed, options and the names of caches. What they cannot show: that CUDA
+does as told. Tests marked `gpu` would.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 import logging
 import sys
 import threading
 import time
+import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from mineral_batch import BackendError, Failure, Predictor
-from mineral_batch.backends import cuda_driver, onnx_cuda, onnx_tensorrt, open_backend
+from mineral_batch import BackendError, DataError, Failure, ModelContract, Predictor, runs
+from mineral_batch._onnx_file import write_contract
+from mineral_batch.backends import cuda_driver, onnx_cuda, onnx_tensorrt, open_backend, uploads
 from mineral_batch.backends.cuda_driver import DriverError, Gpu
+from mineral_batch.backends.device_group import DeviceGroup
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -32,7 +42,7 @@ GPUS = [Gpu(0, "NVIDIA H200", "9.0", 150 << 30), Gpu(1, "NVIDIA H200", "9.0", 15
 
 
 class DeviceValue:
-    """An OrtValue on the GPU: memory that only the calls of ONNX Runtime reach."""
+    """An OrtValue on the GPU: memory that only the calls of ONNX Runtime and the driver reach."""
 
     def __init__(self, runtime: Runtime, shape: Any, kind: Any, device: str, index: int) -> None:
         assert device == "cuda"
@@ -48,6 +58,9 @@ class DeviceValue:
         assert array.flags.c_contiguous
         self._runtime.calls.append(("copy", array.ctypes.data))
         self.memory[...] = array
+
+    def data_ptr(self) -> int:
+        return self.memory.ctypes.data
 
     def numpy(self) -> NDArray[Any]:
         return self.memory.copy()
@@ -66,7 +79,13 @@ class Binding:
 class Session:
     def __init__(self, runtime: Runtime, path: str, options: Any, providers: list[Any]) -> None:
         runtime.calls.append(("session", providers))
-        if runtime.refuse_graphs and providers[0][1].get("enable_cuda_graph") == "1":
+        runtime.alive.add(self)
+        weakref.finalize(self, runtime.destroy)
+        self._has_graph = "1" in (
+            providers[0][1].get("enable_cuda_graph"),
+            providers[0][1].get("trt_cuda_graph_enable"),
+        )
+        if runtime.refuse_graphs and self._has_graph:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
         self._session = real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._providers = [name for name, _ in providers]
@@ -74,6 +93,10 @@ class Session:
         self._has_run = False
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
         self.run = self._session.run
+        self.get_provider_graph_assignment_info = self._session.get_provider_graph_assignment_info
+        for part in range(runtime.engines):
+            if "trt_engine_cache_path" in providers[0][1]:
+                (Path(providers[0][1]["trt_engine_cache_path"]) / f"part_{part}.engine").touch()
 
     def get_providers(self) -> list[str]:
         return self._runtime.really or self._providers
@@ -89,7 +112,9 @@ class Session:
             raise RuntimeError(self._runtime.out_of_memory)
         if not self._has_run:
             self._has_run = True
-            self._runtime.capture()
+            if self._has_graph:
+                self._runtime.capture()
+        self._runtime.computing()
         binding.probabilities.memory[...] = self._session.run(None, {"pixels": binding.pixels.memory})[0]
 
 
@@ -102,29 +127,45 @@ class Runtime:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.threads: dict[int, set[int]] = defaultdict(set)  # session -> threads that ran it
+        self.alive: weakref.WeakSet[Session] = weakref.WeakSet()
         self.fits = 1 << 20
         self.out_of_memory = "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 939524096"
         self.really: list[str] | None = None
         self.refuse_graphs = False
-        self.seconds_to_capture = 0.0
+        self.capture_fails = ""
+        self.capturing: Callable[[], object] = lambda: None
+        self.computing: Callable[[], object] = lambda: None
+        self.engines = 1
+        self.forbidden: list[str] = []
         self._capturing: int | None = None
         self.OrtValue = self
 
     def capture(self) -> None:
-        """In CUDA's global mode: no other thread may allocate or copy."""
+        """In CUDA's global mode: no other thread may allocate, copy or destroy."""
         assert self._capturing is None, "two threads capture"
         self._capturing = threading.get_ident()
-        time.sleep(self.seconds_to_capture)
-        self._capturing = None
+        try:
+            self.capturing()
+        finally:
+            self._capturing = None
+        if self.capture_fails:
+            raise RuntimeError(self.capture_fails)
 
     def forbid_while_capturing(self, what: str) -> None:
         if self._capturing not in (None, threading.get_ident()):
+            self.forbidden.append(what)
             raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
+
+    def destroy(self) -> None:
+        """What a session's destructor does; one that throws ends the process."""
+        if self._capturing not in (None, threading.get_ident()):
+            self.forbidden.append("a destruction")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
-    def InferenceSession(self, path: str, options: Any, providers: list[Any]) -> Session:
+    def InferenceSession(self, path: str, options: Any, providers: list[Any], **more: Any) -> Session:
+        assert more == {"enable_fallback": 0}, "or it makes a session on the processor"
         return Session(self, path, options, providers)
 
     def ortvalue_from_shape_and_type(self, *arguments: Any) -> DeviceValue:
@@ -132,20 +173,108 @@ class Runtime:
 
     def preload_dlls(self) -> None:
         self.calls.append(("preload",))
-        print("Failed to load libcudnn.so.9")
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         return [call for call in self.calls if call[0] == kind]
 
 
+class Stream:
+    """What is enqueued is done when somebody waits for it, and not before."""
+
+    def __init__(self) -> None:
+        self.work: list[Callable[[], object]] = []
+
+    def synchronize(self) -> None:
+        while self.work:
+            self.work.pop(0)()
+
+    def close(self) -> None:
+        assert not self.work
+
+
+class Memory:
+    """Of the GPU, at a true address."""
+
+    def __init__(self, gpu: DriverContext, size: int) -> None:
+        self.bytes = np.full(size, 88, np.uint8)
+        self._gpu = gpu
+
+    def __int__(self) -> int:
+        return self.bytes.ctypes.data
+
+    def free(self) -> None:
+        self._gpu.require_current()
+        self._gpu.runtime.forbid_while_capturing("to free memory")
+        self._gpu.runtime.calls.append(("free",))
+
+
+class DriverContext:
+    """`cuda_driver.Context` of a stand-in GPU."""
+
+    runtime: Runtime
+    refuses = ""
+    fails = ""
+
+    def __init__(self, gpu: Gpu) -> None:
+        if self.refuses:
+            raise DriverError(self.refuses)
+        self._threads: dict[int, int] = defaultdict(int)
+
+    def require_current(self) -> None:
+        assert self._threads[threading.get_ident()], "no context is current in this thread"
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._threads[threading.get_ident()] += 1
+        yield
+        self._threads[threading.get_ident()] -= 1
+
+    def stream(self) -> Stream:
+        self.require_current()
+        return Stream()
+
+    def allocate(self, size: int) -> Memory:
+        self.require_current()
+        self.runtime.forbid_while_capturing("an allocation")
+        self.runtime.calls.append(("place", size))
+        return Memory(self, size)
+
+    def to_gpu(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
+        self.require_current()
+        self.runtime.forbid_while_capturing("a copy")
+        assert array.flags.c_contiguous
+        assert array.nbytes <= memory.bytes.nbytes
+        if self.fails:
+            raise DriverError(self.fails)
+        self.runtime.calls.append(("upload", array.ctypes.data))
+        stream.work.append(lambda: ctypes.memmove(int(memory), array.ctypes.data, array.nbytes))
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        self.require_current()
+        self.runtime.forbid_while_capturing("a copy")
+        self.runtime.calls.append(("copy", source))
+        stream.work.append(lambda: ctypes.memmove(target, source, size))
+
+    def release(self) -> None:
+        assert not any(self._threads.values())
+        self.runtime.calls.append(("release",))
+
+
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
     standin = Runtime()
     monkeypatch.setitem(sys.modules, "onnxruntime", standin)
     monkeypatch.setattr(cuda_driver, "gpus", lambda: GPUS)
     monkeypatch.setattr(onnx_cuda, "page_locked", _no_driver)
+    monkeypatch.setattr(uploads, "Context", type("Context", (DriverContext,), {"runtime": standin}))
     monkeypatch.setattr(onnx_tensorrt, "tensorrt_version", lambda: "10.16.0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return standin
+
+
+@pytest.fixture
+def without_uploads(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads.Context, "refuses", "no NVIDIA driver")
 
 
 def _no_driver(*_: object) -> Any:
@@ -168,23 +297,85 @@ def test_batches_have_one_size_and_go_through_the_same_buffers(model_path: Path,
     for _ in range(3):
         np.testing.assert_allclose(backend.infer(pixels), expected(model_path, pixels), rtol=1e-6)
     assert runtime.of("allocate") == [("allocate", (4, 24, 32, 3), 0), ("allocate", (4, 5), 0)]
+    assert runtime.of("place") == [("place", 4 * 24 * 32 * 3)] * 2
     assert {size for _, size in runtime.of("run")} == {4}
     assert len(runtime.of("session")) == 1
-    assert len(runtime.of("copy")) == len(runtime.of("run")) - 1 == 3 * -(-count // 4), "one to capture the graph"
+    assert len(runtime.of("copy")) == len(runtime.of("upload")) == 3 * -(-count // 4)
+    assert len(runtime.of("run")) - 1 == 3 * -(-count // 4), "one to capture the graph"
+    backend.close()
+    assert (len(runtime.of("free")), len(runtime.of("release")), len(runtime.alive)) == (2, 1, 0)
+
+
+@pytest.mark.usefixtures("without_uploads")
+@pytest.mark.parametrize("count", [1, 4, 7, 8])
+def test_without_room_for_the_next_batch_they_go_one_after_the_other_and_that_is_said(
+    model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    pixels = pictures(count)
+    for _ in range(3):
+        np.testing.assert_allclose(backend.infer(pixels), expected(model_path, pixels), rtol=1e-6)
+    assert backend.workers == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "GPU 0: no NVIDIA driver: going on slower, with one batch copied and computed after the other"
+    ]
+    copies = runtime.of("copy")
+    assert len(copies) == 3 * -(-count // 4)
+    assert (("copy", pixels.ctypes.data) in copies) == (count >= 4), "a full batch is copied from where it is"
+    backend.close()
 
 
 def test_a_full_batch_is_copied_to_the_gpu_from_where_it_is(model_path: Path, runtime: Runtime) -> None:
     pixels = pictures(8)
     open_backend(model_path, "onnx-cuda", batch_size=4).infer(pixels)
-    assert runtime.of("copy") == [("copy", pixels[:4].ctypes.data), ("copy", pixels[4:].ctypes.data)]
+    assert runtime.of("upload") == [("upload", pixels[:4].ctypes.data), ("upload", pixels[4:].ctypes.data)]
 
 
-def test_libraries_are_looked_for_before_the_session_and_quietly(
-    model_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_next_batch_is_copied_while_one_is_computed(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    batches = [pictures(4), 255 - pictures(4)]
+
+    def wait_for_the_other() -> None:
+        assert _becomes_true(lambda: len(runtime.of("upload")) == 2), "the other batch waits, too"
+
+    runtime.computing = wait_for_the_other
+    assert backend.workers == 2
+    with ThreadPoolExecutor(backend.workers) as pool:
+        answers = list(pool.map(backend.infer, batches))
+    for answer, batch in zip(answers, batches, strict=True):
+        np.testing.assert_allclose(answer, expected(model_path, batch), rtol=1e-6)
+
+
+def _becomes_true(condition: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 20
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.001)
+    return condition()
+
+
+def test_many_threads_get_each_their_own_answers(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    batches = [pictures(4)[: 1 + index % 4] // (1 + index) for index in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for answer, batch in zip(pool.map(backend.infer, batches), batches, strict=True):
+                np.testing.assert_allclose(answer, expected(model_path, batch), rtol=1e-6)
+
+
+def test_pictures_of_another_shape_never_reach_the_gpu(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    for wrong in (np.zeros((2, 24, 33, 3), np.uint8), np.zeros((2, 24, 32, 3), np.float32)):
+        with pytest.raises(BackendError, match=r"onnx-cuda got .*; it takes uint8"):
+            backend.infer(wrong)
+    assert not runtime.of("upload")
+    assert backend.infer(pictures(4)[:0]).shape == (0, 5)
+    mirrored = pictures(4)[:, :, ::-1]
+    np.testing.assert_allclose(backend.infer(mirrored), expected(model_path, np.ascontiguousarray(mirrored)), rtol=1e-6)
+
+
+def test_libraries_are_looked_for_before_the_session(model_path: Path, runtime: Runtime) -> None:
     open_backend(model_path, "onnx-cuda")
     assert [call[0] for call in runtime.calls[:2]] == ["preload", "session"]
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -205,6 +396,8 @@ def test_out_of_memory_halves_the_batch_and_no_picture_is_lost(
     assert backend.batch_size == 3
     said = [record.getMessage() for record in caplog.records]
     assert said == [f"GPU 0 is out of memory: going on with batches of {batch}" for batch in (6, 3)]
+    assert backend.version.endswith("batches of 3")
+    assert len(runtime.alive) == 1
 
 
 def test_a_gpu_too_small_for_one_picture_is_an_error(model_path: Path, runtime: Runtime) -> None:
@@ -231,7 +424,7 @@ def test_memory_that_is_short_from_the_start_is_found_when_the_model_is_opened(
 
 def test_while_one_gpu_captures_its_graph_the_others_wait(model_path: Path, runtime: Runtime) -> None:
     group = open_backend(model_path, "onnx-cuda", devices=[0, 1], batch_size=4)
-    runtime.seconds_to_capture = 0.02
+    runtime.capturing = lambda: time.sleep(0.02)
     pixels = pictures(4)
     with ThreadPoolExecutor(2) as pool:
         for _ in range(3):  # both run out of memory, and make new sessions, while the other one works
@@ -239,12 +432,127 @@ def test_while_one_gpu_captures_its_graph_the_others_wait(model_path: Path, runt
             answers = list(pool.map(lambda _: group.infer(pixels), range(6)))
     for answer in answers:
         np.testing.assert_allclose(answer, expected(model_path, pixels), rtol=1e-6)
+    assert not runtime.forbidden
 
 
-def test_a_model_with_nodes_off_the_gpu_does_without_a_cuda_graph(model_path: Path, runtime: Runtime) -> None:
+def test_while_one_gpu_captures_its_graph_no_session_is_destroyed(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", devices=[0])
+    captures, ends = threading.Event(), threading.Event()
+
+    def capture() -> None:
+        captures.set()
+        assert ends.wait(20)
+
+    runtime.capturing = capture
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(open_backend, model_path, "onnx-cuda", devices=[1])
+        assert captures.wait(20)
+        closing = pool.submit(backend.close)
+        assert not _becomes_true_soon(closing.done)
+        ends.set()
+        closing.result()
+        other.result().close()
+    assert not runtime.forbidden
+    assert not runtime.alive
+
+
+def _becomes_true_soon(condition: Callable[[], bool]) -> bool:
+    """Long enough for a thread that does not wait to be done."""
+    time.sleep(0.05)
+    return condition()
+
+
+def test_a_session_that_does_not_open_is_gone_although_its_error_is_kept(model_path: Path, runtime: Runtime) -> None:
+    runtime.fits, runtime.out_of_memory = 0, "an unknown kernel"
+    with pytest.raises(BackendError, match="an unknown kernel") as caught:
+        open_backend(model_path, "onnx-cuda")
+    assert len(runtime.of("session")) == 1
+    assert not runtime.alive
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA failure 700: an illegal memory access was encountered ; GPU=0", "CUBLAS failure 14: INTERNAL_ERROR"]
+)
+def test_after_a_failure_of_the_gpu_nothing_on_it_is_touched_again(
+    model_path: Path, runtime: Runtime, words: str
+) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    runtime.fits, runtime.out_of_memory = 0, words
+    told = f"onnx-cuda failed on a batch of 2: {words}; start the command again"
+    with pytest.raises(BackendError, match=told):
+        backend.infer(pictures(2))
+    done = [call for call in runtime.calls if call[0] != "upload"]
+    runtime.fits = 1 << 20
+    with pytest.raises(BackendError, match=told):
+        backend.infer(pictures(2))
+    backend.close()
+    del backend
+    gc.collect()
+    assert [call for call in runtime.calls if call[0] != "upload"] == done, "no run, nothing freed"
+    assert len(runtime.alive) == 1, "its destructor would end the process"
+
+
+def test_a_failed_copy_ends_the_use_of_the_gpu(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    monkeypatch.setattr(uploads.Context, "fails", "cuMemcpyHtoDAsync_v2 with CUDA error 719")
+    with pytest.raises(BackendError, match=r"failed on a batch of 1: .*CUDA error 719; start the command again"):
+        backend.infer(pictures(1))
+    backend.close()
+    assert len(runtime.alive) == 1
+    assert not runtime.of("free")
+
+
+def test_a_failed_run_of_healthy_gpu_leaves_the_session_in_use(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    runtime.fits, runtime.out_of_memory = 0, "a wrong argument"
+    with pytest.raises(BackendError, match=r"batch of 2: a wrong argument$") as caught:
+        backend.infer(pictures(2))
+    runtime.fits = 2
+    np.testing.assert_allclose(backend.infer(pictures(2)), expected(model_path, pictures(2)), rtol=1e-6)
+    assert len(runtime.of("session")) == 1
+    backend.close()
+    assert not runtime.alive, "though its error is kept"
+    assert caught.value.__cause__ is not None
+
+
+def test_a_model_with_nodes_off_the_gpu_does_without_a_cuda_graph_and_says_so(
+    model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
     runtime.refuse_graphs = True
-    open_backend(model_path, "onnx-cuda")
+    backend = open_backend(model_path, "onnx-cuda")
     assert [providers[0][1]["enable_cuda_graph"] for _, providers in runtime.of("session")] == ["1", "0"]
+    assert backend.device == "GPU 0 (NVIDIA H200), TF32 allowed, without CUDA graph"
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "GPU 0: the model cannot be one CUDA graph (This session cannot use the graph"
+    )
+    assert "CPUExecutionProvider computes 1 AveragePool, 1 Cast" in record.getMessage()
+    assert len(runtime.alive) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA failure 900: operation not permitted when stream is capturing ; expr=cudaMalloc",
+        "CUDA failure 901: operation failed due to a previous error during capture",
+    ],
+)
+def test_a_graph_that_cannot_be_captured_is_done_without(
+    model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture, words: str
+) -> None:
+    runtime.capture_fails = words
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    assert [providers[0][1]["enable_cuda_graph"] for _, providers in runtime.of("session")] == ["1", "0"]
+    assert backend.device.endswith(", without CUDA graph")
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+    assert len(runtime.alive) == 1
+    runtime.fits = 2
+    np.testing.assert_allclose(backend.infer(pictures(4)), expected(model_path, pictures(4)), rtol=1e-6)
+    graphs = [providers[0][1]["enable_cuda_graph"] for _, providers in runtime.of("session")]
+    assert graphs == ["1", "0", "0"], "not tried again for a smaller batch"
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("auto", "1"), ("float32", "0")])
@@ -256,7 +564,9 @@ def test_the_precision_is_an_option_and_part_of_the_version(
     assert (options["use_tf32"], options["device_id"]) == (tf32, "1")
     words = {"auto": "TF32 allowed", "float32": "float32"}[precision]
     assert backend.device == f"GPU 1 (NVIDIA H200), {words}"
-    assert backend.version == f"ONNX Runtime 1.99.0, {words}"
+    assert backend.version == (
+        f"ONNX Runtime 1.99.0, {words}, NVIDIA H200 (compute capability 9.0), batches of {onnx_cuda.BATCH_SIZE}"
+    )
 
 
 def test_a_session_that_would_run_elsewhere_is_refused(model_path: Path, runtime: Runtime) -> None:
@@ -266,18 +576,79 @@ def test_a_session_that_would_run_elsewhere_is_refused(model_path: Path, runtime
 
 
 def test_tensorrt_caches_what_it_built_under_all_that_it_depends_on(
-    model_path: Path, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, runtime: Runtime, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend = open_backend(model_path, "onnx-tensorrt", batch_size=8, precision="float16")
     (tensorrt, options), (second, cuda) = runtime.of("session")[0][1]
     assert (options["trt_cuda_graph_enable"], cuda["enable_cuda_graph"]) == ("1", "0")
-    (folder,) = (tmp_path / "mineral-batch" / "tensorrt").iterdir()
+    (folder,) = (tmp_path / "caches" / "mineral-batch" / "tensorrt").iterdir()
     assert (tensorrt, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
     assert options["trt_fp16_enable"] == "1"
     assert folder.name.endswith("_ort1.99.0_trt10.16.0_NVIDIA-H200_sm9.0_batch8_float16")
-    assert backend.version == "ONNX Runtime 1.99.0, TensorRT 10.16.0, float16"
+    assert backend.version == (
+        "ONNX Runtime 1.99.0, TensorRT 10.16.0, float16, NVIDIA H200 (compute capability 9.0), batches of 8"
+    )
+    np.testing.assert_allclose(backend.infer(pictures(9)), expected(model_path, pictures(9)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("provenance", [{"precision": "float16"}, {"precision": "int8", "unquantised": "float16"}])
+@pytest.mark.parametrize("precision", ["auto", "float16"])
+def test_a_file_that_says_what_is_float16_is_built_as_it_says(
+    model_path: Path,
+    contract: ModelContract,
+    runtime: Runtime,
+    tmp_path: Path,
+    provenance: dict[str, Any],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To allow float16 would let TensorRT choose anew, also where the file keeps float32."""
+    monkeypatch.setattr(runtime, "InferenceSession", lambda *given, **_: Session(runtime, *given[:2], _["providers"]))
+    path = tmp_path / "half.onnx"
+    path.write_bytes(model_path.read_bytes())
+    write_contract(path, replace(contract, provenance=provenance))
+    open_backend(path, "onnx-tensorrt", precision=precision)
+    assert runtime.of("session")[0][1][0][1]["trt_fp16_enable"] == "0"
+
+
+def test_tensorrt_does_not_promise_what_it_cannot_keep(model_path: Path, runtime: Runtime) -> None:
+    with pytest.raises(BackendError, match=r"TF32 by default.*--backend onnx-cuda or --backend tensorrt"):
+        open_backend(model_path, "onnx-tensorrt", precision="float32")
+    assert not runtime.calls
+
+
+def test_a_model_of_which_tensorrt_takes_nothing_is_refused(model_path: Path, runtime: Runtime) -> None:
+    runtime.engines = 0
+    with pytest.raises(BackendError, match=r"TensorRT takes no part of the model, there is no engine in .*onnx-cuda"):
+        open_backend(model_path, "onnx-tensorrt")
+    assert not runtime.alive
+
+
+def test_a_model_that_tensorrt_takes_in_parts_is_told(
+    model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime.engines = 2
+    open_backend(model_path, "onnx-tensorrt")
+    assert [record.getMessage() for record in caplog.records] == [
+        "TensorRT computes 2 separate parts of the model, ONNX Runtime's CUDA provider what is between them"
+    ]
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_tensorrts_bindings_that_do_not_load_are_no_reason_to_give_up(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(name: str) -> Any:
+        raise error(f"{name}: libnvinfer.so.10: cannot open shared object file")
+
+    class Library:
+        def getInferLibVersion(self) -> int:
+            return 101_203
+
+    monkeypatch.setattr(onnx_tensorrt.importlib, "import_module", fail)
+    monkeypatch.setattr(onnx_tensorrt.ctypes, "CDLL", lambda name: Library())
+    assert onnx_tensorrt.tensorrt_version() == "10.12.3"
 
 
 def test_nothing_that_changes_an_engine_leaves_its_folder_the_same(tmp_path: Path) -> None:
@@ -328,6 +699,71 @@ def test_two_gpus_share_a_run_and_the_results_keep_their_order(model_path: Path,
 def test_a_device_that_does_not_open_closes_the_others(model_path: Path, runtime: Runtime) -> None:
     with pytest.raises(BackendError, match="there is no GPU 7, only 0, 1"):
         open_backend(model_path, "onnx-tensorrt", devices=[0, 7])
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_gpu_that_is_not_there_is_refused(model_path: Path, runtime: Runtime, index: int) -> None:
+    with pytest.raises(BackendError, match=f"onnx-cuda: there is no GPU {index}, only 0, 1$"):
+        open_backend(model_path, "onnx-cuda", devices=[index])
+
+
+def test_the_devices_of_a_group_take_turns_and_close_whatever_happens(model_path: Path, runtime: Runtime) -> None:
+    group = open_backend(model_path, "onnx-cuda", devices=[0, 1], batch_size=4)
+    assert isinstance(group, DeviceGroup)
+    assert group.workers == 4
+    assert group.version == "ONNX Runtime 1.99.0, TF32 allowed, NVIDIA H200 (compute capability 9.0), batches of 4"
+    runtime.computing = lambda: time.sleep(0.01)
+    before = len(runtime.of("run"))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(group.infer, [pictures(4)] * 2))
+    assert len(runtime.of("run")) == before + 2
+    assert [len(threads) for threads in runtime.threads.values()] == [1, 1]
+    runtime.fits, runtime.out_of_memory = 0, "CUDA failure 700: an illegal memory access"
+    with pytest.raises(BackendError):
+        group.infer(pictures(1))
+    group.close()
+    assert len(runtime.alive) == 1, "that of the GPU which failed"
+
+
+def test_a_run_is_not_resumed_on_another_gpu(
+    model_path: Path, runtime: Runtime, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Predictor(model_path, backend="onnx-cuda", batch_size=4) as predictor:
+        runs.run(predictor, [album], tmp_path / "out")
+    with Predictor(model_path, backend="onnx-cuda", batch_size=4, devices=[1]) as same_kind:
+        assert runs.run(same_kind, [album], tmp_path / "out").reused == 11
+    with (
+        Predictor(model_path, backend="onnx-cuda", batch_size=2) as other,
+        pytest.raises(DataError, match=r"engine was .*batches of 4, is .*batches of 2"),
+    ):
+        runs.run(other, [album], tmp_path / "out")
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: [Gpu(0, "NVIDIA L4", "8.9", 1)])
+    with (
+        Predictor(model_path, backend="onnx-cuda", batch_size=4) as other,
+        pytest.raises(DataError, match=r"engine was .*H200 \(compute capability 9.0\).*, is .*L4 \(compute capab"),
+    ):
+        runs.run(other, [album], tmp_path / "out")
+
+
+def test_a_run_that_went_on_with_smaller_batches_says_so(
+    model_path: Path, runtime: Runtime, album: Path, tmp_path: Path
+) -> None:
+    def shrink(_: object) -> None:
+        runtime.fits = 2
+
+    def certificate() -> dict[str, Any]:
+        told: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
+        return told
+
+    with Predictor(model_path, backend="onnx-cuda", batch_size=4, decode_threads=1) as predictor:
+        assert runs.run(predictor, [album], tmp_path / "out", seen=shrink).predicted == 11
+        assert predictor.engine_version.endswith("batches of 2")
+    assert certificate()["fingerprint"]["engine"].endswith("batches of 4")
+    assert certificate()["fingerprint"]["engine later"].endswith("batches of 2")
+    runtime.fits = 4
+    with Predictor(model_path, backend="onnx-cuda", batch_size=4) as predictor:
+        assert runs.run(predictor, [album], tmp_path / "out").reused == 11
+    assert certificate()["fingerprint"]["engine later"].endswith("batches of 2"), "as it was for some of the results"
 
 
 class Driver:

@@ -23,20 +23,23 @@ class Backend(Protocol):
     Attributes:
         name: as in `BACKENDS`.
         device: what the engine really runs on and in which precision, in words.
-        version: of the engine's software, with its precision: what changes a probability beside the model.
+        version: of the engine's software, with its precision and whatever else changes a probability beside the model:
+            for what is compiled for a GPU and a batch size, these too.
         contract: what the model says about itself.
         batch_size: a good number of pictures to give at once on this device.
         workers: how many threads may call `infer` at the same time, and should, to keep the device busy.
     """
 
     name: str
-    version: str
     contract: ModelContract
     batch_size: int
     workers: int
 
     @property
     def device(self) -> str: ...  # noqa: D102 - above
+
+    @property
+    def version(self) -> str: ...  # noqa: D102 - above
 
     def buffer(self, pictures: int) -> Pixels:
         """Room for a batch, (pictures, H, W, 3) uint8, in memory that the device reads fastest."""

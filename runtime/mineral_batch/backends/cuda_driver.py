@@ -98,7 +98,7 @@ def require_gpu(what: str, index: int | None = None) -> Gpu:
         ) from None
     if not there:
         raise BackendError(f"{what} needs an NVIDIA GPU, and the driver shows none: check CUDA_VISIBLE_DEVICES")
-    if (index or 0) >= len(there):
+    if not 0 <= (index or 0) < len(there):
         raise BackendError(f"{what}: there is no GPU {index}, only {', '.join(str(gpu.index) for gpu in there)}")
     return there[index or 0]
 
@@ -198,6 +198,11 @@ class Context:
         """Start to copy into a page-locked array."""
         target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         _call(self._driver.cuMemcpyDtoHAsync_v2, target, memory.address, size, ctypes.c_void_p(stream.handle))
+
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Start to copy bytes from one address on the GPU to another."""
+        addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
+        _call(self._driver.cuMemcpyDtoDAsync_v2, *addresses, ctypes.c_size_t(size), ctypes.c_void_p(stream.handle))
 
     def kernel(self, ptx: str, name: str) -> Kernel:
         """A kernel that the driver compiles for this GPU."""

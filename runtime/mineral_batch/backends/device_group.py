@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
 
@@ -26,15 +27,16 @@ class DeviceGroup:
     def __init__(self, backends: Sequence[Backend]) -> None:
         first = backends[0]
         self.name = first.name
-        self.version = first.version
         self.contract = first.contract
         self.batch_size = first.batch_size
         self.workers = sum(backend.workers for backend in backends)
         self._backends = tuple(backends)
         self._free: SimpleQueue[Backend] = SimpleQueue()
-        for backend in backends:
-            for _ in range(backend.workers):
-                self._free.put(backend)
+        # Each device once, then each a second time: the first batches of a short run go to different ones.
+        for turn in range(max(backend.workers for backend in backends)):
+            for backend in backends:
+                if turn < backend.workers:
+                    self._free.put(backend)
 
     @classmethod
     def of(cls, opener: Callable[[int], Backend], devices: Sequence[int]) -> Self:
@@ -44,8 +46,7 @@ class DeviceGroup:
             for device in devices:
                 backends.append(opener(device))
         except BaseException:
-            for backend in backends:
-                backend.close()
+            _close(backends)
             raise
         return cls(backends)
 
@@ -53,6 +54,11 @@ class DeviceGroup:
     def device(self) -> str:
         """All devices, in words."""
         return " and ".join(backend.device for backend in self._backends)
+
+    @property
+    def version(self) -> str:
+        """Of each kind of device that is among them: which of them a picture comes to is chance."""
+        return " and ".join(sorted({backend.version for backend in self._backends}))
 
     def buffer(self, pictures: int) -> Pixels:
         """Room for a batch: page-locked memory serves every device alike."""
@@ -68,6 +74,11 @@ class DeviceGroup:
             self._free.put(backend)
 
     def close(self) -> None:
-        """Close every device's session."""
-        for backend in self._backends:
-            backend.close()
+        """Close every device's session, also if one of them fails."""
+        _close(self._backends)
+
+
+def _close(backends: Sequence[Backend]) -> None:
+    with ExitStack() as stack:
+        for backend in backends:
+            stack.callback(backend.close)

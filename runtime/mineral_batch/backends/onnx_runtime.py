@@ -6,6 +6,7 @@ without a word. What counts is `session.get_providers()[0]` after the session wa
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _LOG_ERRORS, _LOG_FATAL = 3, 4
 # two give other probabilities without a word. Without these rewrites it computes what the file says.
 _FOR_INTEGERS = ["ReluQuantRewrite", "ClipQuantRewrite"]
 _NO_PAIRS = ("session.disable_quant_qdq", "1")
+# Of a session's options, so that `nodes_elsewhere` can tell (ONNX Runtime 1.24 on; earlier releases do not mind).
+WHO_COMPUTES_WHAT = ("session.record_ep_graph_assignment_info", "1")
 
 
 class OnnxRuntimeBackend:
@@ -126,10 +129,11 @@ def make_session(
         BackendError: if the model is refused, or another provider would run it.
     """
     wanted = providers[0][0]
-    more = {}
+    # Else it prints what went wrong and makes a session on the processor, for which the true reason is lost.
+    more: dict[str, Any] = {"enable_fallback": 0}
     if needs_pairs_as_written(read_contract(path)):
         options.add_session_config_entry(*_NO_PAIRS)
-        more = {"disabled_optimizers": _FOR_INTEGERS}
+        more["disabled_optimizers"] = _FOR_INTEGERS
     try:
         session = runtime.InferenceSession(content or str(path), options, providers=list(providers), **more)
     except Exception as error:  # its exceptions have no common base class
@@ -146,6 +150,28 @@ def needs_pairs_as_written(contract: ModelContract) -> bool:
     """Whether ONNX Runtime must leave the pairs of the file's QuantizeLinear and DequantizeLinear as they are."""
     made = contract.provenance
     return made.get("unquantised") == "float16" or made.get("precision") == "float8"
+
+
+def nodes_elsewhere(session: Any) -> str:
+    """Which of the model's nodes another provider than the session's first computes, in words.
+
+    Empty if there are none, and before ONNX Runtime 1.24, which does not tell.
+
+    Args:
+        session: made with `WHO_COMPUTES_WHAT`.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ""
+    wanted = session.get_providers()[0]
+    kinds: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        if part.ep_name != wanted:
+            kinds.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    return "; ".join(f"{name} computes {_counted(nodes)}" for name, nodes in kinds.items())
+
+
+def _counted(nodes: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(nodes.items()))
 
 
 def onnxruntime_with(provider: str) -> Any:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
+import logging
 import os
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.backends.cuda_driver import require_gpu
+from mineral_batch.backends.cuda_libraries import load_cuda_libraries
 from mineral_batch.backends.onnx_cuda import (
     BATCH_SIZE,
     CUDA,
@@ -24,7 +27,6 @@ from mineral_batch.backends.onnx_cuda import (
     Provider,
     cuda_options,
     fixed_session,
-    load_cuda_libraries,
     without_graphs,
 )
 from mineral_batch.backends.onnx_runtime import onnxruntime_with
@@ -33,7 +35,9 @@ from mineral_batch.errors import BackendError
 if TYPE_CHECKING:
     from mineral_batch.backends import Settings
     from mineral_batch.backends.cuda_driver import Gpu
+    from mineral_batch.contract import ModelContract
 
+_log = logging.getLogger("mineral_batch")
 TENSORRT = "TensorrtExecutionProvider"
 # ONNX Runtime 1.18 to 1.32 are linked against this one.
 _LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
@@ -49,29 +53,77 @@ def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
         ContractError: if the file carries no contract, or another one than its graph.
     """
     contract = read_contract(path)
-    if settings.precision == "bfloat16":
-        raise BackendError("onnx-tensorrt computes in float32 or float16: choose one of these with --precision")
+    _check_precision(settings.precision)
     gpu = require_gpu("onnx-tensorrt", settings.device)
     runtime = onnxruntime_with(TENSORRT)
     load_cuda_libraries(runtime)
     tensorrt = tensorrt_version()
     is_half = settings.precision == "float16"
+    may_choose = is_half and not _is_typed_half(contract)
 
-    def session(batch: int) -> Any:
-        folder = cache_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=is_half)
-        folder.mkdir(parents=True, exist_ok=True)
-        return fixed_session(runtime, path, batch, _providers(folder, gpu.index, settings, is_half=is_half))
+    @cache
+    def folder(batch: int) -> Path:
+        return cache_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=may_choose)
+
+    def session(batch: int, has_graph: bool) -> Any:
+        folder(batch).mkdir(parents=True, exist_ok=True)
+        given = _providers(folder(batch), gpu.index, is_half=may_choose)
+        return fixed_session(runtime, path, given, batch, has_graph)
 
     return OnnxGpuBackend(
         session,
         runtime,
         contract,
         name="onnx-tensorrt",
-        device=gpu,
+        gpu=gpu,
         batch_size=settings.batch_size or BATCH_SIZE,
-        precision="float16" if is_half else "float32" if settings.precision == "float32" else "TF32 allowed",
+        precision="float16" if is_half else "TF32 allowed",
         engine=f", TensorRT {tensorrt}",
+        prepared=lambda batch: require_engine(folder(batch)),
     )
+
+
+def _check_precision(precision: str) -> None:
+    if precision == "bfloat16":
+        raise BackendError(
+            "onnx-tensorrt computes in float32 with TF32, or in float16: give --precision auto or float16"
+        )
+    if precision == "float32":
+        raise BackendError(
+            "onnx-tensorrt cannot keep to float32: TensorRT uses TF32 by default, and ONNX Runtime's provider has no "
+            "switch for it: give --backend onnx-cuda or --backend tensorrt, which can"
+        )
+
+
+def _is_typed_half(contract: ModelContract) -> bool:
+    """Whether the file itself says which of its tensors are float16.
+
+    Unless float16 or int8 are allowed, the provider has TensorRT build exactly what the file says ("strongly typed").
+    Allowed, TensorRT would choose anew, also for the layers that the file keeps in float32 because they need it.
+    """
+    return "float16" in (contract.provenance.get("precision"), contract.provenance.get("unquantised"))
+
+
+def require_engine(folder: Path) -> None:
+    """After the first run: see that TensorRT has built an engine, and tell if it had to be several.
+
+    Args:
+        folder: where the provider keeps them.
+
+    Raises:
+        BackendError: if there is none; everything would run on ONNX Runtime's CUDA provider.
+    """
+    engines = len(list(folder.glob("*.engine")))
+    if not engines:
+        raise BackendError(
+            f"TensorRT takes no part of the model, there is no engine in {folder}: give --backend onnx-cuda, which "
+            f"would compute all of it"
+        )
+    if engines > 1:
+        _log.warning(
+            "TensorRT computes %d separate parts of the model, ONNX Runtime's CUDA provider what is between them",
+            engines,
+        )
 
 
 def cache_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: int, *, is_half: bool) -> Path:
@@ -101,7 +153,8 @@ def tensorrt_version() -> str:
         BackendError: if it does not load.
     """
     # The pip package keeps the library where the loader does not look, and loads it when it is imported.
-    with suppress(ImportError):
+    # Its bindings raise OSError where they do not find it.
+    with suppress(ImportError, OSError):
         importlib.import_module("tensorrt")
     for name in _LIBRARIES:
         with suppress(OSError):
@@ -112,7 +165,7 @@ def tensorrt_version() -> str:
     )
 
 
-def _providers(folder: Path, device: int, settings: Settings, *, is_half: bool) -> list[Provider]:
+def _providers(folder: Path, device: int, *, is_half: bool) -> list[Provider]:
     """With their options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html."""
     options = {
         "device_id": str(device),
@@ -123,5 +176,4 @@ def _providers(folder: Path, device: int, settings: Settings, *, is_half: bool) 
         "trt_timing_cache_path": str(folder),
         "trt_cuda_graph_enable": "1",
     }
-    rest = without_graphs((CUDA, cuda_options(device, is_exact=settings.precision == "float32")))
-    return [(TENSORRT, options), rest]
+    return [(TENSORRT, options), without_graphs((CUDA, cuda_options(device, is_exact=False)))]

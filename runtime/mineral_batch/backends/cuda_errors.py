@@ -1,0 +1,73 @@
+"""What an error of ONNX Runtime on a GPU means, and what becomes of the session that met it.
+
+ONNX Runtime has one exception for everything: what happened is told by the words of it, of CUDA, cuBLAS and cuDNN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "failed to allocate memory",
+    "alloc_failed",
+    "outofmemory",
+    "out_of_memory",
+)
+# What ONNX Runtime says when a session is made for a graph that it cannot capture, and CUDA's errors 900 to 908.
+_GRAPH = re.compile(
+    r"cannot use the (graph capture|cuda graph) feature|cuda (failure|error) 90\d\b|stream is capturing|during capture"
+)
+_GPU = re.compile(r"\b(cuda|cublas(lt)?|cudnn(_fe)?|cufft|curand) (failure|error)|enqueue failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may help."""
+    return any(word in text for text in _texts(error) for word in _OUT_OF_MEMORY)
+
+
+def is_about_graphs(error: BaseException) -> bool:
+    """Whether it may work without a CUDA graph; the GPU itself is well."""
+    return any(_GRAPH.search(text) for text in _texts(error))
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether CUDA failed in a way after which every further call may fail, to the end of the process."""
+    if is_out_of_memory(error) or is_about_graphs(error):
+        return False
+    return any(_GPU.search(text) for text in _texts(error))
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames that an error holds: else the session that failed lives as long as whoever keeps the error."""
+    for one in _chain(error):
+        traceback.clear_frames(one.__traceback__)
+
+
+def keep_for_ever(thing: Any) -> None:
+    """Never destroy it, not even when the process ends.
+
+    ONNX Runtime gives back a CUDA graph in a destructor that throws when CUDA answers with an error
+    (core/providers/cuda/cuda_graph.cc): the process would end in std::terminate, before the user has read what failed.
+    The memory is lost with the GPU anyway.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    return (str(one).lower() for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
