@@ -118,6 +118,32 @@ class Session:
         binding.probabilities.memory[...] = self._session.run(None, {"pixels": binding.pixels.memory})[0]
 
 
+class Gate(cuda_driver._Gate):
+    """That knows who is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: dict[int, int] = defaultdict(int)  # thread -> how often
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with super().shared(), self._counted():
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with super().alone(), self._counted():
+            yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.inside[threading.get_ident()] += 1
+        try:
+            yield
+        finally:
+            self.inside[threading.get_ident()] -= 1
+
+
 class Runtime:
     """The module `onnxruntime`, as far as the backends use it."""
 
@@ -139,6 +165,7 @@ class Runtime:
         self.forbidden: list[str] = []
         self._capturing: int | None = None
         self.OrtValue = self
+        self.gate = Gate()
 
     def capture(self) -> None:
         """In CUDA's global mode: no other thread may allocate, copy or destroy."""
@@ -158,8 +185,8 @@ class Runtime:
 
     def destroy(self) -> None:
         """What a session's destructor does; one that throws ends the process."""
-        if self._capturing not in (None, threading.get_ident()):
-            self.forbidden.append("a destruction")
+        if not self.gate.inside[threading.get_ident()]:
+            self.forbidden.append("a destruction outside the gate")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -181,10 +208,14 @@ class Runtime:
 class Stream:
     """What is enqueued is done when somebody waits for it, and not before."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: DriverContext) -> None:
         self.work: list[Callable[[], object]] = []
+        self._gpu = gpu
 
     def synchronize(self) -> None:
+        self._gpu.require_current()
+        if self._gpu.is_broken:
+            raise DriverError("cuStreamSynchronize with CUDA error 700")
         while self.work:
             self.work.pop(0)()
 
@@ -214,6 +245,7 @@ class DriverContext:
     runtime: Runtime
     refuses = ""
     fails = ""
+    is_broken = False
 
     def __init__(self, gpu: Gpu) -> None:
         if self.refuses:
@@ -226,12 +258,14 @@ class DriverContext:
     @contextmanager
     def current(self) -> Iterator[None]:
         self._threads[threading.get_ident()] += 1
-        yield
-        self._threads[threading.get_ident()] -= 1
+        try:
+            yield
+        finally:
+            self._threads[threading.get_ident()] -= 1
 
     def stream(self) -> Stream:
         self.require_current()
-        return Stream()
+        return Stream(self)
 
     def allocate(self, size: int) -> Memory:
         self.require_current()
@@ -266,6 +300,8 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
     monkeypatch.setitem(sys.modules, "onnxruntime", standin)
     monkeypatch.setattr(cuda_driver, "gpus", lambda: GPUS)
     monkeypatch.setattr(onnx_cuda, "page_locked", _no_driver)
+    monkeypatch.setattr(onnx_cuda, "gate", standin.gate)
+    monkeypatch.setattr(uploads, "gate", standin.gate)
     monkeypatch.setattr(uploads, "Context", type("Context", (DriverContext,), {"runtime": standin}))
     monkeypatch.setattr(onnx_tensorrt, "tensorrt_version", lambda: "10.16.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
@@ -398,12 +434,16 @@ def test_out_of_memory_halves_the_batch_and_no_picture_is_lost(
     assert said == [f"GPU 0 is out of memory: going on with batches of {batch}" for batch in (6, 3)]
     assert backend.version.endswith("batches of 3")
     assert len(runtime.alive) == 1
+    assert not runtime.forbidden
 
 
 def test_a_gpu_too_small_for_one_picture_is_an_error(model_path: Path, runtime: Runtime) -> None:
     runtime.fits = 0
-    with pytest.raises(BackendError, match="too little free memory for one picture"):
+    with pytest.raises(BackendError, match="too little free memory for one picture") as caught:
         open_backend(model_path, "onnx-cuda", batch_size=2)
+    assert not runtime.alive, "though its error is kept"
+    assert not runtime.forbidden
+    assert caught.value.__cause__ is not None
 
 
 def test_another_failure_is_no_reason_to_halve(model_path: Path, runtime: Runtime) -> None:
@@ -468,6 +508,7 @@ def test_a_session_that_does_not_open_is_gone_although_its_error_is_kept(model_p
         open_backend(model_path, "onnx-cuda")
     assert len(runtime.of("session")) == 1
     assert not runtime.alive
+    assert not runtime.forbidden
     assert caught.value.__cause__ is not None
 
 
@@ -505,16 +546,34 @@ def test_a_failed_copy_ends_the_use_of_the_gpu(
     assert not runtime.of("free")
 
 
-def test_a_failed_run_of_healthy_gpu_leaves_the_session_in_use(model_path: Path, runtime: Runtime) -> None:
+def test_a_gpu_that_another_library_broke_is_left_as_it_is(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = open_backend(model_path, "onnx-cuda", batch_size=2)
-    runtime.fits, runtime.out_of_memory = 0, "a wrong argument"
-    with pytest.raises(BackendError, match=r"batch of 2: a wrong argument$") as caught:
+    monkeypatch.setattr(uploads.Context, "is_broken", True)
+    backend.close()
+    del backend
+    gc.collect()
+    assert len(runtime.alive) == 1
+    assert not runtime.of("free")
+
+
+@pytest.mark.parametrize(
+    "words", ["a wrong argument", "CUDA failure 900: operation not permitted when stream is capturing"]
+)
+def test_a_failed_run_of_a_healthy_gpu_leaves_the_session_in_use(
+    model_path: Path, runtime: Runtime, words: str
+) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    runtime.fits, runtime.out_of_memory = 0, words
+    with pytest.raises(BackendError, match=f"batch of 2: {words}$") as caught:
         backend.infer(pictures(2))
     runtime.fits = 2
     np.testing.assert_allclose(backend.infer(pictures(2)), expected(model_path, pictures(2)), rtol=1e-6)
     assert len(runtime.of("session")) == 1
     backend.close()
     assert not runtime.alive, "though its error is kept"
+    assert not runtime.forbidden
     assert caught.value.__cause__ is not None
 
 
@@ -531,6 +590,7 @@ def test_a_model_with_nodes_off_the_gpu_does_without_a_cuda_graph_and_says_so(
     )
     assert "CPUExecutionProvider computes 1 AveragePool, 1 Cast" in record.getMessage()
     assert len(runtime.alive) == 1
+    assert not runtime.forbidden
 
 
 @pytest.mark.parametrize(
@@ -553,6 +613,7 @@ def test_a_graph_that_cannot_be_captured_is_done_without(
     np.testing.assert_allclose(backend.infer(pictures(4)), expected(model_path, pictures(4)), rtol=1e-6)
     graphs = [providers[0][1]["enable_cuda_graph"] for _, providers in runtime.of("session")]
     assert graphs == ["1", "0", "0"], "not tried again for a smaller batch"
+    assert not runtime.forbidden
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("auto", "1"), ("float32", "0")])
@@ -697,8 +758,22 @@ def test_two_gpus_share_a_run_and_the_results_keep_their_order(model_path: Path,
 
 
 def test_a_device_that_does_not_open_closes_the_others(model_path: Path, runtime: Runtime) -> None:
-    with pytest.raises(BackendError, match="there is no GPU 7, only 0, 1"):
+    with pytest.raises(BackendError, match="there is no GPU 7, only 0, 1") as caught:
         open_backend(model_path, "onnx-tensorrt", devices=[0, 7])
+    assert len(runtime.of("session")) == 1
+    assert not runtime.alive
+    assert not runtime.forbidden
+    assert caught.value.__traceback__ is not None
+
+
+def test_a_group_of_two_kinds_of_gpu_names_both(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPUS[0], Gpu(1, "NVIDIA L4", "8.9", 24 << 30)])
+    versions = {open_backend(model_path, "onnx-cuda", devices=order).version for order in ([0, 1], [1, 0])}
+    (version,) = versions
+    assert "H200 (compute capability 9.0)" in version
+    assert "L4 (compute capability 8.9)" in version
 
 
 @pytest.mark.parametrize("index", [-1, 2])

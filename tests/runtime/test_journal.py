@@ -141,6 +141,15 @@ def test_another_fingerprint_is_refused_and_says_what_changed(tmp_path: Path) ->
         assert work(journal, [source("a")]) == []
 
 
+def test_a_note_stays_and_no_later_run_is_refused_for_it(tmp_path: Path) -> None:
+    with Journal(tmp_path, MADE_WITH) as journal:
+        journal.note("engine later", "smaller batches")
+    with Journal(tmp_path, MADE_WITH) as journal:
+        assert journal.facts() == MADE_WITH | {"engine later": "smaller batches"}
+    with Journal(tmp_path, MADE_WITH, restart=True) as journal:
+        assert journal.facts() == MADE_WITH
+
+
 def test_restart_forgets(tmp_path: Path) -> None:
     with Journal(tmp_path, MADE_WITH) as journal:
         work(journal, [source("a")])

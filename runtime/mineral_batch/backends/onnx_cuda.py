@@ -208,7 +208,11 @@ class OnnxGpuBackend:
             self._uploads.close()
 
     def _forget(self) -> None:
+        """Destroy the session; not on a GPU that has failed for somebody else in this process: see `keep_for_ever`."""
         with gate.shared():
+            if self._uploads and not self._lost and not self._uploads.is_well():
+                self._lost = f"{self._gpu.name} fails: start the command again"
+                keep_for_ever(self._bound)
             self._bound = None
 
     def _open(self) -> _Bound:
@@ -228,12 +232,12 @@ class OnnxGpuBackend:
             reason = first_line(error.__cause__ or error)
         self._has_graph = False
         bound = self._attempt()
-        elsewhere = bound.elsewhere() or "it does not say what another provider computes"
+        elsewhere = bound.elsewhere()
         _log.warning(
-            "GPU %d: the model cannot be one CUDA graph (%s): going on without, slower; %s",
+            "GPU %d: the model cannot be one CUDA graph (%s): going on without, slower%s",
             self._gpu.index,
             reason,
-            elsewhere,
+            f"; {elsewhere}" if elsewhere else "",
         )
         return bound
 

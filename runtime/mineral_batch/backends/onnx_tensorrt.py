@@ -46,10 +46,11 @@ _LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
 def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
     """Open a model with TensorRT inside ONNX Runtime, or refuse: never on CUDA or the CPU instead.
 
-    What TensorRT cannot do of the graph, ONNX Runtime's CUDA provider does.
+    What TensorRT cannot do of the graph, ONNX Runtime's CUDA provider does, and that is logged.
 
     Raises:
-        BackendError: if onnxruntime-gpu, TensorRT or a GPU is missing, or TensorRT refuses the model.
+        BackendError: if onnxruntime-gpu, TensorRT or a GPU is missing, TensorRT takes nothing of the model, or a
+            precision is wanted that it does not keep to.
         ContractError: if the file carries no contract, or another one than its graph.
     """
     contract = read_contract(path)

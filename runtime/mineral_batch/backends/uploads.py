@@ -65,6 +65,16 @@ class Uploads:
         finally:
             self._free.put(place)
 
+    def is_well(self) -> bool:
+        """Whether the GPU still does what it is told: what another library broke in its context fails here, too."""
+        try:
+            with self._context.current():
+                for place in self._places:
+                    place.wait()
+        except DriverError:
+            return False
+        return True
+
     def close(self) -> None:
         """Give the memory back, once nobody is inside `of`."""
         try:
@@ -95,7 +105,7 @@ class Upload:
             try:
                 self._context.to_gpu(self._memory, whole, self._stream)
             finally:
-                self._stream.synchronize()
+                self.wait()
         self._pictures = len(whole)
 
     def copy_to(self, address: int, start: int, count: int) -> None:
@@ -103,7 +113,11 @@ class Upload:
         source, size = int(self._memory) + start * self._size, count * self._size
         with self._context.current():
             self._context.copy(address, source, size, self._stream)
-            self._stream.synchronize()
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was started here is done."""
+        self._stream.synchronize()
 
     def close(self) -> None:
         """Give the memory and the stream back."""
