@@ -150,7 +150,8 @@ class _Attempt:
             journal.unfinished(iter(wanted), seen), with_capture=self._tables.needs_capture, times=self._times
         )
         for result in results:
-            self._note_engine(journal)
+            if self._done % self._predictor.batch_size == 0:
+                self._note_engine(journal)
             if isinstance(result, Failure) and result.stage == "read":
                 roots.require(result, journal.path)
             journal.add(result)
@@ -160,7 +161,7 @@ class _Attempt:
         return not wanted.stopped
 
     def _note_engine(self, journal: Journal) -> None:
-        """Before the first answers of an engine that has changed, so that a kill cannot lose it."""
+        """Before the first answers of a batch whose engine had changed, so that a kill cannot lose it."""
         version = self._predictor.engine_version
         if version != self._engine_version:
             self._engine_version = version
