@@ -21,7 +21,8 @@ import numpy as np
 from mineral_batch import pipeline
 from mineral_batch._onnx_file import read_contract
 from mineral_batch.backends import cuda_driver, open_backend
-from mineral_batch.backends.onnx_cuda import CUDA, load_cuda_libraries
+from mineral_batch.backends.cuda_libraries import load_cuda_libraries
+from mineral_batch.backends.onnx_cuda import CUDA
 from mineral_batch.backends.onnx_runtime import CPU
 from mineral_batch.backends.openvino import precision_of
 from mineral_batch.errors import BackendError, DataError

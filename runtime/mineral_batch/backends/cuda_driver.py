@@ -10,9 +10,9 @@ import ctypes
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,8 @@ def cuda_version() -> str:
 def page_locked(shape: Sequence[int], device: int) -> Pixels:
     """A uint8 array of zeros that the GPU reads without a copy in between; freed with the array.
 
+    Called inside `gate`, as whatever allocates.
+
     Raises:
         DriverError: if the memory is not to be had.
     """
@@ -134,7 +136,8 @@ def page_locked(shape: Sequence[int], device: int) -> Pixels:
     assert address.value is not None
     memory = (ctypes.c_uint8 * size).from_address(address.value)
     # Not at exit: the process gives all of it back, and the driver may have stopped before.
-    weakref.finalize(memory, _free_page_locked, driver, device, context, address).atexit = False
+    free = partial(_free_page_locked, driver, device, context, address)
+    weakref.finalize(memory, gate.whenever, free).atexit = False
     pixels: Pixels = np.ctypeslib.as_array(memory).reshape(shape)
     pixels[...] = 0
     return pixels
@@ -325,6 +328,7 @@ class _Gate:
         self._changed = threading.Condition()
         self._workers = self._waiting = 0
         self._is_taken = False
+        self._later: list[Callable[[], None]] = []
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -352,6 +356,23 @@ class _Gate:
         finally:
             with self._changed:
                 self._is_taken = False
+                self._changed.notify_all()
+                later, self._later = self._later, []
+            for work in later:
+                self.whenever(work)
+
+    def whenever(self, work: Callable[[], None]) -> None:
+        """Do it beside others: now, or when whoever is alone leaves. For finalizers, which must not wait."""
+        with self._changed:
+            if self._is_taken:
+                self._later.append(work)
+                return
+            self._workers += 1
+        try:
+            work()
+        finally:
+            with self._changed:
+                self._workers -= 1
                 self._changed.notify_all()
 
 
@@ -419,9 +440,10 @@ def _current(driver: Any, context: ctypes.c_void_p) -> Iterator[None]:
 
 def _free_page_locked(driver: Any, device: int, context: ctypes.c_void_p, address: ctypes.c_void_p) -> None:
     """From whichever thread dropped the last view: it need not have a context, without which nothing is freed."""
-    with _current(driver, context):
-        driver.cuMemFreeHost(address)
-    _release(driver, device)
+    with suppress(DriverError):  # a GPU that failed takes its memory along
+        with _current(driver, context):
+            driver.cuMemFreeHost(address)
+        _release(driver, device)
 
 
 def _call(function: Any, *arguments: Any) -> None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
-from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, page_locked, require_gpu
+from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, gate, page_locked, require_gpu
 from mineral_batch.backends.tensorrt_build import Network, Options
 from mineral_batch.backends.tensorrt_cuda import open_cuda
 from mineral_batch.backends.tensorrt_engine import (
@@ -81,7 +81,11 @@ class TensorRtBackend:
     def __init__(self, library: Library, gpu: Gpu, record: EngineRecord, plan: bytes, batch_size: int | None) -> None:
         self.contract = record.contract
         self.batch_size = _checked_batch(batch_size or record.profile.optimum, record)
-        self.version = f"{library.name} {library.version}, {record.precision}"
+        # Kernels, and with them the last digits of an answer, differ by all of these.
+        self.version = (
+            f"{library.name} {library.version}, {record.precision}, engine {record.engine_sha256[:12]}, {gpu.name} "
+            f"(compute capability {gpu.compute_capability}), batches of {self.batch_size}"
+        )
         self._gpu = gpu
         self._library = library
         self._cuda: Any = open_cuda(gpu)
@@ -92,7 +96,7 @@ class TensorRtBackend:
         self._lanes: list[_Lane] = []
         self._idle: SimpleQueue[_Lane] = SimpleQueue()
         try:
-            with self._cuda.current():
+            with gate.shared(), self._cuda.current():
                 self._open(record, plan)
         except BaseException as error:
             self.close()
@@ -135,7 +139,8 @@ class TensorRtBackend:
         """Page-locked memory, which the GPU reads while it computes; ordinary if there is none."""
         shape = (pictures, *self.contract.input.shape)
         try:
-            return page_locked(shape, self._gpu.index)
+            with gate.shared():
+                return page_locked(shape, self._gpu.index)
         except DriverError:
             return np.zeros(shape, np.uint8)
 
@@ -167,7 +172,7 @@ class TensorRtBackend:
         if self._cuda is None:
             return
         cuda, self._cuda = self._cuda, None
-        with _told(), cuda.current():
+        with _told(), gate.shared(), cuda.current():
             while self._lanes:
                 with _told():
                     self._lanes.pop().close()
