@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -28,3 +29,16 @@ def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any
     _DIED.add(crashitem)
     sched.mark_test_pending(crashitem)
     report.outcome = "rerun"  # type: ignore[assignment]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """How a worker that died ended, which pytest-xdist does not say: a negative number is a signal's."""
+    process: subprocess.Popen[bytes] | None = getattr(getattr(node.gateway, "_io", None), "popen", None)
+    if not error or process is None:
+        return
+    try:
+        ended = f"exit code {process.wait(10)}"
+    except subprocess.TimeoutExpired:
+        ended = "it still runs, and does not answer"
+    node.config.get_terminal_writer().line(f"\nworker {node.gateway.id}, process {process.pid}: {ended}")
