@@ -25,13 +25,13 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    with temporary.open("xb") as file:
-        try:
+    try:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)  # closed before: Windows renames no open file
+    finally:
+        temporary.unlink(missing_ok=True)

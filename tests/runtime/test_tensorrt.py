@@ -521,6 +521,14 @@ def test_an_onnx_file_is_built_once(
     assert len(built) == 4, "a damaged one is built anew"
 
 
+def test_a_cache_that_cannot_be_made_is_told_before_minutes_of_work(
+    machine: Machine, model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    assert "set XDG_CACHE_HOME to a folder that can be written to" in refused(model_path)
+    assert not machine.log
+
+
 def test_without_a_driver_nothing_of_tensorrt_is_touched(
     engine: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,14 +10,13 @@ import ctypes
 import hashlib
 import importlib
 import logging
-import os
 import re
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch._onnx_file import read_contract
+from mineral_batch.backends.caches import caches, make_cache
 from mineral_batch.backends.cuda_driver import require_gpu
 from mineral_batch.backends.cuda_libraries import load_cuda_libraries
 from mineral_batch.backends.onnx_cuda import (
@@ -33,6 +32,8 @@ from mineral_batch.backends.onnx_runtime import onnxruntime_with
 from mineral_batch.errors import BackendError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mineral_batch.backends import Settings
     from mineral_batch.backends.cuda_driver import Gpu
     from mineral_batch.contract import ModelContract
@@ -67,7 +68,7 @@ def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
         return cache_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=may_choose)
 
     def session(batch: int, has_graph: bool) -> Any:
-        folder(batch).mkdir(parents=True, exist_ok=True)
+        make_cache(folder(batch))
         given = _providers(folder(batch), gpu.index, is_half=may_choose)
         return fixed_session(runtime, path, given, batch, has_graph)
 
@@ -143,8 +144,7 @@ def cache_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: i
     kind = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-")
     precision = "float16" if is_half else "float32"
     name = f"{digest[:16]}_ort{onnxruntime}_trt{tensorrt}_{kind}_sm{gpu.compute_capability}_batch{batch}_{precision}"
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "mineral-batch" / "tensorrt" / name
+    return caches() / "tensorrt" / name
 
 
 def tensorrt_version() -> str:

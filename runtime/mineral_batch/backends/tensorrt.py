@@ -16,11 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,7 @@ import numpy as np
 
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
+from mineral_batch.backends.caches import caches, make_cache
 from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, gate, page_locked, require_gpu
 from mineral_batch.backends.tensorrt_build import Network, Options
 from mineral_batch.backends.tensorrt_cuda import open_cuda
@@ -47,6 +46,7 @@ from mineral_batch.errors import BackendError, MineralError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from mineral_batch.backends import Settings
     from mineral_batch.backends.cuda_driver import Gpu
@@ -125,7 +125,7 @@ class TensorRtBackend:
             )
         names = _tensors(trt, self._engine)
         _check(self._engine, names, self.contract)
-        self._contexts = Contexts(trt, self._engine, kernels_path(_caches(), record, self._gpu))
+        self._contexts = Contexts(trt, self._engine, kernels_path(record, self._gpu))
         for _ in range(LANES):
             lane = _Lane(self._cuda)
             self._lanes.append(lane)  # closed with the others, whatever of it there is
@@ -308,6 +308,7 @@ def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) ->
             return read_engine(engine, library, gpu)
         except MineralError as error:
             _log.warning("%s: building it anew", error)
+    make_cache(engine.parent)  # before minutes of work
     _log.warning("building a TensorRT engine of %s for %s: minutes, and only once", source.name, gpu.name)
     cuda = open_cuda(gpu)
     try:
@@ -316,7 +317,6 @@ def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) ->
     finally:
         cuda.release()
     record = describe(built, source, engine, library, options, gpu)
-    _make_folder(engine.parent)
     write_engine(engine, built.plan, record)
     return record, built.plan
 
@@ -332,11 +332,7 @@ def cache_path(source: Path, library: Library, gpu: Gpu, options: Options) -> Pa
     """
     facts = [graph_digest(source), library.name, library.version, gpu.name, gpu.compute_capability, cuda_version()]
     key = hashlib.sha256(json.dumps([*facts, *options.arguments(), options.tf32]).encode()).hexdigest()[:24]
-    return _caches() / "engines" / key / "model.plan"
-
-
-def _caches() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
+    return caches() / "engines" / key / "model.plan"
 
 
 def describe(
@@ -375,16 +371,6 @@ def describe(
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BackendError(
-            f"cannot make the engine cache {folder}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be "
-            f"written to"
-        ) from None
 
 
 def _checked_batch(batch: int, record: EngineRecord) -> int:

@@ -11,6 +11,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+from mineral_batch.backends.caches import caches, make_cache
 from mineral_batch.errors import BackendError
 from mineral_batch.files import whole_file
 
@@ -72,20 +73,19 @@ class Contexts:
         if self._kernels is None or self._is_known:
             return
         try:
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            make_cache(self._kept.parent)
             with whole_file(self._kept) as file:
                 file.write(bytes(self._kernels.serialize()))
-        except OSError as error:
+        except (OSError, BackendError) as error:
             _log.warning("cannot keep the compiled kernels (%s): the next start takes as long", error)
 
 
-def kernels_path(caches: Path, record: EngineRecord, gpu: Gpu) -> Path:
+def kernels_path(record: EngineRecord, gpu: Gpu) -> Path:
     """Where an engine's compiled kernels are kept.
 
     Args:
-        caches: the program's folder for what it can make anew.
         record: of the engine.
         gpu: that they are for.
     """
     facts = [record.engine_sha256, record.runtime, record.version, gpu.name, gpu.compute_capability]
-    return caches / "kernels" / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24] + ".bin")
+    return caches() / "kernels" / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24] + ".bin")
