@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.util
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import prod
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from common import line, measured
+from clock import measured
 
 if TYPE_CHECKING:
     from common import Record, Sizes
+
+# How the matrix units add up FP8: in fewer bits than FP32, or copied to FP32 every few products.
+_SUMS = {"float8_sums_in_fewer_bits": True, "float8_sums_in_float32": False}
 
 
 def matrix_products(sizes: Sizes, record: Record) -> None:
     """Tera-operations a second of square matrix products in each type that the chip multiplies."""
     for name, product in _products(sizes).items():
+        if record.has(f"matrix_{name}_tflops"):
+            continue
         try:
             record.save(**{f"matrix_{name}_tflops": 2 * sizes.matrix**3 / measured(product(), sizes) / 1e12})
         except Exception as error:  # a chip without this type
-            record.save(**{f"matrix_{name}_ended": line(error)})
+            record.failed(f"matrix_{name}_tflops", error)
+    eight = [record.values[f"matrix_{name}_tflops"] for name in _SUMS if record.has(f"matrix_{name}_tflops")]
+    if eight:  # what bounds a row of FP8 is the larger: its engine may add either way
+        record.save(matrix_float8_tflops=max(eight))
 
 
 def _products(sizes: Sizes) -> dict[str, Any]:
@@ -42,51 +50,79 @@ def _products(sizes: Sizes) -> dict[str, Any]:
         left, right = filled(torch.int8), filled(torch.int8).t()
         return lambda: torch._int_mm(left, right)
 
-    def float8() -> Any:
+    def float8(is_fast: bool) -> Any:
         left, right = filled(torch.float8_e4m3fn), filled(torch.float8_e4m3fn).t()
         one = torch.ones((), device=sizes.device)
-        return lambda: torch._scaled_mm(left, right, one, one, out_dtype=torch.bfloat16)
+        options = {"out_dtype": torch.bfloat16, "use_fast_accum": is_fast}
+        return lambda: torch._scaled_mm(left, right, one, one, **options)
 
     kinds = ("float16", "bfloat16", "float32")
-    halves = {name: lambda name=name: plain(getattr(torch, name)) for name in kinds}
-    return {**halves, "int8": eight_bits, "float8": float8}
+    halves = {name: partial(plain, getattr(torch, name)) for name in kinds}
+    return {**halves, "int8": eight_bits, **{name: partial(float8, is_fast) for name, is_fast in _SUMS.items()}}
 
 
 def copies(sizes: Sizes, record: Record) -> None:
     """Gigabytes a second to, from and on the GPU."""
+    count = sizes.copy_mib << 20
+    for name, make in {"to_gpu": _to_gpu, "from_gpu": _from_gpu, "on_gpu_read_and_written": _on_gpu}.items():
+        row = f"copy_{name}_gb_per_s"
+        if record.has(row):
+            continue
+        try:
+            seconds = measured(make(count, sizes), sizes)
+        except Exception as error:  # the others are still to be measured
+            record.failed(row, error)
+        else:
+            record.save(**{row: count * (2 if make is _on_gpu else 1) / seconds / 1e9})
+
+
+def _to_gpu(count: int, sizes: Sizes) -> Any:
+    device, host = _device(count, sizes), _host(count, sizes)
+    return lambda: device.copy_(host, non_blocking=True)
+
+
+def _from_gpu(count: int, sizes: Sizes) -> Any:
+    device, host = _device(count, sizes), _host(count, sizes)
+    return lambda: host.copy_(device, non_blocking=True)
+
+
+def _on_gpu(count: int, sizes: Sizes) -> Any:
+    device, other = _device(count, sizes), _device(count, sizes)
+    return lambda: other.copy_(device)
+
+
+def _device(count: int, sizes: Sizes) -> Any:
     import torch
 
-    count = sizes.copy_mib << 20
-    device = torch.zeros(count, dtype=torch.uint8, device=sizes.device)
-    other = torch.zeros_like(device)
-    host = torch.zeros(count, dtype=torch.uint8, pin_memory=not sizes.dry)
-    works = {
-        "to_gpu": lambda: device.copy_(host, non_blocking=True),
-        "from_gpu": lambda: host.copy_(device, non_blocking=True),
-        "on_gpu_read_and_written": lambda: other.copy_(device),
-    }
-    for name, work in works.items():
-        bytes_moved = count * (2 if name.startswith("on_gpu") else 1)
-        record.save(**{f"copy_{name}_gb_per_s": bytes_moved / measured(work, sizes) / 1e9})
+    return torch.zeros(count, dtype=torch.uint8, device=sizes.device)
 
 
-def native_backend(sizes: Sizes, record: Record) -> None:
-    """`copied_answers`, or why there are none: through pycuda where it is installed, and through the driver alone."""
+def _host(count: int, sizes: Sizes) -> Any:
+    import torch
+
+    return torch.zeros(count, dtype=torch.uint8, pin_memory=not sizes.dry)
+
+
+def native_backend(sizes: Sizes, record: Record, *, through: str) -> None:
+    """What `copied_answers` says, in the row `native_backend_through_...`.
+
+    Args:
+        sizes: of the run.
+        record: of the stage.
+        through: `pycuda`, or `driver` for the driver's library alone, as where pycuda is not installed.
+    """
+    row = f"native_backend_through_{through}"
     if sizes.dry:
-        record.save(native_backend="not run: there is no GPU in a dry run")
+        record.left_out(row, "there is no GPU in a dry run")
         return
-    if importlib.util.find_spec("pycuda"):
-        record.save(native_backend=_answers_or_why())
-    sys.modules["pycuda.driver"] = None  # type: ignore[assignment]  # as where it is not installed
-    record.save(native_backend_without_pycuda=_answers_or_why())
-    del sys.modules["pycuda.driver"]
-
-
-def _answers_or_why() -> str:
+    if record.has(row):
+        return
+    if through == "driver":
+        sys.modules["pycuda.driver"] = None  # type: ignore[assignment]
     try:
-        return copied_answers(batch=64, rounds=40)
-    except Exception as error:
-        return f"failed: {line(error)}"
+        record.save(**{row: copied_answers(batch=64, rounds=40)})
+    except Exception as error:  # what else the stage measures stands
+        record.failed(row, error)
 
 
 def copied_answers(batch: int, rounds: int) -> str:
@@ -97,6 +133,9 @@ def copied_answers(batch: int, rounds: int) -> str:
     Args:
         batch: pictures at once.
         rounds: how often two full batches, one with a picture less and one of a single picture are given.
+
+    Raises:
+        ValueError: if an answer is wrong.
     """
     import numpy as np
 
@@ -118,9 +157,11 @@ def copied_answers(batch: int, rounds: int) -> str:
             answers = list(threads.map(backend.infer, pictures * rounds))
         seconds = time.perf_counter() - start
         pairs = zip(wanted * rounds, answers, strict=True)
-        is_right = all(np.array_equal(given, answer.view(np.uint8)) for given, answer in pairs)
+        wrong = sum(not np.array_equal(given, answer.view(np.uint8)) for given, answer in pairs)
+        if wrong:
+            raise ValueError(f"answers WRONG: {wrong} of {len(answers)} batches, {backend.device}")
         moved = rounds * sum(pixels.nbytes for pixels in pictures)
-        return f"{moved / seconds / 1e9:.1f} GB/s in, {backend.device}, answers {'right' if is_right else 'WRONG'}"
+        return f"{moved / seconds / 1e9:.1f} GB/s in, {backend.device}, answers right"
     finally:
         backend.close()
 

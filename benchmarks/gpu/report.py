@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Engine of `predict` -> the row of its rate on the device.
-_ON_DEVICE = {"onnx-cpu": "ONNX Runtime FP16", "onnx-cuda": "ONNX Runtime FP16", "tensorrt": "TensorRT FP16"}
 #: Last word of a row's name -> the matrix product whose measured rate bounds it; FP16 for all others.
 _CEILINGS = {"INT8": "int8", "FP8": "float8"}
 
@@ -31,15 +29,18 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     """The page."""
     is_dry = any(stage.get("dry_run") for stage in found.values())
     title = "# GPU run" + (" - DRY RUN ON THE CPU: no figure here means anything" if is_dry else "")
-    parts = [title, _machine(found["chip"]), "## Stages", _stages(found)]
-    parts += ["## Brought along", _plain(found["install"], ("installed", "failed", "missing", "left_out"))]
-    parts += ["## Ceilings", _plain(found["chip"], ("matrix_", "copy_", "native_backend"))]
+    parts = [title, _machine(found["chip"]), "## In short", _in_short(found), "## Stages", _stages(found)]
+    parts += ["## The GPU at work", _clocks(found)]
+    brought = ("installed", "failed", "missing", "left_out", "onnxruntime")
+    parts += ["## Brought along", _plain(found["install"], brought)]
+    parts += ["## Ceilings", _plain({**found["pycuda"], **found["chip"]}, ("matrix_", "copy_", "native_backend"))]
     parts += ["## What bounds the paper's model", _bounds(found)]
     parts += ["## Pictures a second on the device, by batch", _by_batch(found)]
     parts += ["## Files to probabilities", _end_to_end(found)]
     parts += ["## Answers against float32 ONNX on the CPU", _verified(found)]
     parts += ["## INT8 and FP8", _plain(found["quantised"], ("int8_", "float8_"))]
-    parts += ["## TensorRT for RTX on this chip", _plain(found["rtx"], ("built", "products", "layers", "said"))]
+    words = ("built", "products", "layers", "compared", "said")
+    parts += ["## TensorRT for RTX on this chip", _plain(found["rtx"], words)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,6 +57,61 @@ def _stages(found: dict[str, dict[str, Any]]) -> str:
     return _table(("stage", "status", "seconds", "why"), rows)
 
 
+def _in_short(found: dict[str, dict[str, Any]]) -> str:
+    """Our best engine for the paper's model beside the ceiling, the peers, and what `predict` makes of it."""
+    rates = {stage: {row.name: row for row in _rows(found, (stage,))} for stage in ("engines", "peers", "compiled")}
+    ours, theirs = _fastest(rates["engines"]), _fastest({**rates["peers"], **rates["compiled"]})
+    lines = []
+    if ours:
+        share = "" if ours.share is None else f", {ours.share:.0%} of the rate of matrix products in its type"
+        lines.append(f"- on the device: {ours.name}, {_figure(ours.best)} pictures/s{share}")
+    if ours and theirs:
+        lines.append(
+            f"- the fastest peer there: {theirs.name}, {_figure(theirs.best)}; ours {ours.best / theirs.best:.2f} x"
+        )
+    if "better" in found["engines"]:
+        lines.append(f"- the better FP16 graph: {found['engines']['better']}")
+    for folder in sorted({name.rsplit(", ", 1)[-1] for name in _files(found["end_to_end"])}):
+        mine, peers = (
+            max(_over(folder, *(found[stage] for stage in stages)), default=None)
+            for stages in (("end_to_end", "decoding"), ("peers", "compiled"))
+        )
+        ratio = (
+            f"; the fastest peer {_figure(peers[0])} ({peers[1]}), ours {mine[0] / peers[0]:.2f} x"
+            if mine and peers
+            else ""
+        )
+        if mine:
+            lines.append(f"- files to probabilities, {folder}: {_figure(mine[0])} pictures/s ({mine[1]}){ratio}")
+    return "\n".join(lines) or "Nothing was measured."
+
+
+def _over(folder: str, *stages: dict[str, Any]) -> list[tuple[float, str]]:
+    """Rates over one folder, with the names of their rows."""
+    return [
+        (value["pictures_per_s"], name)
+        for stage in stages
+        for name, value in _files(stage).items()
+        if name.endswith(f", {folder}") and "pictures_per_s" in value
+    ]
+
+
+def _files(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A stage's rows from files to probabilities, also of those that did not work."""
+    known = ("pictures_per_s", "failed", "left_out")
+    return {
+        name: value
+        for name, value in stage.items()
+        if isinstance(value, dict) and not name.endswith(" ended") and any(key in value for key in known)
+    }
+
+
+def _clocks(found: dict[str, dict[str, Any]]) -> str:
+    """What nvidia-smi said of the clocks while the GPU was at least half busy, by stage."""
+    rows = [(name, _figure(stage["gpu"])) for name, stage in found.items() if stage.get("gpu")]
+    return _table(("stage", "nvidia-smi, while busy"), rows) if rows else "Nothing was read."
+
+
 def _plain(stage: dict[str, Any], prefixes: tuple[str, ...]) -> str:
     rows = [(name, _figure(value)) for name, value in stage.items() if name.startswith(prefixes) and value]
     return _table(("what", "value"), rows) if rows else "Nothing was measured."
@@ -69,23 +125,38 @@ class _Row:
         name: of the way.
         rates: batch -> pictures a second.
         share: of the measured rate of matrix products that its best batch reaches; None where one is not known.
+        says: what is known of it, in words.
     """
 
     name: str
     rates: dict[str, float]
     share: float | None
+    says: str
+
+    @property
+    def best(self) -> float:
+        """Of its rates."""
+        return max(self.rates.values())
 
 
-def _rows(found: dict[str, dict[str, Any]]) -> Iterator[_Row]:
+_STAGES_BY_BATCH = ("engines", "peers", "compiled", "quantised", "starter")
+
+
+def _rows(found: dict[str, dict[str, Any]], stages: tuple[str, ...] = _STAGES_BY_BATCH) -> Iterator[_Row]:
     """By batch, of every stage that measures so."""
-    for stage in ("engines", "peers", "quantised", "starter"):
+    for stage in stages:
         model = found["starter" if stage == "starter" else "models"]
         for name, rates in found[stage].items():
-            if isinstance(rates, dict) and "1" in rates:
+            if isinstance(rates, dict) and rates and all(map(str.isdecimal, rates)) and not name.endswith(" says"):
                 kind = _CEILINGS.get(name.split()[-1], "float16")
                 ceiling, work = found["chip"].get(f"matrix_{kind}_tflops"), model.get("gflop_per_picture")
                 share = max(rates.values()) * work / 1e3 / ceiling if ceiling and work else None
-                yield _Row(name, rates, share)
+                says = dict.fromkeys(found[stage].get(f"{name} says", {}).values())
+                yield _Row(name, rates, share, "; ".join(says))
+
+
+def _fastest(rows: dict[str, _Row]) -> _Row | None:
+    return max(rows.values(), key=lambda row: row.best, default=None)
 
 
 def _by_batch(found: dict[str, dict[str, Any]]) -> str:
@@ -96,12 +167,17 @@ def _by_batch(found: dict[str, dict[str, Any]]) -> str:
             row.name,
             *(_figure(row.rates.get(str(batch), "-")) for batch in batches),
             "-" if row.share is None else f"{row.share:.0%}",
+            row.says,
         )
         for row in rows
     ]
-    stages = ("engines", "peers", "quantised", "starter")
-    ended = [f"- {name}: {why}" for stage in stages for name, why in found[stage].items() if name.endswith(" ended")]
-    head = ("model and engine", *map(str, batches), "best, of the matrix products' rate")
+    ended = [
+        f"- {name}: {_figure(why)}"
+        for stage in _STAGES_BY_BATCH
+        for name, why in found[stage].items()
+        if name.endswith(" ended")
+    ]
+    head = ("model and engine", *map(str, batches), "best, of the matrix products' rate", "with")
     return "\n\n".join([_table(head, cells) if cells else "Nothing was measured.", "\n".join(ended)]).strip()
 
 
@@ -123,38 +199,45 @@ def _bounds(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _end_to_end(found: dict[str, dict[str, Any]]) -> str:
-    on_device = {row.name: max(row.rates.values()) for row in _rows(found)}
+    on_device = {row.name: row.rates for row in _rows(found)}
     rows = []
-    for stage in ("end_to_end", "decoding", "peers", "starter", "rtx"):
-        for name, value in found[stage].items():
-            if not isinstance(value, dict) or not ("pictures_per_s" in value or "failed" in value):
+    for stage in ("end_to_end", "decoding", "peers", "compiled", "starter", "rtx"):
+        for name, value in _files(found[stage]).items():
+            if _is_verified(stage, name):
                 continue
-            rate = value.get("pictures_per_s")
-            words = name.split(", ")
-            model = "starter, " if words[0] == "starter" else ""
-            best = on_device.get(model + _ON_DEVICE.get(words[1 if model else 0], ""))
-            share = f"{rate / best:.0%}" if rate and best else "-"
-            rows.append((name, _figure(rate or "-"), share, value.get("failed", "")))
-    not_there = f"Decoding on the GPU: {found['decoding']['decoding']}" if "decoding" in found["decoding"] else ""
-    head = ("engine, pictures", "pictures a second", "of the engine's best", "why not")
-    return "\n\n".join([_table(head, rows) if rows else "Nothing was measured.", not_there]).strip()
+            rate, rates = value.get("pictures_per_s"), on_device.get(value.get("beside", ""), {})
+            batch = str(value.get("batch_size", ""))
+            shares = [f"{rate / other:.0%}" if rate and other else "-" for other in _beside(rates, batch)]
+            why = value.get("failed", value.get("left_out", value.get("decoding", "")))
+            rows.append((name, _figure(rate or "-"), batch, *shares, why))
+    head = ("engine, pictures", "pictures a second", "batch", "of the engine at this batch", "of its best", "said")
+    return _table(head, rows) if rows else "Nothing was measured."
+
+
+def _beside(rates: dict[str, float], batch: str) -> tuple[float | None, float | None]:
+    """The engine's rate at a batch, and its best."""
+    return rates.get(batch), max(rates.values(), default=None)
 
 
 def _verified(found: dict[str, dict[str, Any]]) -> str:
     rows = [
         (name, value.get("parity", value.get("failed", "")), str(value.get("within_budget", "-")))
-        for stage in ("verify", "quantised", "rtx")
+        for stage in ("verify", "starter", "quantised", "rtx")
         for name, value in found[stage].items()
-        if isinstance(value, dict) and ("parity" in value or (stage == "verify" and "failed" in value))
+        if isinstance(value, dict) and ("parity" in value or ("failed" in value and _is_verified(stage, name)))
     ]
     return _table(("engine", "difference", "within budget"), rows) if rows else "Nothing was verified."
+
+
+def _is_verified(stage: str, name: str) -> bool:
+    return stage in ("verify", "quantised") or name.startswith("starter on ") or name == "tensorrt-rtx"
 
 
 def _figure(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {what}" for name, what in value.items())
+        return "; ".join(f"{name}: {_figure(what)}" for name, what in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

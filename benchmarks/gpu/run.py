@@ -1,6 +1,6 @@
 """Everything that a GPU can show of this project, by one command on a bare CUDA machine.
 
-    python benchmarks/gpu/run.py --wheels DIR --out DIR [--dry-run]
+    python benchmarks/gpu/run.py --wheels DIR --out DIR [--photos DIR] [--dry-run]
 
 The machine needs Python 3.12, PyTorch with CUDA, timm, onnx and onnxscript; it reaches no package index, so what else
 is measured (onnxruntime-gpu, tensorrt, tensorrt-rtx, torch-tensorrt, pycuda, ...) is brought along in DIR, as README.md
@@ -8,15 +8,16 @@ lists. What is absent is left out and said so.
 
 Each stage is a process of its own with its own time limit, and writes its result after each measurement: one that
 fails or is killed leaves the others and its own beginning alone. The same command goes on where the last one stopped,
-also within a stage; `--redo STAGE` does one from its beginning. OUT/results.json and OUT/results.md hold what there is
-after every stage.
+also within a stage, and tries again what did not work; `--redo STAGE` does one from its beginning. OUT/results.json and
+OUT/results.md hold what there is after every stage.
 
-`--dry-run` walks through all of it on the CPU with tiny sizes. Its figures mean nothing.
+`--dry-run` walks through all of it on the CPU with tiny sizes, in OUT/dry-run. Its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -25,19 +26,25 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
+import machine
+import packages
 import report
 import stages
 
+if TYPE_CHECKING:
+    from common import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("runtime", "train", "export", "benchmarks")
+_LAST_LINES = 15
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one stage: seconds it may take, and what must be there before it."""
+    """Of one stage: seconds it may take beside what earlier ones have left over, and what must be there before it."""
 
     seconds: int
     needs: tuple[str, ...] = ()
@@ -45,17 +52,20 @@ class Limits:
 
 #: In this order; together they fit ten minutes, and with more --minutes each has more. What may take longest is last.
 STAGES = {
-    "install": Limits(100),
+    "install": Limits(45),
     "chip": Limits(30),
-    "models": Limits(80),
-    "verify": Limits(30, ("models",)),
-    "engines": Limits(70, ("models",)),
-    "end_to_end": Limits(50, ("models",)),
-    "starter": Limits(30, ("models",)),
-    "decoding": Limits(30, ("models",)),
-    "rtx": Limits(20, ("models",)),
-    "peers": Limits(70),
-    "quantised": Limits(80, ("models",)),
+    "models": Limits(120),
+    "attention": Limits(45, ("models",)),
+    "verify": Limits(25, ("models",)),
+    "engines": Limits(75, ("models",)),
+    "end_to_end": Limits(45, ("models",)),
+    "peers": Limits(50),
+    "compiled": Limits(60),
+    "starter": Limits(20, ("models",)),
+    "decoding": Limits(20, ("models",)),
+    "rtx": Limits(10, ("models",)),
+    "quantised": Limits(20, ("models",)),
+    "pycuda": Limits(35),
 }
 
 
@@ -68,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="all of it takes at most this long (default: 10)")
     parser.add_argument("--redo", action="append", default=[], choices=[*STAGES], help="a stage to do again")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--where", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=[*STAGES], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -75,68 +86,100 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run all stages, or the one that this process is for; 1 if one of them failed."""
     options = arguments()
-    options.out.mkdir(parents=True, exist_ok=True)
+    given = settings(options)
+    given.out.mkdir(parents=True, exist_ok=True)
     if options.stage:
-        stages.run(options.stage, settings(options))
-        return 0
-    deadline = time.monotonic() + 60 * options.minutes
+        machine.end_with_parent()
+        return stages.run(options.stage, given)
+    begun, share = time.monotonic(), 0
     for name, limits in STAGES.items():
-        if name in options.redo or outcome(options, name).get("status") == "not done":
-            common.path(options.out, name).unlink(missing_ok=True)
-        if outcome(options, name).get("status") != "done":
-            one(name, limits, options, deadline)
-        report.write(options.out, [*STAGES])
-        print(f"{name}: {outcome(options, name)['status']}", flush=True)  # noqa: T201
-    return int(any(outcome(options, name)["status"] != "done" for name in STAGES))
-
-
-def settings(options: argparse.Namespace) -> common.Settings:
-    """What a stage is told."""
-    sizes = common.TINY if options.dry_run else common.FULL
-    return common.Settings(options.out.resolve(), options.wheels, options.photos, sizes)
-
-
-def outcome(options: argparse.Namespace, name: str) -> dict[str, object]:
-    """What is known of a stage; one of the other kind of run (dry or not), or killed with this script, is not done."""
-    found = common.read(options.out, name)
-    return found if found.get("dry_run") == options.dry_run else {"status": "not done"}
-
-
-def one(name: str, limits: Limits, options: argparse.Namespace, deadline: float) -> None:
-    """Run a stage as a process, and write how it ended into its file."""
-    missing = [need for need in limits.needs if outcome(options, need).get("status") != "done"]
-    left = deadline - time.monotonic()
-    started = time.monotonic()
-    if missing or left < 5:
-        why = f"needs {', '.join(missing)}" if missing else "no time was left: give the same command again"
-        ended = {"status": "skipped", "error": why}
-    else:
+        share += limits.seconds
         # A dry run is for machines of any speed.
-        ended = _process(name, left if options.dry_run else min(limits.seconds * options.minutes / 10, left), options)
-    kept = {key: value for key, value in common.read(options.out, name).items() if key not in common.ENDINGS}
-    seconds = round(time.monotonic() - started, 1)
-    common.write(options.out, name, {**kept, **ended, "seconds": seconds, "dry_run": options.dry_run})
+        until = begun + (60 * options.minutes if options.dry_run else share * options.minutes / 10)
+        if name in options.redo or outcome(given, name)["status"] == "not done":
+            common.path(given.out, name).unlink(missing_ok=True)
+        if outcome(given, name)["status"] != "done":
+            one(name, given, until)
+        report.write(given.out, [*STAGES])
+        ended = outcome(given, name)
+        print(": ".join(filter(None, (name, ended["status"], ended.get("error")))), flush=True)  # noqa: T201
+    return int(any(outcome(given, name)["status"] != "done" for name in STAGES))
 
 
-def _process(name: str, seconds: float, options: argparse.Namespace) -> dict[str, str]:
-    roots = [str(options.out.resolve() / "site"), *(str(ROOT / room) for room in ROOMS)]
-    kept = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*roots, *kept]), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, *sys.argv, "--stage", name]
-    given: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    # A session of its own, so that what it has started (compilers, loaders) ends with it.
-    with subprocess.Popen(command, **given, text=True, errors="replace", start_new_session=True) as child:  # noqa: S603
-        try:
-            _, said = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return {"status": "out of time", "error": f"stopped after {seconds:.0f} s; what it had measured is kept"}
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-    if child.returncode:
-        lines = said.strip().splitlines() or [f"exit code {child.returncode}"]
-        return {"status": "failed", "error": lines[-1][:500], "log": "\n".join(lines[-15:])}
-    return {"status": "done"}
+def settings(options: argparse.Namespace) -> Settings:
+    """What a stage is told; a dry run has a folder of its own, so that it can neither spoil nor pass for a real one."""
+    sizes = common.TINY if options.dry_run else common.FULL
+    out = options.out.resolve() / "dry-run" if options.dry_run else options.out.resolve()
+    where = options.where or machine.where(is_dry=options.dry_run)
+    return common.Settings(out, options.wheels, options.photos, sizes, where)
+
+
+def outcome(given: Settings, name: str) -> dict[str, Any]:
+    """What is known of a stage; of another GPU or PyTorch, or where its files are gone, it is not done."""
+    found = common.read(given.out, name)
+    is_other = found.get("where") != given.where
+    is_lost = found.get("status") == "done" and not given.has_files_of(name)
+    return {"status": "not done"} if not found or is_other or is_lost else found
+
+
+def one(name: str, given: Settings, until: float) -> None:
+    """Run a stage as a process, and write how it ended into its file."""
+    missing = [need for need in STAGES[name].needs if outcome(given, need)["status"] != "done"]
+    started = time.monotonic()
+    if missing or until - started < 5:
+        why = f"needs {', '.join(missing)}" if missing else "no time was left: give the same command again"
+        ended: dict[str, Any] = {"status": "skipped", "error": why}
+    else:
+        ended = _process(name, until - started, given)
+    found = common.read(given.out, name)
+    kept = {key: value for key, value in found.items() if key not in common.ENDINGS}
+    ended |= {"seconds": round(time.monotonic() - started, 1), "dry_run": given.sizes.dry, "where": given.where}
+    common.write(given.out, name, {**kept, **ended})
+
+
+def _process(name: str, seconds: float, given: Settings) -> dict[str, Any]:
+    """How it ended, the end of what it said, and the GPU's clocks meanwhile."""
+    logs = given.out / "logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{name}.txt"
+    command = [sys.executable, *sys.argv, "--where", json.dumps(given.where), "--stage", name]
+    with log.open("wb") as file, machine.Watch(logs / f"{name}.gpu.csv", is_dry=given.sizes.dry) as watch:
+        said: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "env": _environment(given)}
+        # A session of its own, so that what it has started (compilers, loaders) ends with it.
+        with subprocess.Popen(command, **said, start_new_session=True) as child:  # noqa: S603
+            try:
+                code: int | None = child.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+    lines = log.read_text("utf-8", "replace").strip().splitlines()[-_LAST_LINES:]
+    return {**_ending(name, code, seconds, given, lines), "log": "\n".join(lines), "gpu": watch.seen}
+
+
+def _ending(name: str, code: int | None, seconds: float, given: Settings, lines: list[str]) -> dict[str, str]:
+    if code is None:
+        return {"status": "out of time", "error": f"stopped after {seconds:.0f} s; what it had measured is kept"}
+    if code == 0:
+        return {"status": "done"}
+    # One that crashed has not written down why.
+    crashed = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    told = common.read(given.out, name).get("error") or ": ".join([crashed, *lines[-1:]])
+    return {"status": "failed", "error": told[:500]}
+
+
+def _environment(given: Settings) -> dict[str, str]:
+    """Of a stage: this project and OUT/site before what is installed, and where CUDA's libraries lie."""
+    roots = [str(given.site), *(str(ROOT / room) for room in ROOMS)]
+    kept = _parts("PYTHONPATH")
+    libraries = [*_parts("LD_LIBRARY_PATH"), *packages.library_folders([*roots, *kept, *sys.path])]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([*roots, *kept]), "PYTHONUNBUFFERED": "1"}
+    return {**found, "LD_LIBRARY_PATH": os.pathsep.join(libraries)} if libraries else found
+
+
+def _parts(variable: str) -> list[str]:
+    return [part for part in os.environ.get(variable, "").split(os.pathsep) if part]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,17 +21,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image as PILImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
-STAGES = ["install", "chip", "models", "verify", "engines", "end_to_end", "starter", "decoding", "rtx", "peers"]
-STAGES += ["quantised"]
+STAGES = ["install", "chip", "models", "attention", "verify", "engines", "end_to_end", "peers", "compiled", "starter"]
+STAGES += ["decoding", "rtx", "quantised", "pycuda"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
-#: Put at the start of every Python process: packages that a bare machine lacks, and a stage that never ends.
+#: Put at the start of every Python process: packages that a bare machine lacks, a stage that never ends, one that dies.
 CUSTOMISE = """
 import os, sys, time
 from importlib.machinery import PathFinder
@@ -40,6 +44,9 @@ class Without(PathFinder):
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 if os.environ.get("HANGS", "-") in sys.orig_argv[-1:]:
     time.sleep(600)
+if os.environ.get("CRASHES", "-") in sys.orig_argv[-1:]:
+    print("the last words", flush=True)
+    os.abort()
 """
 
 
@@ -73,6 +80,7 @@ def dry(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(out, ABSENT="click,tensorrt,nncf,modelopt")
     assert done.returncode == 0, done.stdout + done.stderr + page(out)
     assert done.stdout.splitlines() == [f"{stage}: done" for stage in STAGES]
+    assert [path.name for path in out.iterdir()] == ["dry-run"]
     return out
 
 
@@ -83,16 +91,20 @@ def out(dry: Path, tmp_path: Path) -> Path:
 
 
 def page(out: Path) -> str:
-    return (out / "results.md").read_text("utf-8")
+    return (out / "dry-run" / "results.md").read_text("utf-8")
 
 
 def results(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads((out / "dry-run" / "results.json").read_text("utf-8"))
     return found
 
 
+def stage_file(out: Path, stage: str) -> Path:
+    return out / "dry-run" / "stages" / f"{stage}.json"
+
+
 def ages(out: Path) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in (out / "stages").iterdir()}
+    return {path.stem: path.stat().st_mtime_ns for path in (out / "dry-run" / "stages").iterdir()}
 
 
 def done_again(before: dict[str, int], out: Path) -> list[str]:
@@ -100,7 +112,7 @@ def done_again(before: dict[str, int], out: Path) -> list[str]:
 
 
 def edit(out: Path, stage: str, **changes: Any) -> None:
-    path = out / "stages" / f"{stage}.json"
+    path = stage_file(out, stage)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -115,23 +127,35 @@ def test_a_dry_run_goes_through_every_stage_and_says_that_it_is_one(dry: Path) -
 @pytest.mark.slow
 def test_a_dry_run_measures_what_the_real_one_does(dry: Path) -> None:
     found, text = results(dry), page(dry)
-    assert {f"matrix_{kind}_tflops" for kind in ("float16", "bfloat16", "float32")} <= found["chip"].keys()
+    kinds = ("float16", "bfloat16", "float32", "float8_sums_in_float32", "float8_sums_in_fewer_bits", "float8")
+    assert {f"matrix_{kind}_tflops" for kind in kinds} <= found["chip"].keys()
     assert {f"copy_{way}_gb_per_s" for way in ("to_gpu", "from_gpu", "on_gpu_read_and_written")} <= found["chip"].keys()
-    assert found["engines"]["ONNX Runtime FP16"].keys() == {"1", "2"}
-    assert found["starter"]["starter, ONNX Runtime FP16"]["1"] > 0
-    assert {found["end_to_end"][f"onnx-cpu, {name}"]["pictures"] for name in ("384", "12MP")} == {6, 2}
-    assert found["peers"]["DataLoader + torch eager, 384"]["pictures"] == 6
-    assert found["peers"].keys() >= {"torch eager, AMP", "torch.compile, AMP"}
-    assert found["verify"]["onnx-cpu"]["parity"]
-    for row in (
-        "| ONNX Runtime FP16 |",
-        "| torch eager, AMP |",
-        "| starter, ONNX Runtime FP16 |",
-        "| onnx-cpu, 12MP |",
-    ):
+    for graph in ("", ", Attention nodes"):
+        assert found["verify"][f"onnx-cpu{graph}"]["within_budget"]
+        assert found["engines"][f"ONNX Runtime CUDA FP16{graph}"]["1"] > 0
+        assert {found["end_to_end"][f"onnx-cpu{graph}, {name}"]["pictures"] for name in ("384", "12MP")} == {6, 3}
+    assert found["attention"]["attention_nodes"] > 0
+    assert found["engines"][found["engines"]["better"]].keys() == {"1", "2"}
+    assert found["engines"][f"onnx-cpu, pictures in memory{found['engines']['better_graph']}"].keys() == {"1"}
+    assert found["starter"]["starter, ONNX Runtime CUDA FP16"]["1"] > 0
+    assert found["starter"]["starter on onnx-cpu"]["within_budget"]
+    for row in ("torch eager, half, 384", "torch eager, AMP, 384", "torch eager, half, 12MP"):
+        assert found["peers"][f"DataLoader + {row}"]["pictures_per_s"] > 0
+    assert found["peers"].keys() >= {"torch eager, AMP", "torch eager, half", "ONNX Runtime as it comes, FP16"}
+    assert found["compiled"].keys() >= {"torch.compile, half", "torch.compile, AMP"}
+    assert found["compiled"]["DataLoader + torch.compile, half, 384"]["pictures"] == 6
+    for row in ("| ONNX Runtime CUDA FP16 |", "| torch eager, AMP |", "| onnx-cpu, 12MP |", "| starter on onnx-cpu |"):
         assert row in text
+    assert f"- the better FP16 graph: {found['engines']['better']}" in text
     assert "| matrix products in float16 |" in text
-    assert found["models"]["gflop_per_picture"] > 0
+
+
+@pytest.mark.slow
+def test_the_operations_of_both_graphs_are_those_that_torch_counts(dry: Path, script: Any) -> None:
+    counted = results(dry)["models"]["gflop_counted_by_torch"]
+    assert counted > 0
+    for name in ("paper-float32", "paper-float16", "paper-attention-float32", "paper-attention-float16"):
+        assert script.subjects.gflop(dry / "dry-run" / "models" / f"{name}.onnx") == pytest.approx(counted, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -140,8 +164,9 @@ def test_what_is_not_there_is_said(dry: Path) -> None:
     assert "FP16, INT8 and FP8" in found["install"]["left_out"]["tensorrt"]
     assert found["quantised"]["int8_graph"].startswith("not there: ")
     assert found["quantised"]["float8_graph"].startswith("not there: ")
-    assert "TensorRT FP16 ended: batch 1: No module named 'tensorrt'" in text
-    assert found["chip"]["native_backend"] == "not run: there is no GPU in a dry run"
+    assert "TensorRT FP16 ended: left_out: TensorRT is not installed" in text
+    assert found["chip"]["native_backend_through_driver"] == {"left_out": "there is no GPU in a dry run"}
+    assert "| onnx-cpu, decode gpu, 384 | - |  | - | - | there is no GPU with nvImageCodec |" in text
 
 
 @pytest.mark.slow
@@ -163,7 +188,7 @@ def test_the_same_command_again_does_nothing_again(run: Any, out: Path) -> None:
 @pytest.mark.slow
 def test_only_what_is_missing_or_asked_for_is_done_again(run: Any, out: Path) -> None:
     before = ages(out)
-    (out / "stages" / "decoding.json").unlink()
+    stage_file(out, "decoding").unlink()
     edit(out, "install", measured_before=1)
     done = run(out, "--redo", "install")
     assert done.returncode == 0, page(out)
@@ -175,10 +200,10 @@ def test_only_what_is_missing_or_asked_for_is_done_again(run: Any, out: Path) ->
 @pytest.mark.slow
 def test_a_stage_goes_on_where_it_was_stopped(run: Any, out: Path) -> None:
     """Killed with the script in the middle of a stage: what it had measured stands."""
-    edit(out, "engines", **{"status": "cut off", "ONNX Runtime FP16": {"1": 123.0}})
+    edit(out, "engines", **{"status": "cut off", "ONNX Runtime CUDA FP16": {"1": 1e9}})
     assert run(out).returncode == 0, page(out)
-    rates = results(out)["engines"]["ONNX Runtime FP16"]
-    assert rates["1"] == 123.0
+    rates = results(out)["engines"]["ONNX Runtime CUDA FP16"]
+    assert rates["1"] == 1e9
     assert rates.keys() == {"1", "2"}
 
 
@@ -196,6 +221,25 @@ def test_a_stage_that_runs_out_of_time_is_stopped_and_leaves_the_others(run: Any
 
 
 @pytest.mark.slow
+def test_a_stage_that_crashes_is_told_with_its_last_words(run: Any, out: Path) -> None:
+    stage_file(out, "rtx").unlink()
+    assert run(out, CRASHES="rtx").returncode == 1
+    found = results(out)["rtx"]
+    assert (found["status"], found["error"]) == ("failed", "ended by signal 6: the last words")
+    assert "the last words" in found["log"]
+
+
+@pytest.mark.slow
+def test_figures_of_another_pytorch_and_models_that_are_gone_are_made_again(run: Any, out: Path) -> None:
+    before = ages(out)
+    edit(out, "decoding", where={"gpu": "none", "uuid": "none", "torch": "0.1"}, measured_elsewhere=1)
+    (out / "dry-run" / "models" / "paper-float16.onnx").unlink()
+    assert run(out).returncode == 0, page(out)
+    assert done_again(before, out) == ["models", "decoding"]
+    assert "measured_elsewhere" not in results(out)["decoding"]
+
+
+@pytest.mark.slow
 def test_a_stage_that_fails_says_why_and_leaves_the_others(run: Any, out: Path) -> None:
     before = ages(out)
     done = run(out, "--redo", "install", ABSENT="onnxruntime,tqdm")
@@ -209,7 +253,7 @@ def test_a_stage_that_fails_says_why_and_leaves_the_others(run: Any, out: Path) 
 @pytest.mark.slow
 def test_what_needs_a_stage_that_failed_is_skipped(run: Any, out: Path) -> None:
     for stage in ("models", "verify"):
-        (out / "stages" / f"{stage}.json").unlink()
+        stage_file(out, stage).unlink()
     done = run(out, ABSENT="mineral_export.onnx")
     assert done.returncode == 1
     found = results(out)
@@ -220,8 +264,12 @@ def test_what_needs_a_stage_that_failed_is_skipped(run: Any, out: Path) -> None:
 
 
 def test_without_time_nothing_begins(run: Any, tmp_path: Path) -> None:
+    real = tmp_path / "stages" / "chip.json"
+    real.parent.mkdir()
+    real.write_text('{"status": "done"}')
     done = run(tmp_path, "--minutes", 0)
     assert done.returncode == 1
+    assert real.read_text() == '{"status": "done"}', "of a real run into the same folder"
     assert {stage["status"] for stage in results(tmp_path).values()} == {"skipped"}
     assert "give the same command again" in page(tmp_path)
 
@@ -233,7 +281,7 @@ def test_without_time_nothing_begins(run: Any, tmp_path: Path) -> None:
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Its modules, which are no package."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    names = ("common", "ceilings", "report", "stages", "run")
+    names = ("common", "subjects", "clock", "machine", "packages", "ceilings", "report", "stages", "run")
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name in names:
         sys.modules.pop(name, None)
@@ -259,13 +307,16 @@ def test_pieces_are_put_together_and_what_is_broken_is_named(script: Any, tmp_pa
     for index, start in enumerate(range(0, len(whole), 800)):
         (wheels / f"brought.tar.xz.part{index:02}").write_bytes(whole[start : start + 800])
     (wheels / "broken.tar.xz").write_bytes(b"nothing of the kind")
+    (wheels / "broken.whl").write_bytes(b"no zip")
     (wheels / "paper-int8.onnx.part00").write_bytes(b"a gr")
     (wheels / "paper-int8.onnx.part01").write_bytes(b"aph")
     given = settings(script, tmp_path, wheels=wheels)
-    script.stages.run("install", given)
+    given.out.mkdir()
+    assert script.stages.run("install", given) == 1
     found = script.common.read(out, "install")
     assert found["installed"] == ["brought.tar.xz", "paper-int8.onnx"]
-    assert list(found["failed"]) == ["broken.tar.xz"]
+    assert found["failed"].keys() == {"broken.tar.xz", "broken.whl"}
+    assert found["error"].startswith("2 did not work: broken.whl: File is not a zip file; broken.tar.xz: ")
     assert "HERE = True" in (out / "site" / "brought_along.py").read_text()
     target = given.model("int8")
     target.parent.mkdir(parents=True)
@@ -273,10 +324,229 @@ def test_pieces_are_put_together_and_what_is_broken_is_named(script: Any, tmp_pa
     assert target.read_bytes() == b"a graph"
 
 
-def test_a_dry_runs_tiny_models_are_never_taken_for_real(script: Any, tmp_path: Path) -> None:
-    dry, real = (settings(script, tmp_path, sizes=sizes) for sizes in (script.common.TINY, script.common.FULL))
-    assert dry.model("float16") != real.model("float16")
-    assert dry.folder("384") != real.folder("384")
+def test_wheels_are_merged_folder_by_folder(script: Any, tmp_path: Path) -> None:
+    """Many of NVIDIA's have their modules in the same one; `pip install --target` drops it with each new wheel."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    contents = {
+        "one": {"nvidia/one/lib/libone.so": "1", "one.dist-info/METADATA": "Name: one"},
+        "two": {"nvidia/two/lib/libtwo.so": "2", "two.data/platlib/two.py": "IS = 2", "two.data/scripts/run": "#!"},
+    }
+    for name, files in contents.items():
+        with zipfile.ZipFile(wheels / f"{name}-1-py3-none-any.whl", "w") as wheel:
+            for file, text in files.items():
+                wheel.writestr(file, text)
+    given = settings(script, tmp_path, wheels=wheels)
+    given.out.mkdir()
+    assert script.stages.run("install", given) == 0
+    found = sorted(str(path.relative_to(given.site)) for path in given.site.rglob("*") if path.is_file())
+    assert found == ["nvidia/one/lib/libone.so", "nvidia/two/lib/libtwo.so", "one.dist-info/METADATA", "two.py"]
+    libraries = [str(given.site / "nvidia" / name / "lib") for name in ("one", "two")]
+    assert script.packages.library_folders([str(given.site), "", str(given.site)]) == libraries
+
+
+def test_a_package_brought_along_as_source_is_built_and_merged(script: Any, tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="what builds it")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "of-source"\nversion = "1"\n'
+        '[tool.hatch.build.targets.wheel]\nonly-include = ["nvidia"]\n',
+        "nvidia/of_source.py": "HERE = True",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: of-source\nVersion: 1\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "of_source-1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    with tarfile.open(wheels / "of_source-1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "of_source-1", "of_source-1")
+    given = settings(script, tmp_path, wheels=wheels)
+    (given.site / "nvidia").mkdir(parents=True)
+    (given.site / "nvidia" / "other.py").write_text("")
+    assert script.stages.run("pycuda", given) == 0, script.common.read(given.out, "pycuda")
+    assert {path.name for path in (given.site / "nvidia").glob("*.py")} == {"of_source.py", "other.py"}
+
+
+def test_an_onnx_runtime_for_the_processor_is_not_enough(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    for name in ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "numpy", "PIL", "tqdm"):
+        script.packages.NEEDED.pop(name)
+    package = tmp_path / "onnxruntime"
+    (package / "capi").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert script.packages.missing(is_dry=True) == []
+    assert script.packages.missing(is_dry=False) == ["onnxruntime-gpu"]
+    assert script.packages.imported_onnxruntime() == f"{package}, without the CUDA provider"
+    (package / "capi" / "libonnxruntime_providers_cuda.so").touch()
+    assert script.packages.missing(is_dry=False) == []
+    assert script.packages.imported_onnxruntime() == f"{package}, with the CUDA provider"
+
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+*clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2;;
+*clocks.sm*loop*)
+    printf '345, 2619, 70.1, 30, 0, 0x1\\n1980, 2619, 690.5, 55, 99, 0x0\\n'
+    printf '1755, 2619, 699.0, 61, 100, 0x4\\n198'
+    exec sleep 60;;
+*name,uuid*) echo 'NVIDIA H200, GPU-1';;
+*) echo 700.00;;
+esac
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bin" / "nvidia-smi"
+    path.parent.mkdir()
+    path.write_text(NVIDIA_SMI)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_the_clocks_are_read_while_a_stage_runs(script: Any, tmp_path: Path) -> None:
+    log = tmp_path / "clocks.csv"
+    with script.machine.Watch(log, is_dry=False) as watch:
+        deadline = time.monotonic() + 20
+        while not log.read_text().endswith("198") and time.monotonic() < deadline:
+            time.sleep(0.01)
+    clocks = {"sm_mhz_least": 1755.0, "sm_mhz_median": 1867.5, "memory_mhz_least": 2619.0, "memory_mhz_median": 2619.0}
+    power = {"watts_least": 690.5, "watts_median": 694.75, "celsius_most": 61.0}
+    assert watch.seen == {"readings": 2, **clocks, **power, "held_back_by": ["power limit"]}
+    assert script.machine.where(is_dry=False).items() >= {"gpu": "NVIDIA H200", "uuid": "GPU-1"}.items()
+    assert script.machine.where(is_dry=True)["gpu"] == "none"
+    assert script.machine.described()["nvidia-smi power.limit"] == "700.00"
+
+
+def test_without_nvidia_smi_nothing_is_read(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with script.machine.Watch(tmp_path / "clocks.csv", is_dry=False) as watch:
+        pass
+    assert watch.seen == {}
+    assert script.machine.where(is_dry=False)["uuid"] == "none"
+
+
+def test_a_batch_that_fails_leaves_out_the_larger_ones_and_fails_the_stage(script: Any, tmp_path: Path) -> None:
+    given = settings(script, tmp_path)
+    tried: list[tuple[str, int]] = []
+
+    @contextmanager
+    def small(settings: Any, batch: int) -> Iterator[Any]:
+        tried.append(("small", batch))
+        if batch > 2:
+            raise MemoryError("too much")
+        yield script.clock.Way(lambda: None, says="words")
+
+    @contextmanager
+    def broken(settings: Any, batch: int) -> Iterator[Any]:
+        tried.append(("broken", batch))
+        raise RuntimeError("no such thing")
+        yield
+
+    record = script.common.Record(given, "engines")
+    script.clock.by_batch(given, record, {"small": small, "broken": broken}, (4, 8, 2, 1))
+    assert tried == [("small", 4), ("broken", 4), ("small", 2), ("broken", 2), ("small", 1)]
+    assert record.values["small"].keys() == {"2", "1"}
+    assert record.values["small says"] == {"2": "words", "1": "words"}
+    assert record.values["small ended"] == "batch 4: too much"
+    assert record.values["broken ended"] == "batch 4: no such thing; batch 2: no such thing"
+    with pytest.raises(script.common.FailuresError, match=r"^3 did not work: small, batch 4: too much; broken"):
+        record.require_success()
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Two different pictures, then both again."""
+    folder.mkdir(parents=True)
+    for index in range(4):
+        pixels = np.full((32, 32, 3), (40, 200)[index % 2], np.uint8)
+        PILImage.fromarray(pixels).save(folder / f"{index}.jpg")
+    return sorted(folder.iterdir())
+
+
+def measured_over(script: Any, given: Any, model: Path) -> dict[str, Any]:
+    record = script.common.Record(given, "end_to_end")
+    script.clock.end_to_end(given, record, "ours", ["384"], model=model, backend="onnx-cpu", beside="the engine")
+    row: dict[str, Any] = record.values["ours, 384"]
+    return row
+
+
+def test_a_folder_counts_only_if_every_picture_was_answered(script: Any, tmp_path: Path, model_path: Path) -> None:
+    given = settings(script, tmp_path)
+    files = photographs(given.folder("384"))
+    row = measured_over(script, given, model_path)
+    assert (row["pictures"], row["batch_size"], row["beside"]) == (4, 1, "the engine")
+    files[3].write_bytes(b"no picture")
+    row = measured_over(script, given, model_path)
+    assert row["pictures"] == 4, "measured before, so not again"
+    script.common.path(given.out, "end_to_end").unlink()
+    assert measured_over(script, given, model_path)["failed"].startswith("1 of 4 pictures got no answer, the first: ")
+
+
+def test_answers_that_went_to_another_picture_do_not_pass(script: Any, tmp_path: Path, model_path: Path) -> None:
+    given = settings(script, tmp_path)
+    files = photographs(given.folder("384"))
+    files[2].write_bytes(files[1].read_bytes())
+    assert "at different places" in measured_over(script, given, model_path)["failed"]
+
+
+def test_wrong_answers_fail_the_stage_and_are_looked_at_again(script: Any, tmp_path: Path, model_path: Path) -> None:
+    given = settings(script, tmp_path)
+    given.models.mkdir(parents=True)
+    shutil.copyfile(model_path, given.model("float32"))
+    other = onnx.load(model_path)
+    weights = next(weight for weight in other.graph.initializer if weight.name == "weights")
+    weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), "weights"))
+    onnx.save(other, given.model("float16"))
+    for _ in range(2):
+        assert script.stages.run("verify", given) == 1
+        found = script.common.read(given.out, "verify")
+        assert found["onnx-cpu"]["within_budget"] is False
+        assert found["onnx-cpu"]["failed"].startswith("answers beyond the budget: largest difference")
+        assert found["error"].startswith("1 did not work: onnx-cpu: answers beyond the budget")
+    shutil.copyfile(model_path, given.model("float16"))
+    assert script.stages.run("verify", given) == 0
+
+
+def test_the_better_graph_is_the_faster_one_whose_answers_are_right(script: Any, tmp_path: Path) -> None:
+    given = settings(script, tmp_path)
+    record = script.common.Record(given, "engines")
+    record.save(**{"ONNX Runtime CUDA FP16": {"1": 5.0, "64": 9.0}})
+    record.save(**{"ONNX Runtime CUDA FP16, Attention nodes": {"64": 12.0}})
+    graphs = ["", ", Attention nodes"]
+    assert script.stages._better(given, record, graphs) == ", Attention nodes"
+    script.common.write(given.out, "verify", {"onnx-cpu, Attention nodes": {"failed": "beyond the budget"}})
+    assert script.stages._better(given, record, graphs) == ""
+    assert script.stages._better(given, record, [""]) == ""
+
+
+def test_a_graph_that_is_there_already_is_a_row_all_the_same(script: Any, tmp_path: Path) -> None:
+    given = settings(script, tmp_path)
+    given.models.mkdir(parents=True)
+    for precision in ("int8", "float8"):
+        given.model(precision).write_bytes(bytes(3_000_000))
+    assert script.stages.run("quantised", given) == 0
+    found = script.common.read(given.out, "quantised")
+    assert (found["int8_graph"], found["float8_graph"]) == ("there already, 3 MB", "there already, 3 MB")
+
+
+def test_the_folders_hold_links_to_a_few_photographs(script: Any, tmp_path: Path) -> None:
+    given = settings(script, tmp_path)
+    given.folder("384").mkdir(parents=True)
+    (given.folder("384") / "000000.jpg").write_bytes(b"of an attempt that was cut off")
+    script.subjects.photographs(given)
+    files = sorted(given.folder("384").iterdir())
+    assert len(files) == 6
+    assert len({file.stat().st_ino for file in files}) == 2
+    with PILImage.open(files[0]) as picture:
+        assert picture.size == (384, 384)
+    before = files[0].stat().st_mtime_ns
+    script.subjects.photographs(given)
+    assert files[0].stat().st_mtime_ns == before
+    assert script.common.FULL.photos["12MP"] >= 1024
 
 
 def test_the_operations_of_a_graph_are_counted(script: Any, tmp_path: Path) -> None:
@@ -299,25 +569,46 @@ def test_the_operations_of_a_graph_are_counted(script: Any, tmp_path: Path) -> N
     path = tmp_path / "counted.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     products = 16 * 16 * 8 * (3 * 3 * 3) + 8 * 5
-    assert script.common.gflop(path) == pytest.approx(2 * products / 1e9)
+    assert script.subjects.gflop(path) == pytest.approx(2 * products / 1e9)
+
+
+def test_an_attention_counts_as_the_two_products_that_it_is(script: Any, tmp_path: Path) -> None:
+    batch, heads, queries, keys, wide = 1, 2, 5, 7, 4
+    shapes = {"q": queries, "k": keys, "v": keys, "a": queries}
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", heads, s, wide]) for n, s in shapes.items()]
+    graph = helper.make_graph([helper.make_node("Attention", ["q", "k", "v"], ["a"])], "a", values[:3], values[3:])
+    for value in graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    path = tmp_path / "attention.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    products = heads * queries * keys * wide * 2
+    assert script.subjects.gflop(path) == pytest.approx(2 * products / 1e9)
 
 
 def test_every_rate_stands_beside_its_share_of_the_measured_ceiling(script: Any) -> None:
     found: dict[str, Any] = {name: {"status": "done"} for name in STAGES}
     found["chip"] |= {"matrix_float16_tflops": 100.0, "matrix_float8_tflops": 200.0, "copy_to_gpu_gb_per_s": 50.0}
     found["models"] |= {"gflop_per_picture": 100.0, "input": [1000, 1000, 3]}
-    found["engines"] |= {"ONNX Runtime FP16": {"1": 100.0, "64": 600.0}}
+    found["engines"] |= {"ONNX Runtime CUDA FP16": {"256": 600.0, "64": 500.0}, "gpu": {"sm_mhz_median": 1755.0}}
+    found["engines"] |= {"ONNX Runtime CUDA FP16 says": {"256": "one CUDA graph", "64": "one CUDA graph"}}
+    found["engines"] |= {"better": "ONNX Runtime CUDA FP16"}
+    found["peers"] |= {"torch eager, AMP": {"64": 300.0}, "DataLoader + torch, 384": {"pictures_per_s": 200.0}}
     found["quantised"] |= {"TensorRT FP8": {"1": 100.0, "64": 1500.0}}
-    found["starter"] |= {"gflop_per_picture": 1.0, "starter, ONNX Runtime FP16": {"1": 50000.0}}
-    found["end_to_end"] |= {"onnx-cuda, 384": {"pictures_per_s": 570.0}, "tensorrt, 384": {"failed": "no TensorRT"}}
+    found["starter"] |= {"gflop_per_picture": 1.0, "starter, ONNX Runtime CUDA FP16": {"1": 50000.0}}
+    ours = {"pictures_per_s": 480.0, "batch_size": 64, "beside": "ONNX Runtime CUDA FP16"}
+    found["end_to_end"] |= {"onnx-cuda, 384": ours, "tensorrt, 384": {"failed": "no TensorRT"}}
     text = script.report.markdown(found)
-    assert "| ONNX Runtime FP16 | 100 | 600 | 60% |" in text
-    assert "| TensorRT FP8 | 100 | 1500 | 75% |" in text, "of the rate in its own type"
-    assert "| starter, ONNX Runtime FP16 | 5e+04 | - | 50% |" in text, "by its own operations"
-    assert "| onnx-cuda, 384 | 570 | 95% |  |" in text
-    assert "| tensorrt, 384 | - | - | no TensorRT |" in text
+    assert "| ONNX Runtime CUDA FP16 | - | 500 | 600 | 60% | one CUDA graph |" in text
+    assert "| TensorRT FP8 | 100 | 1500 | - | 75% |  |" in text, "of the rate in its own type"
+    assert "| starter, ONNX Runtime CUDA FP16 | 5e+04 | - | - | 50% |  |" in text, "by its own operations"
+    assert "| onnx-cuda, 384 | 480 | 64 | 96% | 80% |  |" in text
+    assert "| tensorrt, 384 | - |  | - | - | no TensorRT |" in text
     assert "| matrix products in float16 | 1000 |" in text
     assert "| copies to the GPU, 3.00 MB a picture | 1.667e+04 |" in text
+    assert "| engines | sm_mhz_median: 1755 |" in text
+    assert "- on the device: ONNX Runtime CUDA FP16, 600 pictures/s, 60% of the rate" in text
+    assert "- the fastest peer there: torch eager, AMP, 300; ours 2.00 x" in text
+    assert "- files to probabilities, 384: 480 pictures/s (onnx-cuda, 384); the fastest peer 200" in text
     assert "DRY RUN" not in text
 
 

@@ -1,0 +1,174 @@
+"""What was brought along: put together, unpacked, compiled; and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import is_there
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from common import Settings
+
+_PIECE = ".part00"
+# Where CUDA's toolkit puts nvcc, which is not always on the path.
+_COMPILER = "/usr/local/cuda/bin"
+_CUDA_PROVIDER = Path("capi", "libonnxruntime_providers_cuda.so")
+
+#: Modules that the stages need -> the package to bring along where the machine has none.
+NEEDED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "safetensors": "safetensors",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "tqdm": "tqdm",
+    "onnxruntime": "onnxruntime-gpu",
+}
+#: Modules without which a part of a stage is left out -> what that is.
+OPTIONAL = {
+    "tensorrt": "engines of TensorRT: FP16, INT8 and FP8",
+    "tensorrt_rtx": "the attempt with TensorRT for RTX",
+    "torch_tensorrt": "torch-tensorrt as a peer",
+    "nvidia.nvimgcodec": "decoding on the GPU",
+    "nncf": "the INT8 graph, unless paper-int8.onnx is brought along",
+    "modelopt": "the FP8 graph, unless paper-float8.onnx is brought along",
+}
+#: What unpacking or compiling may raise.
+ERRORS = (OSError, subprocess.CalledProcessError, tarfile.TarError, lzma.LZMAError, zipfile.BadZipFile)
+
+
+def brought(settings: Settings) -> Iterator[str]:
+    """Names of what is unpacked, also of what came in pieces NAME.part00, NAME.part01, ...; compiled is `sources`."""
+    if settings.wheels is None:
+        return
+    yield from sorted(first.name.removesuffix(_PIECE) for first in settings.wheels.glob(f"*{_PIECE}"))
+    for suffix in (".whl", ".tar.xz"):
+        yield from sorted(file.name for file in settings.wheels.glob(f"*{suffix}"))
+
+
+def sources(settings: Settings) -> list[Path]:
+    """Packages that are compiled here."""
+    return [] if settings.wheels is None else sorted(settings.wheels.glob("*.tar.gz"))
+
+
+def unpack(settings: Settings, name: str) -> None:
+    """Add what is in a file to OUT/site; folders that are there already are kept, `nvidia` is one of many packages."""
+    assert settings.wheels is not None
+    file = settings.wheels / name
+    if not file.is_file():
+        file = _whole(settings, name)
+    if name.endswith(".whl"):
+        _unzip(file, settings.site)
+    elif name.endswith(".tar.xz"):
+        with tarfile.open(file) as archive:
+            archive.extractall(settings.site, filter="data")
+
+
+def _whole(settings: Settings, name: str) -> Path:
+    """The pieces put together, in OUT, where a graph that was brought along is looked for, too."""
+    assert settings.wheels is not None
+    whole = settings.out / name
+    with whole.open("wb") as file:
+        for piece in sorted(settings.wheels.glob(f"{name}.part*")):
+            file.write(piece.read_bytes())
+    return whole
+
+
+def _unzip(wheel: Path, site: Path) -> None:
+    """As the wheel format says, but for scripts and headers, which are of no use here."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            parts = member.filename.split("/")
+            if parts[0].endswith(".data"):
+                if parts[1] not in ("purelib", "platlib"):
+                    continue
+                member.filename = "/".join(parts[2:])
+            if member.filename and not member.is_dir():
+                archive.extract(member, site)
+
+
+def build(source: Path, site: Path) -> None:
+    """Compile a package and add it to OUT/site; nothing is fetched.
+
+    Raises:
+        CalledProcessError: with pip's words.
+    """
+    with tempfile.TemporaryDirectory(prefix="gpu-run-") as folder:
+        command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
+        command += ["--target", folder, str(source)]
+        found = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), _COMPILER])}
+        # A file that the user brought along.
+        subprocess.run(command, env=found, check=True, capture_output=True, text=True)  # noqa: S603
+        shutil.copytree(folder, site, dirs_exist_ok=True)
+
+
+def why(error: BaseException) -> str:
+    """The end of what a program said, or the error itself."""
+    return str(getattr(error, "stderr", "") or error).strip()[-300:]
+
+
+def missing(*, is_dry: bool) -> list[str]:
+    """Packages that other stages need and do not find; ONNX Runtime counts only with its CUDA provider."""
+    lacking = [package for module, package in NEEDED.items() if not is_there(module)]
+    if not (is_dry or lacking[-1:] == ["onnxruntime-gpu"] or _has_cuda(_onnxruntime())):
+        lacking.append("onnxruntime-gpu")
+    return lacking
+
+
+def imported_onnxruntime() -> str:
+    """Which of the installed ones is imported, and whether it has the CUDA provider."""
+    if not is_there("onnxruntime"):
+        return "none"
+    folder = _onnxruntime()
+    return f"{folder}, {'with' if _has_cuda(folder) else 'without'} the CUDA provider"
+
+
+def _onnxruntime() -> Path:
+    found = importlib.util.find_spec("onnxruntime")
+    return Path(found.origin).parent if found and found.origin else Path()
+
+
+def _has_cuda(folder: Path) -> bool:
+    return (folder / _CUDA_PROVIDER).is_file()
+
+
+def left_out() -> dict[str, str]:
+    """Modules that are absent, and what is left out for it."""
+    return {module: what for module, what in OPTIONAL.items() if not is_there(module)}
+
+
+def versions() -> dict[str, str]:
+    """Version of everything that may be measured; `absent` where it is not there."""
+    names = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch-tensorrt", "pycuda", "timm", "onnx")
+    found = {}
+    for name in (*names, "nncf", "nvidia-modelopt", "nvidia-nvimgcodec-cu13", "nvidia-cudnn-cu13", "nvidia-cublas"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def library_folders(roots: Iterable[str]) -> list[str]:
+    """Where packages keep CUDA's, cuDNN's and TensorRT's libraries: ONNX Runtime looks for them beside itself only."""
+    patterns = ("nvidia/*/lib", "torch/lib", "tensorrt_libs")
+    found = (
+        str(folder) for root in roots if root for pattern in patterns for folder in sorted(Path(root).glob(pattern))
+    )
+    return list(dict.fromkeys(found))
