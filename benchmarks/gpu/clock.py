@@ -12,7 +12,7 @@ import numpy as np
 from common import line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import AbstractContextManager
 
     from common import Record, Settings, Sizes
@@ -63,7 +63,7 @@ def measured(work: Callable[[], Any], sizes: Sizes) -> float:
 def _stretch_on_gpu(work: Callable[[], Any], rounds: int) -> float:
     import torch
 
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for _ in range(rounds):
         work()
@@ -80,7 +80,7 @@ def _stretch_on_host(work: Callable[[], Any], rounds: int) -> float:
 
 
 def by_batch(
-    settings: Settings, record: Record, kinds: dict[str, Maker], batches: tuple[int, ...] | None = None
+    settings: Settings, record: Record, kinds: Mapping[str, Maker], batches: tuple[int, ...] | None = None
 ) -> None:
     """Pictures a second of each way to run a model, the pictures already on the device; goes on where it stopped.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import common
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 #: Last word of a row's name -> the matrix product whose measured rate bounds it; FP16 for all others.
@@ -19,10 +19,14 @@ _CEILINGS = {"INT8": "int8", "FP8": "float8"}
 def write(out: Path, names: list[str]) -> None:
     """OUT/results.json and OUT/results.md from whatever stages there are."""
     found = {name: common.read(out, name) or {"status": "not done"} for name in names}
-    for file, text in (("results.json", json.dumps(found, indent=1)), ("results.md", markdown(found))):
-        scratch = out / f".{file}.part"
-        scratch.write_text(text, "utf-8")
-        scratch.replace(out / file)
+    _replace(out / "results.json", json.dumps(found, indent=1))
+    _replace(out / "results.md", markdown(found))
+
+
+def _replace(file: Path, text: str) -> None:
+    scratch = file.with_name(f".{file.name}.part")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(file)
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
@@ -38,6 +42,10 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     parts += ["## Pictures a second on the device, by batch", _by_batch(found)]
     parts += ["## Files to probabilities", _end_to_end(found)]
     parts += ["## Answers against float32 ONNX on the CPU", _verified(found)]
+    parts += [
+        "## What both graphs spend the GPU's time on, and what is left to the processor",
+        _kernels(found["kernels"]),
+    ]
     parts += ["## INT8 and FP8", _plain(found["quantised"], ("int8_", "float8_"))]
     words = ("built", "products", "layers", "compared", "said")
     parts += ["## TensorRT for RTX on this chip", _plain(found["rtx"], words)]
@@ -149,10 +157,16 @@ def _rows(found: dict[str, dict[str, Any]], stages: tuple[str, ...] = _STAGES_BY
         for name, rates in found[stage].items():
             if isinstance(rates, dict) and rates and all(map(str.isdecimal, rates)) and not name.endswith(" says"):
                 kind = _CEILINGS.get(name.split()[-1], "float16")
-                ceiling, work = found["chip"].get(f"matrix_{kind}_tflops"), model.get("gflop_per_picture")
+                ceiling, work = _ceiling(found["chip"], f"matrix_{kind}_tflops"), model.get("gflop_per_picture")
                 share = max(rates.values()) * work / 1e3 / ceiling if ceiling and work else None
                 says = dict.fromkeys(found[stage].get(f"{name} says", {}).values())
                 yield _Row(name, rates, share, "; ".join(says))
+
+
+def _ceiling(chip: dict[str, Any], name: str) -> float | None:
+    """What the chip reached at most; None if it was not measured."""
+    value = chip.get(name)
+    return value if isinstance(value, float) else None
 
 
 def _fastest(rows: dict[str, _Row]) -> _Row | None:
@@ -188,12 +202,12 @@ def _bounds(found: dict[str, dict[str, Any]]) -> str:
     if not work or not shape:
         return "Nothing was measured."
     rows = [
-        (f"matrix products in {kind}", _figure(chip[f"matrix_{kind}_tflops"] * 1e3 / work))
+        (f"matrix products in {kind}", _figure(ceiling * 1e3 / work))
         for kind in ("float16", "int8", "float8")
-        if f"matrix_{kind}_tflops" in chip
+        if (ceiling := _ceiling(chip, f"matrix_{kind}_tflops"))
     ]
     size = shape[0] * shape[1] * shape[2]
-    if copied := chip.get("copy_to_gpu_gb_per_s"):
+    if copied := _ceiling(chip, "copy_to_gpu_gb_per_s"):
         rows.append((f"copies to the GPU, {size / 1e6:.2f} MB a picture", _figure(copied * 1e9 / size)))
     return f"{work:.4g} GFLOP a picture.\n\n" + _table(("bound by", "pictures a second"), rows)
 
@@ -229,6 +243,21 @@ def _verified(found: dict[str, dict[str, Any]]) -> str:
     return _table(("engine", "difference", "within budget"), rows) if rows else "Nothing was verified."
 
 
+def _kernels(stage: dict[str, Any]) -> str:
+    """By kernel, for each graph, in the session of `predict`."""
+    rows = [
+        (row, name, _figure(value))
+        for row, values in stage.items()
+        if row.startswith(("kernels", "on the processor")) and isinstance(values, dict)
+        for name, value in (values or {"nothing": "-"}).items()
+    ]
+    return (
+        _table(("graph", "kernel or operator", "share of the time, or nodes"), rows)
+        if rows
+        else "Nothing was measured."
+    )
+
+
 def _is_verified(stage: str, name: str) -> bool:
     return stage in ("verify", "quantised") or name.startswith("starter on ") or name == "tensorrt-rtx"
 
@@ -241,6 +270,6 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)

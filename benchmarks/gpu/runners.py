@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 import time
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +106,7 @@ def _side_stream() -> Iterator[Any]:
     """A stream that this process's measurements run on: CUDA graphs cannot be captured on the default one."""
     import torch
 
-    stream = torch.cuda.Stream()
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         yield stream
     stream.synchronize()
@@ -143,6 +145,56 @@ def backend_alone(settings: Settings, batch: int, model: Path, engine: str) -> I
         backend.close()
 
 
+# What a session spends its time on.
+
+
+def kernels(settings: Settings, batch: int, model: Path, most: int = 12) -> dict[str, str]:
+    """Share of the GPU's time by kernel, the longest first, of the session of `onnx_runtime`."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with onnx_runtime(settings, batch, model) as way:
+        for _ in range(3):
+            way.run()
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(3):
+                way.run()
+            torch.cuda.synchronize()
+    return shares({event.key: event.self_device_time_total for event in seen.key_averages()}, most)
+
+
+def shares(spent: dict[str, float], most: int) -> dict[str, str]:
+    """Of the whole, the largest first; what is beyond `most` as one."""
+    total = sum(spent.values())
+    order = sorted(spent, key=lambda name: -spent[name]) if total else []
+    found = {name[:120]: f"{spent[name] / total:.1%}" for name in order[:most]}
+    rest = sum(spent[name] for name in order[most:])
+    return {**found, f"{len(order) - most} others": f"{rest / total:.1%}"} if rest else found
+
+
+def on_the_processor(settings: Settings, model: Path, scratch: Path) -> dict[str, int]:
+    """Operators of the nodes that ONNX Runtime leaves to the processor, and how many: with one there is no CUDA graph.
+
+    Args:
+        settings: of the run.
+        model: an ONNX file.
+        scratch: folder of the profile.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(scratch / model.stem)
+    options.add_free_dimension_override_by_name("N", 1)
+    wanted = _CPU if settings.sizes.dry else _CUDA
+    session = onnxruntime.InferenceSession(str(model), options, providers=[wanted], enable_fallback=0)
+    entry = session.get_inputs()[0]
+    session.run(None, {entry.name: _noise((1, *entry.shape[1:]))})
+    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    told = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    return dict(Counter(node["op_name"] for node in told if node["provider"] == _CPU))
+
+
 # TensorRT.
 
 
@@ -159,7 +211,7 @@ def tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
     target = model.with_name(f"{model.stem}-{batch}.plan")
     options = Options(Profile(batch, batch, batch), timing_cache=settings.models / "timings")
     # An INT8 or FP8 graph has layers in other types, too.
-    precision = "fp16" if model.stem.endswith("float16") else "as-is"
+    precision: Any = "fp16" if model.stem.endswith("float16") else "as-is"
     made = export_engine(model, target, options, precision=precision, runtime="tensorrt", force=True)
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(target.read_bytes())
@@ -184,11 +236,11 @@ def tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
 def torch_tensorrt(settings: Settings, batch: int) -> Iterator[Way]:
     """torch.compile with TensorRT behind it."""
     import torch
-    import torch_tensorrt  # noqa: F401 - registers the backend
+    import torch_tensorrt  # type: ignore[import-not-found, unused-ignore]  # noqa: F401 - registers the backend
 
     torch._dynamo.reset()
     model, contract = _on_device(settings, is_half=False)
-    options = {"enabled_precisions": {torch.float16}}
+    options: dict[str, Any] = {"enabled_precisions": {torch.float16}}
     faster = torch.compile(model, backend="tensorrt", dynamic=False, options=options)
     pixels = subjects.noise(contract, batch, settings.sizes.device)
     with torch.inference_mode():
@@ -222,7 +274,7 @@ def opened(settings: Settings, *, is_half: bool, is_compiled: bool = False) -> I
     model, _ = _on_device(settings, is_half=is_half)
     if is_compiled:
         torch._dynamo.reset()  # what it has compiled for another batch would make it compile for any
-        options = {"backend": "eager"} if settings.sizes.dry else {"mode": "reduce-overhead"}
+        options: dict[str, Any] = {"backend": "eager"} if settings.sizes.dry else {"mode": "reduce-overhead"}
         model = torch.compile(model, dynamic=False, **options)
     with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=not (is_half or settings.sizes.dry)):
         yield model
@@ -275,7 +327,7 @@ def data_loader(settings: Settings, name: str, *, is_half: bool, is_compiled: bo
     sizes, paths = settings.sizes, sorted(settings.folder(name).iterdir())
     contract = _on_device(settings, is_half=is_half)[1]
     workers, batch = _workers_and_batch(settings, len(paths), math.prod(contract.input.shape))
-    staying = {"persistent_workers": True, "prefetch_factor": _AHEAD} if workers else {}
+    staying: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": _AHEAD} if workers else {}
     files: Any = _Files(paths, contract.input.shape[:2])
     loader = DataLoader(files, batch, num_workers=workers, pin_memory=not sizes.dry, **staying)
     with opened(settings, is_half=is_half, is_compiled=is_compiled) as model:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import shutil
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ceilings
@@ -20,7 +22,7 @@ import subjects
 from common import Record, Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from clock import Maker
 
@@ -280,7 +282,7 @@ def stage_starter(settings: Settings, record: Record) -> None:
         _verify(settings, record, f"starter on {engine}", f"{half}@{engine}", "float16", starter_path())
     clock.by_batch(settings, record, _kinds(record, half, "FP16", before="starter, "), settings.sizes.few_batches)
     for engine in common.engines(settings):
-        options = {"beside": f"starter, {_row(engine)}", "model": half, "backend": engine}
+        options: dict[str, Any] = {"beside": f"starter, {_row(engine)}", "model": half, "backend": engine}
         clock.end_to_end(settings, record, f"starter, {engine}", settings.sizes.photos, **options)
 
 
@@ -325,12 +327,7 @@ _KINDS = (("half", True), ("AMP", False))
 def _loaded(settings: Settings, record: Record, row: str, folder: str, **options: bool) -> None:
     import runners
 
-    if record.has(row):
-        return
-    try:
-        record.save(**{row: runners.data_loader(settings, folder, **options)})
-    except Exception as error:  # the other folder is still to be measured
-        record.failed(row, error)
+    _tried(record, row, partial(runners.data_loader, settings, folder, **options))
 
 
 def stage_compiled(settings: Settings, record: Record) -> None:
@@ -351,6 +348,31 @@ def stage_compiled(settings: Settings, record: Record) -> None:
         clock.by_batch(settings, record, {"torch-tensorrt": runners.torch_tensorrt}, few[:1])
     else:
         record.left_out("torch-tensorrt ended", "it is not installed")
+
+
+def stage_kernels(settings: Settings, record: Record) -> None:
+    """What both FP16 graphs spend the GPU's time on, and what ONNX Runtime leaves to the processor."""
+    import runners
+
+    batch = settings.sizes.few_batches[0]
+    with tempfile.TemporaryDirectory(prefix="gpu-run-") as folder:
+        for words, model in settings.graphs().items():
+            left = partial(runners.on_the_processor, settings, model, Path(folder))
+            _tried(record, f"on the processor{words}", left)
+            if settings.sizes.dry:
+                record.left_out(f"kernels{words}", "there is no GPU in a dry run")
+            else:
+                _tried(record, f"kernels{words}", partial(runners.kernels, settings, batch, model))
+
+
+def _tried(record: Record, row: str, measure: Callable[[], Any]) -> None:
+    """Save what is measured, or why it is not: the others are still to be measured."""
+    if record.has(row):
+        return
+    try:
+        record.save(**{row: measure()})
+    except Exception as error:
+        record.failed(row, error)
 
 
 def stage_rtx(settings: Settings, record: Record) -> None:

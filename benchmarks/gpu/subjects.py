@@ -20,7 +20,14 @@ def deployable(sizes: Sizes) -> tuple[Any, Any]:
     from mineral_export.deployable import Deployable
     from mineral_train.model import PRESETS, ModelConfig, build_model, input_spec
 
-    tiny = {"image_size": 32, "projection": "linear", "width": 32, "heads": 2, "ffn": 48, "labels": MINERALS}
+    tiny: dict[str, Any] = {
+        "image_size": 32,
+        "projection": "linear",
+        "width": 32,
+        "heads": 2,
+        "ffn": 48,
+        "labels": MINERALS,
+    }
     config = PRESETS[sizes.preset] if sizes.preset else ModelConfig("test_vit", **tiny)
     model = build_model(config, seed=0)
     with torch.no_grad():  # at initialisation every probability is near 0.5, and parity would prove little

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
-STAGES = ["install", "chip", "models", "attention", "verify", "engines", "end_to_end", "peers", "compiled", "starter"]
-STAGES += ["decoding", "rtx", "quantised", "pycuda"]
+STAGES = ["install", "chip", "models", "attention", "verify", "engines", "end_to_end", "peers", "compiled", "kernels"]
+STAGES += ["starter", "decoding", "rtx", "quantised", "pycuda"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
@@ -134,7 +134,9 @@ def test_a_dry_run_measures_what_the_real_one_does(dry: Path) -> None:
         assert found["verify"][f"onnx-cpu{graph}"]["within_budget"]
         assert found["engines"][f"ONNX Runtime CUDA FP16{graph}"]["1"] > 0
         assert {found["end_to_end"][f"onnx-cpu{graph}, {name}"]["pictures"] for name in ("384", "12MP")} == {6, 3}
-    assert found["attention"]["attention_nodes"] > 0
+    assert (
+        found["attention"]["attention_nodes"] == found["kernels"]["on the processor, Attention nodes"]["Attention"] > 0
+    )
     assert found["engines"][found["engines"]["better"]].keys() == {"1", "2"}
     assert found["engines"][f"onnx-cpu, pictures in memory{found['engines']['better_graph']}"].keys() == {"1"}
     assert found["starter"]["starter, ONNX Runtime CUDA FP16"]["1"] > 0
@@ -585,6 +587,15 @@ def test_an_attention_counts_as_the_two_products_that_it_is(script: Any, tmp_pat
     assert script.subjects.gflop(path) == pytest.approx(2 * products / 1e9)
 
 
+def test_time_is_told_by_kernel_the_longest_first(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runners = importlib.import_module("runners")
+    monkeypatch.delitem(sys.modules, "runners")
+    spent = {"copy": 1.0, "gemm": 6.0, "softmax": 2.0, "add": 1.0}
+    assert list(runners.shares(spent, 2).items()) == [("gemm", "60.0%"), ("softmax", "20.0%"), ("2 others", "20.0%")]
+    assert list(runners.shares(spent, 4)) == ["gemm", "softmax", "copy", "add"]
+    assert runners.shares({}, 2) == {}
+
+
 def test_every_rate_stands_beside_its_share_of_the_measured_ceiling(script: Any) -> None:
     found: dict[str, Any] = {name: {"status": "done"} for name in STAGES}
     found["chip"] |= {"matrix_float16_tflops": 100.0, "matrix_float8_tflops": 200.0, "copy_to_gpu_gb_per_s": 50.0}
@@ -610,6 +621,20 @@ def test_every_rate_stands_beside_its_share_of_the_measured_ceiling(script: Any)
     assert "- the fastest peer there: torch eager, AMP, 300; ours 2.00 x" in text
     assert "- files to probabilities, 384: 480 pictures/s (onnx-cuda, 384); the fastest peer 200" in text
     assert "DRY RUN" not in text
+
+
+def test_a_chip_that_told_little_has_a_page(script: Any) -> None:
+    found: dict[str, Any] = {name: {"status": "failed", "error": "1 did not work"} for name in STAGES}
+    found["chip"] |= {"matrix_float8_tflops": {"left_out": "not on this chip"}}
+    found["chip"] |= {"matrix_float16_tflops": {"failed": "no memory"}, "copy_to_gpu_gb_per_s": {"failed": "no memory"}}
+    found["models"] |= {"gflop_per_picture": 100.0, "input": [384, 384, 3]}
+    found["engines"] |= {"ONNX Runtime CUDA FP16": {"64": 500.0}, "TensorRT FP16 ended": {"left_out": "not installed"}}
+    found["quantised"] |= {"TensorRT FP8": {"64": 1500.0}}
+    text = script.report.markdown(found)
+    assert "| ONNX Runtime CUDA FP16 | 500 | - |  |" in text
+    assert "| matrix_float16_tflops | failed: no memory |" in text
+    assert "- TensorRT FP16 ended: left_out: not installed" in text
+    assert "100 GFLOP a picture." in text
 
 
 def test_the_stand_in_for_an_engine_answers_with_the_first_bytes_of_each_picture(
