@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as PILImage
+
+from mineral_batch.backends import cuda_driver
+
+from ..cuda import Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -294,8 +299,32 @@ def settings(script: Any, tmp_path: Path, **changes: Any) -> Any:
     return script.common.Settings(**(given | changes))
 
 
-def test_all_stages_fit_ten_minutes(script: Any) -> None:
-    assert sum(limits.seconds for limits in script.run.STAGES.values()) <= 600
+def test_all_stages_fit_ten_minutes_and_are_in_the_table(script: Any) -> None:
+    limits = script.run.STAGES
+    assert sum(limit.seconds for limit in limits.values()) <= 600
+    assert list(limits) == STAGES
+    table = (SCRIPT.parent / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w+) \| (\d+) \|", table, re.MULTILINE)
+    assert rows == [(name, str(limit.seconds)) for name, limit in limits.items()]
+
+
+def test_a_stage_finds_what_was_brought_along_and_cudas_libraries(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime in OUT/site, CUDA and cuDNN where PyTorch's packages are."""
+    given = settings(script, tmp_path)
+    for folder in ("nvidia/cudnn/lib", "nvidia/cu13/lib", "torch/lib", "other/lib"):
+        (tmp_path / "installed" / folder).mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/the/driver")
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    found = script.run._environment(given)
+    libraries = found["LD_LIBRARY_PATH"].split(os.pathsep)
+    folders = ("nvidia/cu13/lib", "nvidia/cudnn/lib", "torch/lib")
+    assert libraries[:4] == ["/the/driver", *(str(tmp_path / "installed" / folder) for folder in folders)]
+    paths = found["PYTHONPATH"].split(os.pathsep)
+    assert (paths[0], paths[-1]) == (str(given.site), "/mine")
+    assert str(SCRIPT.parents[2] / "runtime") in paths
 
 
 def test_pieces_are_put_together_and_what_is_broken_is_named(script: Any, tmp_path: Path) -> None:
@@ -637,52 +666,69 @@ def test_a_chip_that_told_little_has_a_page(script: Any) -> None:
     assert "100 GFLOP a picture." in text
 
 
-def test_the_stand_in_for_an_engine_answers_with_the_first_bytes_of_each_picture(
-    script: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a driver that copies in ordinary memory at once."""
-    from mineral_batch.backends import cuda_driver
+class Copy(ctypes.Structure):
+    """CUDA_MEMCPY2D as the CUDA Driver API's reference lays it out, on 64 bits."""
 
-    class Copy(ctypes.Structure):
-        """CUDA_MEMCPY2D as the CUDA Driver API's reference lays it out, on 64 bits."""
+    _fields_ = [
+        ("srcXInBytes", ctypes.c_uint64),
+        ("srcY", ctypes.c_uint64),
+        ("srcMemoryType", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+        ("srcHost", ctypes.c_uint64),
+        ("srcDevice", ctypes.c_uint64),
+        ("srcArray", ctypes.c_uint64),
+        ("srcPitch", ctypes.c_uint64),
+        ("dstXInBytes", ctypes.c_uint64),
+        ("dstY", ctypes.c_uint64),
+        ("dstMemoryType", ctypes.c_uint32),
+        ("padding2", ctypes.c_uint32),
+        ("dstHost", ctypes.c_uint64),
+        ("dstDevice", ctypes.c_uint64),
+        ("dstArray", ctypes.c_uint64),
+        ("dstPitch", ctypes.c_uint64),
+        ("WidthInBytes", ctypes.c_uint64),
+        ("Height", ctypes.c_uint64),
+    ]
 
-        _fields_ = [
-            ("srcXInBytes", ctypes.c_uint64),
-            ("srcY", ctypes.c_uint64),
-            ("srcMemoryType", ctypes.c_uint32),
-            ("padding", ctypes.c_uint32),
-            ("srcHost", ctypes.c_uint64),
-            ("srcDevice", ctypes.c_uint64),
-            ("srcArray", ctypes.c_uint64),
-            ("srcPitch", ctypes.c_uint64),
-            ("dstXInBytes", ctypes.c_uint64),
-            ("dstY", ctypes.c_uint64),
-            ("dstMemoryType", ctypes.c_uint32),
-            ("padding2", ctypes.c_uint32),
-            ("dstHost", ctypes.c_uint64),
-            ("dstDevice", ctypes.c_uint64),
-            ("dstArray", ctypes.c_uint64),
-            ("dstPitch", ctypes.c_uint64),
-            ("WidthInBytes", ctypes.c_uint64),
-            ("Height", ctypes.c_uint64),
-        ]
 
-    def copy(pointer: Any, stream: Any) -> int:
-        asked = ctypes.cast(pointer, ctypes.POINTER(Copy)).contents
-        assert (asked.srcMemoryType, asked.dstMemoryType, stream.value) == (2, 2, 7)
-        for row in range(asked.Height):
-            to, at = asked.dstDevice + row * asked.dstPitch, asked.srcDevice + row * asked.srcPitch
-            ctypes.memmove(to, at, asked.WidthInBytes)
+class RowCopier(Cuda):
+    """A GPU that copies rows, too, and adds something to every byte."""
+
+    added = 0
+
+    def copy(self, pointer: Any, stream: Any) -> int:
+        asked = Copy.from_buffer_copy(ctypes.cast(pointer, ctypes.POINTER(Copy)).contents)
+        assert (asked.srcMemoryType, asked.dstMemoryType) == (2, 2)
+
+        def rows() -> None:
+            for row in range(asked.Height):
+                source = self.at(asked.srcDevice + row * asked.srcPitch, asked.WidthInBytes)
+                self.at(asked.dstDevice + row * asked.dstPitch, asked.WidthInBytes)[:] = source + np.uint8(self.added)
+
+        self.enqueue(stream.value, rows)
         return 0
 
-    monkeypatch.setattr(cuda_driver, "_driver", lambda: SimpleNamespace(cuMemcpy2DAsync_v2=copy))
-    record = script.ceilings.copying_record(3)
-    library = script.ceilings.copying_library(record)
-    context = library.Runtime(None).deserialize_cuda_engine(b"no engine").create_execution_context()
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 384, 384, 3), dtype=np.uint8)
-    answers = np.zeros((3, len(record.contract.labels)), np.float32)
-    context.set_input_shape("pixels", pixels.shape)
-    context.set_tensor_address("pixels", pixels.ctypes.data)
-    context.set_tensor_address("probabilities", answers.ctypes.data)
-    assert context.execute_async_v3(7)
-    assert np.array_equal(answers.view(np.uint8), pixels.reshape(3, -1)[:, : answers.shape[1] * 4])
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> RowCopier:
+    gpu = RowCopier()
+    gpu.install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    cuda_driver._driver().cuMemcpy2DAsync_v2 = gpu.copy
+    return gpu
+
+
+def test_the_native_backend_gives_back_what_it_was_given_by_a_copy_in_the_place_of_an_engine(
+    script: Any, cuda: RowCopier
+) -> None:
+    told = script.ceilings.copied_answers(batch=3, rounds=2)
+    assert "GPU 0 (NVIDIA L4), copied bytes, CUDA by the driver" in told
+    assert told.endswith(", answers right")
+    assert "launch" in cuda.log, "as a CUDA graph"
+    cuda.require_given_back()
+
+
+def test_a_native_backend_that_answers_wrongly_has_failed(script: Any, cuda: RowCopier) -> None:
+    cuda.added = 1
+    with pytest.raises(ValueError, match=r"^answers WRONG: 4 of 4 batches"):
+        script.ceilings.copied_answers(batch=2, rounds=1)
