@@ -180,7 +180,7 @@ class Record:
 
     def count_failure(self, name: str, error: BaseException) -> None:
         """Let the stage fail in the end, and the log say where."""
-        traceback.print_exception(error)
+        traceback.print_exception(error, limit=-4)
         self.failures.append(f"{name}: {line(error)}")
 
     def left_out(self, name: str, why: str) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("runtime", "train", "export", "benchmarks")
-_LAST_LINES = 15
+_LAST_LINES, _WIDEST = 15, 500
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ONNX_RUNTIME = re.compile(r"\[[EW]:onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,15 @@ def _process(name: str, seconds: float, given: Settings) -> dict[str, Any]:
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
-    lines = log.read_text("utf-8", "replace").strip().splitlines()[-_LAST_LINES:]
+    lines = _told(log.read_text("utf-8", "replace"))
     return {**_ending(name, code, seconds, given, lines), "log": "\n".join(lines), "gpu": watch.seen}
+
+
+def _told(log: str) -> list[str]:
+    """The end of what a stage printed, and before it what ONNX Runtime said first: why a library did not load."""
+    lines = [line[:_WIDEST] for line in _COLOUR.sub("", log).strip().splitlines()]
+    last = lines[-_LAST_LINES:]
+    return [*[line for line in lines[:-_LAST_LINES] if _ONNX_RUNTIME.search(line)][:3], *last]
 
 
 def _ending(name: str, code: int | None, seconds: float, given: Settings, lines: list[str]) -> dict[str, str]:

@@ -114,20 +114,28 @@ def _side_stream() -> Iterator[Any]:
 
 @contextmanager
 def as_it_comes(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
-    """ONNX Runtime as its guide's first example: default options, arrays in and out.
+    """ONNX Runtime as its guide's first example: default options, arrays in and out."""
+    import onnxruntime
+
+    session = _plain_session(settings, model, onnxruntime.SessionOptions())
+    entry = session.get_inputs()[0]
+    pixels = _noise((batch, *entry.shape[1:]))
+    yield Way(lambda: session.run(None, {entry.name: pixels}))
+
+
+def _plain_session(settings: Settings, model: Path, options: Any) -> Any:
+    """With the provider's default options.
 
     Raises:
-        RuntimeError: if it would run on the processor.
+        RuntimeError: if it would run on another provider.
     """
     import onnxruntime
 
     wanted = _CPU if settings.sizes.dry else _CUDA
-    session = onnxruntime.InferenceSession(str(model), providers=[wanted], enable_fallback=0)
+    session = onnxruntime.InferenceSession(str(model), options, providers=[wanted], enable_fallback=0)
     if session.get_providers()[0] != wanted:
         raise RuntimeError(f"{wanted} is not there: the session would run on {session.get_providers()[0]}")
-    entry = session.get_inputs()[0]
-    pixels = _noise((batch, *entry.shape[1:]))
-    yield Way(lambda: session.run(None, {entry.name: pixels}))
+    return session
 
 
 @contextmanager
@@ -186,8 +194,7 @@ def on_the_processor(settings: Settings, model: Path, scratch: Path) -> dict[str
     options.enable_profiling = True
     options.profile_file_prefix = str(scratch / model.stem)
     options.add_free_dimension_override_by_name("N", 1)
-    wanted = _CPU if settings.sizes.dry else _CUDA
-    session = onnxruntime.InferenceSession(str(model), options, providers=[wanted], enable_fallback=0)
+    session = _plain_session(settings, model, options)
     entry = session.get_inputs()[0]
     session.run(None, {entry.name: _noise((1, *entry.shape[1:]))})
     events = json.loads(Path(session.end_profiling()).read_text("utf-8"))

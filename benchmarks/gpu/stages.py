@@ -209,7 +209,8 @@ def stage_engines(settings: Settings, record: Record) -> None:
     few = settings.sizes.few_batches
     clock.by_batch(settings, record, {name: way for ways in kinds.values() for name, way in ways.items()}, few)
     better = _better(settings, record, list(graphs))
-    record.save(better=f"{ENGINE}{better}", better_graph=better)
+    if record.has(f"{ENGINE}{better}"):
+        record.save(better=f"{ENGINE}{better}", better_graph=better)
     alone = {f"{engine}, pictures in memory{better}": _alone(graphs[better], engine) for engine in _engines(settings)}
     clock.by_batch(settings, record, alone, few[:1])
     clock.by_batch(settings, record, kinds[better])
@@ -398,7 +399,11 @@ def stage_rtx(settings: Settings, record: Record) -> None:
 
 
 def stage_quantised(settings: Settings, record: Record) -> None:
-    """INT8 and FP8 of the paper's model: the graph, its answers, and its rate where TensorRT is."""
+    """INT8 and FP8 of the paper's model: the graph, its answers, and its rate, where TensorRT is."""
+    if not (settings.sizes.dry or common.has_tensorrt()):
+        for precision in ("int8", "float8"):
+            record.left_out(f"{precision}_graph", "TensorRT is not installed, which alone runs it in its types")
+        return
     for precision, make in {"int8": _int8, "float8": _float8}.items():
         target, row = settings.model(precision), f"{precision}_graph"
         if not target.is_file():
@@ -409,8 +414,8 @@ def stage_quantised(settings: Settings, record: Record) -> None:
                 continue
         elif not record.has(row) or str(record.values[row]).startswith("not there"):
             record.save(**{row: f"there already, {target.stat().st_size / 1e6:.0f} MB"})
-        if settings.sizes.dry or not common.has_tensorrt():
-            record.save(**{f"{precision}_engine": "not there: TensorRT runs such graphs in these types, others do not"})
+        if settings.sizes.dry:
+            record.left_out(f"{precision}_engine", "there is no GPU in a dry run")
             continue
         _verify(settings, record, f"tensorrt {precision}", f"{target}@tensorrt", precision)
         words = {"int8": "INT8", "float8": "FP8"}[precision]

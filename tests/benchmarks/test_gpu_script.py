@@ -308,6 +308,14 @@ def test_all_stages_fit_ten_minutes_and_are_in_the_table(script: Any) -> None:
     assert rows == [(name, str(limit.seconds)) for name, limit in limits.items()]
 
 
+def test_the_record_keeps_why_a_library_did_not_load_and_the_last_lines(script: Any) -> None:
+    why = "\x1b[1;31m2026-11-26 [E:onnxruntime:Default, x.cc:1] libcublasLt.so.13: cannot open\x1b[m"
+    log = "\n".join([why, *(f"line {index}" for index in range(40))])
+    kept = script.run._told(log)
+    assert kept[0] == "2026-11-26 [E:onnxruntime:Default, x.cc:1] libcublasLt.so.13: cannot open"
+    assert kept[1:] == [f"line {index}" for index in range(25, 40)]
+
+
 def test_a_stage_finds_what_was_brought_along_and_cudas_libraries(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,6 +569,7 @@ def test_a_graph_that_is_there_already_is_a_row_all_the_same(script: Any, tmp_pa
         given.model(precision).write_bytes(bytes(3_000_000))
     assert script.stages.run("quantised", given) == 0
     found = script.common.read(given.out, "quantised")
+    assert found["int8_engine"] == {"left_out": "there is no GPU in a dry run"}
     assert (found["int8_graph"], found["float8_graph"]) == ("there already, 3 MB", "there already, 3 MB")
 
 
