@@ -8,13 +8,11 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from importlib import metadata
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from typing import Any, Self
 
 _FACTS = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory", "persistence_mode", "mig.mode.current")
 # The last one has had two names.
@@ -31,6 +29,7 @@ _HELD_BACK = {
     0x80: "power brake",
     0x100: "display clocks",
 }
+_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,65 +53,63 @@ def described() -> dict[str, Any]:
 
 def _asked(fields: tuple[str, ...]) -> dict[str, str]:
     """What nvidia-smi answers; empty if it is not there or does not know one of the fields."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(_command(fields), check=True, capture_output=True, text=True, timeout=20)  # noqa: S603
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return {}
     lines = done.stdout.strip().splitlines()
     return dict(zip(fields, (cell.strip() for cell in lines[0].split(",")), strict=False)) if lines else {}
 
 
-def _command(fields: tuple[str, ...]) -> list[str]:
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-    return ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-
-
 class Watch:
     """Reads the GPU's clocks twice a second while a block runs.
 
     Args:
-        log: file of the readings.
         is_dry: without a GPU nothing is read.
 
     Attributes:
-        seen: afterwards, over the readings in which the GPU was at work; empty if there was none.
+        readings: field -> what nvidia-smi answered, one after the other.
     """
 
-    def __init__(self, log: Path, *, is_dry: bool) -> None:
-        self._log, self._is_dry = log, is_dry
-        self._process: subprocess.Popen[bytes] | None = None
-        self.seen: dict[str, Any] = {}
+    def __init__(self, *, is_dry: bool) -> None:
+        self.readings: list[dict[str, str]] = []
+        self._stop = threading.Event()
+        self._thread = None if is_dry else threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> Self:
-        reasons = next((name for name in _REASONS if not self._is_dry and _asked((name,))), None)
-        if reasons is not None:
-            command = [*_command((*_READ, reasons)), "--loop-ms=500"]
-            with self._log.open("wb") as file, suppress(OSError):
-                self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL)  # noqa: S603
+        if self._thread:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self.seen = summary(self._log.read_text("utf-8", "replace"))
+        if self._thread:
+            self._stop.set()
+            self._thread.join()
+
+    def _read(self) -> None:
+        reasons = next((name for name in _REASONS if _asked((name,))), None)
+        while reasons and not self._stop.wait(_SECONDS):
+            found = _asked((*_READ, reasons))
+            if found:
+                self.readings.append({**found, "reasons": found[reasons]})
 
 
-def summary(readings: str) -> dict[str, Any]:
-    """Clocks, power and what held them back, of lines of nvidia-smi, while the GPU was at least half busy."""
-    rows = [[cell.strip() for cell in reading.split(",")] for reading in readings.splitlines()]
-    whole = [row for row in rows if len(row) == len(_READ) + 1]
-    busy = [row for row in whole if (_number(row[4]) or 0) >= 50]
+def summary(readings: list[dict[str, str]]) -> dict[str, Any]:
+    """Clocks, power and what held them back while the GPU was at least half busy; empty if it never was."""
+    busy = [reading for reading in readings if (_number(reading["utilization.gpu"]) or 0) >= 50]
     if not busy:
         return {}
-    clocks, memory, power, heat = ([value for row in busy if (value := _number(row[i])) is not None] for i in range(4))
     found: dict[str, Any] = {"readings": len(busy)}
-    for name, values in {"sm_mhz": clocks, "memory_mhz": memory, "watts": power}.items():
+    for name, field in {"sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "watts": "power.draw"}.items():
+        values = [value for reading in busy if (value := _number(reading[field])) is not None]
         if values:
             found |= {f"{name}_least": min(values), f"{name}_median": median(values)}
+    heat = [value for reading in busy if (value := _number(reading["temperature.gpu"])) is not None]
     if heat:
         found["celsius_most"] = max(heat)
-    held = {words for row in busy for bit, words in _HELD_BACK.items() if _mask(row[5]) & bit}
+    held = {words for reading in busy for bit, words in _HELD_BACK.items() if _mask(reading["reasons"]) & bit}
     return {**found, "held_back_by": sorted(held)}
 
 

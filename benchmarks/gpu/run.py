@@ -156,7 +156,7 @@ def _process(name: str, seconds: float, given: Settings) -> dict[str, Any]:
     logs.mkdir(exist_ok=True)
     log = logs / f"{name}.txt"
     command = [sys.executable, *sys.argv, "--where", json.dumps(given.where), "--stage", name]
-    with log.open("wb") as file, machine.Watch(logs / f"{name}.gpu.csv", is_dry=given.sizes.dry) as watch:
+    with log.open("wb") as file, machine.Watch(is_dry=given.sizes.dry) as watch:
         said: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "env": _environment(given)}
         # A session of its own, so that what it has started (compilers, loaders) ends with it.
         with subprocess.Popen(command, **said, start_new_session=True) as child:  # noqa: S603
@@ -168,7 +168,11 @@ def _process(name: str, seconds: float, given: Settings) -> dict[str, Any]:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
     lines = _told(log.read_text("utf-8", "replace"))
-    return {**_ending(name, code, seconds, given, lines), "log": "\n".join(lines), "gpu": watch.seen}
+    return {
+        **_ending(name, code, seconds, given, lines),
+        "log": "\n".join(lines),
+        "gpu": machine.summary(watch.readings),
+    }
 
 
 def _told(log: str) -> list[str]:

@@ -334,9 +334,15 @@ def data_loader(settings: Settings, name: str, *, is_half: bool, is_compiled: bo
     sizes, paths = settings.sizes, sorted(settings.folder(name).iterdir())
     contract = _on_device(settings, is_half=is_half)[1]
     workers, batch = _workers_and_batch(settings, len(paths), math.prod(contract.input.shape))
-    staying: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": _AHEAD} if workers else {}
     files: Any = _Files(paths, contract.input.shape[:2])
-    loader = DataLoader(files, batch, num_workers=workers, pin_memory=not sizes.dry, **staying)
+    loader = DataLoader(
+        files,
+        batch,
+        num_workers=workers,
+        pin_memory=not sizes.dry,
+        persistent_workers=True,
+        prefetch_factor=_AHEAD,
+    )
     with opened(settings, is_half=is_half, is_compiled=is_compiled) as model:
         _pass(model, loader, sizes.device)
         start = time.perf_counter()
@@ -360,7 +366,7 @@ def _workers_and_batch(settings: Settings, files: int, picture: int) -> tuple[in
     from mineral_batch.pipeline import processors
 
     if settings.sizes.dry:
-        return 0, 2
+        return 1, 2
     workers = processors()
     fit = shutil.disk_usage(_SHARED).free // (2 * picture * workers * _AHEAD) if _SHARED.is_dir() else 64
     return workers, max(1, min(64, files // (4 * workers), fit))

@@ -427,46 +427,77 @@ def test_an_onnx_runtime_for_the_processor_is_not_enough(script: Any, tmp_path: 
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in
 *clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2;;
-*clocks.sm*loop*)
-    printf '345, 2619, 70.1, 30, 0, 0x1\\n1980, 2619, 690.5, 55, 99, 0x0\\n'
-    printf '1755, 2619, 699.0, 61, 100, 0x4\\n198'
-    exec sleep 60;;
 *name,uuid*) echo 'NVIDIA H200, GPU-1';;
+*clocks.sm,*) echo "$*" >> "$0.asked"; echo '1980, 2619, 690.5, 55, 99, 0x4';;
 *) echo 700.00;;
 esac
 """
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "bin" / "nvidia-smi"
     path.parent.mkdir()
     path.write_text(NVIDIA_SMI)
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+    return path
 
 
-@pytest.mark.usefixtures("nvidia_smi")
-def test_the_clocks_are_read_while_a_stage_runs(script: Any, tmp_path: Path) -> None:
-    log = tmp_path / "clocks.csv"
-    with script.machine.Watch(log, is_dry=False) as watch:
-        deadline = time.monotonic() + 20
-        while not log.read_text().endswith("198") and time.monotonic() < deadline:
+def test_the_clocks_are_read_while_a_stage_runs(script: Any, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script.machine, "_SECONDS", 0.01)
+    with script.machine.Watch(is_dry=False) as watch:
+        deadline = time.monotonic() + 30
+        while len(watch.readings) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-    clocks = {"sm_mhz_least": 1755.0, "sm_mhz_median": 1867.5, "memory_mhz_least": 2619.0, "memory_mhz_median": 2619.0}
-    power = {"watts_least": 690.5, "watts_median": 694.75, "celsius_most": 61.0}
-    assert watch.seen == {"readings": 2, **clocks, **power, "held_back_by": ["power limit"]}
+    found = script.machine.summary(watch.readings)
+    assert (found["sm_mhz_median"], found["watts_least"], found["held_back_by"]) == (1980.0, 690.5, ["power limit"])
+    asked = nvidia_smi.with_name("nvidia-smi.asked").read_text()
+    assert "--id=0 --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu,clocks_throttle" in asked
     assert script.machine.where(is_dry=False).items() >= {"gpu": "NVIDIA H200", "uuid": "GPU-1"}.items()
     assert script.machine.where(is_dry=True)["gpu"] == "none"
     assert script.machine.described()["nvidia-smi power.limit"] == "700.00"
 
 
+def test_clocks_count_while_the_gpu_is_busy(script: Any) -> None:
+    fields = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu", "reasons")
+    rows = [
+        ("345", "2619", "70.1", "30", "0", "0x1"),
+        ("1980", "2619", "[N/A]", "55", "99", "0x0"),
+        ("1755", "2619", "699.0", "61", "100", "0x44"),
+    ]
+    found = script.machine.summary([dict(zip(fields, row, strict=True)) for row in rows])
+    clocks = {"sm_mhz_least": 1755.0, "sm_mhz_median": 1867.5, "memory_mhz_least": 2619.0, "memory_mhz_median": 2619.0}
+    power = {"watts_least": 699.0, "watts_median": 699.0, "celsius_most": 61.0}
+    held = ["power limit", "temperature, by hardware"]
+    assert found == {"readings": 2, **clocks, **power, "held_back_by": held}
+    assert script.machine.summary([]) == {}
+
+
 def test_without_nvidia_smi_nothing_is_read(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with script.machine.Watch(tmp_path / "clocks.csv", is_dry=False) as watch:
+    with script.machine.Watch(is_dry=False) as watch:
         pass
-    assert watch.seen == {}
+    assert watch.readings == []
     assert script.machine.where(is_dry=False)["uuid"] == "none"
+
+
+def test_a_loader_has_a_process_per_processor_each_with_several_batches(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners = importlib.import_module("runners")
+    monkeypatch.delitem(sys.modules, "runners")
+    monkeypatch.setattr(runners, "_SHARED", tmp_path)
+    monkeypatch.setattr("mineral_batch.pipeline.processors", lambda: 16)
+    free = 1 << 40
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    given, picture = settings(script, tmp_path, sizes=script.common.FULL), 384 * 384 * 3
+    assert runners._workers_and_batch(given, 8192, picture) == (16, 64)
+    assert runners._workers_and_batch(given, 1024, picture) == (16, 16)
+    assert runners._workers_and_batch(given, 3, picture) == (16, 1)
+    free = 64 << 20
+    workers, batch = runners._workers_and_batch(given, 8192, picture)
+    assert 0 < workers * batch * 2 * picture <= free, "what they hold ready"
 
 
 def test_a_batch_that_fails_leaves_out_the_larger_ones_and_fails_the_stage(script: Any, tmp_path: Path) -> None:
