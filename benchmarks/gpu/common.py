@@ -6,8 +6,10 @@ import importlib.util
 import json
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ class Settings:
         """Whether what other stages need of a stage that is done still lies there."""
         if stage == "install":
             return self.site.is_dir()
+        if stage == "photographs":
+            return all(map(self.has_photographs, self.sizes.photos))
         if stage == "models":
-            files = (self.model("float32"), self.model("float16"))
-            return all(map(Path.is_file, files)) and all(map(self.has_photographs, self.sizes.photos))
+            return self.model("float32").is_file() and self.model("float16").is_file()
         return stage != "attention" or self.model("float16", GRAPHS[", Attention nodes"]).is_file()
 
 

@@ -26,6 +26,8 @@ _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tenso
 _SHARED = Path("/dev/shm")  # noqa: S108
 # Batches that each of its processes works ahead.
 _AHEAD = 2
+# Of a kernel's name, most of which are its template's arguments.
+_LONGEST = 120
 
 
 # ONNX Runtime.
@@ -172,11 +174,13 @@ def kernels(settings: Settings, batch: int, model: Path, most: int = 12) -> dict
 
 
 def shares(spent: dict[str, float], most: int) -> dict[str, str]:
-    """Of the whole, the largest first; what is beyond `most` as one."""
-    total = sum(spent.values())
-    order = sorted(spent, key=lambda name: -spent[name]) if total else []
-    found = {name[:120]: f"{spent[name] / total:.1%}" for name in order[:most]}
-    rest = sum(spent[name] for name in order[most:])
+    """Of the whole, the largest first; what is beyond `most` as one; names that begin alike for long count as one."""
+    alike: Counter[str] = Counter()
+    for name, time_spent in spent.items():
+        alike[name[:_LONGEST]] += time_spent  # type: ignore[assignment]  # of floats, too
+    order, total = [name for name, time_spent in alike.most_common() if time_spent], sum(spent.values())
+    found = {name: f"{alike[name] / total:.1%}" for name in order[:most]}
+    rest = sum(alike[name] for name in order[most:])
     return {**found, f"{len(order) - most} others": f"{rest / total:.1%}"} if rest else found
 
 

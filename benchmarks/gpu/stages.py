@@ -97,6 +97,12 @@ def _by_torch(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def stage_photographs(settings: Settings, record: Record) -> None:
+    """Folders of JPEGs of a data set's size and of a camera's."""
+    subjects.photographs(settings)
+    record.save(photographs={name: f"{count} JPEGs" for name, count in settings.sizes.photos.items()})
+
+
 def stage_models(settings: Settings, record: Record) -> None:
     """The paper's model with random weights as ONNX in float32 and in FP16, and what it computes.
 
@@ -118,8 +124,6 @@ def stage_models(settings: Settings, record: Record) -> None:
         raise ArithmeticError(f"torch counts {counted} GFLOP a picture, the graph has {in_graph}")
     half = to_fp16(plain, settings.model("float16"), force=True)
     record.save(float16_mb=half.size / 1e6, float16_parity_on_the_cpu=str(half.parity))
-    subjects.photographs(settings)
-    record.save(photographs={name: f"{count} JPEGs" for name, count in settings.sizes.photos.items()})
 
 
 def _counted_by_torch(model: Any, contract: Any) -> float:
@@ -273,6 +277,7 @@ def stage_starter(settings: Settings, record: Record) -> None:
     from mineral_batch.models import starter_path
     from mineral_export.fp16 import to_fp16
 
+    settings.models.mkdir(exist_ok=True)
     half = settings.model("float16", "starter")
     if not (half.is_file() and record.has("parity_on_the_cpu")):
         made = to_fp16(starter_path(), half, force=True)
@@ -305,7 +310,6 @@ def stage_peers(settings: Settings, record: Record) -> None:
     """What people use otherwise, in the same run: on the device by batch, and end to end with a DataLoader."""
     import runners
 
-    subjects.photographs(settings)
     few = settings.sizes.few_batches
     ways: dict[str, Maker] = {f"torch eager, {name}": partial(runners.on_device, is_half=half) for name, half in _KINDS}
     clock.by_batch(settings, record, ways, few)
@@ -335,7 +339,6 @@ def stage_compiled(settings: Settings, record: Record) -> None:
     """torch.compile, which takes its time before the first answer: on the device by batch, and end to end."""
     import runners
 
-    subjects.photographs(settings)
     few = settings.sizes.few_batches
     half, amp = (
         {f"torch.compile, {name}": partial(runners.on_device, is_half=is_half, is_compiled=True)}

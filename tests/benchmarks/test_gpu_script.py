@@ -32,7 +32,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
-STAGES = ["install", "chip", "models", "attention", "verify", "engines", "end_to_end", "peers", "compiled", "kernels"]
+STAGES = [
+    "install",
+    "chip",
+    "photographs",
+    "models",
+    "attention",
+    "verify",
+    "engines",
+    "end_to_end",
+    "peers",
+    "compiled",
+    "kernels",
+]
 STAGES += ["starter", "decoding", "rtx", "quantised", "pycuda"]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
@@ -237,12 +249,13 @@ def test_a_stage_that_crashes_is_told_with_its_last_words(run: Any, out: Path) -
 
 
 @pytest.mark.slow
-def test_figures_of_another_pytorch_and_models_that_are_gone_are_made_again(run: Any, out: Path) -> None:
+def test_figures_of_another_pytorch_and_files_that_are_gone_are_made_again(run: Any, out: Path) -> None:
     before = ages(out)
     edit(out, "decoding", where={"gpu": "none", "uuid": "none", "torch": "0.1"}, measured_elsewhere=1)
     (out / "dry-run" / "models" / "paper-float16.onnx").unlink()
+    shutil.rmtree(out / "dry-run" / "photos" / "384")
     assert run(out).returncode == 0, page(out)
-    assert done_again(before, out) == ["models", "decoding"]
+    assert done_again(before, out) == ["photographs", "models", "decoding"]
     assert "measured_elsewhere" not in results(out)["decoding"]
 
 
@@ -659,9 +672,14 @@ def test_an_attention_counts_as_the_two_products_that_it_is(script: Any, tmp_pat
 def test_time_is_told_by_kernel_the_longest_first(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     runners = importlib.import_module("runners")
     monkeypatch.delitem(sys.modules, "runners")
-    spent = {"copy": 1.0, "gemm": 6.0, "softmax": 2.0, "add": 1.0}
+    spent = {"copy": 1.0, "gemm": 6.0, "softmax": 2.0, "add": 1.0, "launch": 0.0}
     assert list(runners.shares(spent, 2).items()) == [("gemm", "60.0%"), ("softmax", "20.0%"), ("2 others", "20.0%")]
     assert list(runners.shares(spent, 4)) == ["gemm", "softmax", "copy", "add"]
+    long = "cutlass" * 20
+    assert runners.shares({f"{long}<1>": 1.0, f"{long}<2>": 1.0, "add": 2.0}, 5) == {
+        long[:120]: "50.0%",
+        "add": "50.0%",
+    }
     assert runners.shares({}, 2) == {}
 
 
