@@ -43,7 +43,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
     parts += ["## Files to probabilities", _end_to_end(found)]
     parts += ["## Answers against float32 ONNX on the CPU", _verified(found)]
     parts += [
-        "## What both graphs spend the GPU's time on, and what is left to the processor",
+        "## What both graphs spend the GPU's time",
         _kernels(found["kernels"]),
     ]
     parts += ["## INT8 and FP8", _plain(found["quantised"], ("int8_", "float8_"))]
@@ -248,14 +248,10 @@ def _kernels(stage: dict[str, Any]) -> str:
     rows = [
         (row, name, _figure(value))
         for row, values in stage.items()
-        if row.startswith(("kernels", "on the processor")) and isinstance(values, dict)
+        if row.startswith("kernels") and isinstance(values, dict)
         for name, value in (values or {"nothing": "-"}).items()
     ]
-    return (
-        _table(("graph", "kernel or operator", "share of the time, or nodes"), rows)
-        if rows
-        else "Nothing was measured."
-    )
+    return _table(("graph", "kernel", "share of the time"), rows) if rows else "Nothing was measured."
 
 
 def _is_verified(stage: str, name: str) -> bool:

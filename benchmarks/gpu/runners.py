@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from common import Settings
+
+    from mineral_batch.backends.onnx_cuda import Provider
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # The shared memory that DataLoader's processes hand batches over in.
@@ -45,21 +47,23 @@ def onnx_runtime(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
 
 @contextmanager
 def onnx_tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
-    """ONNX Runtime's TensorRT provider on the same graph."""
-    import tensorrt  # noqa: F401 - loads its libraries
+    """ONNX Runtime's TensorRT provider on the same graph, in the types of the file."""
+    from mineral_batch.backends.onnx_tensorrt import require_engine, tensorrt_version
 
-    options = {"device_id": "0", "trt_cuda_graph_enable": "1", "trt_fp16_enable": "1"}
-    options["trt_int8_enable"] = str(int(model.stem.endswith("int8")))
+    version = tensorrt_version()  # loads its libraries
+    folder = settings.models / f"{model.stem}-{batch}-onnx-tensorrt"
+    folder.mkdir(exist_ok=True)
+    options = {"device_id": "0", "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+    options |= {"trt_cuda_graph_enable": "1"}
     with _bound(settings, batch, model, [(_TENSORRT, options), (_CUDA, {"device_id": "0"})]) as way:
-        yield way
+        require_engine(folder)
+        yield replace(way, says=f"TensorRT {version}, {way.says}")
 
 
 @contextmanager
-def _bound(settings: Settings, batch: int, model: Path, providers: list[tuple[str, dict[str, str]]]) -> Iterator[Way]:
+def _bound(settings: Settings, batch: int, model: Path, providers: list[Provider]) -> Iterator[Way]:
     """A session on torch's stream, so that CUDA events bracket it; without torch's CUDA each run is waited for."""
     import onnxruntime
-
-    from mineral_batch.backends.onnx_cuda import fixed_session
 
     runs = onnxruntime.RunOptions()
     with ExitStack() as stack:
@@ -68,14 +72,45 @@ def _bound(settings: Settings, batch: int, model: Path, providers: list[tuple[st
             runs.add_run_config_entry("disable_synchronize_execution_providers", "1")
             stream = str(stack.enter_context(_side_stream()).cuda_stream)
             providers = [(name, {**options, "user_compute_stream": stream}) for name, options in providers]
-        session = fixed_session(onnxruntime, model, batch, providers)
-        binding, kept = _binding(settings, batch, session)
+        yield _with_or_without_graph(settings, batch, model, providers, runs)
 
-        def run() -> Any:
-            session.run_with_iobinding(binding, runs)
-            return kept
 
-        yield Way(run, says=_graph_or_not(session, providers[0][0]))
+def _with_or_without_graph(settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any) -> Way:
+    """As `predict` opens it: as one CUDA graph, or, where the model cannot be one, without; it has run once."""
+    from mineral_batch.backends.cuda_errors import is_about_graphs, let_go
+    from mineral_batch.backends.onnx_runtime import first_line, nodes_elsewhere
+
+    why = ""
+    try:
+        session, run = _ran(settings, batch, model, providers, runs, has_graph=True)
+    except Exception as error:
+        if not is_about_graphs(error):
+            raise
+        why = f" ({first_line(error.__cause__ or error)})"
+        let_go(error)
+    if why:
+        session, run = _ran(settings, batch, model, providers, runs, has_graph=False)
+    graph = f"no CUDA graph{why}" if why or settings.sizes.dry else "one CUDA graph"
+    return Way(run, says="; ".join(filter(None, (graph, nodes_elsewhere(session)))))
+
+
+def _ran(
+    settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any, *, has_graph: bool
+) -> tuple[Any, Callable[[], Any]]:
+    """A session, and what runs it on noise; its first run may be what fails."""
+    import onnxruntime
+
+    from mineral_batch.backends.onnx_cuda import fixed_session
+
+    session = fixed_session(onnxruntime, model, providers, batch, has_graph)
+    binding, kept = _binding(settings, batch, session)
+
+    def run() -> Any:
+        session.run_with_iobinding(binding, runs)
+        return kept
+
+    run()
+    return session, run
 
 
 def _binding(settings: Settings, batch: int, session: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -96,13 +131,6 @@ def _noise(shape: tuple[int, ...]) -> Any:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _graph_or_not(session: Any, provider: str) -> str:
-    """`predict` goes on without a CUDA graph where the model has a node that cannot be in one."""
-    options = session.get_provider_options().get(provider, {})
-    is_graph = any(options.get(name) == "1" for name in ("enable_cuda_graph", "trt_cuda_graph_enable"))
-    return "one CUDA graph" if is_graph else "no CUDA graph"
-
-
 @contextmanager
 def _side_stream() -> Iterator[Any]:
     """A stream that this process's measurements run on: CUDA graphs cannot be captured on the default one."""
@@ -116,28 +144,20 @@ def _side_stream() -> Iterator[Any]:
 
 @contextmanager
 def as_it_comes(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
-    """ONNX Runtime as its guide's first example: default options, arrays in and out."""
-    import onnxruntime
-
-    session = _plain_session(settings, model, onnxruntime.SessionOptions())
-    entry = session.get_inputs()[0]
-    pixels = _noise((batch, *entry.shape[1:]))
-    yield Way(lambda: session.run(None, {entry.name: pixels}))
-
-
-def _plain_session(settings: Settings, model: Path, options: Any) -> Any:
-    """With the provider's default options.
+    """ONNX Runtime as its guide's first example: default options, arrays in and out.
 
     Raises:
-        RuntimeError: if it would run on another provider.
+        RuntimeError: if it would run on the processor.
     """
     import onnxruntime
 
     wanted = _CPU if settings.sizes.dry else _CUDA
-    session = onnxruntime.InferenceSession(str(model), options, providers=[wanted], enable_fallback=0)
+    session = onnxruntime.InferenceSession(str(model), providers=[wanted], enable_fallback=0)
     if session.get_providers()[0] != wanted:
         raise RuntimeError(f"{wanted} is not there: the session would run on {session.get_providers()[0]}")
-    return session
+    entry = session.get_inputs()[0]
+    pixels = _noise((batch, *entry.shape[1:]))
+    yield Way(lambda: session.run(None, {entry.name: pixels}))
 
 
 @contextmanager
@@ -150,7 +170,7 @@ def backend_alone(settings: Settings, batch: int, model: Path, engine: str) -> I
     try:
         batches = fill(backend, _noise((4 * batch, *backend.contract.input.shape)), batch)
         rounds = 1 if settings.sizes.dry else LEAST_BATCHES // 4
-        yield Way(lambda: answer(backend, batches * rounds), pictures=4 * batch * rounds, says=backend.version)
+        yield Way(lambda: answer(backend, batches * rounds), pictures=4 * batch * rounds, says=backend.device)
     finally:
         backend.close()
 
@@ -182,28 +202,6 @@ def shares(spent: dict[str, float], most: int) -> dict[str, str]:
     found = {name: f"{alike[name] / total:.1%}" for name in order[:most]}
     rest = sum(alike[name] for name in order[most:])
     return {**found, f"{len(order) - most} others": f"{rest / total:.1%}"} if rest else found
-
-
-def on_the_processor(settings: Settings, model: Path, scratch: Path) -> dict[str, int]:
-    """Operators of the nodes that ONNX Runtime leaves to the processor, and how many: with one there is no CUDA graph.
-
-    Args:
-        settings: of the run.
-        model: an ONNX file.
-        scratch: folder of the profile.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling = True
-    options.profile_file_prefix = str(scratch / model.stem)
-    options.add_free_dimension_override_by_name("N", 1)
-    session = _plain_session(settings, model, options)
-    entry = session.get_inputs()[0]
-    session.run(None, {entry.name: _noise((1, *entry.shape[1:]))})
-    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    told = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
-    return dict(Counter(node["op_name"] for node in told if node["provider"] == _CPU))
 
 
 # TensorRT.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 import shutil
-import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ceilings
@@ -23,6 +21,7 @@ from common import Record, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from clock import Maker
 
@@ -355,18 +354,14 @@ def stage_compiled(settings: Settings, record: Record) -> None:
 
 
 def stage_kernels(settings: Settings, record: Record) -> None:
-    """What both FP16 graphs spend the GPU's time on, and what ONNX Runtime leaves to the processor."""
+    """What both FP16 graphs spend the GPU's time on."""
     import runners
 
-    batch = settings.sizes.few_batches[0]
-    with tempfile.TemporaryDirectory(prefix="gpu-run-") as folder:
-        for words, model in settings.graphs().items():
-            left = partial(runners.on_the_processor, settings, model, Path(folder))
-            _tried(record, f"on the processor{words}", left)
-            if settings.sizes.dry:
-                record.left_out(f"kernels{words}", "there is no GPU in a dry run")
-            else:
-                _tried(record, f"kernels{words}", partial(runners.kernels, settings, batch, model))
+    for words, model in settings.graphs().items():
+        if settings.sizes.dry:
+            record.left_out(f"kernels{words}", "there is no GPU in a dry run")
+        else:
+            _tried(record, f"kernels{words}", partial(runners.kernels, settings, settings.sizes.few_batches[0], model))
 
 
 def _tried(record: Record, row: str, measure: Callable[[], Any]) -> None:
