@@ -494,6 +494,7 @@ def test_an_onnx_file_is_built_once(
     monkeypatch.setattr(backend_module, "Network", Network)
     source = tmp_path / "model.onnx"
     source.write_bytes(model_path.read_bytes())
+    machine.tensorrt.compute = open_backend(model_path, "onnx-cpu").infer
 
     def opened(**options: Any) -> Any:
         backend = open_backend(source, "tensorrt", **options)
@@ -519,6 +520,21 @@ def test_an_onnx_file_is_built_once(
     opened(batch_size=2)
     opened(precision="float32")
     assert len(built) == 4, "a damaged one is built anew"
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan])
+def test_an_engine_that_answers_otherwise_than_its_model_is_not_kept(
+    machine: Machine, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    plan = Built(PLAN, Layers({"float32": 1}, {"float32": 8}), {}, {})
+    monkeypatch.setattr(backend_module, "Network", lambda *_: SimpleNamespace(build=lambda options: plan))
+    right = open_backend(model_path, "onnx-cpu").infer
+    machine.tensorrt.compute = lambda pixels: right(pixels) + np.float32(wrong)
+    message = refused(model_path)
+    assert "makes of tiny.onnx answers otherwise than ONNX Runtime does: a probability differs by" in message
+    assert not list((tmp_path / "cache").rglob("*.plan"))
+    machine.tensorrt.compute = right
+    machine.open(model_path)
 
 
 def test_a_cache_that_cannot_be_made_is_told_before_minutes_of_work(

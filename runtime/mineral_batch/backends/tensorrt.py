@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from math import prod
 from queue import SimpleQueue
@@ -28,6 +28,7 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
 from mineral_batch.backends.caches import caches, make_cache
 from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, gate, page_locked, require_gpu
+from mineral_batch.backends.onnx_runtime import open_cpu
 from mineral_batch.backends.tensorrt_build import Network, Options
 from mineral_batch.backends.tensorrt_cuda import open_cuda
 from mineral_batch.backends.tensorrt_engine import (
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 LANES = 2
+# Pictures of noise that a new engine is tried on, and a difference of a probability that no precision explains.
+_NOISE = 4
+_WRONG = 0.3
 _log = logging.getLogger("mineral_batch")
 
 
@@ -317,8 +321,34 @@ def _from_cache(source: Path, settings: Settings, library: Library, gpu: Gpu) ->
     finally:
         cuda.release()
     record = describe(built, source, engine, library, options, gpu)
+    _require_answers(TensorRtBackend(library, gpu, record, built.plan, batch), source)
     write_engine(engine, built.plan, record)
     return record, built.plan
+
+
+def _require_answers(backend: TensorRtBackend, source: Path) -> None:
+    """A new engine, closed at the end, must answer as ONNX Runtime does on the processor, where that is installed.
+
+    On pictures of noise, so that a wrong kernel is caught; `mineral-export verify` measures what the precision costs.
+
+    Raises:
+        BackendError: if it does not.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (_NOISE, *backend.contract.input.shape), np.uint8)
+    with closing(backend):
+        found = backend.infer(pixels)
+    try:
+        with closing(open_cpu(source)) as reference:
+            expected = reference.infer(pixels)
+    except BackendError as error:
+        _log.warning("the engine's answers are not compared with its model's: %s", error)
+        return
+    difference = float(np.abs(found - expected).max())
+    if not difference <= _WRONG:  # also where it is not a number
+        raise BackendError(
+            f"the engine that {backend.version} makes of {source.name} answers otherwise than ONNX Runtime does: a "
+            f"probability differs by {difference:.2g}; use --backend onnx-cuda, and tell its authors"
+        )
 
 
 def cache_path(source: Path, library: Library, gpu: Gpu, options: Options) -> Path:
