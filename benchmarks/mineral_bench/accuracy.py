@@ -242,10 +242,10 @@ class Accuracy:
 def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
     """Every artefact's mAP, and its loss against the first one."""
     reference, thresholds = scored.scores[0], np.array(artefacts[0].contract.thresholds)
-    expected, base = call(reference, thresholds), mean_average_precision(reference, scored.truth)
+    expected, base = call(reference, thresholds), _average(artefacts[0].name, reference, scored.truth)
     found = []
     for one, scores in zip(artefacts, scored.scores, strict=True):
-        mean_ap = mean_average_precision(scores, scored.truth)
+        mean_ap = _average(one.name, scores, scored.truth)
         found.append(
             Accuracy(
                 name=one.name,
@@ -259,6 +259,13 @@ def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) 
             )
         )
     return found
+
+
+def _average(name: str, scores: NDArray[np.float64], truth: Bools) -> MeanAP:
+    try:
+        return mean_average_precision(scores, truth)
+    except DataError as error:  # a model that gives NaN: which one?
+        raise DataError(f"{name}: {error}") from None
 
 
 def difference_interval(

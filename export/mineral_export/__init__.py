@@ -1,7 +1,7 @@
 """Export: a checkpoint in, one self-describing ONNX file out."""
 
 #: 17 brought LayerNormalization as one op (decomposed, ViTs go wrong in FP16); 23 has Attention as one op, which a GPU
-#: wants in FP16, and which not every runtime takes in float32 (TensorRT-RTX does not).
+#: wants in FP16, and which older runtimes do not know.
 OPSET = 20
 OLDEST_OPSET, NEWEST_OPSET = 17, 23
 

@@ -39,7 +39,9 @@ def as_one_operator(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(module: Any) -> bool:
-    return isinstance(module.q_norm, nn.Identity) and isinstance(module.k_norm, nn.Identity)
+    """Nothing between the projection and the scores, nor at the scores' result; `gate` is of later releases of timm."""
+    is_direct = isinstance(module.q_norm, nn.Identity) and isinstance(module.k_norm, nn.Identity)
+    return is_direct and getattr(module, "gate", None) is None
 
 
 def _attend(self: Any, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False) -> torch.Tensor:
@@ -47,5 +49,7 @@ def _attend(self: Any, x: torch.Tensor, attn_mask: torch.Tensor | None = None, i
     q, k, v = self.qkv(x).chunk(3, dim=-1)
     heads = {"q_num_heads": self.num_heads, "kv_num_heads": self.num_heads}
     mixed, *_ = torch.onnx.ops.attention(q, k, v, attn_mask, is_causal=is_causal, scale=self.scale, **heads)
-    attended: torch.Tensor = self.proj_drop(self.proj(self.norm(mixed)))
+    if hasattr(self, "norm"):  # not before timm 1.0.16
+        mixed = self.norm(mixed)
+    attended: torch.Tensor = self.proj_drop(self.proj(mixed))
     return attended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,16 +12,19 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends.cuda_driver import DriverError, gpus
 from mineral_batch.backends.tensorrt import describe
 from mineral_batch.backends.tensorrt_build import MIXED, Network, require_buildable
-from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, fits_chip, write_engine
+from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, fits_chip, sidecar_path, write_engine
 from mineral_batch.backends.tensorrt_library import load_library
 from mineral_batch.errors import BackendError, DataError
 from mineral_export import verify
 from mineral_export.artefacts import open_artefact
+from mineral_export.gate import require_place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mineral_batch.backends.cuda_driver import Gpu
     from mineral_batch.backends.tensorrt_build import Built, Layers, Options, Progress
-    from mineral_export.verify import Parity, Samples
+    from mineral_export.verify import Budget, Parity, Samples
 
 Precision = Literal["fp16", "fp32", "as-is"]
 _NAMES = {"fp16": "float16", "fp32": "float32"}
@@ -46,6 +50,18 @@ class Engine:
     why_not: str = ""
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """What the user asks of the answers."""
+
+    pictures: Callable[[], Samples]
+    points: float | None
+    force: bool
+
+    def budget(self, precision: str) -> Budget:
+        return verify.budget_of(precision, self.points)
+
+
 def export_engine(
     source: Path,
     target: Path,
@@ -53,7 +69,7 @@ def export_engine(
     *,
     precision: Precision = "fp16",
     runtime: str | None = None,
-    pictures: Samples | None = None,
+    pictures: Callable[[], Samples] | None = None,
     points: float | None = None,
     force: bool = False,
     rebuild: str | None = None,
@@ -70,8 +86,8 @@ def export_engine(
         options: of the build.
         precision: of the matrix products: `fp16` converts a float32 file first, `as-is` takes any file as it is.
         runtime: `tensorrt` or `tensorrt-rtx`; None for whichever is installed.
-        pictures: to compare on; None for synthetic ones.
-        points: of mAP that may be lost; None for the budget of the engine's precision.
+        pictures: makes what is compared on, for the conversion and for the engine; None for synthetic ones.
+        points: of mAP that may be lost; None for the budget of the precision.
         force: write an engine that is beyond the budget, or that this machine's GPU does not run.
         rebuild: the command that did this, for the description; None for one made from the other arguments.
         progress: called while building and comparing.
@@ -85,20 +101,21 @@ def export_engine(
     """
     if target.suffix not in SUFFIXES:
         raise DataError(f"{target} is no name for an engine: end it in {' or '.join(SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise DataError(f"no such folder: {target.parent}; make it first or choose another with -o")
-    read_contract(source)  # before minutes of work
+    contract = read_contract(source)
+    for path in (target, sidecar_path(target)):  # before minutes of work
+        require_place(path)
+    proof = _Proof(pictures or partial(verify.samples, contract), points, force)
     gpu = _gpu()
-    built, record = _built(source, target, options, precision, runtime, gpu, progress)
+    built, record = _built(source, target, options, precision, runtime, gpu, proof, progress)
     record = replace(record, rebuild=rebuild or f"{record.rebuild} --precision {precision}")
     parity, why_not = None, _not_here(record, gpu)
     if not why_not:
         try:
-            parity = _compared(source, built.plan, record, pictures, progress)
+            parity = _compared(source, built.plan, record, proof, progress)
         except BackendError as error:
             why_not = _may_be_told(error, force=force)
     if parity and not force:
-        parity.require(verify.budget_of(verify.least_exact(record.products), points))
+        parity.require(proof.budget(verify.least_exact((record.precision, *record.products))))
     record = replace(record, compared=str(parity or ""))
     write_engine(target, built.plan, record)
     return Engine(target, len(built.plan), record, parity, why_not)
@@ -111,13 +128,14 @@ def _built(
     precision: Precision,
     runtime: str | None,
     gpu: Gpu | None,
+    proof: _Proof,
     progress: Progress | None,
 ) -> tuple[Built, EngineRecord]:
     """The engine in memory, of the precision; what it takes to build one is given back at the end."""
     library = load_library(runtime)
     require_buildable(library, options)
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
-        typed = _typed(source, Path(folder, source.name), precision)
+        typed = _typed(source, Path(folder, source.name), precision, proof)
         network = Network(library, typed)
         require_precision(network.layers(), precision)
         built = network.build(options, progress)
@@ -130,10 +148,17 @@ def _built(
 def require_precision(layers: Layers, precision: Precision) -> None:
     """Every convolution and matrix product must be of the precision asked for.
 
+    An engine's layers are fused and have no names by which to tell a product: there must be one of the precision.
+
     Raises:
         BackendError: if one is not, with the counts.
     """
-    if precision == "as-is" or layers.precision == _NAMES[precision]:
+    if precision == "as-is":
+        return
+    if layers.precision == _NAMES[precision]:
+        if layers.of == "engine" and not layers.all.get(_NAMES[precision]):
+            counts = ", ".join(f"{count} in {name}" for name, count in layers.all.items())
+            raise BackendError(f"nothing was written: asked for {precision}, and the engine's layers are {counts}")
         return
     counts = ", ".join(f"{count} in {name}" for name, count in layers.products.items())
     hint = f"precision {MIXED if layers.precision == MIXED else layers.precision}"
@@ -143,7 +168,7 @@ def require_precision(layers: Layers, precision: Precision) -> None:
     )
 
 
-def _typed(source: Path, scratch: Path, precision: Precision) -> Path:
+def _typed(source: Path, scratch: Path, precision: Precision, proof: _Proof) -> Path:
     """A file whose graph is of the precision: the source itself, or a converted copy."""
     stored = read_contract(source).provenance.get("precision")
     if precision != "fp16" or stored == "float16":
@@ -152,7 +177,8 @@ def _typed(source: Path, scratch: Path, precision: Precision) -> Path:
         raise BackendError(f"{source} is {stored} already: build it with --precision as-is")
     from mineral_export.fp16 import to_fp16
 
-    return to_fp16(source, scratch).path
+    budget = proof.budget("float16")
+    return to_fp16(source, scratch, pictures=proof.pictures(), budget=budget, force=proof.force).path
 
 
 def _gpu() -> Gpu | None:
@@ -171,11 +197,9 @@ def _not_here(record: EngineRecord, gpu: Gpu | None) -> str:
     return ""
 
 
-def _compared(
-    source: Path, plan: bytes, record: EngineRecord, pictures: Samples | None, progress: Progress | None
-) -> Parity:
+def _compared(source: Path, plan: bytes, record: EngineRecord, proof: _Proof, progress: Progress | None) -> Parity:
     """The engine's answers beside the source's."""
-    pictures = pictures or verify.samples(record.contract)
+    pictures = proof.pictures()
     if progress:
         pictures = pictures.counted(progress, "comparing")
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:

@@ -20,6 +20,7 @@ from mineral_export.cli import main
 from mineral_export.fp16 import FLOAT32_OPERATORS, converted, to_fp16
 from mineral_export.gate import derive
 from mineral_export.onnx import export_onnx
+from mineral_export.qdq import packed
 from mineral_export.verify import BUDGETS, ParityError
 
 VARIANTS = {
@@ -143,6 +144,35 @@ def test_a_weight_that_both_sides_use_is_there_in_both_types():
         "m_fp16": TensorProto.FLOAT16,
         "w_fp16": TensorProto.FLOAT16,
     }
+
+
+def pairs_of(scale):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["m", "t", "z"], ["mq"]),
+        helper.make_node("DequantizeLinear", ["mq", "t", "z"], ["md"]),
+        helper.make_node("MatMul", ["x", "md"], ["p"]),
+        helper.make_node("Sigmoid", ["p"], ["y"]),
+    ]
+    weights = np.random.default_rng(0).normal(0, 0.05, (2, 2000)).astype(np.float32)
+    model = graph_of(nodes, {"m": weights} | ({} if scale is None else {"t": scale}))
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "z"))
+    if scale is None:
+        model.graph.node.insert(0, helper.make_node("ReduceMax", ["x"], ["t"], keepdims=0))
+    return model, weights
+
+
+def test_weights_are_rounded_to_the_nearest_step_beside_fp16():
+    model, weights = pairs_of(0.0021)
+    stored = {w.name: numpy_helper.to_array(w) for w in packed(converted(model)).graph.initializer}
+    step = stored["t_fp16"].astype(np.float32)
+    exact = weights.astype(np.float16).astype(np.float32) / step
+    assert np.abs(stored["mq"] - exact).max() <= 0.5
+
+
+@pytest.mark.parametrize("scale", [7e4, None])
+def test_a_scale_that_has_no_form_in_fp16_is_refused(scale):
+    with pytest.raises(DataError, match="the scale t has no form in FP16"):
+        converted(pairs_of(scale)[0])
 
 
 def test_attention_as_one_operator_is_fp16_and_its_answers_hold(tiny, tmp_path):

@@ -16,6 +16,7 @@ from mineral_batch._onnx_file import read_contract
 from mineral_batch.backends import open_backend
 from mineral_batch.contract import ModelContract
 from mineral_export import TOLERANCE
+from mineral_export.attention import as_one_operator
 from mineral_export.cli import main
 from mineral_export.onnx import export_onnx
 from mineral_export.verify import ParityError, photographs, synthetic
@@ -100,6 +101,23 @@ def test_a_vit_that_normalises_its_queries_keeps_its_own_attention(tiny, tmp_pat
     for block in blocks(model):
         block.q_norm, block.k_norm = torch.nn.LayerNorm(block.head_dim), torch.nn.LayerNorm(block.head_dim)
     assert export_onnx(model, contract, tmp_path / "model.onnx", opset=23).parity.largest < 1e-5
+
+
+def test_a_vit_that_gates_its_attention_keeps_its_own(tiny, tmp_path):
+    model, contract = tiny(projection="linear")
+    for block in blocks(model):
+        block.gate = torch.nn.Linear(block.qkv.in_features, block.proj.in_features)
+    assert export_onnx(model, contract, tmp_path / "model.onnx", opset=23).parity.largest < 1e-5
+
+
+def test_attention_of_a_timm_before_it_had_a_norm(tiny):
+    model, _ = tiny(projection="linear")
+    block = blocks(model)[0]
+    x = torch.randn(1, 5, block.qkv.in_features)
+    before = block(x)
+    del block.norm
+    with as_one_operator(model):
+        assert torch.allclose(block(x), before, atol=1e-5)
 
 
 def test_the_label_self_attention_is_folded_away(exported):

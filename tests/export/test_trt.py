@@ -344,7 +344,7 @@ def test_an_engine_asked_to_be_fp16_that_is_not_is_refused(
 ) -> None:
     """A converter that leaves everything in float32 and says it is FP16."""
 
-    def lazy(source: Path, target: Path) -> Any:
+    def lazy(source: Path, target: Path, **_: Any) -> Any:
         shutil.copy(source, target)
         return type("Made", (), {"path": target})
 
@@ -378,6 +378,42 @@ def test_the_counts_are_those_of_the_fp16_graph(product: Path, plan: Path) -> No
     types = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
     inputs = [types.get(node.input[0]) for node in half.graph.node if node.op_type == "MatMul"]
     assert built(product, "-o", plan, *ONE_CHIP).products == {"float16": inputs.count(TensorProto.FLOAT16)}
+
+
+def test_an_engine_without_a_layer_of_fp16_is_refused(
+    product: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the network says: the built engine's own layers are asked, where they can be."""
+    read_back = tensorrt_build.Layers({"float16": 1}, {"float32": 4}, "engine")
+    monkeypatch.setattr(tensorrt_build, "engine_layers", lambda *_: read_back)
+    message = refused(product, "-o", plan, *ONE_CHIP)
+    assert "nothing was written: asked for fp16, and the engine's layers are 4 in float32" in message
+    assert nothing_but_the_model(plan)
+
+
+def test_the_conversion_to_fp16_keeps_to_what_the_user_asks(
+    product: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU its comparison is the only one."""
+    none = replace(verify.BUDGETS["float16"], largest=0.0, mean=0.0, points=-1.0)
+    monkeypatch.setitem(verify.BUDGETS, "float16", none)
+    assert "nothing was written: largest difference of a probability" in refused(product, "-o", plan, *ONE_CHIP)
+    photos = plan.parent / "photos"
+    photos.mkdir()
+    PILImage.effect_noise((SIDE, SIDE), 80).convert("RGB").save(photos / "a.png")
+    assert "over 1 photographs" in refused(product, "-o", plan, *ONE_CHIP, "--photos", photos)
+    (photos / "labels.csv").write_text(f"path,labels\na.png,{LABELS[0]}\n", "utf-8")
+    labelled = (product, "-o", plan, *ONE_CHIP, "--labels", photos / "labels.csv")
+    assert "mAP lost, in points, 0 exceeds -1" in refused(*labelled)
+    assert built(*labelled, "--points", 1).precision == "float16"
+    assert built(product, "-o", plan, *ONE_CHIP, "--force").precision == "float16"
+
+
+def test_attention_as_one_operator_is_built_in_float32_too(tmp_path: Path, plan: Path, tiny: Any) -> None:
+    """There is no kernel for all of it."""
+    model = export_onnx(*tiny(projection="linear"), tmp_path / "model.onnx", opset=23).path
+    record = built(model, "-o", plan, *ONE_CHIP, "--precision", "fp32", "--batch", 2)
+    assert record.products == {"float32": products(model)}
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -590,15 +626,19 @@ def test_every_option_is_in_the_command_of_one_who_called_a_function(product: Pa
         ((*ONE_CHIP, "--timing-cache", "timings"), "times no kernels while it builds: leave out --timing-cache"),
         ((*ONE_CHIP, "-o", "model.onnx"), "end it in .plan or .engine"),
         ((*ONE_CHIP, "-o", "nowhere/model.plan"), "no such folder: nowhere"),
+        ((*ONE_CHIP, "-o", "folder.plan"), "folder.plan is a folder: name the file with -o"),
+        ((*ONE_CHIP, "-o", "described.plan"), "described.plan.json is a folder"),
     ],
 )
 def test_what_tensorrt_for_rtx_does_not_do_is_refused_at_once(
     product: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.chdir(product.parent)
+    for folder in ("folder.plan", "described.plan.json"):
+        Path(folder).mkdir()
     monkeypatch.setattr("mineral_export.fp16.to_fp16", None)
     assert reason in refused(product, *words)
-    assert [path.name for path in product.parent.iterdir()] == ["model.onnx"]
+    assert [path.name for path in product.parent.iterdir() if path.is_file()] == ["model.onnx"]
 
 
 def test_a_graph_that_tensorrt_does_not_take_is_told_in_its_words(product: Path, plan: Path) -> None:

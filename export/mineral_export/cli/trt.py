@@ -74,6 +74,8 @@ def trt(
     Where this machine's GPU is one that the engine is for, its answers are compared with MODEL's before it is written,
     as mineral-export verify does, and an engine beyond the budget of its precision is refused.
     """
+    from functools import partial
+
     from mineral_batch._onnx_file import read_contract
     from mineral_batch.backends.tensorrt_build import Options
     from mineral_export.engine import export_engine
@@ -94,7 +96,7 @@ def trt(
             options,
             precision=precision,  # type: ignore[arg-type]  # a click.Choice of the same three
             runtime=runtime,
-            pictures=pictures.samples(read_contract(model)),
+            pictures=partial(pictures.samples, read_contract(model)),
             points=gate.points,
             force=gate.force,
             rebuild=shlex.join(["mineral-export", *sys.argv[1:]]) if sys.argv[1:2] == ["trt"] else None,

@@ -37,6 +37,8 @@ _WORDS |= {"bfloat16": "bfloat16", "int8": "int8", "fp8": "float8", "fp4": "floa
 _PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT")
 # Layers that give the same numbers in another shape.
 _RESHAPES = ("SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY")
+# Opset 23 has it as one operator, which TensorRT knows from 10.14 on.
+_ATTENTION = "(export the model again without --opset 23)"
 MIXED = "mixed"
 _GIB = 1 << 30
 _log = logging.getLogger("mineral_batch")
@@ -139,6 +141,7 @@ class Network:
         self._parser = trt.OnnxParser(self._network, self._messages.logger)
         if not self._parser.parse_from_file(str(source)):
             raise BackendError(f"{library.name} {library.version} does not take {source}: {self._reason()}")
+        _let_decompose(trt, self._network)
 
     def layers(self) -> Layers:
         """Counted by the types of the network.
@@ -222,9 +225,19 @@ class Network:
 
     def _reason(self) -> str:
         """The parser's first error, or the first one logged, as one line."""
-        if self._parser.num_errors:
-            return " ".join(self._parser.get_error(0).desc().split())
-        return self._messages.first() or "it gives no reason"
+        told = self._parser.get_error(0).desc() if self._parser.num_errors else self._messages.first()
+        reason = " ".join(told.split()) or "it gives no reason"
+        return f"{reason} {_ATTENTION}" if "Attention" in reason else reason
+
+
+def _let_decompose(trt: Any, network: Any) -> None:
+    """An attention may become several kernels where there is none for all of it, as in float32."""
+    attention = getattr(trt, "IAttentionInputLayer", None)
+    for index in range(network.num_layers if attention else 0):
+        layer = network.get_layer(index)
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = attention  # the bindings give every layer as its base
+            layer.attention.decomposable = True
 
 
 def require_buildable(library: Library, options: Options) -> None:
