@@ -56,7 +56,7 @@ class Engines:
     is_capturable: bool = True
     most_contexts: int = 1000
     plans: list[bytes] = field(default_factory=list)
-    caches: list[RuntimeCache | None] = field(default_factory=list)
+    caches: list[RuntimeCache] = field(default_factory=list)
     logger: Any = None
 
     def runtime(self, logger: Any) -> SimpleNamespace:
@@ -117,14 +117,15 @@ class Engine:
             self.engines.caches.append(config.cache)
         assert self.context == cuda.stack[-1:], "the engine was loaded in another context"
         self.engines.most_contexts -= 1
-        return ExecutionContext(self.engines) if self.engines.most_contexts >= 0 else None
+        kernels = config.cache if config else RuntimeCache()
+        return ExecutionContext(self.engines, kernels) if self.engines.most_contexts >= 0 else None
 
 
 class RuntimeConfig:
     """Of TensorRT for RTX."""
 
     dynamic_shapes_kernel_specialization_strategy = "lazy"
-    cache: RuntimeCache | None = None
+    cache: RuntimeCache
 
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
@@ -136,23 +137,25 @@ class RuntimeConfig:
 
 @dataclass
 class RuntimeCache:
-    """Of kernels; it takes only what it wrote itself."""
+    """Of the kernels of each batch size that ran; it takes only what one of its kind wrote."""
 
-    content: bytes = b""
+    batches: set[int] = field(default_factory=set)
 
     def deserialize(self, content: bytes) -> bool:
-        if not content.startswith(b"kernels"):
+        kind, *batches = content.split()
+        if kind != b"kernels":
             return False
-        self.content = content
+        self.batches.update(map(int, batches))
         return True
 
     def serialize(self) -> bytes:
-        return self.content or b"kernels"
+        return b" ".join([b"kernels", *(b"%d" % batch for batch in sorted(self.batches))])
 
 
 @dataclass
 class ExecutionContext:
     engines: Engines
+    kernels: RuntimeCache
     at: dict[str, int] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
 
@@ -169,6 +172,7 @@ class ExecutionContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self.engines.cuda.say("execute")
+        self.kernels.batches.add(self.shape[0])
         work = partial(self.engines.run, self.at["pixels"], self.at["probabilities"], self.shape)
         self.engines.cuda.enqueue(stream, work)
         return True

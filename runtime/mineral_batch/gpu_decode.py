@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections import Counter, deque
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -70,9 +71,11 @@ _BYTES_A_PIXEL = 3
 _LANES = 2
 # A list is under way in each lane and the next one waits; a thread that waits costs next to nothing.
 _THREADS_A_GPU = (_LANES + 1) * _PICTURES_AT_ONCE
-# A lane ends after so many lists in a row that failed as a whole, and at once after an error that CUDA mostly answers
-# with for ever after: 7xx, in the driver's words or in nvImageCodec's.
+# A lane ends after so many failures in a row that were no picture's, with pauses of so many seconds, then twice as
+# many, between them; and at once after an error that CUDA mostly answers with for ever after: 7xx, in the driver's
+# words or in nvImageCodec's.
 _FAILURES = 3
+_PAUSE = 1.0
 _LASTING = re.compile(r"(CUDA error |#)7\d\d\b")
 _START, _END, _SCAN = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda"
 # Of the pictures that are known, (width, height): above a megapixel, from where nvImageCodec has nvJPEG use another of
@@ -262,11 +265,17 @@ class _Queue:
             return not self._lost
 
     def put(self, jpeg: _Jpeg) -> None:
-        """Raises `BackendError` if no lane is left."""
+        """Raises `BackendError` if no lane is left to take it."""
         with self._changed:
-            if self._lost:
-                raise BackendError(self._lost)
+            if self._lost or self._is_closed:
+                raise BackendError(self._lost or "the decoder on the GPU is closed")
             self._waiting.append(jpeg)
+            self._changed.notify()
+
+    def put_back(self, jpegs: Sequence[_Jpeg]) -> None:
+        """To the front: a lane has failed with them."""
+        with self._changed:
+            self._waiting.extendleft(reversed(jpegs))
             self._changed.notify()
 
     def take(self, room: int) -> list[_Jpeg]:
@@ -349,22 +358,41 @@ class _Lane:
         failed = 0
         while jpegs := self._queue.take(work.pixels_at_once):
             try:
-                with gate.shared():
-                    answers = work.run(jpegs)
-                if all(isinstance(answer, str) for answer in answers):
-                    self._require_any(work)
-                failed = 0
-            # nvImageCodec raises RuntimeError, the driver DriverError; the processor can still decode them.
-            except Exception as error:
+                answers = self._answers(work, jpegs)
+            except Exception as error:  # nvImageCodec raises RuntimeError, the driver DriverError
                 failed += 1
                 reason = one_line(error)
                 if failed == _FAILURES or _LASTING.search(reason):
                     self._give_up(jpegs, reason)
                     return
-                answers = [f"it failed: {reason}"] * len(jpegs)
-                self._tell_once(f"{reason}; the processor does it instead")
+                self._queue.put_back(jpegs)
+                self._tell_once(f"{reason}; trying again")
+                time.sleep(_PAUSE * failed)
+                continue
+            failed = 0
             for jpeg, answer in zip(jpegs, answers, strict=True):
                 jpeg.answer.set_result(answer)
+
+    def _answers(self, work: _Work, jpegs: list[_Jpeg]) -> list[Pixels | str]:
+        """Of a list. One that fails on a GPU that is well is tried one by one: no picture pays for another.
+
+        Raises:
+            Exception: if the GPU is not well.
+        """
+        try:
+            with gate.shared():
+                answers = work.run(jpegs)
+        except Exception as error:
+            reason = one_line(error)
+            if _LASTING.search(reason):
+                raise
+            self._require_any(work, reason)
+            if len(jpegs) == 1:
+                return [f"it failed: {reason}"]
+            return [answer for jpeg in jpegs for answer in self._answers(work, [jpeg])]
+        if all(isinstance(answer, str) for answer in answers):
+            self._require_any(work, "it decodes no JPEG any more")
+        return answers
 
     def _give_up(self, jpegs: list[_Jpeg], reason: str) -> None:
         if self._queue.leave(jpegs, f"GPU {self._gpu.index}: {reason}"):
@@ -387,10 +415,10 @@ class _Lane:
                     f"often nvJPEG is missing: {_command()}"
                 )
 
-    def _require_any(self, work: _Work) -> None:
+    def _require_any(self, work: _Work, why: str) -> None:
         """Raises `RuntimeError` if it refuses any picture, which is how nvImageCodec tells most failures of its own."""
         if isinstance(_known(work, _BASELINE), str):
-            raise RuntimeError("it decodes no JPEG any more")
+            raise RuntimeError(why)
 
     def _require_alike(self, form: str, found: Pixels, expected: Pixels) -> None:
         difference = np.abs(found.astype(int) - expected).mean()

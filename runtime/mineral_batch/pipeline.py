@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
     _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
 
-# Pictures per decode thread that may be drawn ahead, so that one that decodes slowly does not stop the others.
+# Pictures that may be drawn ahead, so that one that decodes slowly does not stop the others: so many for each decode
+# thread, and fewer where there are more threads than processors, because those only wait for a GPU.
 _LOOK_AHEAD = 8
+_LOOK_AHEAD_WAITING = 2
 
 Probabilities = NDArray[np.float32]
 
@@ -117,7 +119,8 @@ def slots(batch_size: int, decode_threads: int, workers: int) -> int:
         decode_threads: how many decode.
         workers: engine threads.
     """
-    return max(workers + 2, -(-_LOOK_AHEAD * decode_threads // batch_size))
+    ahead = max(_LOOK_AHEAD * min(decode_threads, processors()), _LOOK_AHEAD_WAITING * decode_threads)
+    return max(workers + 2, -(-ahead // batch_size))
 
 
 def run(

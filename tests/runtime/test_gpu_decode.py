@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 SPEC = InputSpec(height=24, width=32, interpolation="bicubic")
 LOST = "CUDA Runtime failure: '#700'"
+POISON = b"poison"
 GPUS = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30), Gpu(1, "NVIDIA L4", "8.9", 24 << 30)]
 
 
@@ -74,6 +75,7 @@ class Machine(Cuda):
         refused: what nvImageCodec refuses.
         refuses_all: whether that is everything.
         fails: what it says whenever it is asked for anything; empty while it works.
+        failures: so many of the next calls fail.
         broken: GPUs that are lost.
         lists_left: after so many lists every GPU is lost.
         is_upside_down: which pictures come out so.
@@ -87,6 +89,7 @@ class Machine(Cuda):
         self.refused: set[bytes] = set()
         self.refuses_all = False
         self.fails = ""
+        self.failures = 0
         self.broken: set[int] = set()
         self.lists_left: int | None = None
         self.is_upside_down: Callable[[PILImage.Image], bool] = lambda picture: False
@@ -153,7 +156,12 @@ class Decoder:
         self.machine.batches.append(streams)
         if self.machine.fails:
             raise RuntimeError(self.machine.fails)
+        if any(POISON in content for content in streams):
+            raise RuntimeError("a picture that it cannot bear")
         with self.machine.lock:
+            if self.machine.failures:
+                self.machine.failures -= 1
+                raise RuntimeError("out of memory")
             if self.machine.lists_left == 0 or self.device in self.machine.broken:
                 raise RuntimeError(LOST)
             if self.machine.lists_left:
@@ -191,6 +199,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     assert cuda_driver.gpus() == GPUS
     monkeypatch.setattr(gpu_decode, "FROM_PIXELS", 1000)  # so that the tests' pictures are big
     monkeypatch.setattr(gpu_decode, "_KNOWN_SIZE", (120, 90))
+    monkeypatch.setattr(gpu_decode, "_PAUSE", 0)
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", NvImageCodec(machine))
     yield machine
     machine.require_given_back()
@@ -333,21 +342,31 @@ def test_a_header_that_nvimagecodec_does_not_understand_spoils_no_other(decoder:
     assert not any(odd in batch for batch in machine.batches)
 
 
-def test_a_gpu_that_fails_now_and_then_is_told_once_and_costs_no_picture(
+def test_a_gpu_that_fails_now_and_then_is_told_once_and_decodes_every_picture(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is asked again: a picture that the processor decodes instead would be answered otherwise than the others."""
     monkeypatch.setattr(gpu_decode, "_LANES", 1)
     decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
     content = jpeg()
-    for _ in range(3):
-        for fails in ("out of memory", "out of memory", ""):
-            machine.fails = fails
-            assert_alike(decoded(decoder, content), decoded(CpuDecoder(SPEC), content))
+    for failures in (2, 4, 2, 4):  # each time the list, and the picture that is known
+        machine.failures = failures
+        assert_alike(decoded(decoder, content), decoded(CpuDecoder(SPEC), content))
     decoder.close()
-    reason = "RuntimeError: out of memory"
     said = [record.getMessage() for record in caplog.records]
-    assert said == [f"decoding on GPU 0: {reason}; the processor does it instead"]
-    assert decoder.counts == {f"on the processor: it failed: {reason}": 6, "on the GPU": 3}
+    assert said == ["decoding on GPU 0: RuntimeError: out of memory; trying again"]
+    assert decoder.counts == {"on the GPU": 4}
+
+
+def test_a_picture_that_no_decoder_bears_costs_no_other_and_no_lane(decoder: GpuDecoder, machine: Machine) -> None:
+    contents = [jpeg(seed=seed, comment=POISON if seed % 4 == 0 else b"") for seed in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(lambda content: decoded(decoder, content), contents))
+    for image, content in zip(found, contents, strict=True):
+        assert_alike(image, decoded(CpuDecoder(SPEC), content))
+    reason = "on the processor: it failed: RuntimeError: a picture that it cannot bear"
+    assert decoder.counts == {"on the GPU": 18, reason: 6}
+    assert len(lanes(0)) == 2
 
 
 def test_a_gpu_that_fails_on_and_on_ends_the_run_instead_of_giving_other_pixels(
@@ -355,12 +374,11 @@ def test_a_gpu_that_fails_on_and_on_ends_the_run_instead_of_giving_other_pixels(
 ) -> None:
     machine.fails = "out of memory"
     content = jpeg()
-    for _ in range(2 * 2):  # each lane fails with two lists and ends with the third
-        decoded(decoder, content)
     told = r"no GPU decodes any more \(GPU 0: RuntimeError: out of memory\): run it again, .*, or --decode cpu"
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(BackendError, match=told):
             decoder.decode("a", lambda: content)
+    assert decoder.counts == {}
     png = encode(scene(90, 60), "PNG")
     assert decoded(decoder, png), "what is the processor's anyway"
 
@@ -368,10 +386,17 @@ def test_a_gpu_that_fails_on_and_on_ends_the_run_instead_of_giving_other_pixels(
 def test_a_gpu_that_refuses_whatever_it_is_given_has_failed(decoder: GpuDecoder, machine: Machine) -> None:
     """As it does where nvJPEG fails, for want of memory say."""
     machine.refuses_all = True
-    for _ in range(2 * 2):
-        decoded(decoder, jpeg())
-    assert decoder.counts == {"on the processor: it failed: RuntimeError: it decodes no JPEG any more": 4}
-    with pytest.raises(BackendError, match="no GPU decodes any more"):
+    with pytest.raises(
+        BackendError, match=r"no GPU decodes any more \(GPU 0: RuntimeError: it decodes no JPEG any more"
+    ):
+        decoder.decode("a", jpeg)
+    assert decoder.counts == {}
+
+
+def test_a_closed_decoder_takes_no_picture(decoder: GpuDecoder) -> None:
+    """Whoever gave it one would wait for ever."""
+    decoder.close()
+    with pytest.raises(BackendError, match="the decoder on the GPU is closed"):
         decoder.decode("a", jpeg)
 
 

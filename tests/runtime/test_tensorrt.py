@@ -5,6 +5,7 @@ Everything is tried with pycuda and without it, on the driver's library alone: s
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -33,7 +34,7 @@ from mineral_batch.backends.tensorrt_engine import (
 )
 
 from ..cuda import Cuda, CudaError
-from ..engines import Engines, tensorrt
+from ..engines import Engines, ExecutionContext, tensorrt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,6 +251,30 @@ def test_closing_from_another_thread_gives_the_context_back_too(machine: Machine
     machine.require_given_back()
 
 
+def test_closing_waits_for_who_computes_and_refuses_who_comes_later(
+    machine: Machine, engine: Path, contract: ModelContract
+) -> None:
+    backend, pixels = machine.open(engine), pictures(4, contract)
+    inside, leave = threading.Event(), threading.Event()
+    compute = machine.tensorrt.compute
+
+    def slow(batch: np.ndarray) -> np.ndarray:
+        inside.set()
+        assert leave.wait(10)
+        return compute(batch)
+
+    machine.tensorrt.compute = slow
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(backend.infer, pixels)
+        assert inside.wait(10)
+        closing = pool.submit(backend.close)
+        leave.set()
+        closing.result()
+        np.testing.assert_allclose(answer.result(), expected(pixels, 5), rtol=1e-6)
+    with pytest.raises(BackendError, match="the engine is closed"):
+        backend.infer(pixels)
+
+
 @pytest.mark.parametrize("function", ["cuStreamSynchronize", "cuGraphExecDestroy", "cuMemFree_v2"])
 def test_a_lost_gpu_is_told_and_closing_goes_on_and_hides_nothing(
     machine: Machine, engine: Path, contract: ModelContract, function: str, caplog: pytest.LogCaptureFixture
@@ -308,7 +333,11 @@ def test_a_gpu_with_too_little_memory_for_the_second_lane_keeps_nothing(machine:
 
 def test_page_locked_memory_that_is_not_to_be_had_is_one_line(machine: Machine, engine: Path) -> None:
     machine.errors["cuMemHostAlloc"] = 2
-    assert refused(engine).startswith("tensorrt does not open on GPU 0 (NVIDIA L4): the NVIDIA driver answers")
+    with pytest.raises(BackendError) as caught:
+        open_backend(engine, "tensorrt")
+    assert str(caught.value).startswith("tensorrt does not open on GPU 0 (NVIDIA L4): the NVIDIA driver answers")
+    contexts = [one for one in gc.get_objects() if type(one) is ExecutionContext]
+    assert not contexts, "the error keeps one alive, whose memory is in the GPU's context"
     assert machine.retained == []
     machine.require_given_back()
 
@@ -353,18 +382,24 @@ def test_tensorrt_for_rtx_compiles_the_kernels_of_a_batch_before_they_are_record
     assert made == ["context, eager"] * backend.workers
 
 
-def test_the_kernels_that_it_compiled_are_kept_and_shared(machine: Machine, rtx_engine: Path, tmp_path: Path) -> None:
+def test_the_kernels_that_it_compiled_are_kept_for_every_batch_size_and_shared(
+    machine: Machine, rtx_engine: Path, tmp_path: Path
+) -> None:
     machine.open(rtx_engine).close()
     one, other = machine.tensorrt.caches
-    assert one is other is not None
+    assert one is other
     (kept,) = (tmp_path / "cache").rglob("*.bin")
-    assert kept.read_bytes() == b"kernels"
-    kept.write_bytes(b"kernels of the first run")
-    machine.open(rtx_engine).close()
-    assert machine.tensorrt.caches[-1].content == kept.read_bytes() == b"kernels of the first run", "read, not written"
+    assert kept.read_bytes() == b"kernels 4"
+    machine.open(rtx_engine, batch_size=8).close()
+    assert kept.read_bytes() == b"kernels 4 8"
+    written = kept.stat().st_ino
+    for batch in (4, 8):
+        machine.open(rtx_engine, batch_size=batch).close()
+        assert machine.tensorrt.caches[-1].batches == {4, 8}
+    assert kept.stat().st_ino == written, "there was nothing new to write"
     kept.write_bytes(b"of another driver")
     machine.open(rtx_engine).close()
-    assert kept.read_bytes() == b"kernels", "what is not taken is written anew"
+    assert kept.read_bytes() == b"kernels 4", "what is not taken is written anew"
 
 
 def test_kernels_that_cannot_be_kept_cost_a_warning(

@@ -28,6 +28,7 @@ from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
 from mineral_batch.backends.caches import caches, make_cache
 from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, gate, page_locked, require_gpu
+from mineral_batch.backends.cuda_errors import let_go
 from mineral_batch.backends.onnx_runtime import open_cpu
 from mineral_batch.backends.tensorrt_build import Network, Options
 from mineral_batch.backends.tensorrt_cuda import open_cuda
@@ -98,12 +99,13 @@ class TensorRtBackend:
         self._engine: Any = None
         self._contexts: Any = None
         self._lanes: list[_Lane] = []
-        self._idle: SimpleQueue[_Lane] = SimpleQueue()
+        self._idle: SimpleQueue[_Lane | None] = SimpleQueue()  # None once it is closed
         try:
             with gate.shared(), self._cuda.current():
                 self._open(record, plan)
         except BaseException as error:
-            self.close()
+            let_go(error)  # a context that outlives the GPU's own would be destroyed in none
+            self._give_back()
             if isinstance(error, DriverError):
                 raise BackendError(f"tensorrt does not open on GPU {gpu.index} ({gpu.name}): {error}") from error
             raise
@@ -160,6 +162,9 @@ class TensorRtBackend:
             )
         answers = np.empty((len(pixels), len(self.contract.labels)), np.float32)
         lane = self._idle.get()
+        if lane is None:
+            self._idle.put(None)
+            raise BackendError("tensorrt: the engine is closed")
         try:
             with self._cuda.current():
                 for start in range(0, len(pixels), self.batch_size):
@@ -172,9 +177,18 @@ class TensorRtBackend:
         return answers
 
     def close(self) -> None:
-        """Give back the graphs, buffers and contexts, then the engine, then the GPU's context; twice does no harm."""
+        """Give back the graphs, buffers and contexts, then the engine, then the GPU's context; twice does no harm.
+
+        Waits for those who are inside `infer`.
+        """
         if self._cuda is None:
             return
+        for _ in self._lanes:
+            self._idle.get()
+        self._idle.put(None)
+        self._give_back()
+
+    def _give_back(self) -> None:
         cuda, self._cuda = self._cuda, None
         with _told(), gate.shared(), cuda.current():
             while self._lanes:
@@ -330,21 +344,22 @@ def _require_answers(backend: TensorRtBackend, source: Path) -> None:
     """A new engine, closed at the end, must answer as ONNX Runtime does on the processor, where that is installed.
 
     On pictures of noise, so that a wrong kernel is caught; `mineral-export verify` measures what the precision costs.
+    In 8 bits engines differ on noise, which no calibration has seen: there only numbers are asked for.
 
     Raises:
         BackendError: if it does not.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (_NOISE, *backend.contract.input.shape), np.uint8)
-    with closing(backend):
-        found = backend.infer(pixels)
     try:
+        with closing(backend):
+            found = backend.infer(pixels)
         with closing(open_cpu(source)) as reference:
-            expected = reference.infer(pixels)
+            difference = float(np.abs(found - reference.infer(pixels)).max())
     except BackendError as error:
         _log.warning("the engine's answers are not compared with its model's: %s", error)
         return
-    difference = float(np.abs(found - expected).max())
-    if not difference <= _WRONG:  # also where it is not a number
+    is_rounded = backend.contract.provenance.get("precision") in ("int8", "float8")
+    if not difference <= (1 if is_rounded else _WRONG):  # also where it is not a number
         raise BackendError(
             f"the engine that {backend.version} makes of {source.name} answers otherwise than ONNX Runtime does: a "
             f"probability differs by {difference:.2g}; use --backend onnx-cuda, and tell its authors"

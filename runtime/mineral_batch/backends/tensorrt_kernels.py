@@ -37,7 +37,7 @@ class Contexts:
         self._trt, self._engine, self._kept = trt, engine, kept
         self._compiles = hasattr(trt, "DynamicShapesKernelSpecializationStrategy")
         self._kernels: Any = None  # the contexts only borrow it
-        self._is_known = False
+        self._known = b""
 
     def make(self) -> Any:
         """One more; of TensorRT for RTX, with all kernels of a batch size compiled before it first runs.
@@ -58,24 +58,29 @@ class Contexts:
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if self._kernels is None:
             self._kernels = config.create_runtime_cache()
-            self._is_known = self._read()
+            self._known = self._read()
         config.set_runtime_cache(self._kernels)
         return config
 
-    def _read(self) -> bool:
+    def _read(self) -> bytes:
         try:
-            return bool(self._kernels.deserialize(self._kept.read_bytes()))
+            content = self._kept.read_bytes()
         except OSError:
-            return False
+            return b""
+        return content if self._kernels.deserialize(content) else b""
 
     def keep(self) -> None:
-        """Write what was compiled, once every context has run; if that fails the next opening takes as long."""
-        if self._kernels is None or self._is_known:
+        """Write what was compiled beside what was read, once every context has run, each for its batch size.
+
+        If that fails the next opening takes as long.
+        """
+        made = b"" if self._kernels is None else bytes(self._kernels.serialize())
+        if made == self._known:
             return
         try:
             make_cache(self._kept.parent)
             with whole_file(self._kept) as file:
-                file.write(bytes(self._kernels.serialize()))
+                file.write(made)
         except (OSError, BackendError) as error:
             _log.warning("cannot keep the compiled kernels (%s): the next start takes as long", error)
 
