@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import closing
+import weakref
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
@@ -76,6 +77,7 @@ class Predictor:
         self.batch_size = batch_size or self._backend.batch_size
         self._decoding = decoders.Options(self.contract.input, exact, devices, decode_threads)
         self._decoder: decoders.Decoder | None = None
+        self._unfinished: weakref.WeakSet[Generator[Result, None, None]] = weakref.WeakSet()
         #: Why it decodes with what it does; empty where that was not chosen by measurement.
         self.decoder_choice = ""
         if decode != decoders.AUTO:
@@ -152,6 +154,13 @@ class Predictor:
             DataError: if an input does not exist.
             BackendError: if the engine fails.
         """
+        results = self._predict(inputs, with_capture=with_capture, times=times)
+        self._unfinished.add(results)
+        return results
+
+    def _predict(
+        self, inputs: Iterable[Input], *, with_capture: bool, times: StageTimes | None
+    ) -> Generator[Result, None, None]:
         sources = self.choose_decoder(_sources(inputs))
         results = pipeline.run(
             sources,
@@ -165,10 +174,17 @@ class Predictor:
             yield from results
 
     def close(self) -> None:
-        """Close the decoder and the engine."""
-        if self._decoder is not None:
-            self._decoder.close()
-        self._backend.close()
+        """End what `predict` has begun, then close the decoder and the engine; each whatever becomes of the others.
+
+        Results that nobody draws any more may still be held, by the traceback of the error that ended the drawing:
+        their threads would go on with a decoder and an engine that are closed.
+        """
+        with ExitStack() as steps:  # in the order from the last one
+            steps.callback(self._backend.close)
+            if self._decoder is not None:
+                steps.callback(self._decoder.close)
+            for results in list(self._unfinished):
+                steps.callback(results.close)
 
     def __enter__(self) -> Self:
         return self

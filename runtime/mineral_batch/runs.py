@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -149,14 +149,16 @@ class _Attempt:
         results = self._predictor.predict(
             journal.unfinished(iter(wanted), seen), with_capture=self._tables.needs_capture, times=self._times
         )
-        for result in results:
-            if self._done % self._predictor.batch_size == 0:
-                self._note_engine(journal)
-            if isinstance(result, Failure) and result.stage == "read":
-                roots.require(result, journal.path)
-            journal.add(result)
-            self._done += 1
-            seen(result)
+        # Whatever ends this, the threads have ended before anything that they use is closed.
+        with closing(results):
+            for result in results:
+                if self._done % self._predictor.batch_size == 0:
+                    self._note_engine(journal)
+                if isinstance(result, Failure) and result.stage == "read":
+                    roots.require(result, journal.path)
+                journal.add(result)
+                self._done += 1
+                seen(result)
         journal.commit()
         return not wanted.stopped
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,18 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch import DataError, Failure, Image, ModelContract, Prediction, Predictor, load_image
+from mineral_batch import (
+    BackendError,
+    DataError,
+    Failure,
+    Image,
+    ModelContract,
+    Prediction,
+    Predictor,
+    decoders,
+    load_image,
+)
+from mineral_batch import predictor as predictor_module
 from mineral_batch.backends import open_backend
 from mineral_batch.cli import main
 
@@ -65,6 +78,67 @@ def test_nothing_is_read_before_the_first_result_is_asked_for(model_path: Path, 
         results = predictor.predict([tmp_path / "not there yet"])
         with pytest.raises(DataError, match="not there yet"):
             next(results)
+
+
+class Closing:
+    """An engine or a decoder that notes when it is closed, and which threads of a prediction there are then."""
+
+    def __init__(self, real: Any, noted: list[tuple[str, list[str]]], fails: bool = False) -> None:
+        self._real, self._noted, self._fails = real, noted, fails
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def close(self) -> None:
+        names = [thread.name for thread in threading.enumerate()]
+        threads = [name for name in names if name.startswith(("decode", "engine"))]
+        self._noted.append((type(self._real).__name__, threads))
+        self._real.close()
+        if self._fails:
+            raise BackendError("the decoder does not close")
+
+
+def test_threads_end_before_what_they_use_is_closed(
+    album: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[tuple[str, list[str]]] = []
+    _note_closings(monkeypatch, noted)
+
+    def fail_at_the_first() -> None:
+        with Predictor(model_path, backend="onnx-cpu", batch_size=2) as predictor:
+            results = predictor.predict([album])
+            for _ in results:
+                raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        fail_at_the_first()
+    assert noted == [("CpuDecoder", []), ("OnnxRuntimeBackend", [])], "though the error keeps the results"
+    assert caught.value.__traceback__ is not None
+
+
+def test_the_engine_is_closed_also_if_the_decoder_does_not_close(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[tuple[str, list[str]]] = []
+    _note_closings(monkeypatch, noted, decoder_fails=True)
+    with pytest.raises(BackendError, match="the decoder does not close"):
+        Predictor(model_path, backend="onnx-cpu").close()
+    assert noted == [("CpuDecoder", []), ("OnnxRuntimeBackend", [])]
+
+
+def _note_closings(
+    monkeypatch: pytest.MonkeyPatch, noted: list[tuple[str, list[str]]], *, decoder_fails: bool = False
+) -> None:
+    open_decoder, open_engine = decoders.open_decoder, predictor_module.choose_backend
+
+    def engine(*arguments: Any, **options: Any) -> Any:
+        choice = open_engine(*arguments, **options)
+        return replace(choice, backend=Closing(choice.backend, noted))
+
+    monkeypatch.setattr(predictor_module, "choose_backend", engine)
+    monkeypatch.setattr(
+        decoders, "open_decoder", lambda *given: Closing(open_decoder(*given), noted, fails=decoder_fails)
+    )
 
 
 def test_one_photograph_by_three_roads(tmp_path: Path, model_path: Path, photos: dict[str, Any]) -> None:

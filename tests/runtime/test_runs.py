@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from dataclasses import replace
@@ -27,6 +28,7 @@ from mineral_batch import DataError, Failure, ModelContract, Prediction, Predict
 from mineral_batch._onnx_file import graph_digest, write_contract
 from mineral_batch.check import check
 from mineral_batch.files import whole_file
+from mineral_batch.journal import Journal
 from mineral_batch.runs import fingerprint, run
 from mineral_batch.sinks import Tables
 from mineral_batch.sources import Source, find_sources
@@ -321,6 +323,22 @@ def test_a_full_disk_while_the_tables_are_written_leaves_them_for_the_next_run(
     assert not (tmp_path / "out/run.json").exists()
     assert run(predictor, [album], tmp_path / "out", ALL).reused == 11
     assert outcome(tmp_path / "out") == outcome(tmp_path / "reference")
+
+
+@pytest.mark.parametrize("where", ["seen", "journal"])
+def test_an_error_amid_the_results_ends_the_threads_at_once(
+    album: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("the disk is full")
+
+    if where == "journal":
+        monkeypatch.setattr(Journal, "add", fail)
+    before = set(threading.enumerate())
+    with pytest.raises(DataError, match="the disk is full") as caught:
+        run(predictor, [album], tmp_path / "out", seen=fail if where == "seen" else lambda _: None)
+    assert set(threading.enumerate()) <= before, "though the error is kept"
+    assert caught.value.__traceback__ is not None
 
 
 def test_a_second_run_into_the_same_folder_is_refused(album: Path, tmp_path: Path, predictor: Predictor) -> None:
