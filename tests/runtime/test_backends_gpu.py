@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -108,6 +108,7 @@ class Session:
         batch = len(binding.pixels.memory)
         self._runtime.calls.append(("run", batch))
         self._runtime.threads[id(self)].add(threading.get_ident())
+        self._runtime.runs[id(self)] += 1
         if batch > self._runtime.fits:
             raise RuntimeError(self._runtime.out_of_memory)
         if not self._has_run:
@@ -153,6 +154,7 @@ class Runtime:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.threads: dict[int, set[int]] = defaultdict(set)  # session -> threads that ran it
+        self.runs: Counter[int] = Counter()  # session -> how often
         self.alive: weakref.WeakSet[Session] = weakref.WeakSet()
         self.fits = 1 << 20
         self.out_of_memory = "bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 939524096"
@@ -398,6 +400,56 @@ def test_many_threads_get_each_their_own_answers(model_path: Path, runtime: Runt
                 np.testing.assert_allclose(answer, expected(model_path, batch), rtol=1e-6)
 
 
+def test_memory_is_given_back_when_nobody_uses_it_any_more(runtime: Runtime) -> None:
+    places = uploads.Uploads(GPUS[0], (4, 24, 32, 3))
+    is_inside, leaves = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with places.of(pictures(4)):
+            is_inside.set()
+            assert leaves.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        used = pool.submit(use)
+        assert is_inside.wait(20)
+        closing = pool.submit(places.close)
+        assert not _becomes_true_soon(closing.done)
+        assert not runtime.of("free")
+        leaves.set()
+        used.result()
+        closing.result()
+    places.close()
+    assert (len(runtime.of("free")), len(runtime.of("release"))) == (2, 1)
+    with pytest.raises(DriverError, match="has been given back"), places.of(pictures(4)):
+        pass
+
+
+def test_where_one_place_fits_and_not_the_other_it_is_given_back(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = uploads.Context.allocate
+
+    def allocate_once(context: Any, size: int) -> Any:
+        if runtime.of("place"):
+            raise DriverError("cuMemAlloc_v2 with CUDA error 2 (out of memory)")
+        return allocate(context, size)
+
+    monkeypatch.setattr(uploads.Context, "allocate", allocate_once)
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    assert backend.workers == 1
+    assert (len(runtime.of("free")), len(runtime.of("release"))) == (1, 1)
+    np.testing.assert_allclose(backend.infer(pictures(4)), expected(model_path, pictures(4)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [[0], [0, 1]])
+def test_to_close_twice_does_no_harm(model_path: Path, runtime: Runtime, devices: list[int]) -> None:
+    backend = open_backend(model_path, "onnx-cuda", devices=devices)
+    backend.close()
+    backend.close()
+    assert len(runtime.of("release")) == len(devices)
+    assert not runtime.alive
+
+
 def test_pictures_of_another_shape_never_reach_the_gpu(model_path: Path, runtime: Runtime) -> None:
     backend = open_backend(model_path, "onnx-cuda", batch_size=4)
     for wrong in (np.zeros((2, 24, 33, 3), np.uint8), np.zeros((2, 24, 32, 3), np.float32)):
@@ -416,7 +468,12 @@ def test_libraries_are_looked_for_before_the_session(model_path: Path, runtime: 
 
 @pytest.mark.parametrize(
     "words",
-    ["Failed to allocate memory for requested buffer", "CUDA failure 2: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"],
+    [
+        "Failed to allocate memory for requested buffer",
+        "CUDA failure 2: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN failure 4004: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
 )
 def test_out_of_memory_halves_the_batch_and_no_picture_is_lost(
     model_path: Path, runtime: Runtime, caplog: pytest.LogCaptureFixture, words: str
@@ -512,19 +569,42 @@ def test_a_session_that_does_not_open_is_gone_although_its_error_is_kept(model_p
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize(
-    "words", ["CUDA failure 700: an illegal memory access was encountered ; GPU=0", "CUBLAS failure 14: INTERNAL_ERROR"]
-)
+# What ends the use of a GPU, and whether its words say so or only the GPU does.
+LASTING = [
+    ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", False),
+    ("CUDA failure 214: uncorrectable ECC error encountered", False),
+    ("CUDA failure 220: uncorrectable NVLink error detected during the execution", False),
+    ("CUDA failure 999: unknown error", False),
+    ("CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR", True),
+    ("TensorRT EP execution context enqueue failed.", True),
+]
+# What the GPU is none the worse for.
+PASSING = [
+    "a wrong argument",
+    "CUDA failure 900: operation not permitted when stream is capturing",
+    "CUDA failure 209: no kernel image is available for execution on the device",
+    "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version",
+    "CUDA failure 803: system has unsupported display driver / cuda driver combination",
+    "CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED",
+    "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED",
+    "TensorRT EP execution context enqueue failed.",
+]
+
+
+@pytest.mark.parametrize(("words", "is_seen_on_the_gpu"), LASTING)
 def test_after_a_failure_of_the_gpu_nothing_on_it_is_touched_again(
-    model_path: Path, runtime: Runtime, words: str
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, words: str, is_seen_on_the_gpu: bool
 ) -> None:
+    def fail() -> None:
+        monkeypatch.setattr(uploads.Context, "is_broken", is_seen_on_the_gpu)
+        raise RuntimeError(words)
+
     backend = open_backend(model_path, "onnx-cuda", batch_size=2)
-    runtime.fits, runtime.out_of_memory = 0, words
-    told = f"onnx-cuda failed on a batch of 2: {words}; start the command again"
+    runtime.computing = fail
+    told = f"onnx-cuda failed on a batch of 2: {words}; start the command again: this process cannot use the GPU any"
     with pytest.raises(BackendError, match=told):
         backend.infer(pictures(2))
     done = [call for call in runtime.calls if call[0] != "upload"]
-    runtime.fits = 1 << 20
     with pytest.raises(BackendError, match=told):
         backend.infer(pictures(2))
     backend.close()
@@ -532,6 +612,41 @@ def test_after_a_failure_of_the_gpu_nothing_on_it_is_touched_again(
     gc.collect()
     assert [call for call in runtime.calls if call[0] != "upload"] == done, "no run, nothing freed"
     assert len(runtime.alive) == 1, "its destructor would end the process"
+
+
+@pytest.mark.parametrize(("words", "is_seen_on_the_gpu"), LASTING)
+def test_a_gpu_that_fails_at_the_first_batch_is_said_to(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, words: str, is_seen_on_the_gpu: bool
+) -> None:
+    monkeypatch.setattr(uploads.Context, "is_broken", is_seen_on_the_gpu)
+    runtime.fits, runtime.out_of_memory = 0, words
+    with pytest.raises(BackendError, match=f"{words}; start the command again"):
+        open_backend(model_path, "onnx-cuda")
+    gc.collect()
+    assert len(runtime.alive) == 1, "its destructor would end the process"
+
+
+@pytest.mark.parametrize("words", PASSING)
+def test_to_start_again_is_not_advised_where_it_does_not_help(model_path: Path, runtime: Runtime, words: str) -> None:
+    runtime.fits, runtime.out_of_memory = 0, words
+    with pytest.raises(BackendError, match=f"{words}$") as caught:
+        open_backend(model_path, "onnx-cuda")
+    assert not runtime.alive, "though its error is kept"
+    assert not runtime.forbidden
+    assert caught.value.__cause__ is not None
+
+
+def test_a_copy_that_is_refused_by_a_healthy_gpu_is_not_the_end(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.Context, "fails", "cuMemcpyHtoDAsync_v2 with CUDA error 1")
+        with pytest.raises(BackendError, match=r"failed on a batch of 1: .*CUDA error 1$"):
+            backend.infer(pictures(1))
+    np.testing.assert_allclose(backend.infer(pictures(2)), expected(model_path, pictures(2)), rtol=1e-6)
+    backend.close()
+    assert (len(runtime.of("free")), len(runtime.alive)) == (2, 0)
 
 
 def test_a_failed_copy_ends_the_use_of_the_gpu(
@@ -558,9 +673,25 @@ def test_a_gpu_that_another_library_broke_is_left_as_it_is(
     assert not runtime.of("free")
 
 
-@pytest.mark.parametrize(
-    "words", ["a wrong argument", "CUDA failure 900: operation not permitted when stream is capturing"]
-)
+def test_a_broken_gpu_that_says_it_is_short_of_memory_gets_no_new_session(
+    model_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        monkeypatch.setattr(uploads.Context, "is_broken", True)
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    backend = open_backend(model_path, "onnx-cuda", batch_size=4)
+    runtime.computing = fail
+    for _ in range(2):
+        with pytest.raises(BackendError, match="NVIDIA H200 fails: start the command again"):
+            backend.infer(pictures(4))
+    assert len(runtime.of("session")) == 1
+    backend.close()
+    assert len(runtime.alive) == 1
+    assert not runtime.of("free")
+
+
+@pytest.mark.parametrize("words", PASSING)
 def test_a_failed_run_of_a_healthy_gpu_leaves_the_session_in_use(
     model_path: Path, runtime: Runtime, words: str
 ) -> None:
@@ -787,11 +918,10 @@ def test_the_devices_of_a_group_take_turns_and_close_whatever_happens(model_path
     assert isinstance(group, DeviceGroup)
     assert group.workers == 4
     assert group.version == "ONNX Runtime 1.99.0, TF32 allowed, NVIDIA H200 (compute capability 9.0), batches of 4"
-    runtime.computing = lambda: time.sleep(0.01)
-    before = len(runtime.of("run"))
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(group.infer, [pictures(4)] * 2))
-    assert len(runtime.of("run")) == before + 2
+    before = runtime.runs.copy()
+    for _ in range(2):
+        group.infer(pictures(4))
+    assert sorted((runtime.runs - before).values()) == [1, 1], "each did one of the two"
     assert [len(threads) for threads in runtime.threads.values()] == [1, 1]
     runtime.fits, runtime.out_of_memory = 0, "CUDA failure 700: an illegal memory access"
     with pytest.raises(BackendError):

@@ -11,12 +11,13 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _OUT_OF_MEMORY = (
     "out of memory",
     "failed to allocate memory",
     "alloc_failed",
+    "device_allocation_failed",
     "outofmemory",
     "out_of_memory",
 )
@@ -25,6 +26,11 @@ _GRAPH = re.compile(
     r"cannot use the (graph capture|cuda graph) feature|cuda (failure|error) 90\d\b|stream is capturing|during capture"
 )
 _GPU = re.compile(r"\b(cuda|cublas(lt)?|cudnn(_fe)?|cufft|curand) (failure|error)|enqueue failed")
+_CUDA = re.compile(r"\bcuda (?:failure|error) (\d+)")
+# Of CUresult in cuda.h, the same in cudaError_t: those of which it says that the process must be started again, and
+# memory or links that fail (214, 220), a context that somebody destroyed (709) and CUDA's own "unknown" (999). With any
+# other the GPU is well: it has no such kernel (209), the driver is too old (35) or not the one that runs (803).
+_LASTING = {214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -37,11 +43,21 @@ def is_about_graphs(error: BaseException) -> bool:
     return any(_GRAPH.search(text) for text in _texts(error))
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether CUDA failed in a way after which every further call may fail, to the end of the process."""
+def is_lost(error: BaseException, is_well: Callable[[], bool]) -> bool:
+    """Whether CUDA failed in a way after which every further call fails, to the end of the process.
+
+    Args:
+        error: of ONNX Runtime or of the driver.
+        is_well: asks the GPU, where the error is of a library on top of CUDA: cuDNN says the same of a kernel that it
+            lacks and of one that broke the GPU.
+    """
     if is_out_of_memory(error) or is_about_graphs(error):
         return False
-    return any(_GPU.search(text) for text in _texts(error))
+    texts = list(_texts(error))
+    numbers = {int(number) for text in texts for number in _CUDA.findall(text)}
+    if numbers:
+        return not numbers.isdisjoint(_LASTING)
+    return any(_GPU.search(text) for text in texts) and not is_well()
 
 
 def let_go(error: BaseException) -> None:

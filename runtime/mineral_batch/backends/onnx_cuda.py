@@ -31,7 +31,7 @@ from mineral_batch.backends.onnx_runtime import (
     nodes_elsewhere,
     onnxruntime_with,
 )
-from mineral_batch.backends.uploads import Upload, Uploads
+from mineral_batch.backends.uploads import Upload, Uploads, is_well
 from mineral_batch.errors import BackendError, MineralError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ BATCH_SIZE = 64
 _LOG_FATAL = 4
 # The name that mineral-export gives to the batch dimension; fixed here, so that shapes are constants of the graph.
 _BATCH_DIMENSION = "N"
+_AGAIN = "start the command again: this process cannot use the GPU any more"
 _GRAPH_OPTIONS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 _log = logging.getLogger("mineral_batch")
@@ -108,6 +109,7 @@ class OnnxGpuBackend:
         self._bound: _Bound | None = None
         self._uploads: Uploads | None = None
         self._lost = ""
+        self._is_closed = False
         # ONNX Runtime keeps a captured CUDA graph with the thread that captured it: all runs come from this one.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpu")
         try:
@@ -175,9 +177,7 @@ class OnnxGpuBackend:
             with uploads.of(pixels) as upload:
                 return self._thread.submit(self._infer, upload).result()
         except DriverError as error:
-            told = self._told(error, len(pixels))
-            self._thread.submit(self._lose, error, told).result()
-            raise told from error
+            raise self._thread.submit(self._failed, error, len(pixels)).result() from error
 
     def _infer(self, pictures: Pixels | Upload) -> Probabilities:
         """In the GPU's thread, as everything below."""
@@ -201,7 +201,10 @@ class OnnxGpuBackend:
             return bound.run(pictures, start)
 
     def close(self) -> None:
-        """Drop the session and its buffers, and with them the GPU's memory."""
+        """Drop the session and its buffers, and with them the GPU's memory; twice does no harm."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._thread.submit(self._forget).result()
         self._thread.shutdown()
         if self._uploads and not self._lost:
@@ -246,7 +249,7 @@ class OnnxGpuBackend:
         try:
             return self._prepare()
         except BaseException as error:
-            if not is_lost(error):
+            if not is_lost(error, self._is_well):
                 let_go(error)
             raise
 
@@ -268,16 +271,14 @@ class OnnxGpuBackend:
                 self._require_halving(error)
             # Outside the handler, whose error would keep the old session and its memory alive.
             self._forget()
+            if self._lost:
+                raise BackendError(self._lost)
             self.batch_size //= 2
             _log.warning("GPU %d is out of memory: going on with batches of %d", self._gpu.index, self.batch_size)
 
     def _require_halving(self, error: Exception) -> None:
         """Raise what the user is told, unless half the batch may help."""
-        told = self._told(error, self.batch_size)
-        if is_lost(error):
-            self._lose(error, told)
-        else:
-            let_go(error)
+        told = self._failed(error, self.batch_size)
         if not is_out_of_memory(error):
             raise told
         if self.batch_size == 1:
@@ -286,20 +287,35 @@ class OnnxGpuBackend:
                 f"(nvidia-smi lists them) or choose another with --devices"
             ) from error
 
+    def _failed(self, error: Exception, pictures: int) -> MineralError:
+        """What the user is told. What is on a GPU that is lost stays there, and nobody is let near it."""
+        if self._lost:
+            return BackendError(self._lost)
+        with gate.shared():
+            has_lost = is_lost(error, self._is_well)
+        told = self._told(error, pictures, "; " + _AGAIN if has_lost else "")
+        if has_lost:
+            self._lose(error, told)
+        else:
+            let_go(error)
+        return told
+
     def _lose(self, error: Exception, told: MineralError) -> None:
-        """The GPU does not answer any more: what is on it stays there, and nobody is let near it."""
         self._lost = str(told)
         keep_for_ever(error)
         keep_for_ever(self._bound)
         self._bound = None
 
-    def _told(self, error: Exception, pictures: int) -> MineralError:
+    def _told(self, error: Exception, pictures: int, advice: str) -> MineralError:
         if isinstance(error, MineralError):
             return error
-        again = "; start the command again: this process cannot use the GPU any more" if is_lost(error) else ""
-        told = BackendError(f"{self.name} failed on a batch of {pictures}: {first_line(error)}{again}")
+        told = BackendError(f"{self.name} failed on a batch of {pictures}: {first_line(error)}{advice}")
         told.__cause__ = error
         return told
+
+    def _is_well(self) -> bool:
+        """Inside `gate`."""
+        return self._uploads.is_well() if self._uploads else is_well(self._gpu)
 
 
 class _Bound:

@@ -43,14 +43,14 @@ class Uploads:
         self.pictures = shape[0]
         self._context = Context(gpu)
         self._places: list[Upload] = []
-        self._free: SimpleQueue[Upload] = SimpleQueue()
+        self._free: SimpleQueue[Upload | None] = SimpleQueue()  # None once they are given back
         try:
             with gate.shared(), self._context.current():
                 for _ in range(PLACES):
                     self._places.append(Upload(self._context, shape))
         except BaseException:
             with suppress(DriverError):  # what made it fail is told
-                self.close()
+                self._give_back()
             raise
         for place in self._places:
             self._free.put(place)
@@ -60,6 +60,8 @@ class Uploads:
         """Up to B pictures (N, H, W, 3), on the GPU inside the block; waits for a free place, and for the copy."""
         place = self._free.get()
         try:
+            if place is None:
+                raise DriverError("the memory on the GPU has been given back")
             place.fill(pixels)
             yield place
         finally:
@@ -76,11 +78,20 @@ class Uploads:
         return True
 
     def close(self) -> None:
-        """Give the memory back, once nobody is inside `of`."""
+        """Give the memory back, once nobody is inside `of`; twice does no harm."""
+        if not self._places:
+            return
+        for _ in self._places:
+            self._free.get()
+        self._free.put(None)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        places, self._places = self._places, []
         try:
             with gate.shared(), self._context.current():
-                while self._places:
-                    self._places.pop().close()
+                for place in places:
+                    place.close()
         finally:
             self._context.release()
 
@@ -91,8 +102,8 @@ class Upload:
     def __init__(self, context: Context, shape: tuple[int, ...]) -> None:
         self._context = context
         self._size = prod(shape[1:])  # bytes of a picture
+        self._memory = context.allocate(prod(shape))  # first, because this is what may fail
         self._stream = context.stream()
-        self._memory = context.allocate(prod(shape))
         self._pictures = 0
 
     def __len__(self) -> int:
@@ -123,3 +134,18 @@ class Upload:
         """Give the memory and the stream back."""
         self._memory.free()
         self._stream.close()
+
+
+def is_well(gpu: Gpu) -> bool:
+    """The same as `Uploads.is_well`, of a GPU on which there are none."""
+    with suppress(DriverError):
+        context = Context(gpu)
+        try:
+            with context.current():
+                stream = context.stream()
+                stream.synchronize()
+                stream.close()
+        finally:
+            context.release()
+        return True
+    return False
