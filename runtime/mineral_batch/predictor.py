@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch import decoders, pipeline
-from mineral_batch.backends import AUTO, choose_backend
+from mineral_batch.backends import AUTO, choose_backend, identity
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images import Failure, Pixels
 from mineral_batch.models import starter_path
@@ -109,6 +109,11 @@ class Predictor:
     def engine_version(self) -> str:
         """The engine's software and precision: what changes a probability beside the model."""
         return self._backend.version
+
+    @property
+    def engine_identity(self) -> str:
+        """The same, but with the batch size that was asked for where memory was too short for it."""
+        return identity(self._backend)
 
     @property
     def decoder(self) -> decoders.Decoder:

@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 _INPUTS_TOLD = 100
 # What the fingerprint calls it.
 _DECODER = "decoder"
-# Noted beside it: what the engine became while a run went on. A GPU short of memory goes on with smaller batches.
+# Noted beside it: what else the engine was for some of the results. A GPU short of memory takes smaller batches.
 _ENGINE_LATER = "engine later"
+_NEXT = "; "
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Attempt:
         self._clock = time.monotonic()
         self._times = StageTimes()
         self._decoded_before = dict(predictor.decoder.counts)
-        self._engine_version = predictor.engine_version
+        self._engine_version = predictor.engine_identity
         self._done = 0
 
     def predict(
@@ -163,13 +164,15 @@ class _Attempt:
         return not wanted.stopped
 
     def _note_engine(self, journal: Journal) -> None:
-        """Before the first answers of a batch whose engine had changed, so that a kill cannot lose it."""
+        """Before the first answers of a batch whose engine is not the fingerprint's, so that a kill cannot lose it."""
         version = self._predictor.engine_version
         if version != self._engine_version:
             self._engine_version = version
             noted = journal.facts().get(_ENGINE_LATER)
+            known = noted.split(_NEXT) if noted else []
             told = f"{self._predictor.backend}, {version}"
-            journal.note(_ENGINE_LATER, f"{noted}; {told}" if noted else told)
+            if told not in known:
+                journal.note(_ENGINE_LATER, _NEXT.join([*known, told]))
 
     def report(self, journal: Journal, complete: bool) -> Report:
         predicted, failed = journal.counts()
@@ -298,7 +301,7 @@ def fingerprint(predictor: Predictor) -> dict[str, str]:
     return {
         "model": _graph(predictor.model)[:16],
         "labels and input": hashlib.sha256(described.encode()).hexdigest()[:16],
-        "engine": f"{predictor.backend}, {predictor.engine_version}",
+        "engine": f"{predictor.backend}, {predictor.engine_identity}",
         _DECODER: predictor.decoder.version,
     }
 

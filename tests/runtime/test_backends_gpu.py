@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import logging
 import sys
@@ -27,7 +28,7 @@ import pytest
 
 from mineral_batch import BackendError, DataError, Failure, ModelContract, Predictor, runs
 from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import cuda_driver, onnx_cuda, onnx_tensorrt, open_backend, uploads
+from mineral_batch.backends import cuda_driver, identity, onnx_cuda, onnx_tensorrt, open_backend, uploads
 from mineral_batch.backends.cuda_driver import DriverError, Gpu
 from mineral_batch.backends.device_group import DeviceGroup
 
@@ -957,20 +958,61 @@ def test_a_run_that_went_on_with_smaller_batches_says_so(
         if len(runtime.of("run")) == 2:
             runtime.fits = 2
 
-    def certificate() -> dict[str, Any]:
-        told: dict[str, Any] = json.loads((tmp_path / "out" / "run.json").read_text())
-        return told
-
     runtime.computing = shrink_after_the_first_batch
     with Predictor(model_path, backend="onnx-cuda", batch_size=4) as predictor:
         assert runs.run(predictor, [album], tmp_path / "out").predicted == 11
         assert predictor.engine_version.endswith("batches of 2")
-    assert certificate()["fingerprint"]["engine"].endswith("batches of 4")
-    assert certificate()["fingerprint"]["engine later"].endswith("batches of 2")
+    told = made_with(tmp_path / "out")
+    assert told["engine"].endswith("batches of 4")
+    assert told["engine later"].endswith("batches of 2")
     runtime.fits = 4
     with Predictor(model_path, backend="onnx-cuda", batch_size=4) as predictor:
         assert runs.run(predictor, [album], tmp_path / "out").reused == 11
-    assert certificate()["fingerprint"]["engine later"].endswith("batches of 2"), "as it was for some of the results"
+    assert made_with(tmp_path / "out") == told, "as it was for some of the results"
+
+
+def made_with(folder: Path) -> dict[str, str]:
+    fingerprint: dict[str, str] = json.loads((folder / "run.json").read_text())["fingerprint"]
+    return fingerprint
+
+
+@pytest.mark.parametrize("devices", [[0], [0, 1]])
+def test_the_same_command_goes_on_with_a_run_however_much_memory_is_free(
+    model_path: Path, runtime: Runtime, album: Path, tmp_path: Path, devices: list[int]
+) -> None:
+    def part(enough: int, fits: int) -> runs.Report:
+        runtime.fits = fits
+        drawn = itertools.count()
+        with Predictor(model_path, backend="onnx-cuda", batch_size=4, devices=devices) as predictor:
+            return runs.run(predictor, [album], tmp_path / "out", stop=lambda: next(drawn) == enough)
+
+    free = {2: 4, 4: 2, 6: 2, 8: 1, 10: 2, 11: 1 << 20}  # after so many pictures: what fits
+    assert [part(*given).predicted for given in free.items()] == list(free)
+    told = made_with(tmp_path / "out")
+    version = "onnx-cuda, ONNX Runtime 1.99.0, TF32 allowed, NVIDIA H200 (compute capability 9.0), batches of "
+    assert told["engine"] == f"{version}4"
+    assert told["engine later"] == f"{version}2; {version}1", "each once"
+
+
+def test_memory_that_is_short_when_the_model_is_opened_is_noted_beside_what_was_asked_for(
+    model_path: Path, runtime: Runtime, album: Path, tmp_path: Path
+) -> None:
+    runtime.fits = 40
+    with Predictor(model_path, backend="onnx-cuda") as predictor:
+        assert runs.run(predictor, [album], tmp_path / "out").predicted == 11
+        assert predictor.engine_version.endswith("batches of 32")
+        assert predictor.engine_identity.endswith("batches of 64")
+    told = made_with(tmp_path / "out")
+    assert (told["engine"][-13:], told["engine later"][-13:]) == ("batches of 64", "batches of 32")
+
+
+def test_a_group_is_known_by_what_was_asked_for_whichever_gpu_is_short(model_path: Path, runtime: Runtime) -> None:
+    group = open_backend(model_path, "onnx-cuda", devices=[0, 1], batch_size=4)
+    runtime.fits = 2
+    group.infer(pictures(4))
+    version = "ONNX Runtime 1.99.0, TF32 allowed, NVIDIA H200 (compute capability 9.0), batches of "
+    assert group.version == f"{version}2 and {version}4"
+    assert identity(group) == f"{version}4"
 
 
 class Driver:

@@ -36,7 +36,7 @@ from mineral_batch.sources import Source, find_sources
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 ALL = Tables(("csv", "jsonl"), per_image=True, columns=("size",))
 
@@ -244,6 +244,7 @@ def test_everything_that_changes_results_is_in_the_fingerprint(model_path: Path,
         assert {key for key, value in fingerprint(exact).items() if fingerprint(predictor)[key] != value} == {"decoder"}
     with Predictor(model_path, backend="onnx-cpu", batch_size=64, decode_threads=1) as other:
         assert fingerprint(other) == fingerprint(predictor)
+    assert fingerprint(predictor)["engine"] == f"onnx-cpu, ONNX Runtime {onnxruntime.__version__}, float32"
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------

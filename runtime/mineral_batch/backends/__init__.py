@@ -54,6 +54,16 @@ class Backend(Protocol):
         ...
 
 
+def identity(backend: Backend) -> str:
+    """Of an open engine what must be alike for a run to go on with it; of most all that changes a probability.
+
+    An engine that goes on with smaller batches when memory is short has an `identity` beside its `version`, which holds
+    the batch that it was asked for: the same command is to go on with its run, however much memory is free this time.
+    """
+    found: str = getattr(backend, "identity", backend.version)
+    return found
+
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 

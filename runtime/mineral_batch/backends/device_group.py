@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
 
+from mineral_batch.backends import identity
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mineral_batch.backends import Backend
     from mineral_batch.images import Pixels
@@ -58,7 +60,12 @@ class DeviceGroup:
     @property
     def version(self) -> str:
         """Of each kind of device that is among them: which of them a picture comes to is chance."""
-        return " and ".join(sorted({backend.version for backend in self._backends}))
+        return _joined(backend.version for backend in self._backends)
+
+    @property
+    def identity(self) -> str:
+        """Of each kind, too: see `mineral_batch.backends.identity`."""
+        return _joined(map(identity, self._backends))
 
     def buffer(self, pictures: int) -> Pixels:
         """Room for a batch: page-locked memory serves every device alike."""
@@ -76,6 +83,10 @@ class DeviceGroup:
     def close(self) -> None:
         """Close every device's session, also if one of them fails."""
         _close(self._backends)
+
+
+def _joined(versions: Iterable[str]) -> str:
+    return " and ".join(sorted(set(versions)))
 
 
 def _close(backends: Sequence[Backend]) -> None:

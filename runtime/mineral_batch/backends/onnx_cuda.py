@@ -73,7 +73,7 @@ class OnnxGpuBackend:
         contract: the model's.
         name: as in `BACKENDS`.
         gpu: to run on.
-        batch_size: to begin with.
+        batch_size: to begin with, and what a run is known by.
         precision: in words, for people and for the fingerprint of a run.
         engine: what computes beside ONNX Runtime, with its version.
         prepared: called with the batch size when a session has run once; raises if it is not what was asked for.
@@ -99,6 +99,7 @@ class OnnxGpuBackend:
         self.name = name
         self.contract = contract
         self.batch_size = batch_size
+        self._asked = batch_size
         self._gpu = gpu
         self._precision = precision
         self._software = f"ONNX Runtime {runtime.__version__}{engine}"
@@ -141,8 +142,16 @@ class OnnxGpuBackend:
     @property
     def version(self) -> str:
         """Software, precision, kind of GPU and present batch size: kernels differ by all of them."""
+        return self._described(self.batch_size)
+
+    @property
+    def identity(self) -> str:
+        """The version with the batch size that was asked for: see `mineral_batch.backends.identity`."""
+        return self._described(self._asked)
+
+    def _described(self, batch: int) -> str:
         gpu = f"{self._gpu.name} (compute capability {self._gpu.compute_capability})"
-        return f"{self._software}, {self._precision}, {gpu}, batches of {self.batch_size}"
+        return f"{self._software}, {self._precision}, {gpu}, batches of {batch}"
 
     def buffer(self, pictures: int) -> Pixels:
         """Page-locked memory, from which the GPU reads at the full rate of its bus; ordinary if there is none."""
