@@ -651,6 +651,26 @@ def jpegs(tmp_path: Path) -> Path:
     return folder
 
 
+def test_an_error_of_the_caller_ends_a_run_with_pictures_still_on_their_way(
+    machine: Machine, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures that are being read then find the decoder closed, and must not wait for it."""
+    (tmp_path / "0.jpg").write_bytes(jpeg())
+    for index in range(1, 400):
+        (tmp_path / f"{index}.jpg").hardlink_to(tmp_path / "0.jpg")
+    look = gpu_decode.look_at
+    monkeypatch.setattr(gpu_decode, "look_at", lambda content: (time.sleep(0.02), look(content))[1])
+
+    def run() -> None:
+        with Predictor(model_path, decode="gpu") as predictor:
+            results = predictor.predict([tmp_path])
+            for _ in results:
+                raise ValueError("the caller's")
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="the caller's"):
+        pool.submit(run).result(60)
+
+
 def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
     machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path
 ) -> None:
