@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -92,7 +94,7 @@ class Settings:
         wheels: folder of what was brought along.
         photos: folder of photographs to verify on.
         sizes: how much is measured.
-        where: the GPU and the PyTorch that results belong to; see `machine.where`.
+        where: the GPU, the software and the files that results belong to; see `run.for_stage`.
     """
 
     out: Path
@@ -136,11 +138,37 @@ class Settings:
             return all(map(self.has_photographs, self.sizes.photos))
         if stage == "models":
             return self.model("float32").is_file() and self.model("float16").is_file()
+        if stage == "pycuda":
+            return all(map(self.is_compiled, read(self.out, stage).values()))
         return stage != "attention" or self.model("float16", GRAPHS[", Attention nodes"]).is_file()
+
+    def is_compiled(self, told: Any) -> bool:
+        """Whether a package is there, if what a stage tells is that it has compiled one."""
+        return not (isinstance(told, dict) and "compiled" in told) or (self.site / told["compiled"]).is_dir()
+
+    def remove_files_of(self, stage: str) -> None:
+        """What a stage that begins anew must not find: made by other software, or of another model."""
+        for pattern in _FILES.get(stage, ()):
+            for found in self.out.glob(pattern):
+                if found.is_dir():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink()
+
+
+#: What stages leave in OUT beside their records; all of what is made of the paper's model goes with it.
+_FILES = {
+    "photographs": ("photos/*",),
+    "models": ("models/paper-*",),
+    "attention": ("models/paper-attention-*",),
+    "starter": ("models/starter-*",),
+    "rtx": ("models/rtx.plan*",),
+    "quantised": ("models/paper-int8*", "models/paper-float8*"),
+}
 
 
 #: How a stage ended: written by the process that started it.
-ENDINGS = ("status", "error", "log", "seconds", "gpu", "dry_run", "where")
+ENDINGS = ("status", "error", "log", "seconds", "gpu", "dry_run", "where", "made")
 
 
 class FailuresError(Exception):
@@ -185,6 +213,17 @@ class Record:
         """Let the stage fail in the end, and the log say where."""
         traceback.print_exception(error, limit=-4)
         self.failures.append(f"{name}: {line(error)}")
+
+    def judged_by(self, comparison: str, rows: Iterable[str], stage: str = "") -> None:
+        """Say which comparison tells whether the answers of some rows are right.
+
+        Args:
+            comparison: its row.
+            rows: of this stage.
+            stage: of the comparison; this one if empty.
+        """
+        known = self.values.get("answers", {})
+        self.save(answers={**known, **{row: [stage or self._name, comparison] for row in rows}})
 
     def left_out(self, name: str, why: str) -> None:
         """Add that it cannot be measured here, which is no failure."""

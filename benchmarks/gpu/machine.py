@@ -30,17 +30,34 @@ _HELD_BACK = {
     0x100: "display clocks",
 }
 _SECONDS = 0.5
+# Of one question to nvidia-smi, which may have to wake the driver first, and how often the GPU's name is asked for.
+_PATIENCE, _TIMES = 20.0, 3
 _PR_SET_PDEATHSIG = 1
 
 
 def where(*, is_dry: bool) -> dict[str, str]:
-    """What figures belong to: a GPU, by its name and number, and a PyTorch; where one differs they are not mixed."""
+    """A GPU, by its name and number, and a PyTorch: of what figures belong to.
+
+    Raises:
+        TimeoutError: if nvidia-smi does not tell in time which GPU this is.
+    """
     try:
         torch = metadata.version("torch")
     except metadata.PackageNotFoundError:
         torch = "absent"
-    found = {} if is_dry else _asked(("name", "uuid"))
+    found = {} if is_dry else _named()
     return {"gpu": found.get("name", "none"), "uuid": found.get("uuid", "none"), "torch": torch}
+
+
+def _named() -> dict[str, str]:
+    """The GPU's name and number: without an answer its figures would pass for another one's, so it is asked again."""
+    for _ in range(_TIMES):
+        with suppress(subprocess.TimeoutExpired):
+            return _answer(("name", "uuid"))
+    raise TimeoutError(
+        f"nvidia-smi did not say which GPU this is, {_TIMES} times within {_PATIENCE:.0f} s, and figures of two GPUs "
+        f"are never mixed: give the same command again when nvidia-smi answers"
+    )
 
 
 def described() -> dict[str, Any]:
@@ -52,12 +69,23 @@ def described() -> dict[str, Any]:
 
 
 def _asked(fields: tuple[str, ...]) -> dict[str, str]:
-    """What nvidia-smi answers; empty if it is not there or does not know one of the fields."""
+    """What nvidia-smi answers; empty if it is not there, does not know one of the fields or takes too long."""
+    with suppress(subprocess.TimeoutExpired):
+        return _answer(fields)
+    return {}
+
+
+def _answer(fields: tuple[str, ...]) -> dict[str, str]:
+    """What nvidia-smi answers; empty if it is not there or does not know one of the fields.
+
+    Raises:
+        TimeoutExpired: if it does not answer.
+    """
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
     command = ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PATIENCE)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
         return {}
     lines = done.stdout.strip().splitlines()
     return dict(zip(fields, (cell.strip() for cell in lines[0].split(",")), strict=False)) if lines else {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import tarfile
 import tempfile
 import zipfile
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,16 +71,29 @@ def sources(settings: Settings) -> list[Path]:
 
 
 def unpack(settings: Settings, name: str) -> None:
-    """Add what is in a file to OUT/site; folders that are there already are kept, `nvidia` is one of many packages."""
+    """Add what is in a file to OUT/site, in the place of an older version; a graph in pieces is only put together."""
     assert settings.wheels is not None
     file = settings.wheels / name
     if not file.is_file():
         file = _whole(settings, name)
-    if name.endswith(".whl"):
-        _unzip(file, settings.site)
-    elif name.endswith(".tar.xz"):
-        with tarfile.open(file) as archive:
-            archive.extractall(settings.site, filter="data")
+    if not _is_package(name):
+        return
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=settings.out) as folder:
+        if name.endswith(".whl"):
+            _unzip(file, Path(folder))
+        else:
+            with tarfile.open(file) as archive:
+                archive.extractall(folder, filter="data")
+        _add(Path(folder), settings.site)
+
+
+def is_unpacked(settings: Settings, name: str) -> bool:
+    """Whether what was unpacked can still be where it was put."""
+    return settings.site.is_dir() if _is_package(name) else (settings.out / name).is_file()
+
+
+def _is_package(name: str) -> bool:
+    return name.endswith((".whl", ".tar.xz"))
 
 
 def _whole(settings: Settings, name: str) -> Path:
@@ -94,28 +110,78 @@ def _unzip(wheel: Path, site: Path) -> None:
     """As the wheel format says, but for scripts and headers, which are of no use here."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
-            parts = member.filename.split("/")
-            if parts[0].endswith(".data"):
-                if parts[1] not in ("purelib", "platlib"):
-                    continue
-                member.filename = "/".join(parts[2:])
-            if member.filename and not member.is_dir():
-                archive.extract(member, site)
+            if member.is_dir() or not (place := _place(member.filename)):
+                continue
+            member.filename = place
+            archive.extract(member, site)
 
 
-def build(source: Path, site: Path) -> None:
+def _place(name: str) -> str:
+    """Where a file of a wheel belongs in OUT/site; empty for one of no use here."""
+    first, _, rest = name.partition("/")
+    if not first.endswith(".data"):
+        return name
+    kind, _, inside = rest.partition("/")
+    return inside if kind in ("purelib", "platlib") else ""
+
+
+def _add(folder: Path, site: Path) -> None:
+    """Move packages to OUT/site, file by file since many have their modules in `nvidia`; older versions go first."""
+    names = {_distribution(new) for new in folder.glob("*.dist-info")}
+    for old in site.glob("*.dist-info"):
+        if _distribution(old) in names:
+            _remove(old, site)
+    for file in [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]:
+        target = site / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+def _distribution(folder: Path) -> str:
+    """Name of the package that a folder NAME-VERSION.dist-info belongs to, spelt one way."""
+    return re.sub(r"[-_.]+", "-", folder.stem.rsplit("-", 1)[0]).lower()
+
+
+def _remove(old: Path, site: Path) -> None:
+    """Remove what a package lists as its own, so that no module of it outlives it."""
+    record = old / "RECORD"
+    listed = record.read_text("utf-8").splitlines() if record.is_file() else []
+    for name, *_ in csv.reader(listed):
+        file = Path(os.path.normpath(site / _place(name)))
+        if file.is_relative_to(site) and file.is_file():  # scripts may be listed outside
+            file.unlink()
+            for compiled in file.parent.glob(f"__pycache__/{file.stem}.*.pyc"):
+                compiled.unlink()
+            _prune(file.parent / "__pycache__", site)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _prune(folder: Path, site: Path) -> None:
+    """Remove a folder and those around it that are empty: each would be a package still."""
+    while folder != site and not (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_dir():
+            folder.rmdir()
+        folder = folder.parent
+
+
+def build(source: Path, site: Path) -> str:
     """Compile a package and add it to OUT/site; nothing is fetched.
+
+    Returns:
+        The folder in OUT/site that describes what was compiled.
 
     Raises:
         CalledProcessError: with pip's words.
     """
-    with tempfile.TemporaryDirectory(prefix="gpu-run-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".compiled-", dir=site.parent) as folder:
         command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
         command += ["--target", folder, str(source)]
         found = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), _COMPILER])}
         # A file that the user brought along.
         subprocess.run(command, env=found, check=True, capture_output=True, text=True)  # noqa: S603
-        shutil.copytree(folder, site, dirs_exist_ok=True)
+        made = next(path.name for path in Path(folder).glob("*.dist-info"))
+        _add(Path(folder), site)
+        return made
 
 
 def why(error: BaseException) -> str:
@@ -137,6 +203,18 @@ def imported_onnxruntime() -> str:
         return "none"
     folder = _onnxruntime()
     return f"{folder}, {'with' if _has_cuda(folder) else 'without'} the CUDA provider"
+
+
+def onnxruntime_at(paths: list[str]) -> str:
+    """Version of the ONNX Runtime that is imported from these paths, and whether it has the CUDA provider."""
+    importlib.invalidate_caches()  # a wheel may have been unpacked since
+    found = PathFinder.find_spec("onnxruntime", paths)
+    if not found or not found.origin:
+        return "none"
+    file = Path(found.origin)
+    version = re.search(r"""^__version__ = ["'](.+)["']""", file.read_text("utf-8"), re.MULTILINE)
+    words = "with" if _has_cuda(file.parent) else "without"
+    return f"{version[1] if version else 'of unknown version'} {words} the CUDA provider"
 
 
 def _onnxruntime() -> Path:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 #: Last word of a row's name -> the matrix product whose measured rate bounds it; FP16 for all others.
 _CEILINGS = {"INT8": "int8", "FP8": "float8"}
+_RIGHT, _WRONG, _UNKNOWN = "right", "WRONG", "not compared"
 
 
 def write(out: Path, names: list[str]) -> None:
@@ -72,36 +73,61 @@ def _in_short(found: dict[str, dict[str, Any]]) -> str:
     lines = []
     if ours:
         share = "" if ours.share is None else f", {ours.share:.0%} of the rate of matrix products in its type"
-        lines.append(f"- on the device: {ours.name}, {_figure(ours.best)} pictures/s{share}")
+        lines.append(f"- on the device: {ours.name}, {_figure(ours.best)} pictures/s{share}{_doubt(ours.answers)}")
     if ours and theirs:
         lines.append(
             f"- the fastest peer there: {theirs.name}, {_figure(theirs.best)}; ours {ours.best / theirs.best:.2f} x"
         )
     if "better" in found["engines"]:
-        lines.append(f"- the better FP16 graph: {found['engines']['better']}")
+        better = found["engines"]["better"]
+        lines.append(f"- the better FP16 graph: {better}{_doubt(_answers(found, 'engines', better))}")
     for folder in sorted({name.rsplit(", ", 1)[-1] for name in _files(found["end_to_end"])}):
-        mine, peers = (
-            max(_over(folder, *(found[stage] for stage in stages)), default=None)
-            for stages in (("end_to_end", "decoding"), ("peers", "compiled"))
-        )
+        mine, peer = (_over(found, folder, stages) for stages in (("end_to_end", "decoding"), ("peers", "compiled")))
         ratio = (
-            f"; the fastest peer {_figure(peers[0])} ({peers[1]}), ours {mine[0] / peers[0]:.2f} x"
-            if mine and peers
+            f"; the fastest peer {_figure(peer.best)} ({peer.name}), ours {mine.best / peer.best:.2f} x"
+            if mine and peer
             else ""
         )
         if mine:
-            lines.append(f"- files to probabilities, {folder}: {_figure(mine[0])} pictures/s ({mine[1]}){ratio}")
+            told = f"{_figure(mine.best)} pictures/s ({mine.name}){_doubt(mine.answers)}"
+            lines.append(f"- files to probabilities, {folder}: {told}{ratio}")
+    if wrong := _wrong(found):
+        lines.append(f"- not counted here, since their answers are WRONG: {'; '.join(wrong)}")
     return "\n".join(lines) or "Nothing was measured."
 
 
-def _over(folder: str, *stages: dict[str, Any]) -> list[tuple[float, str]]:
-    """Rates over one folder, with the names of their rows."""
-    return [
-        (value["pictures_per_s"], name)
+def _doubt(answers: str) -> str:
+    return "" if answers == _RIGHT else f", answers {answers}"
+
+
+def _over(found: dict[str, dict[str, Any]], folder: str, stages: tuple[str, ...]) -> _Row | None:
+    """The fastest row over one folder."""
+    rows = [
+        _Row(name, {"": value["pictures_per_s"]}, None, "", _answers(found, stage, name))
         for stage in stages
-        for name, value in _files(stage).items()
+        for name, value in _files(found[stage]).items()
         if name.endswith(f", {folder}") and "pictures_per_s" in value
     ]
+    return _fastest({row.name: row for row in rows})
+
+
+def _wrong(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The rows with a rate whose answers were found wrong."""
+    over = [
+        (stage, name)
+        for stage in _FOLDER_STAGES
+        for name, row in _files(found[stage]).items()
+        if "pictures_per_s" in row
+    ]
+    by_batch = [(stage, row.name) for stage in _STAGES_BY_BATCH for row in _rows(found, (stage,))]
+    return [name for stage, name in [*by_batch, *over] if _answers(found, stage, name) == _WRONG]
+
+
+def _answers(found: dict[str, dict[str, Any]], stage: str, row: str) -> str:
+    """Whether a row's answers are right, as the comparison says that it names; see `Record.judged_by`."""
+    judge = found[stage].get("answers", {}).get(row)
+    told = found[judge[0]].get(judge[1], {}) if judge else {}
+    return {True: _RIGHT, False: _WRONG}.get(told.get("within_budget"), _UNKNOWN)
 
 
 def _files(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -134,12 +160,14 @@ class _Row:
         rates: batch -> pictures a second.
         share: of the measured rate of matrix products that its best batch reaches; None where one is not known.
         says: what is known of it, in words.
+        answers: whether they are right: `_RIGHT`, `_WRONG` or `_UNKNOWN`.
     """
 
     name: str
     rates: dict[str, float]
     share: float | None
     says: str
+    answers: str
 
     @property
     def best(self) -> float:
@@ -148,6 +176,7 @@ class _Row:
 
 
 _STAGES_BY_BATCH = ("engines", "peers", "compiled", "quantised", "starter")
+_FOLDER_STAGES = ("end_to_end", "decoding", "peers", "compiled", "starter", "rtx")
 
 
 def _rows(found: dict[str, dict[str, Any]], stages: tuple[str, ...] = _STAGES_BY_BATCH) -> Iterator[_Row]:
@@ -160,7 +189,7 @@ def _rows(found: dict[str, dict[str, Any]], stages: tuple[str, ...] = _STAGES_BY
                 ceiling, work = _ceiling(found["chip"], f"matrix_{kind}_tflops"), model.get("gflop_per_picture")
                 share = max(rates.values()) * work / 1e3 / ceiling if ceiling and work else None
                 says = dict.fromkeys(found[stage].get(f"{name} says", {}).values())
-                yield _Row(name, rates, share, "; ".join(says))
+                yield _Row(name, rates, share, "; ".join(says), _answers(found, stage, name))
 
 
 def _ceiling(chip: dict[str, Any], name: str) -> float | None:
@@ -170,7 +199,9 @@ def _ceiling(chip: dict[str, Any], name: str) -> float | None:
 
 
 def _fastest(rows: dict[str, _Row]) -> _Row | None:
-    return max(rows.values(), key=lambda row: row.best, default=None)
+    """Of those whose answers are right; where there is none, of those that were not compared."""
+    candidates = [row for row in rows.values() if row.answers != _WRONG]
+    return max(candidates, key=lambda row: (row.answers == _RIGHT, row.best), default=None)
 
 
 def _by_batch(found: dict[str, dict[str, Any]]) -> str:
@@ -182,6 +213,7 @@ def _by_batch(found: dict[str, dict[str, Any]]) -> str:
             *(_figure(row.rates.get(str(batch), "-")) for batch in batches),
             "-" if row.share is None else f"{row.share:.0%}",
             row.says,
+            row.answers,
         )
         for row in rows
     ]
@@ -191,7 +223,7 @@ def _by_batch(found: dict[str, dict[str, Any]]) -> str:
         for name, why in found[stage].items()
         if name.endswith(" ended")
     ]
-    head = ("model and engine", *map(str, batches), "best, of the matrix products' rate", "with")
+    head = ("model and engine", *map(str, batches), "best, of the matrix products' rate", "with", "answers")
     return "\n\n".join([_table(head, cells) if cells else "Nothing was measured.", "\n".join(ended)]).strip()
 
 
@@ -215,7 +247,7 @@ def _bounds(found: dict[str, dict[str, Any]]) -> str:
 def _end_to_end(found: dict[str, dict[str, Any]]) -> str:
     on_device = {row.name: row.rates for row in _rows(found)}
     rows = []
-    for stage in ("end_to_end", "decoding", "peers", "compiled", "starter", "rtx"):
+    for stage in _FOLDER_STAGES:
         for name, value in _files(found[stage]).items():
             if _is_verified(stage, name):
                 continue
@@ -223,8 +255,10 @@ def _end_to_end(found: dict[str, dict[str, Any]]) -> str:
             batch = str(value.get("batch_size", ""))
             shares = [f"{rate / other:.0%}" if rate and other else "-" for other in _beside(rates, batch)]
             why = value.get("failed", value.get("left_out", value.get("decoding", "")))
-            rows.append((name, _figure(rate or "-"), batch, *shares, why))
+            answers = _answers(found, stage, name) if rate else ""
+            rows.append((name, _figure(rate or "-"), batch, *shares, why, answers))
     head = ("engine, pictures", "pictures a second", "batch", "of the engine at this batch", "of its best", "said")
+    head += ("answers",)
     return _table(head, rows) if rows else "Nothing was measured."
 
 

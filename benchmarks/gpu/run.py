@@ -26,7 +26,9 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("runtime", "train", "export", "benchmarks")
+#: Kinds of files there that figures depend on, and the one file that may be mended without measuring again.
+_SOURCES, _PAGE = (".py", ".ptx", ".onnx"), Path("benchmarks", "gpu", "report.py")
 _LAST_LINES, _WIDEST = 15, 500
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ONNX_RUNTIME = re.compile(r"\[[EW]:onnxruntime")
@@ -48,10 +52,19 @@ _ONNX_RUNTIME = re.compile(r"\[[EW]:onnxruntime")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one stage: seconds it may take beside what earlier ones have left over, and what must be there before it."""
+    """Of one stage.
+
+    Attributes:
+        seconds: that it may take beside what earlier ones have left over.
+        needs: stages that must be done before it.
+        uses: stages whose files it takes if they are done.
+        has_pictures: it compares answers, or calibrates, on photographs where they are given.
+    """
 
     seconds: int
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    has_pictures: bool = False
 
 
 #: In this order; together they fit ten minutes, and with more --minutes each has more. What may take longest is last.
@@ -61,16 +74,16 @@ STAGES = {
     "photographs": Limits(20),
     "models": Limits(100),
     "attention": Limits(45, ("models",)),
-    "verify": Limits(25, ("models",)),
-    "engines": Limits(75, ("models",)),
-    "end_to_end": Limits(45, ("models", "photographs")),
-    "peers": Limits(50),
-    "compiled": Limits(60),
-    "kernels": Limits(20, ("models",)),
-    "starter": Limits(20),
+    "verify": Limits(25, ("models",), ("attention",), has_pictures=True),
+    "engines": Limits(75, ("models",), ("attention",)),
+    "end_to_end": Limits(45, ("models", "photographs"), ("attention",)),
+    "peers": Limits(50, uses=("models", "photographs")),
+    "compiled": Limits(60, uses=("photographs",)),
+    "kernels": Limits(20, ("models",), ("attention",)),
+    "starter": Limits(20, uses=("photographs",), has_pictures=True),
     "decoding": Limits(20, ("models", "photographs")),
-    "rtx": Limits(10, ("models",)),
-    "quantised": Limits(15, ("models",)),
+    "rtx": Limits(10, ("models",), ("photographs",), has_pictures=True),
+    "quantised": Limits(15, ("models",), has_pictures=True),
     "pycuda": Limits(20),
 }
 
@@ -103,7 +116,7 @@ def main() -> int:
         # A dry run is for machines of any speed.
         until = begun + (60 * options.minutes if options.dry_run else share * options.minutes / 10)
         if name in options.redo or outcome(given, name)["status"] == "not done":
-            common.path(given.out, name).unlink(missing_ok=True)
+            _begin_anew(given, name)
         if outcome(given, name)["status"] != "done":
             one(name, given, until)
         _report(given)
@@ -124,22 +137,86 @@ def settings(options: argparse.Namespace) -> Settings:
     """What a stage is told; a dry run has a folder of its own, so that it can neither spoil nor pass for a real one."""
     sizes = common.TINY if options.dry_run else common.FULL
     out = options.out.resolve() / "dry-run" if options.dry_run else options.out.resolve()
-    where = options.where or machine.where(is_dry=options.dry_run)
+    try:
+        where = options.where or machine.where(is_dry=options.dry_run)
+    except TimeoutError as error:
+        sys.exit(str(error))
     return common.Settings(out, options.wheels, options.photos, sizes, where)
 
 
+def for_stage(given: Settings, name: str) -> Settings:
+    """With all that a stage's figures belong to: where something of it is another one now, the stage is done anew.
+
+    That is the GPU and PyTorch, and for all that measures also this project's sources, the ONNX Runtime that is
+    imported, the photographs, and each stage before it whose files it takes, by when that one was done.
+    """
+    limits, where = STAGES[name], dict(given.where)
+    if name != "install":
+        paths = [str(given.site), *(str(ROOT / room) for room in ROOMS), *sys.path]
+        where |= {"project": project(ROOT), "onnxruntime": packages.onnxruntime_at(paths)}
+    if limits.has_pictures:
+        where["pictures"] = pictures(given.photos)
+    for other in (*limits.needs, *limits.uses):
+        found = outcome(given, other)
+        if found["status"] == "done":  # what is not there for the moment leaves what was measured with it alone
+            where[f"{other} of"] = found.get("made", "")
+    return replace(given, where=where)
+
+
+@cache
+def project(root: Path) -> str:
+    """Digest of the files that figures depend on."""
+    files = sorted(file for room in ROOMS for file in (root / room).rglob("*") if file.suffix in _SOURCES)
+    kept = [file for file in files if file != root / _PAGE]
+    return _digest([[str(file.relative_to(root)), sha256(file.read_bytes()).hexdigest()] for file in kept])
+
+
+@cache
+def pictures(folder: Path | None) -> str:
+    """Which photographs were given, wherever they lie; `synthetic` if none."""
+    if folder is None:
+        return "synthetic"
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return f"{len(files)} files, {_digest([[str(file.relative_to(folder)), file.stat().st_size] for file in files])}"
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def outcome(given: Settings, name: str) -> dict[str, Any]:
-    """What is known of a stage; of another GPU or PyTorch, or where its files are gone, it is not done."""
+    """What is known of a stage; what belongs to something else, or whose files are gone, is not done."""
     found = common.read(given.out, name)
-    is_other = found.get("where") != given.where
     is_lost = found.get("status") == "done" and not given.has_files_of(name)
-    return {"status": "not done"} if not found or is_other or is_lost else found
+    if not found or is_lost or _is_other(found, for_stage(given, name)):
+        return {"status": "not done"}
+    return {**found, "status": "cut off"} if found.get("status") == "done" and _has_more(given, name, found) else found
+
+
+def _is_other(found: dict[str, Any], stage: Settings) -> bool:
+    return any(found.get("where", {}).get(key) != value for key, value in stage.where.items())
+
+
+def _has_more(given: Settings, name: str, found: dict[str, Any]) -> bool:
+    """Whether more was brought along than a stage has unpacked or compiled."""
+    if name == "install":
+        return not set(packages.brought(given)) <= set(found.get("installed", ()))
+    return name == "pycuda" and any(source.name not in found for source in packages.sources(given))
+
+
+def _begin_anew(given: Settings, name: str) -> None:
+    """Leave nothing of a stage to go on with; what belongs to something else is kept as NAME.DIGEST.json."""
+    found, file = common.read(given.out, name), common.path(given.out, name)
+    if found.keys() - set(common.ENDINGS) and _is_other(found, for_stage(given, name)):
+        file.replace(common.path(given.out, f"{name}.{_digest(found.get('where'))}"))
+    file.unlink(missing_ok=True)
+    given.remove_files_of(name)
 
 
 def one(name: str, given: Settings, until: float) -> None:
     """Run a stage as a process, and write how it ended into its file."""
     missing = [need for need in STAGES[name].needs if outcome(given, need)["status"] != "done"]
-    started = time.monotonic()
+    given, started = for_stage(given, name), time.monotonic()
     if missing or until - started < 5:
         why = f"needs {', '.join(missing)}" if missing else "no time was left: give the same command again"
         ended: dict[str, Any] = {"status": "skipped", "error": why}
@@ -148,6 +225,8 @@ def one(name: str, given: Settings, until: float) -> None:
     found = common.read(given.out, name)
     kept = {key: value for key, value in found.items() if key not in common.ENDINGS}
     ended |= {"seconds": round(time.monotonic() - started, 1), "dry_run": given.sizes.dry, "where": given.where}
+    if ended["status"] == "done":
+        ended["made"] = f"{time.time():.3f}"
     common.write(given.out, name, {**kept, **ended})
 
 

@@ -51,9 +51,10 @@ def stage_install(settings: Settings, record: Record) -> None:
     Raises:
         RuntimeError: naming what the other stages need and do not find.
     """
-    settings.site.mkdir(exist_ok=True)
-    installed: list[str] = list(record.values.get("installed", []))
+    installed = [name for name in record.values.get("installed", []) if packages.is_unpacked(settings, name)]
     broken: dict[str, str] = {}
+    record.save(installed=installed, failed=broken)  # before there is a folder again, in which nothing is
+    settings.site.mkdir(exist_ok=True)
     for name in packages.brought(settings):
         if name in installed:
             continue
@@ -210,6 +211,10 @@ def stage_engines(settings: Settings, record: Record) -> None:
     graphs = settings.graphs()
     kinds = {words: _kinds(record, model, "FP16", words) for words, model in graphs.items()}
     few = settings.sizes.few_batches
+    for words in graphs:
+        for engine in common.engines(settings):
+            rows = (f"{_row(engine)}{words}", f"{engine}, pictures in memory{words}")
+            record.judged_by(f"{engine}{words}", rows, "verify")
     clock.by_batch(settings, record, {name: way for ways in kinds.values() for name, way in ways.items()}, few)
     better = _better(settings, record, list(graphs))
     if record.has(f"{ENGINE}{better}"):
@@ -263,7 +268,13 @@ def stage_end_to_end(settings: Settings, record: Record) -> None:
         for words, model in graphs:
             beside = f"{_row(engine)}{words}"
             options = {"model": model, "backend": engine}
+            record.judged_by(f"{engine}{words}", _over_folders(settings, f"{engine}{words}"), "verify")
             clock.end_to_end(settings, record, f"{engine}{words}", settings.sizes.photos, beside=beside, **options)
+
+
+def _over_folders(settings: Settings, name: str) -> list[str]:
+    """The rows of one engine over all folders."""
+    return [f"{name}, {folder}" for folder in settings.sizes.photos]
 
 
 def _row(engine: str) -> str:
@@ -285,6 +296,8 @@ def stage_starter(settings: Settings, record: Record) -> None:
         record.save(gflop_per_picture=subjects.gflop(half))
     for engine in common.engines(settings):
         _verify(settings, record, f"starter on {engine}", f"{half}@{engine}", "float16", starter_path())
+        rows = (f"starter, {_row(engine)}", *_over_folders(settings, f"starter, {engine}"))
+        record.judged_by(f"starter on {engine}", rows)
     clock.by_batch(settings, record, _kinds(record, half, "FP16", before="starter, "), settings.sizes.few_batches)
     for engine in common.engines(settings):
         options: dict[str, Any] = {"beside": f"starter, {_row(engine)}", "model": half, "backend": engine}
@@ -298,6 +311,7 @@ def stage_decoding(settings: Settings, record: Record) -> None:
     for folder in reversed(settings.sizes.photos):  # big ones are what it is for
         for decode in ("gpu", "auto"):
             name = f"{engine}, decode {decode}"
+            record.judged_by(engine, [f"{name}, {folder}"], "verify")
             if decode == "gpu" and not can_decode:
                 record.left_out(f"{name}, {folder}", "there is no GPU with nvImageCodec")
                 continue
@@ -378,6 +392,7 @@ def stage_rtx(settings: Settings, record: Record) -> None:
     """One attempt at an engine of TensorRT for RTX for this chip: it has no target for every one."""
     from mineral_batch.backends.tensorrt_build import Options
     from mineral_batch.backends.tensorrt_engine import Profile
+    from mineral_batch.errors import MineralError
     from mineral_export.engine import export_engine
 
     batch, target = settings.sizes.few_batches[0], settings.models / "rtx.plan"
@@ -385,19 +400,23 @@ def stage_rtx(settings: Settings, record: Record) -> None:
     options = Options(Profile(batch, batch, batch), ("8.9",) if settings.sizes.dry else ())
     try:
         made = export_engine(settings.model("float16"), target, options, runtime="tensorrt-rtx", force=True)
-    except Exception as error:  # what it says is the result
+    except MineralError as error:  # what it says is the result
         record.save(said=common.line(error))
         return
+    record.values.pop("said", None)  # by an attempt before
     record.save(built=f"{made.size / 1e6:.1f} MB for {', '.join(made.record.compute_capabilities)}")
     record.save(products=dict(made.record.products), layers=dict(made.record.layers))
     record.save(compared=str(made.parity) if made.parity else f"not compared: {made.why_not}")
     if made.parity:  # it runs here
         _verify(settings, record, "tensorrt-rtx", str(target), "float16")
+        record.judged_by("tensorrt-rtx", ["tensorrt-rtx, 384"])
         clock.end_to_end(settings, record, "tensorrt-rtx", ["384"], model=target, backend="tensorrt")
 
 
 def stage_quantised(settings: Settings, record: Record) -> None:
     """INT8 and FP8 of the paper's model: the graph, its answers, and its rate, where TensorRT is."""
+    from mineral_batch.errors import MineralError
+
     if not (settings.sizes.dry or common.has_tensorrt()):
         for precision in ("int8", "float8"):
             record.left_out(f"{precision}_graph", "TensorRT is not installed, which alone runs it in its types")
@@ -407,8 +426,11 @@ def stage_quantised(settings: Settings, record: Record) -> None:
         if not target.is_file():
             try:
                 record.save(**{row: make(settings, target)})
-            except Exception as error:  # the other precision is still to be tried
+            except MineralError as error:  # such as what is not installed
                 record.save(**{row: f"not there: {common.line(error)}"})
+                continue
+            except Exception as error:  # the other precision is still to be tried
+                record.failed(row, error)
                 continue
         elif not record.has(row) or str(record.values[row]).startswith("not there"):
             record.save(**{row: f"there already, {target.stat().st_size / 1e6:.0f} MB"})
@@ -417,6 +439,7 @@ def stage_quantised(settings: Settings, record: Record) -> None:
             continue
         _verify(settings, record, f"tensorrt {precision}", f"{target}@tensorrt", precision)
         words = {"int8": "INT8", "float8": "FP8"}[precision]
+        record.judged_by(f"tensorrt {precision}", [f"TensorRT {words}"])
         clock.by_batch(settings, record, _kinds(record, target, words), settings.sizes.few_batches)
 
 
@@ -468,10 +491,9 @@ def stage_pycuda(settings: Settings, record: Record) -> None:
     """Compile what was brought along as source, which takes minutes; then the native backend through pycuda."""
     settings.site.mkdir(exist_ok=True)
     for source in packages.sources(settings):
-        if not record.has(source.name):
+        if not (record.has(source.name) and settings.is_compiled(record.values[source.name])):
             try:
-                packages.build(source, settings.site)
-                record.save(**{source.name: "compiled"})
+                record.save(**{source.name: {"compiled": packages.build(source, settings.site)}})
             except packages.ERRORS as error:
                 record.failed(source.name, RuntimeError(packages.why(error)))
     importlib.invalidate_caches()

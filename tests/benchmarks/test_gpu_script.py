@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
+import io
 import json
 import os
 import re
@@ -128,6 +130,16 @@ def done_again(before: dict[str, int], out: Path) -> list[str]:
     return [name for name in STAGES if ages(out)[name] != before[name]]
 
 
+def kept(out: Path, stage: str) -> list[dict[str, Any]]:
+    """What was measured of a stage by other software, on another GPU or of other files."""
+    return [json.loads(path.read_text()) for path in stage_file(out, stage).parent.glob(f"{stage}.*.json")]
+
+
+def belongs(out: Path, stage: str) -> dict[str, str]:
+    found: dict[str, str] = json.loads(stage_file(out, stage).read_text())["where"]
+    return found
+
+
 def edit(out: Path, stage: str, **changes: Any) -> None:
     path = stage_file(out, stage)
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -188,10 +200,12 @@ def test_what_is_not_there_is_said(dry: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_attempt_with_tensorrt_for_rtx_builds_an_engine_or_says_why_not(dry: Path) -> None:
+def test_the_attempt_with_tensorrt_for_rtx_says_that_it_is_not_installed_or_builds_an_engine(dry: Path) -> None:
     found = results(dry)["rtx"]
-    if "said" in found:
-        pytest.skip(found["said"])
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        assert found["said"].startswith("tensorrt-rtx is not installed")
+        pytest.skip("tensorrt-rtx is not installed")
+    assert "said" not in found
     assert found["products"].keys() == {"float16"}
     assert found["built"].endswith("MB for 8.9")
 
@@ -248,14 +262,80 @@ def test_a_stage_that_crashes_is_told_with_its_last_words(run: Any, out: Path) -
 
 
 @pytest.mark.slow
-def test_figures_of_another_pytorch_and_files_that_are_gone_are_made_again(run: Any, out: Path) -> None:
+def test_figures_of_other_software_are_kept_apart_and_made_again(run: Any, out: Path) -> None:
     before = ages(out)
-    edit(out, "decoding", where={"gpu": "none", "uuid": "none", "torch": "0.1"}, measured_elsewhere=1)
-    (out / "dry-run" / "models" / "paper-float16.onnx").unlink()
-    shutil.rmtree(out / "dry-run" / "photos" / "384")
+    others = {"chip": "torch", "pycuda": "project", "rtx": "onnxruntime", "quantised": "pictures", "decoding": "uuid"}
+    for stage, what in others.items():
+        edit(out, stage, where=belongs(out, stage) | {what: "another"}, status="failed", measured_elsewhere=1)
     assert run(out).returncode == 0, page(out)
-    assert done_again(before, out) == ["photographs", "models", "decoding"]
-    assert "measured_elsewhere" not in results(out)["decoding"]
+    assert set(done_again(before, out)) == others.keys()
+    for stage, what in others.items():
+        assert "measured_elsewhere" not in results(out)[stage]
+        assert [(old["where"][what], old["measured_elsewhere"]) for old in kept(out, stage)] == [("another", 1)]
+    assert {*belongs(out, "chip")} == {"gpu", "uuid", "torch", "project", "onnxruntime"}
+    assert belongs(out, "chip")["onnxruntime"].endswith(" the CUDA provider")
+
+
+@pytest.mark.slow
+def test_figures_on_synthetic_pictures_and_on_photographs_are_not_mixed(run: Any, out: Path, tmp_path: Path) -> None:
+    before = ages(out)
+    assert belongs(out, "verify")["pictures"] == "synthetic"
+    photographs(tmp_path / "given")
+    done = run(out, "--photos", tmp_path / "given")
+    assert done_again(before, out) == ["verify", "starter", "rtx", "quantised"], done.stdout
+    assert belongs(out, "verify")["pictures"].startswith("4 files, ")
+    assert [old["where"]["pictures"] for old in kept(out, "verify")] == ["synthetic"]
+    before = ages(out)
+    (tmp_path / "given").rename(tmp_path / "elsewhere")
+    run(out, "--photos", tmp_path / "elsewhere")
+    assert "verify" not in done_again(before, out), "the same photographs"
+
+
+@pytest.mark.slow
+def test_what_was_measured_with_files_that_were_made_anew_is_measured_anew(run: Any, out: Path) -> None:
+    before = ages(out)
+    (out / "dry-run" / "models" / "paper-attention-float16.onnx").unlink()
+    edit(out, "engines", measured_with_the_old_one=1)
+    assert run(out).returncode == 0, page(out)
+    assert done_again(before, out) == ["attention", "verify", "engines", "end_to_end", "kernels"]
+    assert "measured_with_the_old_one" not in results(out)["engines"]
+    assert [old["measured_with_the_old_one"] for old in kept(out, "engines")] == [1]
+    before = ages(out)
+    assert run(out).returncode == 0
+    assert done_again(before, out) == []
+
+
+@pytest.mark.slow
+def test_a_stage_from_its_beginning_finds_no_file_of_before(run: Any, out: Path) -> None:
+    old = out / "dry-run" / "models" / "paper-int8.onnx"
+    old.write_bytes(b"of another model")
+    assert run(out, "--redo", "quantised", ABSENT="nncf,modelopt").returncode == 0, page(out)
+    assert results(out)["quantised"]["int8_graph"].startswith("not there: ")
+    assert not old.exists()
+
+
+@pytest.mark.slow
+def test_the_page_counts_no_rate_of_wrong_answers(run: Any, out: Path) -> None:
+    wrong = "ONNX Runtime CUDA FP16, Attention nodes"
+    edit(out, "verify", **{"onnx-cpu, Attention nodes": {"within_budget": False, "failed": "beyond the budget"}})
+    edit(out, "engines", **{wrong: {"1": 1e9, "2": 1e9}, "better": wrong})
+    edit(out, "end_to_end", **{"onnx-cpu, Attention nodes, 384": {"pictures_per_s": 1e9, "batch_size": 1}})
+    assert run(out).returncode == 0
+    text = page(out)
+    short = text.split("## In short")[1].split("## Stages")[0]
+    assert "1e+09" not in short
+    assert "- on the device: ONNX Runtime CUDA FP16, " in short
+    assert f"- the better FP16 graph: {wrong}, answers WRONG" in short
+    assert "- files to probabilities, 384: " in short
+    told = short.split("- not counted here, since their answers are WRONG: ")[1]
+    assert wrong in told
+    assert "onnx-cpu, Attention nodes, 384" in told
+    rows = {line.split(" | ")[0]: line.removesuffix(" |").split(" | ")[-1] for line in text.splitlines()}
+    assert (rows[f"| {wrong}"], rows["| onnx-cpu, Attention nodes, 384"]) == ("WRONG", "WRONG")
+    assert (rows["| ONNX Runtime CUDA FP16"], rows["| onnx-cpu, 384"], rows["| starter, onnx-cpu, 12MP"]) == (
+        "right",
+    ) * 3
+    assert rows["| torch eager, AMP"] == "not compared"
 
 
 @pytest.mark.slow
@@ -347,6 +427,12 @@ def test_a_stage_finds_what_was_brought_along_and_cudas_libraries(
     assert str(SCRIPT.parents[2] / "runtime") in paths
 
 
+def write_wheel(path: Path, files: dict[str, str]) -> None:
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+
+
 def test_pieces_are_put_together_and_what_is_broken_is_named(script: Any, tmp_path: Path) -> None:
     wheels, out = tmp_path / "wheels", tmp_path / "out"
     (tmp_path / "brought").mkdir()
@@ -375,6 +461,57 @@ def test_pieces_are_put_together_and_what_is_broken_is_named(script: Any, tmp_pa
     assert target.read_bytes() == b"a graph"
 
 
+def test_what_was_unpacked_is_unpacked_again_where_it_is_gone(script: Any, tmp_path: Path) -> None:
+    """Also by a stage that was not done before: what was broken keeps it so."""
+    wheels, out = tmp_path / "wheels", tmp_path / "out"
+    wheels.mkdir()
+    write_wheel(wheels / "one-1-py3-none-any.whl", {"one.py": "ONE = 1"})
+    (wheels / "two-1-py3-none-any.whl").write_bytes(b"no zip")
+    given = settings(script, tmp_path, wheels=wheels)
+    given.out.mkdir()
+    for _ in range(2):
+        assert script.stages.run("install", given) == 1
+        assert (given.site / "one.py").is_file()
+        shutil.rmtree(given.site)
+    write_wheel(wheels / "two-1-py3-none-any.whl", {"two.py": "TWO = 2"})
+    assert script.stages.run("install", given) == 0
+    assert {path.name for path in given.site.iterdir()} == {"one.py", "two.py"}
+    assert script.common.read(out, "install")["installed"] == ["one-1-py3-none-any.whl", "two-1-py3-none-any.whl"]
+
+
+def test_a_newer_wheel_leaves_nothing_of_the_older_one(script: Any, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    shared = {"nvidia/other/kept.py": "", "other-1.dist-info/RECORD": "nvidia/other/kept.py,,\n"}
+    write_wheel(wheels / "a_other-1-py3-none-any.whl", shared)
+    old = ("nvidia/x/gone.py", "nvidia/x/stays.py", "x_libs/lib.so", "X_y-1.data/purelib/moved.py", "../../bin/x")
+    record = "".join(f'"{name}",sha256=0,1\n' for name in old)
+    contents = dict.fromkeys(old[:-1], "old") | {"X_y-1.dist-info/RECORD": record, "X_y-1.dist-info/METADATA": ""}
+    write_wheel(wheels / "x_y-1-py3-none-any.whl", contents)
+    given = settings(script, tmp_path, wheels=wheels)
+    given.out.mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "x").write_text("of the machine")
+    assert script.stages.run("install", given) == 0
+    assert (given.site / "moved.py").read_text() == "old"
+    compiled = given.site / "x_libs" / "__pycache__" / "lib.cpython-312.pyc"
+    compiled.parent.mkdir()
+    compiled.touch()
+    (wheels / "x_y-1-py3-none-any.whl").unlink()
+    with tarfile.open(wheels / "newer.tar.xz", "w:xz") as archive:
+        for name, text in {"./nvidia/x/stays.py": "new", "./x.y-2.dist-info/RECORD": "nvidia/x/stays.py,,\n"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    assert script.stages.run("install", given) == 0
+    found = sorted(str(path.relative_to(given.site)) for path in given.site.rglob("*") if path.is_file())
+    others = ["nvidia/other/kept.py", "nvidia/x/stays.py", "other-1.dist-info/RECORD", "x.y-2.dist-info/RECORD"]
+    assert found == others
+    assert not (given.site / "x_libs").exists(), "an empty folder is a package still"
+    assert (given.site / "nvidia" / "x" / "stays.py").read_text() == "new"
+    assert (tmp_path / "bin" / "x").read_text() == "of the machine"
+
+
 def test_wheels_are_merged_folder_by_folder(script: Any, tmp_path: Path) -> None:
     """Many of NVIDIA's have their modules in the same one; `pip install --target` drops it with each new wheel."""
     wheels = tmp_path / "wheels"
@@ -384,9 +521,7 @@ def test_wheels_are_merged_folder_by_folder(script: Any, tmp_path: Path) -> None
         "two": {"nvidia/two/lib/libtwo.so": "2", "two.data/platlib/two.py": "IS = 2", "two.data/scripts/run": "#!"},
     }
     for name, files in contents.items():
-        with zipfile.ZipFile(wheels / f"{name}-1-py3-none-any.whl", "w") as wheel:
-            for file, text in files.items():
-                wheel.writestr(file, text)
+        write_wheel(wheels / f"{name}-1-py3-none-any.whl", files)
     given = settings(script, tmp_path, wheels=wheels)
     given.out.mkdir()
     assert script.stages.run("install", given) == 0
@@ -418,6 +553,11 @@ def test_a_package_brought_along_as_source_is_built_and_merged(script: Any, tmp_
     (given.site / "nvidia" / "other.py").write_text("")
     assert script.stages.run("pycuda", given) == 0, script.common.read(given.out, "pycuda")
     assert {path.name for path in (given.site / "nvidia").glob("*.py")} == {"of_source.py", "other.py"}
+    assert given.has_files_of("pycuda")
+    shutil.rmtree(given.site)
+    assert not given.has_files_of("pycuda")
+    assert script.stages.run("pycuda", given) == 0
+    assert (given.site / "nvidia" / "of_source.py").is_file(), "compiled again"
 
 
 def test_an_onnx_runtime_for_the_processor_is_not_enough(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -492,6 +632,105 @@ def test_without_nvidia_smi_nothing_is_read(script: Any, tmp_path: Path, monkeyp
         pass
     assert watch.readings == []
     assert script.machine.where(is_dry=False)["uuid"] == "none"
+
+
+def test_an_nvidia_smi_that_takes_too_long_is_asked_again_and_is_no_other_gpu(
+    script: Any, tmp_path: Path, nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script.machine, "_PATIENCE", 2.0)
+    once = f'#!/bin/sh\n[ -e "$0.woken" ] || {{ touch "$0.woken"; exec sleep 60; }}\n{NVIDIA_SMI}'
+    nvidia_smi.write_text(once)
+    assert script.machine.where(is_dry=False)["uuid"] == "GPU-1"
+    assert nvidia_smi.with_name("nvidia-smi.woken").exists()
+    monkeypatch.setattr(script.machine, "_PATIENCE", 0.1)
+    nvidia_smi.write_text("#!/bin/sh\nexec sleep 60\n")
+    kept = tmp_path / "stages" / "chip.json"
+    kept.parent.mkdir()
+    kept.write_text('{"status": "done", "where": {"uuid": "GPU-1"}}')
+    monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^nvidia-smi did not say which GPU this is, 3 times"):
+        script.run.main()
+    assert kept.read_text() == '{"status": "done", "where": {"uuid": "GPU-1"}}'
+    assert script.machine.described().keys() >= {"python"}, "clocks are not what figures belong to"
+
+
+def test_figures_belong_to_the_sources_that_they_depend_on(script: Any, tmp_path: Path) -> None:
+    sources = {
+        "runtime/mineral_batch/a.py": "1",
+        "runtime/mineral_batch/b.ptx": "1",
+        "benchmarks/gpu/stages.py": "1",
+        "benchmarks/gpu/report.py": "1",
+        "runtime/mineral_batch/words.md": "1",
+        "tests/test_a.py": "1",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def digest() -> str:
+        script.run.project.cache_clear()
+        found: str = script.run.project(tmp_path)
+        return found
+
+    changed = []
+    for name in sources:
+        before = digest()
+        (tmp_path / name).write_text("2")
+        changed += [name] if digest() != before else []
+    assert changed == list(sources)[:3], "not the page, the words and the tests"
+
+
+def test_the_onnx_runtime_of_the_stages_is_told_by_version_and_provider(script: Any, tmp_path: Path) -> None:
+    for folder in ("brought", "machine"):
+        (tmp_path / folder / "onnxruntime" / "capi").mkdir(parents=True)
+        (tmp_path / folder / "onnxruntime" / "__init__.py").write_text(f'"""Words."""\n__version__ = "1.{folder[0]}"\n')
+    (tmp_path / "brought" / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so").touch()
+    paths = [str(tmp_path / "brought"), str(tmp_path / "machine")]
+    assert script.packages.onnxruntime_at(paths) == "1.b with the CUDA provider"
+    shutil.rmtree(tmp_path / "brought")
+    assert script.packages.onnxruntime_at(paths) == "1.m without the CUDA provider"
+    assert script.packages.onnxruntime_at(paths[:1]) == "none"
+
+
+def test_what_the_attempt_with_tensorrt_for_rtx_cannot_do_is_told_and_a_mistake_is_a_failure(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mineral_batch.errors import BackendError
+
+    given, made = settings(script, tmp_path), importlib.import_module("mineral_export.engine")
+
+    def export(error: Exception) -> int:
+        def refused(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(made, "export_engine", refused)
+        ended: int = script.stages.run("rtx", given)
+        return ended
+
+    assert export(BackendError("no target for this chip")) == 0
+    assert script.common.read(given.out, "rtx")["said"] == "no target for this chip"
+    assert export(TypeError("export_engine() got an unexpected keyword argument")) == 1
+    assert script.common.read(given.out, "rtx")["error"].startswith("export_engine() got")
+
+
+def test_a_quantiser_that_is_not_installed_is_told_and_a_mistake_is_a_failure(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mineral_batch.errors import BackendError
+
+    given = settings(script, tmp_path)
+
+    def refused(error: Exception) -> Any:
+        def make(*_: object) -> str:
+            raise error
+
+        return make
+
+    monkeypatch.setattr(script.stages, "_int8", refused(BackendError("INT8 needs nncf")))
+    monkeypatch.setattr(script.stages, "_float8", refused(TypeError("a mistake")))
+    assert script.stages.run("quantised", given) == 1
+    found = script.common.read(given.out, "quantised")
+    assert (found["int8_graph"], found["float8_graph"]) == ("not there: INT8 needs nncf", {"failed": "a mistake"})
 
 
 def test_a_loader_has_a_process_per_processor_each_with_several_batches(
@@ -717,12 +956,15 @@ def test_every_rate_stands_beside_its_share_of_the_measured_ceiling(script: Any)
     found["starter"] |= {"gflop_per_picture": 1.0, "starter, ONNX Runtime CUDA FP16": {"1": 50000.0}}
     ours = {"pictures_per_s": 480.0, "batch_size": 64, "beside": "ONNX Runtime CUDA FP16"}
     found["end_to_end"] |= {"onnx-cuda, 384": ours, "tensorrt, 384": {"failed": "no TensorRT"}}
+    found["verify"] |= {"onnx-cuda": {"within_budget": True}}
+    for stage, row in {"engines": "ONNX Runtime CUDA FP16", "end_to_end": "onnx-cuda, 384"}.items():
+        found[stage] |= {"answers": {row: ["verify", "onnx-cuda"]}}
     text = script.report.markdown(found)
-    assert "| ONNX Runtime CUDA FP16 | - | 500 | 600 | 60% | one CUDA graph |" in text
+    assert "| ONNX Runtime CUDA FP16 | - | 500 | 600 | 60% | one CUDA graph | right |" in text
     assert "| TensorRT FP8 | 100 | 1500 | - | 75% |  |" in text, "of the rate in its own type"
     assert "| starter, ONNX Runtime CUDA FP16 | 5e+04 | - | - | 50% |  |" in text, "by its own operations"
-    assert "| onnx-cuda, 384 | 480 | 64 | 96% | 80% |  |" in text
-    assert "| tensorrt, 384 | - |  | - | - | no TensorRT |" in text
+    assert "| onnx-cuda, 384 | 480 | 64 | 96% | 80% |  | right |" in text
+    assert "| tensorrt, 384 | - |  | - | - | no TensorRT |  |" in text
     assert "| matrix products in float16 | 1000 |" in text
     assert "| copies to the GPU, 3.00 MB a picture | 1.667e+04 |" in text
     assert "| engines | sm_mhz_median: 1755 |" in text
@@ -730,6 +972,18 @@ def test_every_rate_stands_beside_its_share_of_the_measured_ceiling(script: Any)
     assert "- the fastest peer there: torch eager, AMP, 300; ours 2.00 x" in text
     assert "- files to probabilities, 384: 480 pictures/s (onnx-cuda, 384); the fastest peer 200" in text
     assert "DRY RUN" not in text
+
+
+def test_a_rate_whose_answers_nobody_has_compared_says_so_and_gives_way_to_one_that_is_right(script: Any) -> None:
+    found: dict[str, Any] = {name: {"status": "done"} for name in STAGES}
+    found["engines"] |= {"of TensorRT": {"64": 900.0}, "ours": {"64": 500.0}, "answers": {"ours": ["verify", "ours"]}}
+    found["verify"] |= {"ours": {"failed": "no memory"}}
+    assert "- on the device: of TensorRT, 900 pictures/s, answers not compared" in script.report.markdown(found)
+    found["verify"] |= {"ours": {"within_budget": True}}
+    assert "- on the device: ours, 500 pictures/s\n" in script.report.markdown(found)
+    found["verify"] |= {"ours": {"within_budget": False, "failed": "beyond the budget"}}
+    found["engines"].pop("of TensorRT")
+    assert "- on the device" not in script.report.markdown(found)
 
 
 def test_a_chip_that_told_little_has_a_page(script: Any) -> None:
