@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -78,13 +78,25 @@ def unpack(settings: Settings, name: str) -> None:
         file = _whole(settings, name)
     if not _is_package(name):
         return
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=settings.out) as folder:
+    with _scratch(settings.site) as folder:
         if name.endswith(".whl"):
-            _unzip(file, Path(folder))
+            _unzip(file, folder)
         else:
             with tarfile.open(file) as archive:
                 archive.extractall(folder, filter="data")
-        _add(Path(folder), settings.site)
+        _add(folder, settings.site)
+
+
+@contextmanager
+def _scratch(site: Path) -> Iterator[Path]:
+    """An empty folder beside OUT/site for a while; what an attempt that was killed has left in it goes first."""
+    folder = site.with_name("unpacking")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_unpacked(settings: Settings, name: str) -> bool:
@@ -146,7 +158,7 @@ def _remove(old: Path, site: Path) -> None:
     """Remove what a package lists as its own, so that no module of it outlives it."""
     record = old / "RECORD"
     listed = record.read_text("utf-8").splitlines() if record.is_file() else []
-    for name, *_ in csv.reader(listed):
+    for name in [row[0] for row in csv.reader(listed) if row]:
         file = Path(os.path.normpath(site / _place(name)))
         if file.is_relative_to(site) and file.is_file():  # scripts may be listed outside
             file.unlink()
@@ -173,14 +185,14 @@ def build(source: Path, site: Path) -> str:
     Raises:
         CalledProcessError: with pip's words.
     """
-    with tempfile.TemporaryDirectory(prefix=".compiled-", dir=site.parent) as folder:
+    with _scratch(site) as folder:
         command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
-        command += ["--target", folder, str(source)]
+        command += ["--target", str(folder), str(source)]
         found = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), _COMPILER])}
         # A file that the user brought along.
         subprocess.run(command, env=found, check=True, capture_output=True, text=True)  # noqa: S603
-        made = next(path.name for path in Path(folder).glob("*.dist-info"))
-        _add(Path(folder), site)
+        made = next(path.name for path in folder.glob("*.dist-info"))
+        _add(folder, site)
         return made
 
 

@@ -315,6 +315,17 @@ def test_a_stage_from_its_beginning_finds_no_file_of_before(run: Any, out: Path)
 
 
 @pytest.mark.slow
+def test_what_is_brought_along_later_is_unpacked_beside_the_rest(run: Any, out: Path, tmp_path: Path) -> None:
+    before = ages(out)
+    for name in ("one", "two"):
+        write_wheel(tmp_path / "wheels" / f"{name}-1-py3-none-any.whl", {f"{name}.py": "HERE = True"})
+        assert run(out, "--wheels", tmp_path / "wheels").returncode == 0, page(out)
+        (out / "dry-run" / "site" / "one.py").unlink(missing_ok=name == "two")
+    assert done_again(before, out) == ["install"]
+    assert [path.name for path in (out / "dry-run" / "site").iterdir()] == ["two.py"], "one was not unpacked again"
+
+
+@pytest.mark.slow
 def test_the_page_counts_no_rate_of_wrong_answers(run: Any, out: Path) -> None:
     wrong = "ONNX Runtime CUDA FP16, Attention nodes"
     edit(out, "verify", **{"onnx-cpu, Attention nodes": {"within_budget": False, "failed": "beyond the budget"}})
@@ -428,6 +439,7 @@ def test_a_stage_finds_what_was_brought_along_and_cudas_libraries(
 
 
 def write_wheel(path: Path, files: dict[str, str]) -> None:
+    path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in files.items():
             wheel.writestr(file, text)
@@ -486,13 +498,19 @@ def test_a_newer_wheel_leaves_nothing_of_the_older_one(script: Any, tmp_path: Pa
     write_wheel(wheels / "a_other-1-py3-none-any.whl", shared)
     old = ("nvidia/x/gone.py", "nvidia/x/stays.py", "x_libs/lib.so", "X_y-1.data/purelib/moved.py", "../../bin/x")
     record = "".join(f'"{name}",sha256=0,1\n' for name in old)
-    contents = dict.fromkeys(old[:-1], "old") | {"X_y-1.dist-info/RECORD": record, "X_y-1.dist-info/METADATA": ""}
+    contents = dict.fromkeys(old[:-1], "old") | {
+        "X_y-1.dist-info/RECORD": f"\n{record}",
+        "X_y-1.dist-info/METADATA": "",
+    }
     write_wheel(wheels / "x_y-1-py3-none-any.whl", contents)
     given = settings(script, tmp_path, wheels=wheels)
     given.out.mkdir()
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "x").write_text("of the machine")
+    (given.out / "unpacking").mkdir()
+    (given.out / "unpacking" / "half.so").write_text("of an attempt that was killed")
     assert script.stages.run("install", given) == 0
+    assert {path.name for path in given.out.iterdir()} == {"site", "stages"}
     assert (given.site / "moved.py").read_text() == "old"
     compiled = given.site / "x_libs" / "__pycache__" / "lib.cpython-312.pyc"
     compiled.parent.mkdir()
