@@ -14,22 +14,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is import
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-_DIED: set[str] = set()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any) -> None:
-    """A test whose worker died runs once more, on another worker; the summary counts it as `rerun`.
-
-    Twice in five runs of the suite a worker of pytest-xdist was gone without a word while its test waited for a process
-    that it had started; why is not known. A test that takes its worker along fails the second time.
-    """
-    if crashitem in _DIED:
-        return
-    _DIED.add(crashitem)
-    sched.mark_test_pending(crashitem)
-    report.outcome = "rerun"  # type: ignore[assignment]
-
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +71,27 @@ def test_an_answer_is_the_same_to_the_bit_in_any_batch_and_thread(model_path: Pa
     with ThreadPoolExecutor(backend.workers + 3) as threads:
         together = np.concatenate(list(threads.map(backend.infer, parts)))
     np.testing.assert_array_equal(together, alone)
+
+
+CLOSED_ELSEWHERE = """
+import os, signal, sys, threading
+from mineral_batch.backends import open_backend
+
+opened = [open_backend(sys.argv[1], "openvino")]
+closing = threading.Thread(target=lambda: opened.pop().close())
+closing.start()
+closing.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="signals are those of Unix")
+def test_a_signal_is_handled_after_the_engine_was_closed_in_another_thread(model_path: Path) -> None:
+    """Ctrl-C would end the process with a segmentation fault: see `openvino._core`."""
+    program = [sys.executable, "-c", CLOSED_ELSEWHERE, str(model_path)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_an_answer_is_not_overwritten_by_the_next(model_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def open_openvino(path: Path, settings: Settings) -> OpenVinoBackend:
     contract = read_contract(path)
     refuse_devices("openvino", settings)
     openvino = _openvino()
-    core = openvino.Core()
+    core = _core()
     options = _precision_option(core, settings.precision)
     try:
         model = core.read_model(str(path))
@@ -147,6 +148,17 @@ def _source(node: Any, index: int) -> Any:
     """What computes the input; a change of its type is passed over."""
     source = node.input_value(index).get_node()
     return _source(source, 0) if source.get_type_name() == "Convert" else source
+
+
+@cache
+def _core() -> Any:
+    """One for the process, never given back.
+
+    OpenVINO 2026.4.1 gives the thread that first uses the processor's plugin another stack for signals, and unmaps it
+    when the plugin goes. In any other thread it cannot take it back from the first one, which then dies by the next
+    signal that Python handles: by Ctrl-C, or by SIGCHLD under torch's DataLoader. So the plugin stays.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
