@@ -20,7 +20,8 @@ import numpy as np
 
 from mineral_batch import pipeline
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends import cuda_driver, open_backend
+from mineral_batch.backends import open_backend
+from mineral_batch.backends.cuda_driver import first_gpu
 from mineral_batch.backends.cuda_libraries import load_cuda_libraries
 from mineral_batch.backends.onnx_cuda import CUDA
 from mineral_batch.backends.onnx_runtime import CPU
@@ -234,7 +235,7 @@ class OnnxRuntimePeer(Peer):
             BackendError: if that is the processor where there is a GPU that it was to use: it would look slow.
         """
         provider = str(self._session.get_providers()[0])
-        if provider == CPU and CUDA in self._wanted and _has_gpu():
+        if provider == CPU and CUDA in self._wanted and first_gpu():
             raise BackendError(
                 "ONNX Runtime has a GPU and ran on the processor: check that the CUDA and cuDNN libraries of "
                 "onnxruntime-gpu load (mineral-batch doctor)"
@@ -253,13 +254,6 @@ class OnnxRuntimePeer(Peer):
     def _answer(self, pixels: Pixels) -> Probabilities:
         answer: Probabilities = self._session.run(None, {self._input: pixels[None]})[0]
         return answer
-
-
-def _has_gpu() -> bool:
-    try:
-        return bool(cuda_driver.gpus())
-    except cuda_driver.DriverError:
-        return False
 
 
 class OpenVinoPeer(OnnxRuntimePeer):

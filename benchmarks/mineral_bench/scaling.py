@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mineral_batch.backends import is_on_processor
 from mineral_batch.images import decode_image
 from mineral_batch.pipeline import processors
 from mineral_bench.isolated import Isolated
@@ -247,7 +248,7 @@ class Sizing:
 
 def sizing(decoding: Study, engine: Study, backend: Backend, megapixels: float) -> Sizing:
     """From the fitted costs; on the processor a call of the engine holds its share of the cores."""
-    is_gpu = not backend.device.startswith("CPU")
+    is_gpu = not is_on_processor(backend)
     held = 1.0 if is_gpu else processors() / backend.workers
     return Sizing(decoding.line(megapixels), engine.line.each * held, is_gpu)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch import pipeline
+from mineral_batch.backends import is_on_processor
 from mineral_batch.errors import DataError
 from mineral_batch.images import Failure, decode_image
 from mineral_batch.pipeline import StageTimes, processors
@@ -217,7 +218,7 @@ def measure(backend: Backend, load: Load, plan: Plan) -> Throughput:
     with watch_gpu() as gpu:
         rounds = interleave(work, plan)
     latencies = np.concatenate(stages.latencies[-rounds.count :])
-    is_shared = backend.device.startswith("CPU")
+    is_shared = is_on_processor(backend)
     return Throughput(rounds, len(load.sources), latencies, stages.times.rounded(), is_shared, gpu, peak_memory_mib())
 
 

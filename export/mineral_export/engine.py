@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mineral_batch._onnx_file import graph_digest, read_contract
-from mineral_batch.backends.cuda_driver import DriverError, gpus
+from mineral_batch.backends.cuda_driver import first_gpu
 from mineral_batch.backends.tensorrt import describe
 from mineral_batch.backends.tensorrt_build import MIXED, Network, require_buildable
 from mineral_batch.backends.tensorrt_engine import SUFFIXES, EngineRecord, fits_chip, sidecar_path, write_engine
@@ -105,7 +105,7 @@ def export_engine(
     for path in (target, sidecar_path(target)):  # before minutes of work
         require_place(path)
     proof = _Proof(pictures or partial(verify.samples, contract), points, force)
-    gpu = _gpu()
+    gpu = first_gpu()
     built, record = _built(source, target, options, precision, runtime, gpu, proof, progress)
     record = replace(record, rebuild=rebuild or f"{record.rebuild} --precision {precision}")
     parity, why_not = None, _not_here(record, gpu)
@@ -179,13 +179,6 @@ def _typed(source: Path, scratch: Path, precision: Precision, proof: _Proof) -> 
 
     budget = proof.budget("float16")
     return to_fp16(source, scratch, pictures=proof.pictures(), budget=budget, force=proof.force).path
-
-
-def _gpu() -> Gpu | None:
-    try:
-        return next(iter(gpus()), None)
-    except DriverError:
-        return None
 
 
 def _not_here(record: EngineRecord, gpu: Gpu | None) -> str:

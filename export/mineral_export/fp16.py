@@ -86,7 +86,8 @@ def converted(model: ModelProto) -> ModelProto:
         DataError: if it is FP16 already, or has branches or loops.
     """
     _check(model)
-    inferred = onnx.shape_inference.infer_shapes(with_half_scales(model), strict_mode=True, data_prop=True)
+    rounded = with_half_scales(model) if is_quantised(model) else model
+    inferred = onnx.shape_inference.infer_shapes(rounded, strict_mode=True, data_prop=True)
     graph = _Graph.of(inferred)
     for node in graph.model.graph.node:
         graph.rewrite(node)

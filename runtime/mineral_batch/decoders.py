@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import PIL
 
+from mineral_batch.backends import is_on_processor
 from mineral_batch.errors import BackendError
 from mineral_batch.images import Failure, Image, PictureError, decode_image
 from mineral_batch.pipeline import processors
@@ -42,8 +43,6 @@ _ROUNDS = 3
 _FOR_EACH_THREAD = 4
 # A processor that decodes so many times what the engine takes leaves nothing to gain.
 _ENOUGH = 1.1
-# Engines that share the processor with its decoders.
-_ON_THE_PROCESSOR = ("onnx-cpu", "openvino")
 
 
 class Decoder(Protocol):
@@ -191,7 +190,7 @@ def _faster(
 
 def _taken(backend: Backend, batch_size: int) -> float:
     """Pictures a second that the engine takes if it never waits; infinite if they cost the decoders' own time."""
-    if backend.name in _ON_THE_PROCESSOR:
+    if is_on_processor(backend):
         return math.inf
     batches = [backend.buffer(batch_size) for _ in range(backend.workers)]
     return batch_size * _calls_a_second(backend.infer, batches, _ROUNDS * len(batches), backend.workers)

@@ -71,6 +71,7 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
     for module in ("cuda_driver", "tensorrt_build"):
         monkeypatch.setattr(f"mineral_batch.backends.{module}.gpus", lambda: gpus)
+    monkeypatch.setattr("mineral_batch.backends.tensorrt.cuda_version", lambda: "13.0")
 
 
 @pytest.fixture
@@ -729,8 +730,6 @@ def timing_gpu(datacentre: ModuleType, ada: None, monkeypatch: pytest.MonkeyPatc
         return config, kept
 
     monkeypatch.setattr(tensorrt_build.Network, "_configured", for_ada)
-    monkeypatch.setattr("mineral_batch.backends.tensorrt.cuda_version", lambda: "13.0")
-    monkeypatch.setattr("mineral_export.engine.gpus", lambda: [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)])
     return
 
 

@@ -302,9 +302,9 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
     standin = Runtime()
     monkeypatch.setitem(sys.modules, "onnxruntime", standin)
     monkeypatch.setattr(cuda_driver, "gpus", lambda: GPUS)
-    monkeypatch.setattr(onnx_cuda, "page_locked", _no_driver)
-    monkeypatch.setattr(onnx_cuda, "gate", standin.gate)
-    monkeypatch.setattr(uploads, "gate", standin.gate)
+    monkeypatch.setattr(cuda_driver, "page_locked", _no_driver)
+    for module in (cuda_driver, onnx_cuda, uploads):
+        monkeypatch.setattr(module, "gate", standin.gate)
     monkeypatch.setattr(uploads, "Context", type("Context", (DriverContext,), {"runtime": standin}))
     monkeypatch.setattr(onnx_tensorrt, "tensorrt_version", lambda: "10.16.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))

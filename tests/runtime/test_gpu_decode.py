@@ -780,7 +780,7 @@ def test_auto_takes_the_processor_where_there_is_nothing_to_choose(
 class Engine:
     """An engine on a GPU that takes some time for a batch."""
 
-    name = "onnx-cuda"
+    device = "GPU 0 (NVIDIA L4), TF32 allowed"
     workers = 2
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -820,7 +820,7 @@ def test_auto_measures_both_ways_where_the_engine_waits(machine: Machine, jpegs:
 def test_auto_measures_both_ways_where_the_engine_shares_the_processor(machine: Machine, jpegs: Path) -> None:
     """There even a processor that decodes fast enough has better things to do."""
     engine = Engine()
-    engine.name = "openvino"
+    engine.device = "CPU, float32"
     _, why = choose(jpegs, engine, batch_size=1)
     assert engine.sizes == []
     assert " with the GPU" in why

@@ -54,6 +54,11 @@ class Backend(Protocol):
         ...
 
 
+def is_on_processor(backend: Backend) -> bool:
+    """Whether an open engine computes where pictures are decoded, too, and the two share the time."""
+    return backend.device.startswith("CPU")
+
+
 def identity(backend: Backend) -> str:
     """Of an open engine what must be alike for a run to go on with it; of most all that changes a probability.
 

@@ -63,6 +63,11 @@ class Gpu:
     compute_capability: str
     memory: int
 
+    @property
+    def kind(self) -> str:
+        """What its kernels, and with them the last digits of an answer, depend on."""
+        return f"{self.name} (compute capability {self.compute_capability})"
+
 
 class DriverError(Exception):
     """The driver is absent or refuses; the text says which."""
@@ -78,6 +83,14 @@ def gpus() -> list[Gpu]:
     count = ctypes.c_int()
     _call(driver.cuDeviceGetCount, ctypes.byref(count))
     return [_gpu(driver, index) for index in range(count.value)]
+
+
+def first_gpu() -> Gpu | None:
+    """None where there is no driver, or it shows no GPU."""
+    try:
+        return next(iter(gpus()), None)
+    except DriverError:
+        return None
 
 
 def require_gpu(what: str, index: int | None = None) -> Gpu:
@@ -141,6 +154,15 @@ def page_locked(shape: Sequence[int], device: int) -> Pixels:
     pixels: Pixels = np.ctypeslib.as_array(memory).reshape(shape)
     pixels[...] = 0
     return pixels
+
+
+def host_buffer(shape: Sequence[int], device: int) -> Pixels:
+    """`page_locked`, from which the GPU reads at the full rate of its bus, or ordinary memory where there is none."""
+    try:
+        with gate.shared():
+            return page_locked(shape, device)
+    except DriverError:
+        return np.zeros(tuple(shape), np.uint8)
 
 
 class Context:

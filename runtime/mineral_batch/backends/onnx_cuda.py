@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.cuda_driver import DriverError, Gpu, gate, page_locked, require_gpu
+from mineral_batch.backends.cuda_driver import DriverError, Gpu, gate, host_buffer, require_gpu
 from mineral_batch.backends.cuda_errors import is_about_graphs, is_lost, is_out_of_memory, keep_for_ever, let_go
 from mineral_batch.backends.cuda_libraries import load_cuda_libraries
 from mineral_batch.backends.onnx_runtime import (
@@ -150,17 +150,11 @@ class OnnxGpuBackend:
         return self._described(self._asked)
 
     def _described(self, batch: int) -> str:
-        gpu = f"{self._gpu.name} (compute capability {self._gpu.compute_capability})"
-        return f"{self._software}, {self._precision}, {gpu}, batches of {batch}"
+        return f"{self._software}, {self._precision}, {self._gpu.kind}, batches of {batch}"
 
     def buffer(self, pictures: int) -> Pixels:
-        """Page-locked memory, from which the GPU reads at the full rate of its bus; ordinary if there is none."""
-        shape = (pictures, *self.contract.input.shape)
-        try:
-            with gate.shared():
-                return page_locked(shape, self._gpu.index)
-        except DriverError:
-            return np.zeros(shape, np.uint8)
+        """Page-locked memory; ordinary if there is none."""
+        return host_buffer((pictures, *self.contract.input.shape), self._gpu.index)
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, any N; from up to `workers` threads at once.

@@ -27,7 +27,15 @@ import numpy as np
 from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.backends import graph
 from mineral_batch.backends.caches import caches, make_cache
-from mineral_batch.backends.cuda_driver import DriverError, Graph, cuda_version, gate, page_locked, require_gpu
+from mineral_batch.backends.cuda_driver import (
+    DriverError,
+    Graph,
+    cuda_version,
+    gate,
+    host_buffer,
+    page_locked,
+    require_gpu,
+)
 from mineral_batch.backends.cuda_errors import let_go
 from mineral_batch.backends.onnx_runtime import open_cpu
 from mineral_batch.backends.tensorrt_build import Network, Options
@@ -86,10 +94,9 @@ class TensorRtBackend:
     def __init__(self, library: Library, gpu: Gpu, record: EngineRecord, plan: bytes, batch_size: int | None) -> None:
         self.contract = record.contract
         self.batch_size = _checked_batch(batch_size or record.profile.optimum, record)
-        # Kernels, and with them the last digits of an answer, differ by all of these.
         self.version = (
-            f"{library.name} {library.version}, {record.precision}, engine {record.engine_sha256[:12]}, {gpu.name} "
-            f"(compute capability {gpu.compute_capability}), batches of {self.batch_size}"
+            f"{library.name} {library.version}, {record.precision}, engine {record.engine_sha256[:12]}, {gpu.kind}, "
+            f"batches of {self.batch_size}"
         )
         self._gpu = gpu
         self._library = library
@@ -143,12 +150,7 @@ class TensorRtBackend:
 
     def buffer(self, pictures: int) -> Pixels:
         """Page-locked memory, which the GPU reads while it computes; ordinary if there is none."""
-        shape = (pictures, *self.contract.input.shape)
-        try:
-            with gate.shared():
-                return page_locked(shape, self._gpu.index)
-        except DriverError:
-            return np.zeros(shape, np.uint8)
+        return host_buffer((pictures, *self.contract.input.shape), self._gpu.index)
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, any N; from up to `workers` threads at once.
