@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.backends import cuda_driver
+from mineral_batch.cuda import device as cuda_driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

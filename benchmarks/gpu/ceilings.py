@@ -143,9 +143,9 @@ def copied_answers(batch: int, rounds: int) -> str:
     """
     import numpy as np
 
-    from mineral_batch.backends.cuda_driver import gpus
-    from mineral_batch.backends.tensorrt import TensorRtBackend
-    from mineral_batch.backends.tensorrt_library import Library
+    from mineral_batch.cuda.device import gpus
+    from mineral_batch.engines.tensorrt.engine import TensorRtBackend
+    from mineral_batch.engines.tensorrt.library import Library
 
     record = copying_record(batch)
     labels = len(record.contract.labels)
@@ -172,8 +172,8 @@ def copied_answers(batch: int, rounds: int) -> str:
 
 def copying_record(batch: int) -> Any:
     """The description of an engine that answers with the first bytes of each picture of 384 pixels."""
-    from mineral_batch.backends.tensorrt_engine import EngineRecord, Profile
-    from mineral_batch.contract import MINERALS, InputSpec, ModelContract
+    from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile
+    from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract
 
     return EngineRecord(
         contract=ModelContract(MINERALS, (0.5,) * len(MINERALS), InputSpec(384, 384), name="a copy"),
@@ -236,8 +236,8 @@ class _CopyingContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        from mineral_batch.backends import cuda_driver
-        from mineral_batch.contract import MINERALS
+        from mineral_batch.cuda import device as cuda_driver
+        from mineral_batch.model.contract import MINERALS
 
         wide = 4 * len(MINERALS)
         copy = _Copy2D(

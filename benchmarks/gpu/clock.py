@@ -177,7 +177,7 @@ def _differs(results: list[Any], different: int) -> float:
     Raises:
         ValueError: if a picture failed, or a probability is not a number.
     """
-    from mineral_batch.images import Failure
+    from mineral_batch.types import Failure
 
     failures = [result for result in results if isinstance(result, Failure)]
     if failures or not results:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from common import Settings
 
-    from mineral_batch.backends.onnx_cuda import Provider
+    from mineral_batch.engines.onnx_cuda import Provider
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # The shared memory that DataLoader's processes hand batches over in.
@@ -38,7 +38,7 @@ _LONGEST = 120
 @contextmanager
 def onnx_runtime(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
     """The session of `predict --backend onnx-cuda`, its input and output on the GPU; nothing else is copied."""
-    from mineral_batch.backends.onnx_cuda import cuda_options
+    from mineral_batch.engines.onnx_cuda import cuda_options
 
     options = {} if settings.sizes.dry else cuda_options(0, is_exact=False)
     with _bound(settings, batch, model, [(_CPU if settings.sizes.dry else _CUDA, options)]) as way:
@@ -48,7 +48,7 @@ def onnx_runtime(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
 @contextmanager
 def onnx_tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
     """ONNX Runtime's TensorRT provider on the same graph, in the types of the file."""
-    from mineral_batch.backends.onnx_tensorrt import require_engine, tensorrt_version
+    from mineral_batch.engines.onnx_tensorrt import require_engine, tensorrt_version
 
     version = tensorrt_version()  # loads its libraries
     folder = settings.models / f"{model.stem}-{batch}-onnx-tensorrt"
@@ -77,8 +77,8 @@ def _bound(settings: Settings, batch: int, model: Path, providers: list[Provider
 
 def _with_or_without_graph(settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any) -> Way:
     """As `predict` opens it: as one CUDA graph, or, where the model cannot be one, without; it has run once."""
-    from mineral_batch.backends.cuda_errors import is_about_graphs, let_go
-    from mineral_batch.backends.onnx_runtime import first_line, nodes_elsewhere
+    from mineral_batch.cuda.errors import is_about_graphs, let_go
+    from mineral_batch.engines.onnx_cpu import first_line, nodes_elsewhere
 
     why = ""
     try:
@@ -100,7 +100,7 @@ def _ran(
     """A session, and what runs it on noise; its first run may be what fails."""
     import onnxruntime
 
-    from mineral_batch.backends.onnx_cuda import fixed_session
+    from mineral_batch.engines.onnx_cuda import fixed_session
 
     session = fixed_session(onnxruntime, model, providers, batch, has_graph)
     binding, kept = _binding(settings, batch, session)
@@ -163,7 +163,7 @@ def as_it_comes(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
 @contextmanager
 def backend_alone(settings: Settings, batch: int, model: Path, engine: str) -> Iterator[Way]:
     """What `predict` feeds: its engine with all that it copies, from batches that lie in memory."""
-    from mineral_batch.backends import open_backend
+    from mineral_batch.engines.registry import open_backend
     from mineral_bench.engine_alone import LEAST_BATCHES, answer, fill
 
     backend = open_backend(model, engine, batch_size=batch)
@@ -213,9 +213,9 @@ def tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
     import tensorrt as trt
     import torch
 
-    from mineral_batch.backends.tensorrt_build import Options
-    from mineral_batch.backends.tensorrt_engine import Profile
-    from mineral_export.engine import export_engine
+    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.plan import Profile
+    from mineral_export.tensorrt import export_engine
 
     target = model.with_name(f"{model.stem}-{batch}.plan")
     options = Options(Profile(batch, batch, batch), timing_cache=settings.models / "timings")
@@ -365,11 +365,11 @@ def _pass(model: Callable[[Any], Any], loader: Any, device: str) -> Any:
 
 def _workers_and_batch(settings: Settings, files: int, picture: int) -> tuple[int, int]:
     """A process per processor, and batches that give each several, and fit into the memory that they share."""
-    from mineral_batch.pipeline import processors
+    from mineral_batch.system import cpu_count
 
     if settings.sizes.dry:
         return 1, 2
-    workers = processors()
+    workers = cpu_count()
     fit = shutil.disk_usage(_SHARED).free // (2 * picture * workers * _AHEAD) if _SHARED.is_dir() else 64
     return workers, max(1, min(64, files // (4 * workers), fit))
 

@@ -91,7 +91,7 @@ def _by_torch(settings: Settings) -> dict[str, Any]:
         found |= {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
         found |= {"compute_capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda}
         with suppress(Exception):
-            from mineral_batch.backends.cuda_driver import cuda_version
+            from mineral_batch.cuda.device import cuda_version
 
             found["driver_runs_cuda"] = cuda_version()
     return found
@@ -109,8 +109,8 @@ def stage_models(settings: Settings, record: Record) -> None:
     Raises:
         ArithmeticError: in a dry run, if the operations of the graph are not those that torch counts.
     """
-    from mineral_export.fp16 import to_fp16
-    from mineral_export.onnx import export_onnx
+    from mineral_export.onnx.export import export_onnx
+    from mineral_export.precision.fp16 import to_fp16
 
     settings.models.mkdir(exist_ok=True)
     model, contract = subjects.deployable(settings.sizes)
@@ -147,8 +147,8 @@ def stage_attention(settings: Settings, record: Record) -> None:
     import onnx
 
     from mineral_export import NEWEST_OPSET
-    from mineral_export.fp16 import to_fp16
-    from mineral_export.onnx import export_onnx
+    from mineral_export.onnx.export import export_onnx
+    from mineral_export.precision.fp16 import to_fp16
 
     model, contract = subjects.deployable(settings.sizes)
     name = common.GRAPHS[", Attention nodes"]
@@ -183,8 +183,8 @@ def _verify(
         precision: whose budget it is.
         reference: the float32 file; None for the paper's model with random weights.
     """
-    from mineral_export import verify
-    from mineral_export.artefacts import open_artefact
+    from mineral_export.verify import parity as verify
+    from mineral_export.verify.artefacts import open_artefact
 
     if record.has(name):
         return
@@ -284,8 +284,8 @@ def _row(engine: str) -> str:
 
 def stage_starter(settings: Settings, record: Record) -> None:
     """The model that comes with the package: FP16, verified, by batch and end to end."""
-    from mineral_batch.models import starter_path
-    from mineral_export.fp16 import to_fp16
+    from mineral_batch.model.starter import starter_path
+    from mineral_export.precision.fp16 import to_fp16
 
     settings.models.mkdir(exist_ok=True)
     half = settings.model("float16", "starter")
@@ -390,10 +390,10 @@ def _tried(record: Record, row: str, measure: Callable[[], Any]) -> None:
 
 def stage_rtx(settings: Settings, record: Record) -> None:
     """One attempt at an engine of TensorRT for RTX for this chip: it has no target for every one."""
-    from mineral_batch.backends.tensorrt_build import Options
-    from mineral_batch.backends.tensorrt_engine import Profile
+    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.plan import Profile
     from mineral_batch.errors import MineralError
-    from mineral_export.engine import export_engine
+    from mineral_export.tensorrt import export_engine
 
     batch, target = settings.sizes.few_batches[0], settings.models / "rtx.plan"
     # Without a GPU it builds for one that is not there, and cannot be run.
@@ -447,7 +447,7 @@ def _int8(settings: Settings, target: Path) -> str:
     """By nncf, or as it was brought along."""
     if brought := _brought_graph(settings, target):
         return brought
-    from mineral_export.quantise import to_int8
+    from mineral_export.precision.int8 import to_int8
 
     pixels, what = _calibration(settings)
     made = to_int8(settings.model("float32"), target, pixels, for_engine="tensorrt", force=True)
@@ -458,7 +458,7 @@ def _float8(settings: Settings, target: Path) -> str:
     """By ModelOpt, or as it was brought along."""
     if brought := _brought_graph(settings, target):
         return brought
-    from mineral_export.fp8 import to_fp8
+    from mineral_export.precision.fp8 import to_fp8
 
     pixels, what = _calibration(settings)
     return _said(to_fp8(settings.model("float32"), target, pixels, force=True), len(pixels), what)
@@ -482,7 +482,7 @@ def _brought_graph(settings: Settings, target: Path) -> str:
 
 
 def _calibration(settings: Settings) -> tuple[Any, str]:
-    from mineral_batch._onnx_file import read_contract
+    from mineral_batch.model.onnx_file import read_contract
 
     return subjects.pictures(settings, read_contract(settings.model("float32")), settings.sizes.calibration)
 

@@ -16,9 +16,9 @@ def deployable(sizes: Sizes) -> tuple[Any, Any]:
     """The paper's model with random weights as it is deployed, and its contract."""
     import torch
 
-    from mineral_batch.contract import MINERALS, ModelContract
+    from mineral_batch.model.contract import MINERALS, ModelContract
     from mineral_export.deployable import Deployable
-    from mineral_train.model import PRESETS, ModelConfig, build_model, input_spec
+    from mineral_train.model.network import PRESETS, ModelConfig, build_model, input_spec
 
     tiny: dict[str, Any] = {
         "image_size": 32,
@@ -46,7 +46,7 @@ def noise(contract: Any, batch: int, device: str) -> Any:
 
 def pictures(settings: Settings, contract: Any, count: int) -> tuple[Any, str]:
     """(N, H, W, 3) uint8 to verify on or to calibrate with, and what they are: the photographs given, or synthetic."""
-    from mineral_export import verify
+    from mineral_export.verify import parity as verify
 
     if settings.photos is None:
         return verify.synthetic(contract.input, count), "synthetic pictures"

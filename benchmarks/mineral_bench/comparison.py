@@ -14,8 +14,8 @@ from mineral_bench.report import Table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mineral_batch.pipeline import Probabilities
-    from mineral_bench.isolated import Isolated
+    from mineral_batch.types import Probabilities
+    from mineral_bench.process.isolated import Isolated
 
 
 @dataclass(frozen=True)

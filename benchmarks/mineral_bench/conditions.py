@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mineral_batch.pipeline import processors
-from mineral_batch.runs import model_digest
+from mineral_batch.results.run import model_digest
+from mineral_batch.system import cpu_count
 
 _PACKAGES = (
     "mineral-batch", "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "timm",
@@ -30,7 +30,7 @@ def conditions(**facts: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "command": command(),
         "processor": processor(),
-        "cores": processors(),
+        "cores": cpu_count(),
         "load_before": load(),
         "gpu": gpus(),
         "system": f"{platform.system()} {platform.release()}",

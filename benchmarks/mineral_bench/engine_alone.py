@@ -10,9 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mineral_batch.backends import Backend
-    from mineral_batch.images import Pixels
-    from mineral_batch.pipeline import Probabilities
+    from mineral_batch.engines.base import Backend
+    from mineral_batch.types import Pixels, Probabilities
 
 #: Per thread in a round: the first of them is waited for, and must not count for much.
 LEAST_BATCHES = 16

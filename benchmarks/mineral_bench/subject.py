@@ -43,9 +43,9 @@ def find_subject(given: Path, onnx: Path | None, scratch: Path) -> Subject:
 
 def _random_weights(given: Path, folder: Path) -> Path:
     """A preset as a checkpoint: speed does not depend on what was learnt, accuracy of course does."""
-    from mineral_batch.contract import ModelContract
-    from mineral_train.checkpoint import save_checkpoint
-    from mineral_train.model import PRESETS, build_model, input_spec, preset
+    from mineral_batch.model.contract import ModelContract
+    from mineral_train.model.network import PRESETS, build_model, input_spec, preset
+    from mineral_train.training.checkpoint import save_checkpoint
 
     name = str(given)
     if name not in PRESETS:
@@ -58,7 +58,7 @@ def _random_weights(given: Path, folder: Path) -> Path:
 
 
 def _exported(checkpoint: Path, path: Path) -> Path:
-    from mineral_export.onnx import export_onnx
-    from mineral_train.checkpoint import load_checkpoint
+    from mineral_export.onnx.export import export_onnx
+    from mineral_train.training.checkpoint import load_checkpoint
 
     return export_onnx(*load_checkpoint(checkpoint), path).path

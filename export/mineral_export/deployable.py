@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mineral_train.decoder import LabelDecoder
-from mineral_train.normalise import Normalise
+from mineral_train.model.decoder import LabelDecoder
+from mineral_train.model.normalise import Normalise
 
 if TYPE_CHECKING:
-    from mineral_batch.contract import InputSpec
-    from mineral_batch.images import Pixels
-    from mineral_batch.pipeline import Probabilities
-    from mineral_train.model import MineralNet
+    from mineral_batch.model.contract import InputSpec
+    from mineral_batch.types import Pixels, Probabilities
+    from mineral_train.model.network import MineralNet
 
 
 class Deployable(nn.Module):

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends.onnx_runtime import needs_pairs_as_written
+from mineral_batch.engines.onnx_cpu import needs_pairs_as_written
 from mineral_batch.errors import DataError
+from mineral_batch.model.onnx_file import read_contract
 
 if TYPE_CHECKING:
-    from mineral_batch.contract import ModelContract
+    from mineral_batch.model.contract import ModelContract
 
 Kind = Literal["gpu", "cpu"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -101,7 +101,7 @@ def _served(model: Path) -> _Served:
                 f"there no option forbids it: serve its engine (mineral-export trt {model} --precision as-is)"
             )
         return _Served("onnxruntime_onnx", "model.onnx", contract, 1, None)
-    from mineral_batch.backends.tensorrt_engine import read_record
+    from mineral_batch.engines.tensorrt.plan import read_record
 
     record = read_record(model)
     if record.runtime != "tensorrt":

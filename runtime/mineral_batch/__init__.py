@@ -6,12 +6,12 @@
 ...         print(result.path, predictor.contract.labels[result.probabilities.argmax()])
 """
 
-from mineral_batch.contract import MINERALS, InputSpec, Measured, ModelContract
 from mineral_batch.errors import BackendError, ContractError, DataError, MineralError
-from mineral_batch.images import Failure, Image, load_image
-from mineral_batch.pipeline import Prediction
+from mineral_batch.images.decode import load_image
+from mineral_batch.images.discover import find_images
+from mineral_batch.model.contract import MINERALS, InputSpec, Measured, ModelContract
 from mineral_batch.predictor import Predictor
-from mineral_batch.sources import find_images
+from mineral_batch.types import Failure, Image, Prediction
 
 __all__ = [
     "MINERALS",

@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import features
 
-from mineral_batch.backends import BACKENDS, open_backend
-from mineral_batch.backends.cuda_driver import DriverError, Gpu, cuda_version, gpus
-from mineral_batch.decoders import GPU, Options, open_decoder
+from mineral_batch.cuda.device import DriverError, Gpu, cuda_version, gpus
+from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import MineralError
-from mineral_batch.pipeline import processors
+from mineral_batch.images.decoders import GPU, Options, open_decoder
+from mineral_batch.system import cpu_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mineral_batch.images import Pixels
+    from mineral_batch.types import Pixels
 
 # What can make a difference to a run; names on the package index.
 _PACKAGES = (
@@ -52,7 +52,7 @@ class Engine:
     """How one engine did.
 
     Attributes:
-        name: as in `mineral_batch.backends.BACKENDS`.
+        name: as in `mineral_batch.engines.registry.BACKENDS`.
         works: whether it opened the model and answered for a picture.
         device: what it ran on, in words; empty if it does not work.
         seconds: of one picture, the best of a few, on one worker; None if it does not work.
@@ -155,7 +155,7 @@ def look_around() -> Machine:
         python=platform.python_version(),
         system=platform.platform(),
         processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
-        processors=processors(),
+        processors=cpu_count(),
         cpu_features=_cpu_features(),
         packages=_packages(),
         codecs={name: bool(features.check(name)) for name in _CODECS} | {"heif": find_spec("pillow_heif") is not None},
@@ -282,7 +282,7 @@ def trial(name: str, model: str) -> None:
 
 def decoding_trial() -> None:
     """Open the decoder on the first GPU, which tries it on a picture, and print how that went as one line of JSON."""
-    from mineral_batch.contract import InputSpec
+    from mineral_batch.model.contract import InputSpec
 
     told: dict[str, Any] = {"works": False}
     try:

@@ -1,6 +1,6 @@
 """What can go wrong for a user, each as one line that says what to do about it.
 
-A bad picture is not here: it is a value (`mineral_batch.images.Failure`) and the run goes on.
+A bad picture is not here: it is a value (`mineral_batch.types.Failure`) and the run goes on.
 """
 
 

@@ -10,7 +10,6 @@ many there are.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -22,18 +21,18 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mineral_batch.images import Failure, Image, Pixels, decode_image
+from mineral_batch.images.decode import decode_image
+from mineral_batch.system import cpu_count
+from mineral_batch.types import Failure, Image, Pixels, Prediction, Probabilities, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from PIL import Image as PILImage
 
-    from mineral_batch.backends import Backend
-    from mineral_batch.capture import Capture
-    from mineral_batch.sources import Source
+    from mineral_batch.engines.base import Backend
+    from mineral_batch.types import Source
 
     _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
 
@@ -41,30 +40,6 @@ if TYPE_CHECKING:
 # thread, and fewer where there are more threads than processors, because those only wait for a GPU.
 _LOOK_AHEAD = 8
 _LOOK_AHEAD_WAITING = 2
-
-Probabilities = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one photograph.
-
-    Attributes:
-        path: as `mineral_batch.sources` names it.
-        probabilities: (L,) float32, 0..1, in the order of the contract's labels.
-        width: of the upright photograph, pixels.
-        height: of the upright photograph, pixels.
-        capture: when and where it was taken; None where that was not asked for.
-    """
-
-    path: str
-    probabilities: Probabilities
-    width: int
-    height: int
-    capture: Capture | None = None
-
-
-Result = Prediction | Failure
 
 
 class StageTimes:
@@ -106,11 +81,6 @@ class _Slot:
     answer: Future[list[Result]] | None = None
 
 
-def processors() -> int:
-    """How many this process may use: as many threads decode, since Pillow releases the interpreter's lock."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
 def slots(batch_size: int, decode_threads: int, workers: int) -> int:
     """Batches that there is room for: one being written, one being filled, one in each engine thread, or more if small.
 
@@ -119,7 +89,7 @@ def slots(batch_size: int, decode_threads: int, workers: int) -> int:
         decode_threads: how many decode.
         workers: engine threads.
     """
-    ahead = max(_LOOK_AHEAD * min(decode_threads, processors()), _LOOK_AHEAD_WAITING * decode_threads)
+    ahead = max(_LOOK_AHEAD * min(decode_threads, cpu_count()), _LOOK_AHEAD_WAITING * decode_threads)
     return max(workers + 2, -(-ahead // batch_size))
 
 
@@ -141,7 +111,7 @@ def run(
         sources: pictures to read, or failures that are passed on.
         backend: an open engine; it is used from `backend.workers` threads and left open.
         batch_size: pictures that go to the engine at once.
-        decode: makes the engine's input of a picture; None for `mineral_batch.images.decode_image`.
+        decode: makes the engine's input of a picture; None for `mineral_batch.images.decode.decode_image`.
         decode_threads: that call it; None for one per processor.
         times: where the seconds of each stage are added.
 
@@ -150,7 +120,7 @@ def run(
     """
     times = times or StageTimes()
     decode = decode or partial(decode_image, spec=backend.contract.input)
-    decode_threads = decode_threads or processors()
+    decode_threads = decode_threads or cpu_count()
     decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
     engine = ThreadPoolExecutor(backend.workers, thread_name_prefix="engine")
     free = [_Slot(backend.buffer(batch_size)) for _ in range(slots(batch_size, decode_threads, backend.workers))]

@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Self, cast
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch import decoders, pipeline
-from mineral_batch.backends import AUTO, choose_backend, identity
+from mineral_batch import pipeline
+from mineral_batch.engines.base import identity
+from mineral_batch.engines.registry import AUTO, choose_backend
 from mineral_batch.errors import BackendError, DataError
-from mineral_batch.images import Failure, Pixels
-from mineral_batch.models import starter_path
-from mineral_batch.sources import Source, find_sources
+from mineral_batch.images import decoders
+from mineral_batch.images.discover import find_sources
+from mineral_batch.model.starter import starter_path
+from mineral_batch.types import Failure, Pixels, Source
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
     from types import TracebackType
 
-    from mineral_batch.contract import ModelContract
-    from mineral_batch.pipeline import Result, StageTimes
+    from mineral_batch.model.contract import ModelContract
+    from mineral_batch.pipeline import StageTimes
+    from mineral_batch.types import Result
 
 _log = logging.getLogger("mineral_batch")
 
@@ -42,14 +45,14 @@ class Predictor:
 
     Args:
         model: an ONNX file from `mineral-export onnx`; None for the starter model that comes with the package.
-        backend: a name in `mineral_batch.backends.BACKENDS`, or `auto`.
+        backend: a name in `mineral_batch.engines.registry.BACKENDS`, or `auto`.
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
-        precision: `auto`, or one of `mineral_batch.backends.PRECISIONS` that the engine must compute in.
+        precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
         batch_size: pictures per call of the engine; None for what suits the device.
         decode_threads: None for one per processor.
-        exact: decode JPEGs in full (see `mineral_batch.images.open_rgb`).
-        decode: `cpu`; `gpu`, which takes big JPEGs off the processor (`mineral_batch.gpu_decode`); or `auto`, whichever
-            is found faster for the first pictures that are predicted.
+        exact: decode JPEGs in full (see `mineral_batch.images.decode.open_rgb`).
+        decode: `cpu`; `gpu`, which decodes large JPEGs on the GPU (`mineral_batch.images.gpu.decoder`); or `auto`,
+            which times both on the first images and keeps the faster.
 
     Raises:
         BackendError: if the engine or the decoder cannot be opened here.
@@ -97,7 +100,7 @@ class Predictor:
 
     @property
     def backend(self) -> str:
-        """The engine that really answers: a name in `mineral_batch.backends.BACKENDS`."""
+        """The engine that really answers: a name in `mineral_batch.engines.registry.BACKENDS`."""
         return self._backend.name
 
     @property
@@ -150,8 +153,8 @@ class Predictor:
         """One `Prediction` or `Failure` per photograph, lazily and in order.
 
         Args:
-            inputs: folders, files, globs, archives (see `mineral_batch.sources`); pictures that are in memory, as PIL
-                images or (H, W, 3) uint8 RGB arrays, whose results are called `picture 0`, `picture 1`, ...
+            inputs: folders, files, globs, archives (see `mineral_batch.images.discover`); images in memory, as PIL
+                images or (H, W, 3) uint8 RGB arrays, whose results are named `picture 0`, `picture 1`, ...
             with_capture: read when and where each picture was taken, too.
             times: where the seconds of each stage are added.
 

@@ -17,8 +17,8 @@ import mineral_batch.cli
 import mineral_bench.cli
 import mineral_export.cli
 import mineral_train.cli
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.models import starter_card, starter_path
+from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.model.starter import starter_card, starter_path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", starter_card()]

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("runtime", "train", "export", "benchmarks")
-MODELS = "mineral_batch/models/"
+MODELS = "mineral_batch/model/starter/"
 LIMIT = 30_000_000
 
 

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch import InputSpec, Predictor
-from mineral_batch._onnx_file import read_contract, write_contract
 from mineral_batch.errors import DataError
-from mineral_batch.images import Failure
-from mineral_batch.metrics import mean_average_precision
-from mineral_bench import accuracy as bench
+from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_batch.types import Failure
 from mineral_bench.cli import main
+from mineral_bench.studies import accuracy as bench
 
 if TYPE_CHECKING:
     from pathlib import Path

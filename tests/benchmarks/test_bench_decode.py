@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch.contract import InputSpec
-from mineral_batch.metrics import mean_average_precision
-from mineral_bench import answers, decode
-from mineral_bench.accuracy import open_artefacts
+from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.model.contract import InputSpec
 from mineral_bench.cli import main
 from mineral_bench.measure import Plan, Rounds
 from mineral_bench.pictures import FORMATS, can_encode, encode, photograph
+from mineral_bench.studies import answers, decode
+from mineral_bench.studies.accuracy import open_artefacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,22 +13,21 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch import ModelContract
-from mineral_batch._onnx_file import read_contract, write_contract
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import ContractError, DataError
-from mineral_bench import engines
+from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_bench.cli import main
 from mineral_bench.comparison import Comparison
 from mineral_bench.engine_alone import answer, fill
-from mineral_bench.isolated import IsolatedError
 from mineral_bench.measure import Plan, Rounds
-from mineral_export.verify import synthetic
+from mineral_bench.process.isolated import IsolatedError
+from mineral_bench.studies import engines
+from mineral_export.verify.parity import synthetic
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_batch.images import Pixels
-    from mineral_batch.pipeline import Probabilities
+    from mineral_batch.types import Pixels, Probabilities
 
 SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
 INTERVAL = re.compile(r"[\d.]+ \([\d.]+ to [\d.]+\)")
@@ -193,8 +192,8 @@ def test_ratios_are_within_rounds_and_the_files_are_named() -> None:
 
 def test_a_checkpoint_runs_on_torch(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="checkpoints need torch")
-    from mineral_train.checkpoint import WEIGHTS, save_checkpoint
-    from mineral_train.model import ModelConfig, build_model, input_spec
+    from mineral_train.model.network import ModelConfig, build_model, input_spec
+    from mineral_train.training.checkpoint import WEIGHTS, save_checkpoint
 
     config = ModelConfig("test_vit", image_size=64, width=32, heads=2, ffn=48, labels=("agate", "gold"))
     contract = ModelContract(("agate", "gold"), (0.5, 0.5), input_spec(config))

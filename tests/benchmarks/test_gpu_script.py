@@ -26,7 +26,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as PILImage
 
-from mineral_batch.backends import cuda_driver
+from mineral_batch.cuda import device as cuda_driver
 
 from ..cuda import Cuda
 
@@ -364,13 +364,13 @@ def test_a_stage_that_fails_says_why_and_leaves_the_others(run: Any, out: Path) 
 def test_what_needs_a_stage_that_failed_is_skipped(run: Any, out: Path) -> None:
     for stage in ("models", "verify"):
         stage_file(out, stage).unlink()
-    done = run(out, ABSENT="mineral_export.onnx")
+    done = run(out, ABSENT="mineral_export.onnx.export")
     assert done.returncode == 1
     found = results(out)
     assert (found["models"]["status"], found["verify"]["status"]) == ("failed", "skipped")
     assert found["verify"]["error"] == "needs models"
     assert found["peers"]["status"] == "done"
-    assert "No module named 'mineral_export.onnx'" in found["models"]["error"]
+    assert "No module named 'mineral_export.onnx.export'" in found["models"]["error"]
 
 
 def test_without_time_nothing_begins(run: Any, tmp_path: Path) -> None:
@@ -715,7 +715,7 @@ def test_what_the_attempt_with_tensorrt_for_rtx_cannot_do_is_told_and_a_mistake_
 ) -> None:
     from mineral_batch.errors import BackendError
 
-    given, made = settings(script, tmp_path), importlib.import_module("mineral_export.engine")
+    given, made = settings(script, tmp_path), importlib.import_module("mineral_export.tensorrt")
 
     def export(error: Exception) -> int:
         def refused(*_: object, **__: object) -> None:
@@ -757,7 +757,7 @@ def test_a_loader_has_a_process_per_processor_each_with_several_batches(
     runners = importlib.import_module("runners")
     monkeypatch.delitem(sys.modules, "runners")
     monkeypatch.setattr(runners, "_SHARED", tmp_path)
-    monkeypatch.setattr("mineral_batch.pipeline.processors", lambda: 16)
+    monkeypatch.setattr("mineral_batch.pipeline.cpu_count", lambda: 16)
     free = 1 << 40
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     given, picture = settings(script, tmp_path, sizes=script.common.FULL), 384 * 384 * 3
@@ -929,7 +929,7 @@ def test_why_a_session_is_no_cuda_graph_is_told(
     script: Any, tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `predict` goes on: with another session, and aloud."""
-    from mineral_batch.backends import onnx_cuda
+    from mineral_batch.engines import onnx_cuda
 
     runners, made = importlib.import_module("runners"), []
     monkeypatch.delitem(sys.modules, "runners")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mineral_bench.isolated import Isolated, IsolatedError
-from mineral_bench.usage import cpu_seconds
+from mineral_bench.process.isolated import Isolated, IsolatedError
+from mineral_bench.process.usage import cpu_seconds
 
 
 def test_an_object_answers_from_its_own_process() -> None:

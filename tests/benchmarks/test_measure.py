@@ -7,16 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mineral_bench.measure import (
-    Plan,
-    Times,
-    interleave,
-    is_steady,
-    median,
-    ratio,
-    ratio_between_runs,
-    three_digits,
-)
+from mineral_bench.measure import Plan, Times, interleave, is_steady, median, ratio, ratio_between_runs, three_digits
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=60))

@@ -10,12 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends import cuda_driver
+from mineral_batch.cuda import device as cuda_driver
 from mineral_batch.errors import BackendError, DataError
-from mineral_bench import peers
+from mineral_batch.model.onnx_file import read_contract
 from mineral_bench.comparison import Comparison
 from mineral_bench.measure import Plan, Rounds
+from mineral_bench.studies import peers
 from mineral_bench.subject import Subject, find_subject
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def test_torchs_ways_give_the_same_answers(photos: Path, tmp_path: Path) -> None
 
 
 def _checkpoint(folder: Path) -> Path:
-    from mineral_batch.contract import ModelContract
-    from mineral_train.checkpoint import save_checkpoint
-    from mineral_train.model import ModelConfig, build_model, input_spec
+    from mineral_batch.model.contract import ModelContract
+    from mineral_train.model.network import ModelConfig, build_model, input_spec
+    from mineral_train.training.checkpoint import save_checkpoint
 
     config = ModelConfig("test_vit", image_size=64, width=32, heads=2, ffn=48, labels=("agate", "gold"))
     contract = ModelContract(("agate", "gold"), (0.5, 0.5), input_spec(config))

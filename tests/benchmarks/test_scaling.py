@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mineral_batch.backends import open_backend
-from mineral_batch.contract import InputSpec
-from mineral_batch.pipeline import processors
-from mineral_bench import memory, scaling
-from mineral_bench.isolated import Isolated
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.model.contract import InputSpec
+from mineral_batch.system import cpu_count
 from mineral_bench.measure import Plan
-from mineral_bench.runner import Runner
+from mineral_bench.process.isolated import Isolated
+from mineral_bench.process.runner import Runner
+from mineral_bench.studies import memory, scaling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,12 +70,12 @@ def test_larger_pictures_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fewer_cores_are_really_fewer(model_path: Path) -> None:
     found = scaling.by_cores(model_path, "onnx-cpu", SHORT, pictures=4)
-    if processors() < 2:
+    if cpu_count() < 2:
         assert found is None
         return
     assert found is not None
     assert found.cores[0] == 1
-    assert found.cores[-1] == processors()
+    assert found.cores[-1] == cpu_count()
     assert 0 <= found.serial <= 1
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import DataError
-from mineral_batch.sources import find_sources
-from mineral_bench import throughput as bench
+from mineral_batch.images.discover import find_sources
 from mineral_bench.cli import main
 from mineral_bench.measure import Rounds
-from mineral_bench.usage import GpuUsage, peak_memory_mib, read_samples
+from mineral_bench.process.usage import GpuUsage, peak_memory_mib, read_samples
+from mineral_bench.studies import throughput as bench
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from mineral_batch.contract import ModelContract
-from mineral_train.model import MineralNet, ModelConfig, build_model, input_spec
+from mineral_batch.model.contract import ModelContract
+from mineral_train.model.network import MineralNet, ModelConfig, build_model, input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,17 +8,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mineral_batch._onnx_file import read_metadata
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import DataError
-from mineral_batch.explain import MAPS_KEY, MapSpec, open_explainer
-from mineral_export import explainable
+from mineral_batch.explain.maps import MAPS_KEY, MapSpec, open_explainer
+from mineral_batch.model.onnx_file import read_metadata
 from mineral_export.cli import main
 from mineral_export.deployable import Deployable
-from mineral_export.onnx import export_onnx
-from mineral_export.verify import ParityError, synthetic
-from mineral_train.checkpoint import save_checkpoint
-from mineral_train.explain import cross_attention, grad_cam
+from mineral_export.onnx import explainable
+from mineral_export.onnx.export import export_onnx
+from mineral_export.verify.parity import ParityError, synthetic
+from mineral_train.maps import cross_attention, grad_cam
+from mineral_train.training.checkpoint import save_checkpoint
 
 # Two heads, two maps and a batch of two would be one number to the tracer: sizes that meet are the point.
 VARIANTS = {

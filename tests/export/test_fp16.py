@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from mineral_batch._onnx_file import graph_digest, read_contract
 from mineral_batch.errors import DataError
+from mineral_batch.model.onnx_file import graph_digest, read_contract
 from mineral_export.cli import main
-from mineral_export.fp16 import FLOAT32_OPERATORS, converted, to_fp16
-from mineral_export.gate import derive
-from mineral_export.onnx import export_onnx
-from mineral_export.qdq import packed
-from mineral_export.verify import BUDGETS, ParityError
+from mineral_export.onnx.export import export_onnx
+from mineral_export.precision.fp16 import FLOAT32_OPERATORS, converted, to_fp16
+from mineral_export.precision.qdq import packed
+from mineral_export.verify.gate import derive
+from mineral_export.verify.parity import BUDGETS, ParityError
 
 VARIANTS = {
     "vit, decoder": {"projection": "linear"},

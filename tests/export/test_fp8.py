@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 from PIL import Image
 
-from mineral_batch._onnx_file import graph_digest, read_contract, write_contract
 from mineral_batch.errors import DataError
-from mineral_export.artefacts import open_artefact
+from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
 from mineral_export.cli import main
-from mineral_export.fp8 import to_fp8
-from mineral_export.onnx import export_onnx
-from mineral_export.qdq import quantised_layers
-from mineral_export.verify import BUDGETS, ParityError, synthetic
+from mineral_export.onnx.export import export_onnx
+from mineral_export.precision.fp8 import to_fp8
+from mineral_export.precision.qdq import quantised_layers
+from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.parity import BUDGETS, ParityError, synthetic
 
 FLOAT8 = TensorProto.FLOAT8E4M3FN
 

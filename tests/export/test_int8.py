@@ -13,17 +13,17 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from mineral_batch._onnx_file import graph_digest, read_contract
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import BackendError, ContractError, DataError
-from mineral_batch.models import starter_path
-from mineral_export import quantise
-from mineral_export.artefacts import open_artefact
+from mineral_batch.model.onnx_file import graph_digest, read_contract
+from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main
-from mineral_export.onnx import export_onnx
-from mineral_export.qdq import is_quantised, layer_errors, left_in_float32, packed, quantised_layers
-from mineral_export.quantise import to_int8
-from mineral_export.verify import BUDGETS, ParityError, synthetic
+from mineral_export.onnx.export import export_onnx
+from mineral_export.precision import int8 as quantise
+from mineral_export.precision.int8 import to_int8
+from mineral_export.precision.qdq import is_quantised, layer_errors, left_in_float32, packed, quantised_layers
+from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.parity import BUDGETS, ParityError, synthetic
 
 VARIANTS = {
     "cnn": {"backbone": "test_efficientnet", "method": "pool"},
@@ -286,9 +286,9 @@ def test_each_pass_over_the_pictures_is_told(made):
 def test_tensorrt_builds_its_file(source, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    from mineral_batch.backends.tensorrt_build import Options
-    from mineral_batch.backends.tensorrt_engine import Profile
-    from mineral_export.engine import export_engine
+    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.plan import Profile
+    from mineral_export.tensorrt import export_engine
 
     target = tmp_path / "int8.onnx"
     to_int8(source, target, synthetic(read_contract(source).input, 4), for_engine="tensorrt", force=True)

@@ -12,16 +12,16 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.backends import open_backend
-from mineral_batch.contract import ModelContract
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.onnx_file import read_contract
 from mineral_export import TOLERANCE
-from mineral_export.attention import as_one_operator
 from mineral_export.cli import main
-from mineral_export.onnx import export_onnx
-from mineral_export.verify import ParityError, photographs, synthetic
-from mineral_train.checkpoint import save_checkpoint
-from mineral_train.model import PRESETS, build_model, input_spec
+from mineral_export.onnx.attention import as_one_operator
+from mineral_export.onnx.export import export_onnx
+from mineral_export.verify.parity import ParityError, photographs, synthetic
+from mineral_train.model.network import PRESETS, build_model, input_spec
+from mineral_train.training.checkpoint import save_checkpoint
 
 VARIANTS = {
     "vit, reshape": {"backbone": "test_vit", "projection": "reshape", "image_size": 128},

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from mineral_batch._onnx_file import write_contract
-from mineral_batch.contract import InputSpec, ModelContract
+from mineral_batch.model.contract import InputSpec, ModelContract
+from mineral_batch.model.onnx_file import write_contract
 from mineral_export.cli import main
 
 LABELS = ("quartz", 'the "fool\'s" gold', "Рубин\\n")
@@ -76,7 +76,7 @@ def test_the_contract_reaches_clients_unchanged(model, tmp_path):
 
 
 def write_engine(tmp_path, smallest, largest, runtime="tensorrt"):
-    from mineral_batch.backends import tensorrt_engine as engines
+    from mineral_batch.engines.tensorrt import plan as engines
 
     record = engines.EngineRecord(
         contract=replace(CONTRACT, name="engine"), source="model.onnx", onnx_sha256="", engine_sha256="",

@@ -28,20 +28,22 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as PILImage
 
 import mineral_batch.cli
-from mineral_batch._onnx_file import graph_digest, read_contract, write_contract
-from mineral_batch.backends import cuda_driver, open_backend, tensorrt_build
-from mineral_batch.backends.cuda_driver import DriverError, Gpu
-from mineral_batch.backends.tensorrt_build import Options
-from mineral_batch.backends.tensorrt_engine import EngineRecord, Profile, read_record, sidecar_path
-from mineral_batch.contract import MINERALS, InputSpec, ModelContract
+from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.engines.tensorrt import build as tensorrt_build
+from mineral_batch.engines.tensorrt.build import Options
+from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile, read_record, sidecar_path
 from mineral_batch.errors import BackendError
-from mineral_batch.models import starter_path
-from mineral_export import verify
+from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract
+from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
+from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main
-from mineral_export.engine import export_engine
-from mineral_export.fp16 import converted
-from mineral_export.onnx import export_onnx
-from mineral_train.model import build_model, input_spec, preset
+from mineral_export.onnx.export import export_onnx
+from mineral_export.precision.fp16 import converted
+from mineral_export.tensorrt import export_engine
+from mineral_export.verify import parity as verify
+from mineral_train.model.network import build_model, input_spec, preset
 
 from ..cuda import Cuda
 from ..engines import Engines
@@ -70,8 +72,8 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver shows a GPU; nothing can be run on it."""
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
     for module in ("cuda_driver", "tensorrt_build"):
-        monkeypatch.setattr(f"mineral_batch.backends.{module}.gpus", lambda: gpus)
-    monkeypatch.setattr("mineral_batch.backends.tensorrt.cuda_version", lambda: "13.0")
+        monkeypatch.setattr(f"mineral_batch.engines.registry.{module}.gpus", lambda: gpus)
+    monkeypatch.setattr("mineral_batch.engines.tensorrt.engine.cuda_version", lambda: "13.0")
 
 
 @pytest.fixture
@@ -332,7 +334,7 @@ def test_a_float32_graph_is_converted_or_taken_as_it_is(product: Path, plan: Pat
 def test_a_typed_fp16_graph_is_not_converted_again(product: Path, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = product.with_name("half.onnx")
     assert CliRunner().invoke(main, ["fp16", str(product), "-o", str(half)]).exit_code == 0
-    monkeypatch.setattr("mineral_export.fp16.to_fp16", None)
+    monkeypatch.setattr("mineral_export.precision.fp16.to_fp16", None)
     record = built(half, "-o", plan, *ONE_CHIP)
     assert (record.precision, record.source, record.onnx_sha256) == ("float16", "half.onnx", graph_digest(half))
     assert "asked for fp32, and of the matrix products are 1 in float16" in refused(
@@ -349,7 +351,7 @@ def test_an_engine_asked_to_be_fp16_that_is_not_is_refused(
         shutil.copy(source, target)
         return type("Made", (), {"path": target})
 
-    monkeypatch.setattr("mineral_export.fp16.to_fp16", lazy)
+    monkeypatch.setattr("mineral_export.precision.fp16.to_fp16", lazy)
     message = refused(product, "-o", plan, *ONE_CHIP)
     assert "nothing was written: asked for fp16, and of the matrix products are 1 in float32" in message
     assert "--precision as-is" in message
@@ -637,7 +639,7 @@ def test_what_tensorrt_for_rtx_does_not_do_is_refused_at_once(
     monkeypatch.chdir(product.parent)
     for folder in ("folder.plan", "described.plan.json"):
         Path(folder).mkdir()
-    monkeypatch.setattr("mineral_export.fp16.to_fp16", None)
+    monkeypatch.setattr("mineral_export.precision.fp16.to_fp16", None)
     assert reason in refused(product, *words)
     assert [path.name for path in product.parent.iterdir() if path.is_file()] == ["model.onnx"]
 
@@ -662,7 +664,7 @@ def test_a_file_without_a_contract_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_chip_must_be_named(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mineral_export.fp16.to_fp16", None)  # told before minutes of work
+    monkeypatch.setattr("mineral_export.precision.fp16.to_fp16", None)  # told before minutes of work
     message = refused(product)
     assert "no NVIDIA driver" in message
     assert "--compute-capability 8.9" in message

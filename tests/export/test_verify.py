@@ -13,14 +13,14 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from PIL import Image
 
-from mineral_batch._onnx_file import read_contract, write_contract
-from mineral_batch.contract import ModelContract
 from mineral_batch.errors import ContractError, DataError
-from mineral_export.artefacts import find_artefact, open_artefact
+from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_export.cli import main
-from mineral_export.onnx import export_onnx
-from mineral_export.verify import BUDGETS, ParityError, Samples, compare, samples, synthetic
-from mineral_train.checkpoint import save_checkpoint
+from mineral_export.onnx.export import export_onnx
+from mineral_export.verify.artefacts import find_artefact, open_artefact
+from mineral_export.verify.parity import BUDGETS, ParityError, Samples, compare, samples, synthetic
+from mineral_train.training.checkpoint import save_checkpoint
 
 CONTRACT = ModelContract(("quartz", "gold"), (0.5, 0.5))
 PIXELS = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import InputSpec, ModelContract
-from mineral_batch._onnx_file import write_contract
+from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
     from pathlib import Path

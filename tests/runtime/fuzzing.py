@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import awkward_photos, encode, scene
 
 from mineral_batch import Failure, Predictor
-from mineral_batch.sources import Source
+from mineral_batch.types import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from mineral_batch import journal
 from mineral_batch.cli import main
 from mineral_batch.cli import predict as predict_module
+from mineral_batch.results import journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
-from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import BACKENDS, choose_backend, cuda_driver, open_backend
-from mineral_batch.backends.cuda_driver import DriverError, Gpu
+from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.engines.registry import BACKENDS, choose_backend, open_backend
+from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
     from pathlib import Path

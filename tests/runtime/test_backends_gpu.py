@@ -26,11 +26,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mineral_batch import BackendError, DataError, Failure, ModelContract, Predictor, runs
-from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import cuda_driver, identity, onnx_cuda, onnx_tensorrt, open_backend, uploads
-from mineral_batch.backends.cuda_driver import DriverError, Gpu
-from mineral_batch.backends.device_group import DeviceGroup
+from mineral_batch import BackendError, DataError, Failure, ModelContract, Predictor
+from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda import staging as uploads
+from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.engines import onnx_cuda, onnx_tensorrt
+from mineral_batch.engines.base import identity
+from mineral_batch.engines.device_group import DeviceGroup
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.model.onnx_file import write_contract
+from mineral_batch.results import run as runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

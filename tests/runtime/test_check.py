@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
-from mineral_batch.capture import Capture
-from mineral_batch.check import check
 from mineral_batch.cli import main
-from mineral_batch.sinks import Tables, write_tables
+from mineral_batch.results.check import check
+from mineral_batch.results.write import Tables, write_tables
+from mineral_batch.types import Capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from click.testing import CliRunner, Result
 
 from mineral_batch import Measured, ModelContract
-from mineral_batch._onnx_file import write_contract
 from mineral_batch.cli import main
+from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
     from pathlib import Path

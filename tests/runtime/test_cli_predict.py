@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from PIL import Image as PILImage
 
 from mineral_batch import BackendError, Predictor
-from mineral_batch.backends.onnx_runtime import OnnxRuntimeBackend
 from mineral_batch.cli import main
+from mineral_batch.engines.onnx_cpu import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mineral_batch.backends.cuda_driver import gate, page_locked
+from mineral_batch.cuda.device import gate, page_locked
 
 from ..cuda import Cuda
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mineral_batch.backends import cuda_libraries
-from mineral_batch.backends.cuda_libraries import load_cuda_libraries
+from mineral_batch.cuda import libraries as cuda_libraries
+from mineral_batch.cuda.libraries import load_cuda_libraries
 
 if TYPE_CHECKING:
     from pathlib import Path

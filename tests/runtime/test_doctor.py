@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch import doctor
-from mineral_batch.backends import BACKENDS
-from mineral_batch.backends.cuda_driver import Gpu
 from mineral_batch.cli import main
+from mineral_batch.cuda.device import Gpu
 from mineral_batch.doctor import Engine, Machine, findings
+from mineral_batch.engines.registry import BACKENDS
 
 if TYPE_CHECKING:
     from pathlib import Path

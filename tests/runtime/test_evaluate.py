@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from sklearn.metrics import average_precision_score, f1_score
 
-from mineral_batch._onnx_file import read_contract, write_contract
 from mineral_batch.cli import main
-from mineral_batch.contract import MINERALS, ModelContract
 from mineral_batch.errors import DataError
-from mineral_batch.evaluate import join, match_paths
+from mineral_batch.evaluation.evaluate import join, match_paths
+from mineral_batch.model.contract import MINERALS, ModelContract
+from mineral_batch.model.onnx_file import read_contract, write_contract
 
 LABELS = ("agate", "gold", "quartz", "topaz")
 COUNT = 60

@@ -17,12 +17,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mineral_batch._onnx_file import write_contract, write_metadata
-from mineral_batch.backends import open_backend
 from mineral_batch.cli import main
-from mineral_batch.contract import InputSpec, ModelContract
+from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import ContractError, DataError
-from mineral_batch.explain import (
+from mineral_batch.explain.maps import (
     MAPS_KEY,
     MapSpec,
     centre_first,
@@ -35,10 +33,12 @@ from mineral_batch.explain import (
     point,
     read_masks,
 )
-from mineral_batch.explanations import Asked, run
-from mineral_batch.models import starter_path
-from mineral_batch.overlays import colours, overlay
-from mineral_batch.sources import find_sources
+from mineral_batch.explain.overlay import colours, overlay
+from mineral_batch.explain.run import Asked, run
+from mineral_batch.images.discover import find_sources
+from mineral_batch.model.contract import InputSpec, ModelContract
+from mineral_batch.model.onnx_file import write_contract, write_metadata
+from mineral_batch.model.starter import starter_path
 
 onnx = pytest.importorskip("onnx", reason="the tiny model is built with the onnx package")
 

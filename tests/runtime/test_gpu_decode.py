@@ -28,26 +28,18 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch import (
-    BackendError,
-    DataError,
-    Failure,
-    Image,
-    InputSpec,
-    Predictor,
-    decoders,
-    doctor,
-    gpu_decode,
-    gpu_resize,
-    runs,
-)
-from mineral_batch.backends import cuda_driver
-from mineral_batch.backends.cuda_driver import DriverError, Gpu
+from mineral_batch import BackendError, DataError, Failure, Image, InputSpec, Predictor, doctor
 from mineral_batch.cli import main
-from mineral_batch.decoders import CpuDecoder
-from mineral_batch.gpu_decode import GpuDecoder, look_at
-from mineral_batch.gpu_resize import MAX_SIDE, Resizer, table
-from mineral_batch.sources import find_sources
+from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.images import decoders
+from mineral_batch.images.decoders import CpuDecoder
+from mineral_batch.images.discover import find_sources
+from mineral_batch.images.gpu import decoder as gpu_decode
+from mineral_batch.images.gpu import resize as gpu_resize
+from mineral_batch.images.gpu.decoder import GpuDecoder, look_at
+from mineral_batch.images.gpu.resize import MAX_SIDE, Resizer, table
+from mineral_batch.results import run as runs
 
 from ..cuda import CONTEXTS, Cuda, CudaError
 from .conftest import encode, scene
@@ -480,7 +472,7 @@ def test_nvimagecodec_is_given_no_decoder_of_the_processor_and_every_gpu_two_lan
     machine: Machine, monkeypatch: pytest.MonkeyPatch, processors: int, of_the_machine: int, threads: int
 ) -> None:
     """And all of them together as many threads as there are processors for this process; 0 is its own choice."""
-    monkeypatch.setattr(gpu_decode, "processors", lambda: processors)
+    monkeypatch.setattr(gpu_decode, "cpu_count", lambda: processors)
     monkeypatch.setattr(os, "cpu_count", lambda: of_the_machine)
     GpuDecoder(SPEC, CpuDecoder(SPEC), devices=(0, 1)).close()
     kinds = ["HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU"]
@@ -852,7 +844,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if compiler is None:
         pytest.skip("the kernel's source is compiled by a C++ compiler, and there is none")
     folder = tmp_path_factory.mktemp("kernel")
-    source = resources.files("mineral_batch").joinpath("resample.cu").read_text()
+    source = resources.files("mineral_batch.images.gpu").joinpath("resample.cu").read_text()
     (folder / "kernel.cpp").write_text(
         "#define __global__\nstatic struct { unsigned x; } blockIdx, blockDim, threadIdx;\n"
         + source
@@ -996,7 +988,7 @@ def test_the_kernels_source_resizes_as_pillow_does(
 
 
 def test_the_compiled_kernel_is_of_this_source() -> None:
-    folder = resources.files("mineral_batch")
+    folder = resources.files("mineral_batch.images.gpu")
     digest = hashlib.sha256(folder.joinpath("resample.cu").read_bytes()).hexdigest()
     code = folder.joinpath("resample.ptx").read_text()
     assert f"sha256 {digest}" in code, "compile it anew, as its first lines say"

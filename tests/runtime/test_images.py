@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from mineral_batch import DataError, Failure, Image, InputSpec, find_images, images, load_image
-from mineral_batch.images import PictureError, open_rgb, resize
+from mineral_batch import DataError, Failure, Image, InputSpec, find_images, load_image
+from mineral_batch.images import decode as images
+from mineral_batch.images.decode import PictureError, open_rgb, resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from mineral_batch import DataError, Failure, Prediction
-from mineral_batch import journal as journal_module
-from mineral_batch.capture import Capture
-from mineral_batch.journal import JOURNAL, Journal
-from mineral_batch.sources import Source
+from mineral_batch.results import journal as journal_module
+from mineral_batch.results.journal import JOURNAL, Journal
+from mineral_batch.types import Capture, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -164,7 +163,7 @@ def test_two_at_once_are_refused_in_one_process_and_from_another(tmp_path: Path)
         with pytest.raises(DataError, match="another run is writing"):
             Journal(tmp_path, MADE_WITH, restart=True)
         program = (
-            "import sys; from mineral_batch import DataError; from mineral_batch.journal import Journal\n"
+            "import sys; from mineral_batch import DataError; from mineral_batch.results.journal import Journal\n"
             "try: Journal(sys.argv[1], {})\n"
             "except DataError as error: sys.exit(str(error))"
         )
@@ -275,8 +274,8 @@ FILLING = """
 import resource, signal, sys
 import numpy as np
 from mineral_batch import DataError, Prediction
-from mineral_batch import journal as module
-from mineral_batch.sources import Source
+from mineral_batch.results import journal as module
+from mineral_batch.types import Source
 module._SECONDS_BETWEEN_COMMITS = 0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with module.Journal(sys.argv[1], {"model": "abc"}) as journal:

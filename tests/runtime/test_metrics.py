@@ -14,9 +14,9 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from mineral_batch import metrics
 from mineral_batch.errors import DataError
-from mineral_batch.metrics import (
+from mineral_batch.evaluation import metrics
+from mineral_batch.evaluation.metrics import (
     DEFINITIONS,
     EMPTY_AS_ZERO,
     EQUATION_6,

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from mineral_batch import _onnx_file
-from mineral_batch._onnx_file import (
+from mineral_batch.errors import ContractError
+from mineral_batch.model import onnx_file as _onnx_file
+from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.onnx_file import (
     CONTRACT_KEY,
     Node,
     read_contract,
@@ -24,8 +26,6 @@ from mineral_batch._onnx_file import (
     write_contract,
     write_metadata,
 )
-from mineral_batch.contract import ModelContract
-from mineral_batch.errors import ContractError
 
 CONTRACT = ModelContract(labels=("azurite", "grün, or not", "辰砂"), thresholds=(0.5, 0.25, 1.0), name="tiny")
 
@@ -257,7 +257,7 @@ def test_permissions_and_links_stay(path):
 def test_neither_onnx_nor_protobuf_is_imported(path):
     program = (
         "import sys; sys.modules.update(dict.fromkeys(['onnx', 'google.protobuf', 'onnxruntime', 'torch']));"
-        f"from mineral_batch._onnx_file import read_metadata; print(read_metadata({str(path)!r}))"
+        f"from mineral_batch.model.onnx_file import read_metadata; print(read_metadata({str(path)!r}))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "{'author': 'somebody'}"

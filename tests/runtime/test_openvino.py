@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mineral_batch import BackendError, ContractError, InputSpec, ModelContract, Prediction, Predictor, runs
-from mineral_batch._onnx_file import write_contract
-from mineral_batch.backends import open_backend
+from mineral_batch import BackendError, ContractError, InputSpec, ModelContract, Prediction, Predictor
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.model.onnx_file import write_contract
+from mineral_batch.results import run as runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ def test_an_answer_is_the_same_to_the_bit_in_any_batch_and_thread(model_path: Pa
 
 CLOSED_ELSEWHERE = """
 import os, signal, sys, threading
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
 
 opened = [open_backend(sys.argv[1], "openvino")]
 closing = threading.Thread(target=lambda: opened.pop().close())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction
-from mineral_batch.backends import open_backend
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.images.discover import find_sources
 from mineral_batch.pipeline import run, slots
-from mineral_batch.sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mineral_batch.sources import Source
+    from mineral_batch.types import Source
 
 SPEC = InputSpec(height=24, width=32)
 

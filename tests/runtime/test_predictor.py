@@ -12,20 +12,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch import (
-    BackendError,
-    DataError,
-    Failure,
-    Image,
-    ModelContract,
-    Prediction,
-    Predictor,
-    decoders,
-    load_image,
-)
+from mineral_batch import BackendError, DataError, Failure, Image, ModelContract, Prediction, Predictor, load_image
 from mineral_batch import predictor as predictor_module
-from mineral_batch.backends import open_backend
 from mineral_batch.cli import main
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.images import decoders
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,10 +24,11 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from mineral_batch.cli import main
-from mineral_batch.report import accuracy, figures
+from mineral_batch.evaluation import curves as accuracy
+from mineral_batch.report import figures
 from mineral_batch.report.charts import world
 from mineral_batch.report.markup import Markup, script_json, tag
-from mineral_batch.report.results import read_results
+from mineral_batch.results.read import read_results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,7 +213,7 @@ def test_a_folder_that_is_no_report_is_left_alone(run: Path) -> None:
 def test_too_many_pictures_for_one_file_are_refused_with_the_way_out(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mineral_batch.report.LARGEST_FILE", 3)
+    monkeypatch.setattr("mineral_batch.report.build.LARGEST_FILE", 3)
     done = CliRunner().invoke(main, ["report", "results", "-o", "page.html"])
     assert done.exit_code == 1
     assert "--folder" in done.output
@@ -296,7 +297,7 @@ def test_a_table_of_maps_that_is_damaged_is_refused(run: Path) -> None:
 
 def test_maps_count_where_one_file_becomes_too_large(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explain(Path("maps"))
-    monkeypatch.setattr("mineral_batch.report.LARGEST_FILE", len(ROWS) + 2)
+    monkeypatch.setattr("mineral_batch.report.build.LARGEST_FILE", len(ROWS) + 2)
     report("-o", "page.html")
     done = CliRunner().invoke(main, ["report", "results", "-o", "page.html", "--explained", "maps"])
     assert done.exit_code == 1

@@ -25,13 +25,14 @@ from PIL import ExifTags
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction, Predictor
-from mineral_batch._onnx_file import graph_digest, write_contract
-from mineral_batch.check import check
 from mineral_batch.files import whole_file
-from mineral_batch.journal import Journal
-from mineral_batch.runs import fingerprint, run
-from mineral_batch.sinks import Tables
-from mineral_batch.sources import Source, find_sources
+from mineral_batch.images.discover import find_sources
+from mineral_batch.model.onnx_file import graph_digest, write_contract
+from mineral_batch.results.check import check
+from mineral_batch.results.journal import Journal
+from mineral_batch.results.run import fingerprint, run
+from mineral_batch.results.write import Tables
+from mineral_batch.types import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,17 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
-from mineral_batch.capture import Capture
-from mineral_batch.sinks import (
-    CSV_ONLY,
-    Tables,
-    mirrored,
-    present,
-    require,
-    sweep,
-    write_partial,
-    write_tables,
-)
+from mineral_batch.results.write import CSV_ONLY, Tables, mirrored, present, require, sweep, write_partial, write_tables
+from mineral_batch.types import Capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Failure
-from mineral_batch.images import PictureError
-from mineral_batch.sources import Source, count_sources, find_sources, is_archive, read_list
+from mineral_batch.images.decode import PictureError
+from mineral_batch.images.discover import count_sources, find_sources, is_archive, read_list
+from mineral_batch.types import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

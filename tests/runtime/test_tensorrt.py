@@ -21,17 +21,12 @@ import numpy as np
 import pytest
 
 from mineral_batch import BackendError, ContractError, Predictor
-from mineral_batch._onnx_file import graph_digest, write_contract
-from mineral_batch.backends import cuda_driver, open_backend
-from mineral_batch.backends import tensorrt as backend_module
-from mineral_batch.backends.tensorrt_build import Built, Layers, inspected
-from mineral_batch.backends.tensorrt_engine import (
-    EngineRecord,
-    Profile,
-    read_record,
-    sidecar_path,
-    write_engine,
-)
+from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.engines.registry import open_backend
+from mineral_batch.engines.tensorrt import engine as backend_module
+from mineral_batch.engines.tensorrt.build import Built, Layers, inspected
+from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile, read_record, sidecar_path, write_engine
+from mineral_batch.model.onnx_file import graph_digest, write_contract
 
 from ..cuda import Cuda, CudaError
 from ..engines import Engines, ExecutionContext, tensorrt

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-from mineral_train.model import MineralNet, build_model
-from mineral_train.presets import ModelConfig
+from mineral_train.model.network import MineralNet, build_model
+from mineral_train.model.presets import ModelConfig
 
 
 def _tiny_config(backbone: str = "test_vit", **changes: object) -> ModelConfig:

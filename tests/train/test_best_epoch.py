@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mineral_train.config import TrainConfig
-from mineral_train.logs import EpochRecord
-from mineral_train.run_state import Progress
+from mineral_train.training.config import TrainConfig
+from mineral_train.training.logs import EpochRecord
+from mineral_train.training.run_state import Progress
 
 LOSSES = (3.0, 2.0, 1.0, 1.5)
 MAPS = (0.4, 0.6, 0.5, 0.6)

@@ -9,10 +9,10 @@ import shutil
 import pytest
 import torch
 
-from mineral_batch.contract import ModelContract
 from mineral_batch.errors import DataError
-from mineral_train import checkpoint
-from mineral_train.checkpoint import load_checkpoint, save_checkpoint
+from mineral_batch.model.contract import ModelContract
+from mineral_train.training import checkpoint
+from mineral_train.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

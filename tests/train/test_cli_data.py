@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from mineral_batch.contract import MINERALS
+from mineral_batch.model.contract import MINERALS
 from mineral_train.cli import main
-from mineral_train.manifest import SPLITS, read_labels, read_manifest
+from mineral_train.data.manifest import SPLITS, read_labels, read_manifest
 
 
 def run(*arguments: object) -> Result:

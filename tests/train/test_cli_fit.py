@@ -14,12 +14,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from mineral_train import loop
-from mineral_train.checkpoint import load_checkpoint, load_state
 from mineral_train.cli import main
-from mineral_train.config import TrainConfig
-from mineral_train.presets import PRESETS
-from mineral_train.run_state import STATE
+from mineral_train.model.presets import PRESETS
+from mineral_train.training import loop
+from mineral_train.training.checkpoint import load_checkpoint, load_state
+from mineral_train.training.config import TrainConfig
+from mineral_train.training.run_state import STATE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,13 @@ import torch
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
-from mineral_batch.contract import InputSpec
 from mineral_batch.errors import DataError
-from mineral_batch.images import Image, load_image
-from mineral_train import dataset as dataset_module
-from mineral_train.dataset import Augment, PhotoDataset
-from mineral_train.manifest import Row
+from mineral_batch.images.decode import load_image
+from mineral_batch.model.contract import InputSpec
+from mineral_batch.types import Image
+from mineral_train.data import dataset as dataset_module
+from mineral_train.data.dataset import Augment, PhotoDataset
+from mineral_train.data.manifest import Row
 
 LABELS = ("gold", "quartz", "ruby")
 SPEC = InputSpec(height=40, width=48)

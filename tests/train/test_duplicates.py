@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from mineral_batch.images import Failure
-from mineral_train.duplicates import close_pairs, connected, identical_files, near_duplicates, thumbnails
+from mineral_batch.types import Failure
+from mineral_train.data.duplicates import close_pairs, connected, identical_files, near_duplicates, thumbnails
 
 
 def specimen(seed: int) -> Image.Image:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mineral_batch.errors import MineralError
-from mineral_train.optim import freeze_stages, still_statistics, train_what_learns
+from mineral_train.training.optim import freeze_stages, still_statistics, train_what_learns
 
 
 @pytest.mark.parametrize(

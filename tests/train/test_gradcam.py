@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mineral_batch.errors import DataError
-from mineral_train.explain import cross_attention, grad_cam
+from mineral_train.maps import cross_attention, grad_cam
 
 VARIANTS = {
     "vit, reshape": {"backbone": "test_vit", "projection": "reshape", "image_size": 128},

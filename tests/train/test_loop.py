@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError, MineralError
-from mineral_batch.metrics import mean_average_precision
-from mineral_train import optim
-from mineral_train.checkpoint import load_checkpoint, load_state
-from mineral_train.config import RunOptions, TrainConfig
-from mineral_train.dataset import PhotoDataset
-from mineral_train.evaluate import evaluate_model
-from mineral_train.learner import Learner, positive_weights
-from mineral_train.loop import fit
-from mineral_train.manifest import read_manifest
-from mineral_train.model import build_model
-from mineral_train.presets import ModelConfig
-from mineral_train.run_state import STATE
+from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_train.data.dataset import PhotoDataset
+from mineral_train.data.manifest import read_manifest
+from mineral_train.model.network import build_model
+from mineral_train.model.presets import ModelConfig
+from mineral_train.training import optim
+from mineral_train.training.checkpoint import load_checkpoint, load_state
+from mineral_train.training.config import RunOptions, TrainConfig
+from mineral_train.training.evaluate import evaluate_model
+from mineral_train.training.learner import Learner, positive_weights
+from mineral_train.training.loop import fit
+from mineral_train.training.run_state import STATE
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
-from mineral_train.backbones import import_timm
-from mineral_train.losses import LOSSES, make_loss
+from mineral_train.model.backbones import import_timm
+from mineral_train.training.losses import LOSSES, make_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 4 * torch.randn(5, 36, generator=GENERATOR, dtype=torch.float64)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
-from mineral_train.manifest import SPLITS, Manifest, Row, read_labels, read_manifest, write_manifest, write_table
+from mineral_batch.model.contract import MINERALS
+from mineral_train.data.manifest import SPLITS, Manifest, Row, read_labels, read_manifest, write_manifest, write_table
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12).filter(

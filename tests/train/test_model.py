@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from mineral_batch.errors import DataError
-from mineral_train.backbones import import_timm
-from mineral_train.decoder import LabelDecoder, ReshapeProjection
-from mineral_train.losses import make_loss
-from mineral_train.model import build_model, parameters_by_part
+from mineral_train.model.backbones import import_timm
+from mineral_train.model.decoder import LabelDecoder, ReshapeProjection
+from mineral_train.model.network import build_model, parameters_by_part
+from mineral_train.training.losses import make_loss
 
 VARIANTS = {
     "the paper's model": ("test_vit", {}),

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mineral_batch.contract import MINERALS
-from mineral_batch.explain import point
-from mineral_train.checkpoint import load_checkpoint
-from mineral_train.config import RunOptions, TrainConfig
-from mineral_train.explain import grad_cam
-from mineral_train.loop import fit
-from mineral_train.model import input_spec
-from mineral_train.presets import ModelConfig
+from mineral_batch.explain.maps import point
+from mineral_batch.model.contract import MINERALS
+from mineral_train.maps import grad_cam
+from mineral_train.model.network import input_spec
+from mineral_train.model.presets import ModelConfig
 from mineral_train.synth import SynthConfig, generate, write_dataset
+from mineral_train.training.checkpoint import load_checkpoint
+from mineral_train.training.config import RunOptions, TrainConfig
+from mineral_train.training.loop import fit
 
 if TYPE_CHECKING:
     from pathlib import Path

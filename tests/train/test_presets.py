@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
-from mineral_train.backbones import import_timm
-from mineral_train.losses import make_loss
-from mineral_train.model import (
+from mineral_batch.model.contract import MINERALS
+from mineral_train.model.backbones import import_timm
+from mineral_train.model.network import (
     PAPER_PARAMETERS,
     PRESETS,
     ModelConfig,
@@ -23,6 +22,7 @@ from mineral_train.model import (
     parameters_like_the_paper,
     preset,
 )
+from mineral_train.training.losses import make_loss
 
 # tokens T, channels C of every row of the paper's tables at 384 pixels
 ROWS = {
@@ -153,5 +153,5 @@ def test_unknown_preset_lists_the_presets():
 
 
 def test_presets_can_be_listed_without_torch():
-    code = "import sys; sys.modules['torch'] = None; import mineral_train.presets"
+    code = "import sys; sys.modules['torch'] = None; import mineral_train.model.presets"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from mineral_batch.errors import DataError
-from mineral_train.backbones import import_timm
-from mineral_train.model import build_model
+from mineral_train.model.backbones import import_timm
+from mineral_train.model.network import build_model
 
 timm = import_timm()
 

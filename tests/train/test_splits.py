@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
-from mineral_train.manifest import SPLITS
-from mineral_train.splits import stratified_split
+from mineral_train.data.manifest import SPLITS
+from mineral_train.data.splits import stratified_split
 
 
 def drawn(seed: int, count: int, rates: list[float], largest_group: int) -> tuple[np.ndarray, np.ndarray]:

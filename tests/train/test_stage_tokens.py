@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mineral_batch.errors import DataError
-from mineral_train.fusion import StageTokens
-from mineral_train.presets import ModelConfig
+from mineral_train.model.fusion import StageTokens
+from mineral_train.model.presets import ModelConfig
 
 
 def test_mean_of_the_tokens_is_the_pooled_stages_side_by_side():

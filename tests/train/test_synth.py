@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
+from mineral_batch.model.contract import MINERALS
 from mineral_train.cli import main
 from mineral_train.synth import (
     LEAST_VISIBLE,

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch.errors import DataError
-from mineral_train import tables
+from mineral_train import paper_tables as tables
 from mineral_train.cli import main
 from mineral_train.cli import tables as command
-from mineral_train.config import DoesNotFitError, TrainConfig
-from mineral_train.presets import PRESETS
+from mineral_train.model.presets import PRESETS
+from mineral_train.training.config import DoesNotFitError, TrainConfig
 
 RESULT = tables.RowResult("test_vit", 0.912345678, 6, 2, 314_243, 299_907, 384.4, "peak RSS of the process")
 

@@ -2,7 +2,7 @@
 
 import click
 
-from mineral_batch.console import LazyGroup
+from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
     "throughput": (

@@ -37,9 +37,9 @@ def accuracy(
     """
     from contextlib import ExitStack
 
-    from mineral_bench import accuracy as bench
     from mineral_bench.conditions import conditions
     from mineral_bench.report import Report
+    from mineral_bench.studies import accuracy as bench
 
     before = conditions(data=f"{labels.name}{f', split {split}' if split else ''}")
     with ExitStack() as stack:

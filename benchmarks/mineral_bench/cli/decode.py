@@ -42,13 +42,13 @@ def decode(
     """
     from contextlib import ExitStack
 
-    from mineral_batch.contract import InputSpec
-    from mineral_bench import answers
-    from mineral_bench import decode as bench
-    from mineral_bench.accuracy import open_artefacts
+    from mineral_batch.model.contract import InputSpec
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
+    from mineral_bench.studies import answers
+    from mineral_bench.studies import decode as bench
+    from mineral_bench.studies.accuracy import open_artefacts
 
     if (model and not photos) or (labels and not (model and len(photos) == 1)) or (split and not labels):
         raise click.UsageError("--model needs PHOTOS, --labels a --model and one folder, --split needs --labels")

@@ -37,10 +37,10 @@ def engines(
     runs in a process of its own, on pictures decoded before, on all the threads that its engine takes; the others'
     speed and answers are compared with the first's.
     """
-    from mineral_bench import engines as bench
     from mineral_bench.conditions import conditions
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
+    from mineral_bench.studies import engines as bench
 
     if len(artefacts) < 2:
         raise click.UsageError("name two artefacts or more: the first is what the others are compared with")

@@ -38,9 +38,9 @@ def memory(
 
     The pictures are links to those under PHOTOS, again and again, or small ones made for this.
     """
-    from mineral_bench import memory as bench
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.report import Report
+    from mineral_bench.studies import memory as bench
 
     before = conditions(**model_facts(model), backend=backend)
     peaks = bench.measure(model, counts, photos, backend)

@@ -45,11 +45,11 @@ def peers(
     from dataclasses import replace
     from pathlib import Path
 
-    from mineral_batch._onnx_file import read_contract
-    from mineral_bench import peers as bench
+    from mineral_batch.model.onnx_file import read_contract
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
+    from mineral_bench.studies import peers as bench
     from mineral_bench.subject import find_subject
 
     before = conditions(batch=batch)

@@ -42,11 +42,11 @@ def scaling(
     """
     from contextlib import closing
 
-    from mineral_batch.backends import open_backend
-    from mineral_bench import scaling as bench
+    from mineral_batch.engines.registry import open_backend
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report
+    from mineral_bench.studies import scaling as bench
 
     before = conditions(**model_facts(model), backend=backend)
     plan = Plan(seconds=seconds / 4, warm_up=1)

@@ -47,12 +47,12 @@ def throughput(
     from contextlib import closing
     from itertools import islice
 
-    from mineral_batch.backends import open_backend
-    from mineral_batch.sources import find_sources
-    from mineral_bench import throughput as bench
+    from mineral_batch.engines.registry import open_backend
+    from mineral_batch.images.discover import find_sources
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import Report, load_figures
+    from mineral_bench.studies import throughput as bench
 
     earlier = load_figures(saved, "throughput") if saved else None
     devices = [] if device is None else [device]

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from mineral_batch.contract import InputSpec, ModelContract
-    from mineral_batch.images import Pixels
-    from mineral_export.gate import Exported
-    from mineral_export.quantise import Quantised
-    from mineral_export.verify import Budget, Samples
+    from mineral_batch.model.contract import InputSpec, ModelContract
+    from mineral_batch.types import Pixels
+    from mineral_export.precision.int8 import Quantised
+    from mineral_export.verify.gate import Exported
+    from mineral_export.verify.parity import Budget, Samples
 
     Command = Callable[..., Any]
 
@@ -35,7 +35,7 @@ class Pictures:
 
     def samples(self, contract: ModelContract, count: int | None = None) -> Samples:
         """Drawn anew; `count` where the user names no number."""
-        from mineral_export.verify import samples
+        from mineral_export.verify.parity import samples
 
         return samples(contract, self.photos, self.labels, self.split, self.count or count)
 
@@ -49,7 +49,7 @@ class Gate:
 
     def budget(self, precision: str) -> Budget:
         """The precision's, with the loss of mAP that the user allows."""
-        from mineral_export.verify import budget_of
+        from mineral_export.verify.parity import budget_of
 
         return budget_of(precision, self.points)
 
@@ -63,7 +63,7 @@ class Calibration:
 
     def pixels(self, spec: InputSpec) -> Pixels:
         """(N, H, W, 3) uint8; says where there are fewer than asked for."""
-        from mineral_export.verify import spread
+        from mineral_export.verify.parity import spread
 
         pixels = spread([self.calibrate], spec, self.calibration_count)
         if len(pixels) < self.calibration_count:

@@ -26,8 +26,8 @@ def fp16(model: Path, output: Path | None, pictures: Pictures, gate: Gate) -> No
     probabilities come out as before. The file is compared with MODEL before it is written, and refused beyond 0.1
     points of mAP (with --labels) or the budget of probabilities (without).
     """
-    from mineral_batch._onnx_file import read_contract
-    from mineral_export.fp16 import to_fp16
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_export.precision.fp16 import to_fp16
 
     target, compared_on = output or model.with_suffix(".fp16.onnx"), pictures.samples(read_contract(model))
     report(to_fp16(model, target, pictures=compared_on, budget=gate.budget("float16"), force=gate.force), model)

@@ -39,8 +39,8 @@ def fp8(
     is within the budget: 0.5 points of mAP (with --labels) or the budget of probabilities (without), compared on ONNX
     Runtime's CPU engine. Needs NVIDIA ModelOpt: pip install "nvidia-modelopt[onnx]", in an environment of its own.
     """
-    from mineral_batch._onnx_file import read_contract
-    from mineral_export.fp8 import to_fp8
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_export.precision.fp8 import to_fp8
 
     contract, target = read_contract(model), output or model.with_suffix(".fp8.onnx")
     with Phases(quiet=quiet) as phases:

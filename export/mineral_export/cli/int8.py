@@ -48,8 +48,8 @@ def int8(
     points of mAP (with --labels) or the budget of probabilities (without). Compare on other photographs than those
     of --calibrate. What is not quantised is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
-    from mineral_batch._onnx_file import read_contract
-    from mineral_export.quantise import to_int8
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_export.precision.int8 import to_int8
 
     contract = read_contract(model)
     with Phases(quiet=quiet) as phases:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.explain import GRAD_CAM, METHODS
+from mineral_batch.explain.maps import GRAD_CAM, METHODS
 from mineral_export import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOLERANCE, TOP
 from mineral_export.cli._options import pictures_options
 
@@ -60,9 +60,9 @@ def onnx(
     """
     from dataclasses import replace
 
-    from mineral_export.onnx import export_onnx
-    from mineral_export.verify import PICTURES
-    from mineral_train.checkpoint import load_checkpoint
+    from mineral_export.onnx.export import export_onnx
+    from mineral_export.verify.parity import PICTURES
+    from mineral_train.training.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(checkpoint)
     contract = replace(contract, name=name or contract.name, licence=licence or contract.licence)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.backends.tensorrt_engine import Profile, sidecar_path
-from mineral_batch.backends.tensorrt_library import RUNTIMES
+from mineral_batch.engines.tensorrt.library import RUNTIMES
+from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
 from mineral_export.cli._options import Phases, gate_options, pictures_options, quiet_option
 
 if TYPE_CHECKING:
     from mineral_export.cli._options import Gate, Pictures
-    from mineral_export.engine import Engine
+    from mineral_export.tensorrt import Engine
 
 
 @click.command()
@@ -76,9 +76,9 @@ def trt(
     """
     from functools import partial
 
-    from mineral_batch._onnx_file import read_contract
-    from mineral_batch.backends.tensorrt_build import Options
-    from mineral_export.engine import export_engine
+    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_export.tensorrt import export_engine
 
     options = Options(
         _profile(batch, smallest, optimum, largest),

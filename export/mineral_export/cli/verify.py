@@ -12,9 +12,9 @@ from mineral_export.cli._options import FILE, pictures_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.artefacts import Artefact
     from mineral_export.cli._options import Pictures
-    from mineral_export.verify import Budget, Parity
+    from mineral_export.verify.artefacts import Artefact
+    from mineral_export.verify.parity import Budget, Parity
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
 _EXIT_BEYOND = 1
@@ -43,8 +43,8 @@ def verify(
     With labels the loss of mAP from A to B decides, without them the differences of the probabilities. Exit code 1
     if B is beyond the budget.
     """
-    from mineral_export import verify as parities
-    from mineral_export.artefacts import open_artefact, require_same
+    from mineral_export.verify import parity as parities
+    from mineral_export.verify.artefacts import open_artefact, require_same
 
     with open_artefact(one) as a, open_artefact(other) as b:
         require_same(a, b)

@@ -15,16 +15,16 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.errors import MineralError
-from mineral_batch.images import Failure
-from mineral_batch.sinks import present
-from mineral_batch.sources import count_sources
+from mineral_batch.images.discover import count_sources
+from mineral_batch.results.write import present
+from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from mineral_batch.contract import ModelContract
-    from mineral_batch.pipeline import Result
+    from mineral_batch.model.contract import ModelContract
+    from mineral_batch.types import Result
 
 _STDERR = 2
 

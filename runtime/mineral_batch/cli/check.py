@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mineral_batch.check import check as find_problems
+from mineral_batch.results.check import check as find_problems
 
 _SHOWN = 20
 

@@ -11,7 +11,7 @@ import click
 
 from mineral_batch.doctor import Engine, Machine, Report, examine
 from mineral_batch.errors import ContractError, MineralError
-from mineral_batch.models import starter_path
+from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mineral_batch._onnx_file import read_contract, write_contract
-from mineral_batch.contract import Measured
 from mineral_batch.errors import DataError
-from mineral_batch.evaluate import Evaluation, Joined, Tuning, join, tune
-from mineral_batch.evaluate import evaluate as judge
+from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join, tune
+from mineral_batch.evaluation.evaluate import evaluate as judge
+from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
 from mineral_batch.files import whole_file
-from mineral_batch.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
+from mineral_batch.model.contract import Measured
+from mineral_batch.model.onnx_file import read_contract, write_contract
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mineral_batch.contract import ModelContract
+    from mineral_batch.model.contract import ModelContract
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.errors import DataError
-from mineral_batch.models import starter_path
-from mineral_batch.sources import read_list
+from mineral_batch.images.discover import read_list
+from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mineral_batch.explain import Explainer
-    from mineral_batch.explanations import Report
+    from mineral_batch.explain.maps import Explainer
+    from mineral_batch.explain.run import Report
 
 _PATH = click.Path(path_type=Path)
 
@@ -65,8 +65,8 @@ def explain(
     were exported with mineral-export onnx --explain. A picture that cannot be read is a row in OUTPUT/failures.csv and
     makes the exit code 3.
     """
-    from mineral_batch.explain import open_explainer
-    from mineral_batch.explanations import Asked, run
+    from mineral_batch.explain.maps import open_explainer
+    from mineral_batch.explain.run import Asked, run
 
     warnings.filterwarnings("ignore", module="PIL")
     everything = [*inputs, *map(Path, read_list(list_file) if list_file else [])]
@@ -121,7 +121,7 @@ def _closing(report: Report, output: Path, most: int, labels: int) -> str:
 
 
 def _score_lines(report: Report) -> list[str]:
-    from mineral_batch.explanations import summary
+    from mineral_batch.explain.run import summary
 
     if not report.scores:
         return []

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch._onnx_file import read_contract
-from mineral_batch.models import starter_path
+from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
-    from mineral_batch.contract import ModelContract
+    from mineral_batch.model.contract import ModelContract
 
 
 @click.command()

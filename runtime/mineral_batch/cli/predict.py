@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch import runs
-from mineral_batch.backends import AUTO, BACKENDS, PRECISIONS
 from mineral_batch.cli._progress import Progress, Stop
-from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
-from mineral_batch.decoders import CPU, DECODERS
+from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.engines.base import PRECISIONS
+from mineral_batch.engines.registry import AUTO, BACKENDS
 from mineral_batch.errors import DataError
-from mineral_batch.models import starter_card
+from mineral_batch.images.decoders import CPU, DECODERS
+from mineral_batch.images.discover import read_list
+from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
-from mineral_batch.sinks import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS, Tables
-from mineral_batch.sources import read_list
+from mineral_batch.results import run as runs
+from mineral_batch.results.write import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS, Tables
 
 if TYPE_CHECKING:
     from collections import Counter
 
-    from mineral_batch.runs import Report
+    from mineral_batch.results.run import Report
 
 _SHOWN = 10
 

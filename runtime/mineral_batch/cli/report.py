@@ -10,15 +10,15 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.errors import DataError
-from mineral_batch.report import INDEX, Options, write_file, write_folder
+from mineral_batch.report.build import INDEX, Options, write_file, write_folder
 from mineral_batch.report.explained import read_explained
-from mineral_batch.report.results import read_results
+from mineral_batch.results.read import read_results
 
 if TYPE_CHECKING:
-    from mineral_batch.report import Made
-    from mineral_batch.report.accuracy import Accuracy
+    from mineral_batch.evaluation.curves import Accuracy
+    from mineral_batch.report.build import Made
     from mineral_batch.report.explained import Explained
-    from mineral_batch.report.results import Results
+    from mineral_batch.results.read import Results
 
 _PATH = click.Path(path_type=Path)
 
@@ -87,7 +87,7 @@ def _say_what_lacks(pictures: int, made: Made, maps: Explained | None) -> None:
 def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy | None:
     if labels is None:
         return None
-    from mineral_batch.report.accuracy import judge
+    from mineral_batch.evaluation.curves import judge
 
     return judge(table, labels, split)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluate import match_paths
-from mineral_batch.explanations import INDEX
+from mineral_batch.evaluation.evaluate import match_paths
+from mineral_batch.explain.run import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mineral_batch.report.results import Results
+    from mineral_batch.results.read import Results
 
 # Between two engines or precisions of one model; other models differ by more somewhere.
 _SAME = 0.1

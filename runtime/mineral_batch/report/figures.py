@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mineral_batch.report.accuracy import Accuracy, Curve
-    from mineral_batch.report.results import Results
+    from mineral_batch.evaluation.curves import Accuracy, Curve
+    from mineral_batch.results.read import Results
 
 
 class Matrix(NamedTuple):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.metrics import DEFINITIONS, EQUATION_6
+from mineral_batch.evaluation.curves import log_odds
+from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
 from mineral_batch.report import figures
-from mineral_batch.report.accuracy import log_odds
 from mineral_batch.report.charts import Bar, Line, bars, matrix, panel, world
 from mineral_batch.report.markup import Markup, join, tag
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mineral_batch.metrics import Floats
-    from mineral_batch.report.accuracy import Accuracy
+    from mineral_batch.evaluation.curves import Accuracy
+    from mineral_batch.evaluation.metrics import Floats
     from mineral_batch.report.explained import Explained
-    from mineral_batch.report.results import Results
+    from mineral_batch.results.read import Results
 
 #: Pictures in a page of data.
 ROWS = 2000

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mineral_batch.report.accuracy import Accuracy
-    from mineral_batch.report.results import Results
+    from mineral_batch.evaluation.curves import Accuracy
+    from mineral_batch.results.read import Results
 
 _FIRST, _SECOND, _THIRD, _MARK = "#0b6b70", "#b5651d", "#6b4fa0", "#ab1f17"
 _DPI = 200

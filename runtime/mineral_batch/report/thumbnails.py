@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mineral_batch.errors import DataError
-from mineral_batch.images import PictureError, open_rgb, read_file
-from mineral_batch.sources import Source, find_sources, is_archive
+from mineral_batch.images.decode import PictureError, open_rgb, read_file
+from mineral_batch.images.discover import find_sources, is_archive
+from mineral_batch.types import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -2,7 +2,7 @@
 
 import click
 
-from mineral_batch.console import LazyGroup
+from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
     "fit": ("mineral_train.cli.fit:fit", "Train a model on a manifest; resumes where it stopped."),

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mineral_batch.contract import MINERALS
-from mineral_train import config as recipes
-from mineral_train.manifest import read_labels
-from mineral_train.presets import Head, ModelConfig, Projection
+from mineral_batch.model.contract import MINERALS
+from mineral_train.data.manifest import read_labels
+from mineral_train.model.presets import Head, ModelConfig, Projection
+from mineral_train.training import config as recipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mineral_train.config import RunOptions, TrainConfig
+    from mineral_train.training.config import RunOptions, TrainConfig
 
     Command = Callable[..., Any]
     Decorator = Callable[[Command], Command]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.console import EXIT_SOME_PICTURES_FAILED
-from mineral_batch.contract import MINERALS
+from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.errors import DataError
-from mineral_train import census
-from mineral_train.duplicates import MAX_DISTANCE, MIN_CORRELATION
-from mineral_train.folders import TableFormat, folder_names
-from mineral_train.manifest import SEPARATOR, SPLITS, read_labels, write_manifest, write_table, write_text
-from mineral_train.prepare import Preparation, Prepared, prepare
-from mineral_train.splits import PAPER_SHARES
+from mineral_batch.model.contract import MINERALS
+from mineral_train.data import census
+from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
+from mineral_train.data.folders import TableFormat, folder_names
+from mineral_train.data.manifest import SEPARATOR, SPLITS, read_labels, write_manifest, write_table, write_text
+from mineral_train.data.prepare import Preparation, Prepared, prepare
+from mineral_train.data.splits import PAPER_SHARES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import click
 
 from mineral_train.cli import _options
-from mineral_train.config import LossName
-from mineral_train.presets import PRESETS, Method, ModelConfig
+from mineral_train.model.presets import PRESETS, Method, ModelConfig
+from mineral_train.training.config import LossName
 
 
 @click.command()
@@ -38,7 +38,7 @@ def fit(manifest: Path, run: Path, **chosen: Any) -> None:
     """
     config = _options.make_recipe(chosen, _model(chosen), _pretrained(chosen))
     options = _options.make_options(chosen)
-    from mineral_train.loop import fit as fit_run
+    from mineral_train.training.loop import fit as fit_run
 
     try:
         fit_run(config, manifest, run, options, say=click.echo)

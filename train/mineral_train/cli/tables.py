@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mineral_batch.errors import DataError
-from mineral_train import tables as paper
+from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
-from mineral_train.config import DoesNotFitError
-from mineral_train.presets import PRESETS, ModelConfig
+from mineral_train.model.presets import PRESETS, ModelConfig
+from mineral_train.training.config import DoesNotFitError
 
 if TYPE_CHECKING:
-    from mineral_train.config import RunOptions, TrainConfig
+    from mineral_train.training.config import RunOptions, TrainConfig
 
 _NOT_YET = "not trained yet"
 _TOO_LARGE = "did not fit this GPU"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
+from mineral_batch.model.contract import MINERALS
 from mineral_train.synth.looks import LOOKS
 from mineral_train.synth.shading import Light, shade
 from mineral_train.synth.surfaces import Site, grow, noise, polar, slopes

@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from mineral_batch.contract import MINERALS
 from mineral_batch.errors import DataError
+from mineral_batch.model.contract import MINERALS
 from mineral_train.synth.compose import Bytes, check, generate, stream, turn_of
 from mineral_train.synth.looks import LOOKS
 

@@ -1,0 +1,1 @@
+"""Objects and runs in processes of their own."""

@@ -1,0 +1,329 @@
+"""Decoders: milliseconds for one picture on one thread, and how near each comes to the full decode.
+
+The reference is Pillow's full decode, resized with the antialiased bicubic filter: what training frameworks do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from mineral_batch.errors import DataError
+from mineral_batch.images.decode import decode_image, one_line, open_picture, open_rgb, resize
+from mineral_batch.images.discover import find_sources
+from mineral_batch.types import Failure, Pixels
+from mineral_bench import pictures
+from mineral_bench.conditions import without_folder
+from mineral_bench.measure import Plan, Rounds, interleave, ratio
+from mineral_bench.report import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from mineral_batch.model.contract import InputSpec
+    from mineral_batch.types import Source
+
+    Decoder = Callable[[bytes, InputSpec], Pixels]
+
+REFERENCE = "Pillow, in full"
+OURS = "mineral-batch"
+SMALLEST = "Pillow, draft 1x"
+
+# Largest loss against our own decoder, dB, that still counts as the same fidelity.
+_SAME_FIDELITY = 0.5
+
+
+def pillow(content: bytes, spec: InputSpec) -> Pixels:
+    """Everything decoded, then resized: what most scripts do, once they turn the picture upright."""
+    return resize(open_rgb(content), spec)
+
+
+def ours(content: bytes, spec: InputSpec) -> Pixels:
+    """What `mineral-batch predict` does: a JPEG at the smallest of its own scales that is twice the input's size."""
+    return resize(open_rgb(content, cover=(spec.width, spec.height)), spec)
+
+
+def draft(content: bytes, spec: InputSpec) -> Pixels:
+    """A JPEG at the smallest of its own scales that is the input's size or more."""
+    return resize(open_rgb(content, cover=((spec.width + 1) // 2, (spec.height + 1) // 2)), spec)
+
+
+def simplejpeg(content: bytes, spec: InputSpec, times: int = 1) -> Pixels:
+    """libjpeg-turbo without Pillow, at a scale that is `times` the input's size or more."""
+    decoder = importlib.import_module("simplejpeg")
+    pixels = decoder.decode_jpeg(content, min_height=times * spec.height, min_width=times * spec.width)
+    return resize(PILImage.fromarray(pixels), spec)
+
+
+def simplejpeg_twice(content: bytes, spec: InputSpec) -> Pixels:
+    """The same at twice the input's size, the scale of our own decoder."""
+    return simplejpeg(content, spec, times=2)
+
+
+def opencv(content: bytes, spec: InputSpec) -> Pixels:
+    """OpenCV: JPEGs at a reduced scale, area interpolation."""
+    cv2 = importlib.import_module("cv2")
+    with PILImage.open(io.BytesIO(content)) as header:
+        scale = min(header.width // spec.width, header.height // spec.height)
+    reduced = next((factor for factor in (8, 4, 2) if scale >= factor), 1)
+    flag = {8: "IMREAD_REDUCED_COLOR_8", 4: "IMREAD_REDUCED_COLOR_4", 2: "IMREAD_REDUCED_COLOR_2"}.get(reduced)
+    bgr = cv2.imdecode(np.frombuffer(content, np.uint8), getattr(cv2, flag or "IMREAD_COLOR"))
+    small: Pixels = cv2.resize(bgr, (spec.width, spec.height), interpolation=cv2.INTER_AREA)
+    return small[..., ::-1]
+
+
+def pyvips(content: bytes, spec: InputSpec) -> Pixels:
+    """Thumbnails by libvips, which also reads the other formats piece by piece."""
+    vips = importlib.import_module("pyvips")
+    small = vips.Image.thumbnail_buffer(content, spec.width, height=spec.height, size="force")
+    if small.hasalpha():
+        small = small.flatten(background=255)
+    pixels: Pixels = small.colourspace("srgb").numpy()
+    return pixels
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A decoder.
+
+    Attributes:
+        run: (bytes, spec) -> (H, W, 3) uint8.
+        package: that it needs beside the base ones; empty for none.
+        jpeg_only: whether it reads no other format.
+    """
+
+    run: Decoder
+    package: str = ""
+    jpeg_only: bool = False
+
+    def is_installed(self) -> bool:
+        """Whether its package loads; one whose libraries are missing raises OSError."""
+        try:
+            return not self.package or bool(importlib.import_module(self.package))
+        except (ImportError, OSError):
+            return False
+
+
+CANDIDATES: Mapping[str, Candidate] = {
+    REFERENCE: Candidate(pillow),
+    OURS: Candidate(ours),
+    SMALLEST: Candidate(draft, jpeg_only=True),
+    "simplejpeg 1x": Candidate(simplejpeg, "simplejpeg", jpeg_only=True),
+    "simplejpeg 2x": Candidate(simplejpeg_twice, "simplejpeg", jpeg_only=True),
+    "OpenCV": Candidate(opencv, "cv2"),
+    "pyvips": Candidate(pyvips, "pyvips"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures that are measured together.
+
+    Attributes:
+        name: their format and size.
+        contents: their files.
+        is_jpeg: by content.
+    """
+
+    name: str
+    contents: tuple[bytes, ...]
+    is_jpeg: bool
+
+
+def generated(names: Iterable[str] = pictures.FORMATS, sizes: Iterable[str] = pictures.SIZES) -> list[Group]:
+    """One rendered picture per size and format that Pillow writes here."""
+    drawn = {size: pictures.photograph(*pictures.SIZES[size]) for size in sizes}
+    return [
+        Group(f"{name}, {size}", (pictures.encode(picture, name),), name.startswith("JPEG"))
+        for size, picture in drawn.items()
+        for name in filter(pictures.can_encode, names)
+    ]
+
+
+# Megapixels up to which a user's photographs are one group, so that small ones do not vanish among large ones.
+_LARGEST = (0.3, 1.0, 4.0, 16.0)
+
+
+def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> tuple[list[Group], list[Failure]]:
+    """The user's photographs by format and size, at most so many of each; and those that cannot be read.
+
+    Raises:
+        DataError: if none can be read.
+    """
+    found: dict[tuple[str, str], list[bytes]] = defaultdict(list)
+    failures = []
+    for source in find_sources(inputs):
+        looked = source if isinstance(source, Failure) else _look_at(source)
+        if isinstance(looked, Failure):
+            failures.append(looked)
+        elif len(found[looked.kind]) < most:
+            decoded = decode_image(looked.name, partial(bytes, looked.content), spec)
+            if isinstance(decoded, Failure):
+                failures.append(decoded)
+            else:
+                found[looked.kind].append(looked.content)
+    if not any(found.values()):
+        reason = f" ({failures[0].path}: {failures[0].reason})" if failures else ""
+        raise DataError(f"no readable photograph under {', '.join(map(str, inputs))}{reason}")
+    groups = [
+        Group(f"{kind}, {size} ({len(contents)})", tuple(contents), kind in ("JPEG", "MPO"))
+        for (kind, size), contents in sorted(found.items())
+        if contents
+    ]
+    return groups, failures
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A photograph of which the header alone was read.
+
+    Attributes:
+        name: of its source.
+        kind: format and size in words.
+        content: of the file.
+    """
+
+    name: str
+    kind: tuple[str, str]
+    content: bytes
+
+
+def _look_at(source: Source) -> _Looked | Failure:
+    try:
+        content = source.read()
+        assert isinstance(content, bytes), "sources of names are files"
+        return _Looked(source.name, _kind(content), content)
+    except Exception as error:  # damaged files make the decoders raise almost anything, see decode_image
+        return Failure(source.name, "read", one_line(error))
+
+
+def _kind(content: bytes) -> tuple[str, str]:
+    """Format and size in words."""
+    with open_picture(content) as picture:
+        megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
+    limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
+    return kind, f"up to {limit:g} MP" if limit else f"over {_LARGEST[-1]:g} MP"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One group's figures.
+
+    Attributes:
+        group: its name.
+        pictures: how many.
+        rounds: of all candidates that can read it.
+        psnr: candidate -> dB against the reference over all pixels; infinite where they are identical.
+    """
+
+    group: str
+    pictures: int
+    rounds: Rounds
+    psnr: Mapping[str, float]
+
+    def better(self) -> list[str]:
+        """Candidates that are faster than ours beyond noise, and as near to the full decode."""
+        times = self.rounds.cpu
+        return [
+            name
+            for name in times
+            if name != OURS
+            and self.psnr[name] >= self.psnr[OURS] - _SAME_FIDELITY
+            and ratio(times[name], times[OURS]).low > 1
+        ]
+
+
+def measure(group: Group, spec: InputSpec, plan: Plan) -> Measured:
+    """Time every decoder that is installed and reads the group, in interleaved rounds."""
+    answers = {name: attempt(one, group, spec) for name, one in CANDIDATES.items()}
+    usable = {name: CANDIDATES[name].run for name, pixels in answers.items() if pixels}
+    near = {name: psnr(answers[name], answers[REFERENCE]) for name in usable}
+
+    def decode_all(run: Decoder) -> Callable[[], object]:
+        return lambda: [run(content, spec) for content in group.contents]
+
+    rounds = interleave({name: decode_all(run) for name, run in usable.items()}, plan)
+    return Measured(group.name, len(group.contents), rounds, near)
+
+
+def attempt(candidate: Candidate, group: Group, spec: InputSpec) -> list[Pixels]:
+    """What a decoder makes of a group; nothing where it is absent or cannot read one of its pictures."""
+    if not candidate.is_installed() or (candidate.jpeg_only and not group.is_jpeg):
+        return []
+    try:
+        found = [candidate.run(content, spec) for content in group.contents]
+    except Exception:  # each package has its own, and was built with other formats
+        return []
+    return found if all(pixels.shape == spec.shape for pixels in found) else []
+
+
+def psnr(found: Sequence[Pixels], exact: Sequence[Pixels]) -> float:
+    """Peak signal-to-noise ratio, dB: 10 log10(255² / mean squared difference), over all pixels together."""
+    squares = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(found, exact, strict=True)]
+    mean = float(np.mean(squares))
+    return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
+
+
+def table(results: Sequence[Measured], failures: Sequence[Failure] = ()) -> Table:
+    """One row per group and decoder; what could not be read is named under it."""
+    rows = [row for result in results for row in _rows(result)]
+    columns = ("pictures", "decoder", "CPU ms a picture", "times faster than Pillow in full", "PSNR, dB")
+    return Table("Decode and resize, one thread", columns, rows, [verdict(results), *_left_out(failures)])
+
+
+# Photographs that cannot be read and are named; a folder may have thousands.
+_NAMED = 5
+
+
+def _left_out(failures: Sequence[Failure]) -> list[str]:
+    if not failures:
+        return []
+    told = [f"{without_folder(one.path)}: {one.reason}" for one in failures[:_NAMED]]
+    more = [f"{len(failures) - _NAMED} more"] if len(failures) > _NAMED else []
+    return [f"Left out, because they cannot be read: {'; '.join([*told, *more])}."]
+
+
+def _rows(result: Measured) -> list[tuple[object, ...]]:
+    times = result.rounds.cpu  # one thread: the same as by the clock, without the other programs
+    return [
+        (
+            result.group,
+            name,
+            float(np.median(times[name])) * 1000 / result.pictures,
+            None if name == REFERENCE else str(ratio(times[name], times[REFERENCE])),
+            "identical" if math.isinf(result.psnr[name]) else f"{result.psnr[name]:.1f}",
+        )
+        for name in times
+    ]
+
+
+def verdict(results: Sequence[Measured]) -> str:
+    """Whether another decoder should replace ours: faster beyond noise at the same fidelity."""
+    better = {result.group: result.better() for result in results}
+    told = [f"{group}: {', '.join(names)}" for group, names in better.items() if names]
+    rule = f"faster than {OURS} beyond noise and at most {_SAME_FIDELITY} dB farther from the full decode"
+    return f"{rule[0].upper() + rule[1:]}: {'; '.join(told) if told else 'none'}."
+
+
+def figures(results: Sequence[Measured]) -> list[dict[str, Any]]:
+    """Every round's seconds and every fidelity; null where a decoder gives the reference's very pixels."""
+    return [
+        {
+            "group": result.group,
+            "pictures": result.pictures,
+            "rounds": str(result.rounds),
+            "seconds": dict(result.rounds.seconds),
+            "cpu_seconds": dict(result.rounds.cpu),
+            "psnr_db": {name: None if math.isinf(value) else value for name, value in result.psnr.items()},
+        }
+        for result in results
+    ]

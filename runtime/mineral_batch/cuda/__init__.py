@@ -1,0 +1,1 @@
+"""What the GPU engines share: device, buffers, libraries, error words."""

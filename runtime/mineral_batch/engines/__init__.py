@@ -1,0 +1,1 @@
+"""Inference engines: one file per engine, opened through `registry`."""

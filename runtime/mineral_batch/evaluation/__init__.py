@@ -1,0 +1,1 @@
+"""Accuracy: metrics, thresholds, curves, and matching predictions to labels."""

@@ -1,0 +1,54 @@
+"""A map laid over its photograph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image as PILImage
+
+from mineral_batch.explain.maps import enlarged
+from mineral_batch.images.decode import seen_part
+
+if TYPE_CHECKING:
+    from mineral_batch.explain.maps import Heat
+    from mineral_batch.model.contract import InputSpec
+    from mineral_batch.types import Pixels
+
+# matplotlib's inferno at ten even steps: of even lightness steps, and read alike by the colour-blind and in grey.
+_INFERNO = np.array(
+    [
+        (0, 0, 4), (27, 12, 66), (75, 12, 107), (120, 28, 109), (165, 44, 96),
+        (207, 68, 70), (237, 105, 37), (251, 154, 6), (247, 208, 60), (252, 255, 164),
+    ],
+    dtype=np.float32,
+)  # fmt: skip
+# Where the map is low the photograph shows, darkened; where it is high the colour does, and still some of the stone.
+_FAINTEST, _STRONGEST = 0.35, 0.65
+
+
+def colours(heat: Heat) -> Pixels:
+    """0..1 to RGB on the colour map: (...) float32 to (..., 3) uint8."""
+    place = np.clip(heat, 0, 1) * (len(_INFERNO) - 1)
+    low = np.minimum(place.astype(np.intp), len(_INFERNO) - 2)
+    part = (place - low)[..., None]
+    mixed: Pixels = (_INFERNO[low] * (1 - part) + _INFERNO[low + 1] * part).round().astype(np.uint8)
+    return mixed
+
+
+def overlay(picture: PILImage.Image, heat: Heat, spec: InputSpec) -> PILImage.Image:
+    """Lay a map over an upright RGB photograph of any size, on the part that the model saw.
+
+    Args:
+        picture: RGB.
+        heat: (rows, columns), 0..1.
+        spec: the model's input; what its rule for resizing cuts off stays as it is.
+    """
+    left, top, right, bottom = (round(edge) for edge in seen_part(picture.size, spec))
+    seen = picture.crop((left, top, right, bottom))
+    large = enlarged(heat, seen.size)
+    share = (_FAINTEST + (_STRONGEST - _FAINTEST) * large)[..., None]
+    mixed = np.asarray(seen) * (1 - share) + colours(large) * share
+    result = picture.copy()
+    result.paste(PILImage.fromarray(mixed.round().astype(np.uint8)), (left, top))
+    return result

@@ -1,0 +1,1 @@
+"""JPEG decoding and resizing on the GPU."""

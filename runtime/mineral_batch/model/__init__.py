@@ -1,0 +1,1 @@
+"""The model file: its contract, its ONNX metadata, the starter model."""

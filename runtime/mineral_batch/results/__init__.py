@@ -1,0 +1,1 @@
+"""The output folder: run, journal, tables, reading and checking them."""

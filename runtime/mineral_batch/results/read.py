@@ -1,0 +1,140 @@
+"""What a run left in its output folder, in memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch.errors import DataError
+from mineral_batch.evaluation.evaluate import Predictions, read_predictions
+from mineral_batch.model.contract import MINERALS
+from mineral_batch.results.write import CERTIFICATE, FAILURES, LEADING, PARTIAL, PREDICTIONS
+from mineral_batch.types import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+ASSUMED_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one run.
+
+    Attributes:
+        table: the file that was read, predictions.csv or that of a run which was stopped.
+        predictions: N pictures, L labels.
+        thresholds: (L,) of the model; `ASSUMED_THRESHOLD` where the certificate does not say.
+        knows_thresholds: whether the certificate says.
+        captured: N, ISO 8601; empty where it is not known or not in the table.
+        places: (N, 2) latitude and longitude in degrees, NaN where they are not known.
+        failures: the pictures without a prediction.
+        certificate: run.json, empty for a run that was stopped.
+    """
+
+    table: Path
+    predictions: Predictions
+    thresholds: NDArray[np.float64]
+    knows_thresholds: bool
+    captured: tuple[str, ...]
+    places: NDArray[np.float64]
+    failures: tuple[Failure, ...]
+    certificate: Mapping[str, Any]
+
+    @property
+    def has_places(self) -> bool:
+        """Whether any picture says where it was taken."""
+        return bool(np.isfinite(self.places).all(axis=1).any())
+
+
+def read_results(folder: str | Path) -> Results:
+    """Read the output folder of `predict`, also that of a run which was stopped.
+
+    Raises:
+        DataError: if there are no tables, or one is damaged.
+    """
+    folder = Path(folder)
+    table = next((folder / name for name in (PREDICTIONS, PARTIAL) if (folder / name).is_file()), None)
+    if table is None:
+        raise DataError(f"no {PREDICTIONS} in {folder}: name the output folder of mineral-batch predict")
+    certificate = _certificate(folder / CERTIFICATE)
+    model = certificate.get("model")
+    model = model if isinstance(model, dict) else {}
+    header = _header(table)
+    labels = model.get("labels") if isinstance(model.get("labels"), list) else None
+    # Every column behind the leading ones is a label, as `predict` writes them.
+    labels = labels or [name for name in header if name not in LEADING]
+    predictions = read_predictions(table, {*MINERALS}, exactly=labels)
+    thresholds = _thresholds(model.get("thresholds"), len(labels))
+    captured, places = _captures(table, header, len(predictions.paths))
+    return Results(
+        table=table,
+        predictions=predictions,
+        thresholds=np.full(len(labels), ASSUMED_THRESHOLD) if thresholds is None else thresholds,
+        knows_thresholds=thresholds is not None,
+        captured=captured,
+        places=places,
+        failures=_failures(folder / FAILURES),
+        certificate=certificate,
+    )
+
+
+def _certificate(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path} ({error}): give the command of the run again to have it anew") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _thresholds(values: Any, count: int) -> NDArray[np.float64] | None:
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    return np.array(values, np.float64)
+
+
+def _header(table: Path) -> list[str]:
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
+def _rows(table: Path) -> Iterator[dict[str, str]]:
+    # As `predict` writes them: file names that are not UTF-8 keep their bytes.
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _captures(table: Path, header: list[str], count: int) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """When (N) and where (N, 2) pictures were taken, as far as the columns on request say."""
+    if not {"captured", "latitude", "longitude"} & {*header}:
+        return ("",) * count, np.full((count, 2), np.nan)
+    captured, places = [], []
+    for row in _rows(table):
+        captured.append(row.get("captured") or "")
+        places.append([_degrees(row.get(name), limit) for name, limit in (("latitude", 90), ("longitude", 180))])
+    return tuple(captured), np.array(places, np.float64).reshape(-1, 2)
+
+
+def _degrees(cell: str | None, limit: float) -> float:
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return float("nan")
+    return value if abs(value) <= limit else float("nan")
+
+
+def _failures(table: Path) -> tuple[Failure, ...]:
+    if not table.is_file():
+        return ()
+    return tuple(
+        Failure(row.get("path") or "", row.get("stage") or "", row.get("reason") or "") for row in _rows(table)
+    )

@@ -1,0 +1,1 @@
+"""Labelled images: manifests, folders, duplicates, splits, samples."""

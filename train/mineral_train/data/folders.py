@@ -1,0 +1,175 @@
+"""Labelled pictures as people keep them: one folder per mineral, or a table of their own. Both become rows.
+
+The public download of the paper's photographs (Zeng et al. 2021, Minerals 11, 506) is 36 folders with a mineral's
+name each; a picture of several minerals lies in several of them, byte for byte the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mineral_batch.errors import DataError
+from mineral_batch.images.discover import find_images
+from mineral_batch.types import Failure
+from mineral_train.data.duplicates import classes, connected, identical_files
+from mineral_train.data.manifest import SEPARATOR, SPLITS, Row, describe_unknown, read_table, split_labels
+from mineral_train.data.names import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid": "val", "validation": "val"}
+
+
+def folder_names(root: Path) -> list[str]:
+    """The names of the folders in `root` in alphabetical order, hidden ones left out.
+
+    Raises:
+        DataError: if `root` is no folder or has none in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{root} has no folders in it; it needs one folder of pictures per mineral")
+    return names
+
+
+def rows_from_folders(root: Path, labels: Sequence[str], *, ignore_unknown: bool = False) -> list[Row]:
+    """One row per picture under `root/<mineral>/`, at any depth; its split is empty.
+
+    Args:
+        root: the folder of folders.
+        labels: the label set.
+        ignore_unknown: leave folders out that are named after no label.
+
+    Raises:
+        DataError: if a folder is named after no label, or there are no pictures.
+    """
+    found = {name: canonical(name, labels) for name in folder_names(root)}
+    unknown = [name for name, label in found.items() if label is None]
+    if unknown and not ignore_unknown:
+        raise DataError(
+            f"{root}: folders named after no label: {describe_unknown(unknown, labels)}; rename them, leave them "
+            "out with --ignore-unknown, or make every folder a label with --labels folders"
+        )
+    named = [(name, label) for name, label in found.items() if label is not None]
+    rows = [Row(path.absolute(), (label,), "") for name, label in named for path in _pictures(root / name)]
+    if not rows:
+        raise DataError(f"{root} has no pictures in folders named after minerals")
+    return rows
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for found in find_images([folder]):
+        if isinstance(found, Failure):
+            raise DataError(f"cannot read {found.path}: {found.reason}; make it readable, or move it away")
+        yield found
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """Where a CSV has what.
+
+    Attributes:
+        path_column: name of the column of paths.
+        labels_column: name of the column of labels.
+        separator: between the labels of one picture.
+        split_column: name of the column of splits to keep, None to leave the split empty. `training`, `valid` and
+            `validation` are understood.
+        root: the folder that paths are relative to, None for the table's own.
+    """
+
+    path_column: str = "path"
+    labels_column: str = "labels"
+    separator: str = SEPARATOR
+    split_column: str | None = None
+    root: Path | None = None
+
+
+def rows_from_table(
+    table: Path, labels: Sequence[str], columns: TableFormat | None = None, *, ignore_unknown: bool = False
+) -> list[Row]:
+    """One row per record of a CSV with a picture's path and its labels; other columns are kept.
+
+    Args:
+        table: the CSV, UTF-8 with a header.
+        labels: the label set.
+        columns: of the CSV.
+        ignore_unknown: leave unknown labels out; the picture stays with its others, or with none.
+
+    Raises:
+        DataError: naming the column that is missing, the line that is wrong, or the labels that are unknown.
+    """
+    columns = columns or TableFormat()
+    header, records = read_table(table)
+    _require_columns(table, header, columns)
+    if not records:
+        raise DataError(f"{table} has a header and no rows")
+    folder = (columns.root or table.parent).absolute()
+    rows = [_table_row(record, columns, folder, f"{table}, line {line}") for line, record in records]
+    return _with_known_labels(rows, labels, table, ignore_unknown)
+
+
+def _require_columns(table: Path, header: Sequence[str], columns: TableFormat) -> None:
+    fixes = {
+        columns.path_column: "name it with --path-column",
+        columns.labels_column: "name it with --labels-column",
+        columns.split_column: "leave --keep-split out to make a new split",
+    }
+    for name, fix in fixes.items():
+        if name is not None and name not in header:
+            raise DataError(f"{table} has no column {name!r}, only {', '.join(header)}; {fix}")
+
+
+def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path, where: str) -> Row:
+    path = record[columns.path_column]
+    if not path:
+        raise DataError(f"{where}: the path is empty")
+    names = split_labels(record[columns.labels_column], columns.separator)
+    split = _split(record[columns.split_column], where) if columns.split_column else ""
+    taken = {columns.path_column, columns.labels_column, "path", "labels", "split"}
+    return Row(folder / path, names, split, {name: text for name, text in record.items() if name not in taken})
+
+
+def _split(text: str, where: str) -> str:
+    if text.strip().casefold() not in _SPLIT_NAMES:
+        raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, not {text!r}")
+    return _SPLIT_NAMES[text.strip().casefold()]
+
+
+def _with_known_labels(rows: Sequence[Row], labels: Sequence[str], table: Path, ignore_unknown: bool) -> list[Row]:
+    names = {name for row in rows for name in row.labels}
+    meant = {name: label for name in names if (label := canonical(name, labels)) is not None}
+    unknown = names - set(meant)
+    if unknown and not ignore_unknown:
+        raise DataError(
+            f"{table}: labels not in the label set: {describe_unknown(unknown, labels)}; correct them, leave them "
+            "out with --ignore-unknown, or give your own set with --labels FILE, one name a line"
+        )
+    return [
+        replace(row, labels=tuple(dict.fromkeys(meant[name] for name in row.labels if name in meant))) for row in rows
+    ]
+
+
+def merge_identical(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+    """One row for all that have the same path or the same bytes, with the labels of all, in the order of `labels`.
+
+    It has the path, the split and the other columns of the first of them.
+    """
+    unique = _merged(rows, classes((row.path, i) for i, row in enumerate(rows)), labels)
+    links = identical_files([row.path for row in unique])
+    same = classes((group, i) for i, group in enumerate(connected(len(unique), links).tolist()))
+    return _merged(unique, same, labels)
+
+
+def _merged(rows: Sequence[Row], groups: Iterable[Sequence[int]], labels: Sequence[str]) -> list[Row]:
+    order = {label: k for k, label in enumerate(labels)}
+
+    def together(members: Sequence[int]) -> Row:
+        names = {name for i in members for name in rows[i].labels}
+        return replace(rows[members[0]], labels=tuple(sorted(names, key=order.__getitem__)))
+
+    return [together(members) for members in groups]

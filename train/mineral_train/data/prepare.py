@@ -1,0 +1,170 @@
+"""From photographs as people keep them to a manifest: find, merge, check, group, split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch.errors import DataError
+from mineral_batch.types import Failure
+from mineral_train.data.duplicates import (
+    MAX_DISTANCE,
+    MIN_CORRELATION,
+    classes,
+    connected,
+    link_classes,
+    near_duplicates,
+    thumbnails,
+)
+from mineral_train.data.folders import TableFormat, merge_identical, rows_from_folders, rows_from_table
+from mineral_train.data.manifest import Manifest, Row
+from mineral_train.data.splits import PAPER_SHARES, fractions_of, stratified_split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mineral_batch.types import Pixels
+    from mineral_train.data.duplicates import Links
+
+#: Wraps the decoding of `total` pictures to show how far it is; `tqdm.tqdm` is one.
+Progress = Callable[..., Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How to make a manifest.
+
+    Attributes:
+        table: where a CSV has what; unused for folders.
+        ignore_unknown: leave out folders, or labels of a CSV, that the label set does not have.
+        group_column: of a CSV; pictures with one value in it stay in one split. Empty values are none.
+        shares: of training, validation and test.
+        seed: of the split.
+        duplicate_distance: see `near_duplicates`; -1 looks for none.
+        duplicate_correlation: see `near_duplicates`.
+        threads: that decode; None for one per CPU.
+    """
+
+    table: TableFormat = field(default_factory=TableFormat)
+    ignore_unknown: bool = False
+    group_column: str | None = None
+    shares: Sequence[float] = PAPER_SHARES
+    seed: int = 0
+    duplicate_distance: int = MAX_DISTANCE
+    duplicate_correlation: float = MIN_CORRELATION
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        fractions_of(self.shares)  # a mistake in them must not wait until all pictures are decoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A manifest of N pictures and how it came about.
+
+    Attributes:
+        manifest: the pictures that can be decoded, each in a split.
+        groups: (N,) numbers; pictures of one specimen, and near-duplicates, have the same.
+        rejected: the pictures that cannot be decoded.
+        merged: rows that became one with another of the same path or bytes.
+        near_duplicates: (P, 2) rows that are near-duplicates of each other.
+    """
+
+    manifest: Manifest
+    groups: NDArray[np.int64]
+    rejected: tuple[Failure, ...]
+    merged: int
+    near_duplicates: Links
+
+    def torn_groups(self) -> list[tuple[Row, Row]]:
+        """Of every group that lies in several splits, two rows of different ones."""
+        rows = self.manifest.rows
+        first: dict[int, Row] = {}
+        torn: dict[int, tuple[Row, Row]] = {}
+        for group, row in zip(self.groups.tolist(), rows, strict=True):
+            if first.setdefault(group, row).split != row.split:
+                torn.setdefault(group, (first[group], row))
+        return list(torn.values())
+
+
+def prepare(
+    source: Path, labels: Sequence[str], how: Preparation | None = None, progress: Progress | None = None
+) -> Prepared:
+    """Make a manifest of a folder of folders, or of a CSV; nothing is written.
+
+    Args:
+        source: a folder with one folder per mineral, or a CSV.
+        labels: the label set, in the order of the model's outputs.
+        how: the options.
+        progress: called with an iterator over the pictures and `total`.
+
+    Raises:
+        DataError: if the source is missing or empty, has unknown labels, or none of its pictures can be decoded.
+    """
+    how = how or Preparation()
+    found = _found(source, labels, how)
+    merged = merge_identical(found, labels)
+    rows, thumbs, rejected = _examined(merged, how.threads or os.cpu_count() or 1, progress)
+    alike = near_duplicates(thumbs, how.duplicate_distance, how.duplicate_correlation)
+    groups = connected(len(rows), alike, _same_value(rows, how.group_column))
+    manifest = Manifest(tuple(rows), tuple(labels))
+    if how.table.split_column is None:
+        splits = stratified_split(manifest.targets(), groups, how.shares, how.seed)
+        manifest = replace(manifest, rows=tuple(replace(row, split=s) for row, s in zip(rows, splits, strict=True)))
+    return Prepared(manifest, groups, tuple(rejected), len(found) - len(merged), alike)
+
+
+def _found(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
+    if not source.exists():
+        raise DataError(f"no such folder or CSV: {source}")
+    if not source.is_dir():
+        rows = rows_from_table(source, labels, how.table, ignore_unknown=how.ignore_unknown)
+    elif how.group_column or how.table != TableFormat():
+        raise DataError(
+            f"{source} is a folder; columns, separators, --root and --keep-split are for a CSV: leave them out"
+        )
+    else:
+        rows = rows_from_folders(source, labels, ignore_unknown=how.ignore_unknown)
+    if how.group_column and how.group_column not in rows[0].extra:
+        raise DataError(f"{source} has no column {how.group_column!r} to group by; it has {', '.join(rows[0].extra)}")
+    return rows
+
+
+def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> tuple[list[Row], Pixels, list[Failure]]:
+    """The rows whose picture can be decoded, their thumbnails, and why the others cannot."""
+    looks: Iterable[Pixels | Failure] = thumbnails([row.path for row in rows], threads)
+    if progress is not None:
+        looks = progress(looks, total=len(rows))
+    good, thumbs, rejected = [], [], []
+    for row, look in zip(rows, _named(rows, looks), strict=True):
+        if isinstance(look, Failure):
+            rejected.append(look)
+        else:
+            good.append(row)
+            thumbs.append(look)
+    if not good:
+        raise DataError(
+            f"none of the {len(rows)} pictures can be read; the first is {rejected[0].path}: {rejected[0].reason}; "
+            "is the folder that a CSV's paths are relative to another than its own, give it with --root"
+        )
+    return good, np.stack(thumbs), rejected
+
+
+def _named(rows: Iterable[Row], looks: Iterable[Pixels | Failure]) -> Iterator[Pixels | Failure]:
+    """Reject the pictures whose name a CSV in UTF-8 cannot hold."""
+    for row, look in zip(rows, looks, strict=True):
+        name = str(row.path).encode(errors="backslashreplace").decode()
+        yield (look if name == str(row.path) else Failure(name, "read", "its name is not UTF-8; rename the file"))
+
+
+def _same_value(rows: Sequence[Row], column: str | None) -> Links:
+    """Links between the rows that have one value, and not an empty one, in a column."""
+    named = ((row.extra[column], i) for i, row in enumerate(rows) if column and row.extra[column])
+    return link_classes(classes(named))

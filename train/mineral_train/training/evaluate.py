@@ -1,0 +1,98 @@
+"""What a model says about every picture of a dataset, in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader
+
+from mineral_batch.errors import DataError
+from mineral_train.model.normalise import Normalise
+from mineral_train.training.distributed import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mineral_train.data.dataset import PhotoDataset, Sample
+    from mineral_train.model.network import MineralNet
+
+
+def evaluate_model(
+    model: MineralNet,
+    dataset: PhotoDataset,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 16,
+    workers: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Probabilities and truth for each of N pictures.
+
+    Args:
+        model: moved to `device` and put into evaluation mode.
+        dataset: without augmentation.
+        device: where to compute.
+        batch: pictures at a time.
+        workers: processes that decode; 0 = this one.
+
+    Returns:
+        scores: (N, L) float32 probabilities, rows in the dataset's order.
+        truth: (N, L) bool.
+
+    Raises:
+        DataError: when a picture cannot be decoded.
+    """
+    model.to(device)
+    process = Process(0, 1, torch.device(device))
+    logits = predict_logits(model, dataset, process, batch=batch, workers=workers)
+    return logits.sigmoid().numpy(), dataset.targets.bool().numpy()
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: MineralNet, dataset: PhotoDataset, process: Process, *, batch: int, workers: int
+) -> torch.Tensor:
+    """Logits (N, L) float32 on the CPU; each process computes a share, all of them get the whole."""
+    model.eval()
+    normalise = Normalise(dataset.spec).to(process.device)
+    mine = list(range(process.rank, len(dataset), process.world))
+    loader = make_loader(dataset, [mine[i : i + batch] for i in range(0, len(mine), batch)], workers, process.device)
+    parts = [model(normalise(to_device(pixels, process.device))).float().cpu() for pixels, _, _ in samples(loader)]
+    empty = torch.empty(0, len(dataset.targets[0]))
+    logits = torch.empty(len(dataset), empty.shape[1])
+    for rank, part in enumerate(process.gather(torch.cat([empty, *parts]))):
+        logits[rank :: process.world] = part
+    return logits
+
+
+def make_loader(
+    dataset: PhotoDataset, batches: Sequence[list[int]], workers: int, device: torch.device
+) -> DataLoader[Sample]:
+    """A loader of the given batches in the given order."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the global one, which dropout follows
+    )
+
+
+def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The loader's batches; a picture that cannot be decoded is one line again, without the worker's traceback.
+
+    Raises:
+        DataError: naming the picture.
+    """
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("mineral_batch.errors.DataError: ")) from None
+
+
+def to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """(N, 3, H, W) uint8, channels last in memory: convolutions are faster so, on a CPU as on a GPU."""
+    return pixels.to(device, non_blocking=True, memory_format=torch.channels_last)
