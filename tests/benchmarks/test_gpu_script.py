@@ -757,7 +757,7 @@ def test_a_loader_has_a_process_per_processor_each_with_several_batches(
     runners = importlib.import_module("runners")
     monkeypatch.delitem(sys.modules, "runners")
     monkeypatch.setattr(runners, "_SHARED", tmp_path)
-    monkeypatch.setattr("mineral_batch.pipeline.cpu_count", lambda: 16)
+    monkeypatch.setattr("mineral_batch.system.cpu_count", lambda: 16)
     free = 1 << 40
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     given, picture = settings(script, tmp_path, sizes=script.common.FULL), 384 * 384 * 3
