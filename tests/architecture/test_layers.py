@@ -1,4 +1,4 @@
-"""One direction of dependency between the four packages, by the contract in pyproject.toml."""
+"""Imports between packages and rooms go one way, as the contracts in pyproject.toml state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FOLDERS = {"mineral_batch": "runtime", "mineral_train": "train", "mineral_export
 }
 
 
-def test_the_arrows_point_one_way() -> None:
+def test_imports_go_one_way() -> None:
     pytest.importorskip("importlinter", reason="import-linter comes with the extra `dev`")
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
         [sys.executable, "-c", command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 kept, 0 broken" in done.stdout
+    assert " 0 broken" in done.stdout
 
 
 @pytest.mark.parametrize("lower", range(len(LAYERS)))
