@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp16", "fp32", "as-is"]
 _NAMES = {"fp16": "float16", "fp32": "float32"}
-_QUANTISED = ("int8", "float8")
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,11 @@ def require_precision(layers: Layers, precision: Precision) -> None:
 
 def _typed(source: Path, scratch: Path, precision: Precision, proof: _Proof) -> Path:
     """A file whose graph is of the precision: the source itself, or a converted copy."""
-    stored = read_contract(source).provenance.get("precision")
-    if precision != "fp16" or stored == "float16":
+    numerics = read_contract(source).numerics
+    if precision != "fp16" or numerics.precision == "float16":
         return source
-    if stored in _QUANTISED:
-        raise BackendError(f"{source} is {stored} already: build it with --precision as-is")
+    if numerics.is_quantized:
+        raise BackendError(f"{source} is {numerics.precision} already: build it with --precision as-is")
     from mineral_export.precision.fp16 import to_fp16
 
     budget = proof.budget("float16")

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from mineral_batch.errors import DataError
+from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
 from mineral_export.cli import main
 from mineral_export.onnx.export import export_onnx
@@ -99,12 +100,11 @@ def test_the_file_holds_fp8_and_says_so(source, tmp_path, modelopt):
     assert (after.labels, after.thresholds, after.input) == (before.labels, before.thresholds, before.input)
     assert after.provenance == {
         **before.provenance,
-        "precision": "float8",
         "source_sha256": graph_digest(source),
         "calibration_pictures": 3,
-        "unquantised": "float16",
         "kept_layers": [],
     }
+    assert after.numerics == Numerics("float8", "float16")
     with open_artefact(target) as artefact:
         assert artefact.precision == "float8"
 
@@ -125,7 +125,7 @@ def test_beyond_the_budget_nothing_is_written_unless_told(source, tmp_path, mode
         to_fp8(source, target, pictures, budget=none)
     assert not list(tmp_path.iterdir())
     to_fp8(source, target, pictures, budget=none, force=True)
-    assert read_contract(target).provenance["precision"] == "float8"
+    assert read_contract(target).numerics.precision == "float8"
 
 
 @pytest.mark.parametrize("between", ["Relu", "Clip"])
@@ -142,7 +142,7 @@ def test_onnx_runtime_keeps_what_stands_before_a_rounding_to_fp8(source, tmp_pat
     reader.input[0] = add_pair(model.graph, relu.output[0], 1 / 64)
     path = tmp_path / "fp8.onnx"
     onnx.save(model, path)
-    write_contract(path, replace(read_contract(source), provenance={"precision": "float8"}))
+    write_contract(path, replace(read_contract(source), numerics=Numerics("float8")))
     pixels = synthetic(read_contract(source).input, 3)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import BackendError, ContractError, DataError
+from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract
 from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main
@@ -229,13 +230,12 @@ def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
     assert (after.labels, after.thresholds, after.input) == (before.labels, before.thresholds, before.input)
     assert after.provenance == {
         **before.provenance,
-        "precision": "int8",
         "source_sha256": graph_digest(source),
         "quantised_for": engine,
         "calibration_pictures": 6,
-        "unquantised": REST[engine],
         "kept_layers": [],
     }
+    assert after.numerics == Numerics("int8", REST[engine])
     with open_artefact(target) as artefact:
         assert artefact.precision == "int8"
 

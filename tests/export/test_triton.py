@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from mineral_batch.model.contract import InputSpec, ModelContract
+from mineral_batch.model.contract import InputSpec, ModelContract, Numerics
 from mineral_batch.model.onnx_file import write_contract
 from mineral_export.cli import main
 
@@ -103,14 +103,14 @@ def test_an_engine_that_does_not_take_the_servers_batches_is_refused(tmp_path, s
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("made", [{"precision": "int8", "unquantised": "float16"}, {"precision": "float8"}])
-def test_a_file_that_the_servers_onnx_runtime_computes_wrongly_is_refused(model, tmp_path, made):
-    write_contract(model, replace(CONTRACT, provenance=made))
+@pytest.mark.parametrize("numerics", [Numerics("int8", "float16"), Numerics("float8")])
+def test_a_file_that_the_servers_onnx_runtime_computes_wrongly_is_refused(model, tmp_path, numerics):
+    write_contract(model, replace(CONTRACT, numerics=numerics))
     done = run(tmp_path / "r", "-m", model)
     assert done.exit_code == 1
     assert f"serve its engine (mineral-export trt {model} --precision as-is)" in done.output
     assert not (tmp_path / "r").exists()
-    write_contract(model, replace(CONTRACT, provenance={"precision": "int8", "unquantised": "float32"}))
+    write_contract(model, replace(CONTRACT, numerics=Numerics("int8", "float32")))
     assert run(tmp_path / "r", "-m", model).exit_code == 0
 
 

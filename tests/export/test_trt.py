@@ -35,7 +35,7 @@ from mineral_batch.engines.tensorrt import build as tensorrt_build
 from mineral_batch.engines.tensorrt.build import Options
 from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile, read_record, sidecar_path
 from mineral_batch.errors import BackendError
-from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract
+from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract, Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
 from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main
@@ -180,7 +180,7 @@ def require_fp16_engine(graph: Path) -> None:
     assert (record.source, record.onnx_sha256) == ("model.onnx", graph_digest(graph))
     assert record.engine_sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
     assert replace(record.contract, provenance={}, measured=None) == replace(contract, provenance={}, measured=None)
-    assert record.contract.provenance["precision"] == "float16"
+    assert record.contract.numerics.precision == "float16"
     assert f"convolutions and matrix products: {products(graph)} float16" in result.output
     assert "compute capability 8.9, 12.0, batch 1 / 8 / 32" in result.output
 
@@ -369,7 +369,7 @@ def test_one_product_in_another_precision_is_enough_to_refuse(tmp_path: Path, pl
 def test_a_quantised_graph_is_an_int8_engine(tmp_path: Path, plan: Path) -> None:
     """The types around a product with Q/DQ pairs are float32; TensorRT multiplies what was quantised."""
     model = _product(tmp_path, quantised=True)
-    write_contract(model, replace(read_contract(model), provenance={"precision": "int8"}))
+    write_contract(model, replace(read_contract(model), numerics=Numerics("int8")))
     record = built(model, "-o", plan, *ONE_CHIP, "--precision", "as-is")
     assert (record.precision, record.products) == ("int8", {"int8": 1})
     assert "model.onnx is int8 already: build it with --precision as-is" in refused(model, *ONE_CHIP)

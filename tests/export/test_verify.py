@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from mineral_batch.errors import ContractError, DataError
-from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.contract import ModelContract, Numerics
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_export.cli import main
 from mineral_export.onnx.export import export_onnx
@@ -153,7 +153,7 @@ def test_what_the_file_says_of_its_precision_chooses_the_budget(folder, tmp_path
     path = tmp_path / "named.onnx"
     path.write_bytes((folder / "model.onnx").read_bytes())
     contract = read_contract(path)
-    write_contract(path, replace(contract, provenance={"precision": "int8"}))
+    write_contract(path, replace(contract, numerics=Numerics("int8")))
     assert "budget         int8" in run(folder, "model.onnx", str(path)).output
 
 

@@ -34,6 +34,7 @@ from mineral_batch.engines import onnx_cuda, onnx_tensorrt
 from mineral_batch.engines.base import identity
 from mineral_batch.engines.device_group import DeviceGroup
 from mineral_batch.engines.registry import open_backend
+from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import write_contract
 from mineral_batch.results import run as runs
 
@@ -790,14 +791,14 @@ def test_tensorrt_caches_what_it_built_under_all_that_it_depends_on(
     np.testing.assert_allclose(backend.infer(pictures(9)), expected(model_path, pictures(9)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("provenance", [{"precision": "float16"}, {"precision": "int8", "unquantised": "float16"}])
+@pytest.mark.parametrize("numerics", [Numerics("float16"), Numerics("int8", "float16")])
 @pytest.mark.parametrize("precision", ["auto", "float16"])
 def test_a_file_that_says_what_is_float16_is_built_as_it_says(
     model_path: Path,
     contract: ModelContract,
     runtime: Runtime,
     tmp_path: Path,
-    provenance: dict[str, Any],
+    numerics: Numerics,
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -805,7 +806,7 @@ def test_a_file_that_says_what_is_float16_is_built_as_it_says(
     monkeypatch.setattr(runtime, "InferenceSession", lambda *given, **_: Session(runtime, *given[:2], _["providers"]))
     path = tmp_path / "half.onnx"
     path.write_bytes(model_path.read_bytes())
-    write_contract(path, replace(contract, provenance=provenance))
+    write_contract(path, replace(contract, numerics=numerics))
     open_backend(path, "onnx-tensorrt", precision=precision)
     assert runtime.of("session")[0][1][0][1]["trt_fp16_enable"] == "0"
 

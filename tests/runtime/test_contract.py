@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch import MINERALS, ContractError, InputSpec, Measured, ModelContract
+from mineral_batch.model.contract import Numerics
 
 names = (
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters=";\r\n"), min_size=1)
@@ -173,3 +174,26 @@ def test_lists_from_json_become_tuples() -> None:
     assert isinstance(contract.input.mean, tuple)
     assert hash(contract.input) == hash(InputSpec())
     assert asdict(contract)["labels"] == ("agate", "gold")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, Numerics()),
+        ({"precision": "float16"}, Numerics("float16")),
+        ({"precision": "int8", "unquantised": "float16"}, Numerics("int8", "float16")),
+    ],
+)
+def test_files_from_before_numerics_was_a_field_say_it_in_their_provenance(
+    facts: dict[str, str], expected: Numerics
+) -> None:
+    record = json.loads(ModelContract(labels=("a",), thresholds=(0.5,), provenance={"recipe": 1, **facts}).to_json())
+    del record["numerics"]
+    contract = ModelContract.from_json(json.dumps(record))
+    assert (contract.numerics, contract.provenance) == (expected, {"recipe": 1})
+    assert ModelContract.from_json(contract.to_json()) == contract
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"numerics.precision must be one of .*float16.*got 'fp16'"):
+        Numerics("fp16")

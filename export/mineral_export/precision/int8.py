@@ -227,7 +227,7 @@ def within_budget(
                 engine=method.engine,
                 force=force,
                 calibration_pictures=len(calibration),
-                unquantised=method.rest,
+                unquantized=method.rest,
                 kept_layers=list(kept),
                 **method.provenance,
             )

@@ -181,7 +181,7 @@ class _TorchBackend:
 
 
 def _opened(name: str, backend: Backend) -> Artefact:
-    stored = str(backend.contract.provenance.get("precision", "float32"))
+    stored = backend.contract.numerics.precision
     # An engine may call what it computes by a name that is none of ours; what the file says then stands.
     precision = least_exact((stored, *backend.version.split(", ")))
     words = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
+from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
 from mineral_export.verify import parity as verify
 from mineral_export.verify.artefacts import open_artefact
@@ -93,6 +94,7 @@ def derive(
     budget: Budget | None = None,
     engine: str = "onnx-cpu",
     force: bool = False,
+    unquantized: str = "float32",
     **provenance: object,
 ) -> Exported:
     """Write another precision of an ONNX file, compared with it on the same engine.
@@ -106,6 +108,7 @@ def derive(
         budget: None for that of the precision.
         engine: that answers for both files.
         force: write even what exceeds the budget.
+        unquantized: what a graph of 8 bits computes everything else in.
         **provenance: more facts for the contract.
 
     Raises:
@@ -114,10 +117,11 @@ def derive(
         DataError: if the target cannot be written.
     """
     contract = read_contract(source)
-    made = {"precision": precision, "source_sha256": graph_digest(source), **provenance}
+    made = {"source_sha256": graph_digest(source), **provenance}
     with unproved(target) as path:
         convert(source, path)
-        write_contract(path, _described(contract, precision, made))
+        numerics = Numerics(precision, unquantized)
+        write_contract(path, replace(_described(contract, precision, made), numerics=numerics))
         with open_artefact(f"{source}@{engine}") as one, open_artefact(f"{path}@{engine}") as other:
             parity = verify.compare(one.answers, other.answers, pictures or verify.samples(contract), contract)
         if not force:

@@ -31,6 +31,7 @@ def describe(contract: ModelContract) -> str:
         f"licence    {contract.licence or 'not stated'}",
         f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
         f"accuracy   {_accuracy(contract)}",
+        f"precision  {contract.numerics}",
         *(f"{key:<10} {value}" for key, value in contract.provenance.items() if not isinstance(value, dict)),
         f"{len(contract.labels)} labels, each with the probability from which it is called present:",
     ]

@@ -148,8 +148,8 @@ def make_session(
 
 def needs_pairs_as_written(contract: ModelContract) -> bool:
     """Whether ONNX Runtime must leave the pairs of the file's QuantizeLinear and DequantizeLinear as they are."""
-    made = contract.provenance
-    return made.get("unquantised") == "float16" or made.get("precision") == "float8"
+    numerics = contract.numerics
+    return numerics.is_quantized and (numerics.has_float16 or numerics.precision == "float8")
 
 
 def nodes_elsewhere(session: Any) -> str:

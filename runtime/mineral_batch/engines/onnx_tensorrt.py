@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from mineral_batch.cuda.device import Gpu
     from mineral_batch.engines.base import Settings
-    from mineral_batch.model.contract import ModelContract
 
 _log = logging.getLogger("mineral_batch")
 TENSORRT = "TensorrtExecutionProvider"
@@ -61,7 +60,9 @@ def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
     load_cuda_libraries(runtime)
     tensorrt = tensorrt_version()
     is_half = settings.precision == "float16"
-    may_choose = is_half and not _is_typed_half(contract)
+    # Unless float16 or int8 are allowed, the provider has TensorRT build exactly what the file says ("strongly typed").
+    # Allowed, TensorRT would choose anew, also for the layers that the file keeps in float32 because they need it.
+    may_choose = is_half and not contract.numerics.has_float16
 
     @cache
     def folder(batch: int) -> Path:
@@ -95,15 +96,6 @@ def _check_precision(precision: str) -> None:
             "onnx-tensorrt cannot keep to float32: TensorRT uses TF32 by default, and ONNX Runtime's provider has no "
             "switch for it: give --backend onnx-cuda or --backend tensorrt, which can"
         )
-
-
-def _is_typed_half(contract: ModelContract) -> bool:
-    """Whether the file itself says which of its tensors are float16.
-
-    Unless float16 or int8 are allowed, the provider has TensorRT build exactly what the file says ("strongly typed").
-    Allowed, TensorRT would choose anew, also for the layers that the file keeps in float32 because they need it.
-    """
-    return "float16" in (contract.provenance.get("precision"), contract.provenance.get("unquantised"))
 
 
 def require_engine(folder: Path) -> None:

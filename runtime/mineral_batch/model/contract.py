@@ -28,6 +28,9 @@ MINERALS: tuple[str, ...] = (
     "sapphire", "schorl", "sphalerite", "stibnite", "sulfur", "topaz", "torbernite", "wulfenite",
 )  # fmt: skip
 
+#: What the matrix products of a model file can be stored in.
+STORED_PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
+
 Resize = Literal["squash", "crop"]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -67,6 +70,36 @@ class InputSpec:
         for name in ("mean", "std"):
             object.__setattr__(self, name, _floats(f"input.{name}", getattr(self, name), 3))
         _require(all(s > 0 for s in self.std), f"input.std must be above 0, got {list(self.std)}")
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The number formats of a model file's graph. Engines choose their options by it.
+
+    Attributes:
+        precision: of the matrix products: one of `STORED_PRECISIONS`.
+        unquantized: of everything else in a graph of 8 bits: `float32` or `float16`.
+    """
+
+    precision: str = "float32"
+    unquantized: str = "float32"
+
+    def __post_init__(self) -> None:
+        _require_one_of("numerics.precision", self.precision, STORED_PRECISIONS)
+        _require_one_of("numerics.unquantized", self.unquantized, ("float32", "float16"))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the matrix products are of 8 bits."""
+        return self.precision in ("int8", "float8")
+
+    @property
+    def has_float16(self) -> bool:
+        """Whether the file itself says which of its tensors are float16."""
+        return self.precision == "float16" or (self.is_quantized and self.unquantized == "float16")
+
+    def __str__(self) -> str:
+        return f"{self.precision}, the rest in {self.unquantized}" if self.is_quantized else self.precision
 
 
 @dataclass(frozen=True)
@@ -113,6 +146,7 @@ class ModelContract:
         input: how a picture becomes the input.
         name: what to call the model to a user.
         licence: SPDX expression or a sentence; empty when unknown.
+        numerics: the number formats of the file's graph.
         provenance: free facts about the making: recipe, data, versions, date, source checkpoint.
         measured: accuracy on held-out data, None when never measured.
         schema_version: of this record.
@@ -126,6 +160,7 @@ class ModelContract:
     input: InputSpec = field(default_factory=InputSpec)
     name: str = "unnamed"
     licence: str = ""
+    numerics: Numerics = field(default_factory=Numerics)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured | None = None
     schema_version: int = SCHEMA_VERSION
@@ -140,7 +175,7 @@ class ModelContract:
         object.__setattr__(self, "thresholds", _floats("thresholds", self.thresholds, len(self.labels)))
         outside = [t for t in self.thresholds if not _is_fraction(t)]
         _require(not outside, f"thresholds must be 0 to 1, got {outside[:3]}")
-        for name, kind in (("input", InputSpec), ("name", str), ("licence", str), ("provenance", Mapping)):
+        for name, kind in _FIELD_TYPES.items():
             value = getattr(self, name)
             _require(isinstance(value, kind), f"{name} must be of type {kind.__name__}, got {value!r}")
 
@@ -163,8 +198,24 @@ class ModelContract:
             record = json.loads(text)
         except ValueError as error:
             raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
-        contract: ModelContract = _build(cls, record, "contract", {"input": InputSpec, "measured": Measured})
+        nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics}
+        contract: ModelContract = _build(cls, _with_numerics(record), "contract", nested)
         return contract
+
+
+_FIELD_TYPES = {"input": InputSpec, "name": str, "licence": str, "numerics": Numerics, "provenance": Mapping}
+
+
+def _with_numerics(record: Any) -> Any:
+    """The record with `numerics`, which files written before that field existed have among their provenance."""
+    if not isinstance(record, dict) or "numerics" in record:
+        return record
+    facts = record.get("provenance")
+    if not isinstance(facts, Mapping):
+        return record
+    numerics = {"precision": facts.get("precision", "float32"), "unquantized": facts.get("unquantised", "float32")}
+    rest = {key: value for key, value in facts.items() if key not in ("precision", "unquantised")}
+    return {**record, "numerics": numerics, "provenance": rest}
 
 
 def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[Any]]) -> Any:

@@ -351,8 +351,7 @@ def _require_answers(backend: TensorRtBackend, source: Path) -> None:
     except BackendError as error:
         _log.warning("the engine's answers are not compared with its model's: %s", error)
         return
-    is_rounded = backend.contract.provenance.get("precision") in ("int8", "float8")
-    if not difference <= (1 if is_rounded else _WRONG):  # also where it is not a number
+    if not difference <= (1 if backend.contract.numerics.is_quantized else _WRONG):  # also where it is not a number
         raise BackendError(
             f"the engine that {backend.version} makes of {source.name} answers otherwise than ONNX Runtime does: a "
             f"probability differs by {difference:.2g}; use --backend onnx-cuda, and tell its authors"
