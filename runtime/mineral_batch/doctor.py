@@ -26,7 +26,8 @@ from PIL import features
 from mineral_batch.cuda.device import DriverError, Gpu, cuda_version, gpus
 from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import MineralError
-from mineral_batch.images.decoders import GPU, Options, open_decoder
+from mineral_batch.images.decoder import GPU, DecodeOptions
+from mineral_batch.images.decoders import open_decoder
 from mineral_batch.system import cpu_count
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def decoding_trial() -> None:
 
     told: dict[str, Any] = {"works": False}
     try:
-        decoder = open_decoder(GPU, Options(InputSpec()))
+        decoder = open_decoder(GPU, DecodeOptions(InputSpec()))
         told = {"works": True, "version": decoder.version}
         decoder.close()
     except MineralError as error:

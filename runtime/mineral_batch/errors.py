@@ -1,6 +1,6 @@
 """What can go wrong for a user, each as one line that says what to do about it.
 
-A bad picture is not here: it is a value (`mineral_batch.types.Failure`) and the run goes on.
+A bad image ends no run: `ImageError` says why it cannot be read, and becomes a `mineral_batch.types.Failure`.
 """
 
 
@@ -18,3 +18,20 @@ class BackendError(MineralError):
 
 class DataError(MineralError):
     """A table, folder or checkpoint that the user named is missing, empty or not of the expected form."""
+
+
+class ImageError(Exception):
+    """Why one image cannot be read, in words for its row of failures.csv."""
+
+
+class MissingDecoderError(ImageError):
+    """An image in a format whose decoder is not installed; nothing is wrong with the file."""
+
+
+def one_line(error: BaseException) -> str:
+    """Describe an exception in one line, without memory addresses and without the file's name."""
+    if isinstance(error, (ImageError, MineralError)):
+        return str(error)
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split()) or "no details"
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"

@@ -175,4 +175,4 @@ def _result(image: Image | Failure, probabilities: Probabilities) -> Result:
         return image
     if not np.isfinite(probabilities).all():
         return Failure(image.path, "infer", "the model's answer is not a number")
-    return Prediction(image.path, probabilities.copy(), image.width, image.height, image.capture)
+    return Prediction(image.path, probabilities.copy(), image.width, image.height, image.exif)

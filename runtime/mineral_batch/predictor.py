@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch import pipeline
+from mineral_batch.decoder_choice import choose_decoder, peek
 from mineral_batch.engines.base import identity
 from mineral_batch.engines.registry import AUTO, choose_backend
 from mineral_batch.errors import BackendError, DataError
-from mineral_batch.images import decoders
+from mineral_batch.images.decoder import AUTO as AUTO_DECODER
+from mineral_batch.images.decoder import CPU, DecodeOptions, Decoder, check_decoder_name
+from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
 from mineral_batch.model.starter import starter_path
 from mineral_batch.types import Failure, Pixels, Source
@@ -69,26 +72,26 @@ class Predictor:
         batch_size: int | None = None,
         decode_threads: int | None = None,
         exact: bool = False,
-        decode: str = decoders.CPU,
+        decode: str = CPU,
     ) -> None:
-        decoders.check_name(decode)
+        check_decoder_name(decode)
         self.model = Path(model) if model is not None else starter_path()
         choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
         self._backend = choice.backend
         #: Engines that `auto` tried before the one that is open, and why each was not it.
         self.passed_over = choice.passed_over
         self.batch_size = batch_size or self._backend.batch_size
-        self._decoding = decoders.Options(self.contract.input, exact, devices, decode_threads)
-        self._decoder: decoders.Decoder | None = None
+        self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads)
+        self._decoder: Decoder | None = None
         self._unfinished: weakref.WeakSet[Generator[Result, None, None]] = weakref.WeakSet()
         #: Why it decodes with what it does; empty where that was not chosen by measurement.
         self.decoder_choice = ""
-        if decode != decoders.AUTO:
+        if decode != AUTO_DECODER:
             self._open_decoder(decode)
 
     def _open_decoder(self, name: str) -> None:
         try:
-            self._decoder = decoders.open_decoder(name, self._decoding)
+            self._decoder = open_decoder(name, self._decoding)
         except BaseException:
             self._backend.close()
             raise
@@ -119,7 +122,7 @@ class Predictor:
         return identity(self._backend)
 
     @property
-    def decoder(self) -> decoders.Decoder:
+    def decoder(self) -> Decoder:
         """What decodes; with `auto` there is none before the first pictures are known.
 
         Raises:
@@ -140,41 +143,41 @@ class Predictor:
         """
         if self._decoder is not None:
             return sources
-        first, again = decoders.drawn_ahead(sources)
-        self._decoder, self.decoder_choice = decoders.choose(
+        first, sources = peek(sources)
+        self._decoder, self.decoder_choice = choose_decoder(
             first, self._decoding, earlier, self._backend, self.batch_size
         )
         _log.warning("%s", self.decoder_choice)
-        return again
+        return sources
 
     def predict(
-        self, inputs: Iterable[Input], *, with_capture: bool = False, times: StageTimes | None = None
+        self, inputs: Iterable[Input], *, with_exif: bool = False, times: StageTimes | None = None
     ) -> Generator[Result, None, None]:
         """One `Prediction` or `Failure` per photograph, lazily and in order.
 
         Args:
             inputs: folders, files, globs, archives (see `mineral_batch.images.discover`); images in memory, as PIL
                 images or (H, W, 3) uint8 RGB arrays, whose results are named `picture 0`, `picture 1`, ...
-            with_capture: read when and where each picture was taken, too.
+            with_exif: read when and where each picture was taken, too.
             times: where the seconds of each stage are added.
 
         Raises:
             DataError: if an input does not exist.
             BackendError: if the engine fails.
         """
-        results = self._predict(inputs, with_capture=with_capture, times=times)
+        results = self._predict(inputs, with_exif=with_exif, times=times)
         self._unfinished.add(results)
         return results
 
     def _predict(
-        self, inputs: Iterable[Input], *, with_capture: bool, times: StageTimes | None
+        self, inputs: Iterable[Input], *, with_exif: bool, times: StageTimes | None
     ) -> Generator[Result, None, None]:
         sources = self.choose_decoder(_sources(inputs))
         results = pipeline.run(
             sources,
             self._backend,
             batch_size=self.batch_size,
-            decode=partial(self.decoder.decode, with_capture=with_capture),
+            decode=partial(self.decoder.decode, with_exif=with_exif),
             decode_threads=self._decoding.threads or self.decoder.threads,
             times=times,
         )

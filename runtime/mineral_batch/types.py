@@ -21,7 +21,7 @@ Probabilities = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Capture:
+class ExifInfo:
     """When and where, as far as the camera noted it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Source:
         modified: nanoseconds since 1970, or the checksum of an archive's member; with `size` it tells whether the
             picture changed since an earlier run.
         read: gives the file's bytes, or a picture that is in memory already; raises `OSError` or
-            `images.PictureError`. Safe to call from any thread.
+            `images.ImageError`. Safe to call from any thread.
     """
 
     name: str
@@ -79,14 +79,14 @@ class Image:
         pixels: (H, W, 3) uint8 RGB, the model's input size.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
-        capture: when and where it was taken; None where that was not asked for.
+        exif: when and where it was taken; None where that was not asked for.
     """
 
     path: str
     pixels: Pixels
     width: int
     height: int
-    capture: Capture | None = None
+    exif: ExifInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Prediction:
         probabilities: (L,) float32, 0..1, in the order of the contract's labels.
         width: of the upright photograph, pixels.
         height: of the upright photograph, pixels.
-        capture: when and where it was taken; None where that was not asked for.
+        exif: when and where it was taken; None where that was not asked for.
     """
 
     path: str
     probabilities: Probabilities
     width: int
     height: int
-    capture: Capture | None = None
+    exif: ExifInfo | None = None
 
 
 Result = Prediction | Failure

@@ -14,7 +14,7 @@ from mineral_batch import DataError, Failure, ModelContract, Prediction
 from mineral_batch.cli import main
 from mineral_batch.results.check import check
 from mineral_batch.results.write import Tables, write_tables
-from mineral_batch.types import Capture
+from mineral_batch.types import ExifInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +28,10 @@ TABLES = Tables(("jsonl",), per_image=True, columns=("size", "captured", "gps"))
 def results(tmp_path: Path) -> Path:
     """A whole folder: three predictions, one failure, every table but Parquet."""
     values = [[0.5, 0.1, 0.9], [0.1, 0.1, 0.1], [0.0, 1.0, 0.49999997]]
-    taken = [Capture("2024-05-17T14:03:22+02:00", -12.51, 7.25), Capture(), Capture("2024-05-17T14:03:22")]
+    taken = [ExifInfo("2024-05-17T14:03:22+02:00", -12.51, 7.25), ExifInfo(), ExifInfo("2024-05-17T14:03:22")]
     found: list[Prediction | Failure] = [
-        Prediction(f"{index}.jpg", np.array(row, np.float32), 640, 480, capture)
-        for index, (row, capture) in enumerate(zip(values, taken, strict=True))
+        Prediction(f"{index}.jpg", np.array(row, np.float32), 640, 480, exif)
+        for index, (row, exif) in enumerate(zip(values, taken, strict=True))
     ]
     write_tables(tmp_path, [*found, Failure("bad.jpg", "decode", "damaged")], CONTRACT, TABLES)
     certify(tmp_path)
@@ -171,7 +171,7 @@ def test_tables_that_are_missing_or_too_many_are_told(results: Path) -> None:
 def test_parquet_is_held_against_the_same_rules(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = [Prediction(f"{n}.jpg", np.array([0.5, 0.1, 0.9], np.float32), 640, 480, Capture()) for n in range(2)]
+    rows = [Prediction(f"{n}.jpg", np.array([0.5, 0.1, 0.9], np.float32), 640, 480, ExifInfo()) for n in range(2)]
     write_tables(tmp_path, rows, CONTRACT, Tables(("parquet",), columns=("size", "captured", "gps")))
     path = tmp_path / "predictions.parquet"
     assert list(check(path)) == []

@@ -16,7 +16,7 @@ import pytest
 from mineral_batch import DataError, Failure, Prediction
 from mineral_batch.results import journal as journal_module
 from mineral_batch.results.journal import JOURNAL, Journal
-from mineral_batch.types import Capture, Source
+from mineral_batch.types import ExifInfo, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,10 +29,10 @@ def source(name: str, size: int = 1, modified: int = 2) -> Source:
     return Source(name, size, modified, bytes)
 
 
-def answer(item: Source | Failure, value: float = 0.5, capture: Capture | None = None) -> Prediction | Failure:
+def answer(item: Source | Failure, value: float = 0.5, exif: ExifInfo | None = None) -> Prediction | Failure:
     if isinstance(item, Failure):
         return item
-    return Prediction(item.name, np.array([value, 1 - value], np.float32), 40, 30, capture)
+    return Prediction(item.name, np.array([value, 1 - value], np.float32), 40, 30, exif)
 
 
 def work(journal: Journal, items: Iterable[Source | Failure], value: float = 0.5) -> list[str]:
@@ -64,7 +64,7 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
 def test_results_come_back_bit_for_bit(tmp_path: Path) -> None:
     name = os.fsdecode(b"odd \n \xff.jpg")
     values = np.array([1e-7, 0.1, 1.0], np.float32)
-    taken = Capture("2024-05-17T14:03:22", -12.51, 7.25)
+    taken = ExifInfo("2024-05-17T14:03:22", -12.51, 7.25)
     results = [Prediction(name, values, 4000, 3000, taken), Failure("é", "decode", "no 'picture'")]
     with Journal(tmp_path, MADE_WITH) as journal:
         list(journal.unfinished(iter([source(name), source("é")])))
@@ -76,7 +76,7 @@ def test_results_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert second == results[1]
     assert isinstance(first, Prediction)
     np.testing.assert_array_equal(first.probabilities, values)
-    assert (first.path, first.width, first.height, first.capture) == (name, 4000, 3000, taken)
+    assert (first.path, first.width, first.height, first.exif) == (name, 4000, 3000, taken)
 
 
 def test_new_changed_and_removed_pictures(tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_when_and_where_asked_for_later_is_read_later(tmp_path: Path) -> None:
         list(journal.unfinished(iter([source("a"), source("bad")])))
         journal.add(answer(source("a")))
         journal.add(Failure("bad", "decode", "no picture"))
-    with Journal(tmp_path, MADE_WITH, with_capture=True) as journal:
+    with Journal(tmp_path, MADE_WITH, with_exif=True) as journal:
         assert [item.name for item in journal.unfinished(iter([source("a"), source("bad")]))] == ["a"]
-        journal.add(answer(source("a"), capture=Capture()))
-    for with_capture in (True, False):
-        with Journal(tmp_path, MADE_WITH, with_capture=with_capture) as journal:
+        journal.add(answer(source("a"), exif=ExifInfo()))
+    for with_exif in (True, False):
+        with Journal(tmp_path, MADE_WITH, with_exif=with_exif) as journal:
             assert list(journal.unfinished(iter([source("a"), source("bad")]))) == []
 
 

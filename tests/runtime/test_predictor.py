@@ -16,7 +16,6 @@ from mineral_batch import BackendError, DataError, Failure, Image, ModelContract
 from mineral_batch import predictor as predictor_module
 from mineral_batch.cli import main
 from mineral_batch.engines.registry import open_backend
-from mineral_batch.images import decoders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,7 +119,7 @@ def test_the_engine_is_closed_also_if_the_decoder_does_not_close(
 def _note_closings(
     monkeypatch: pytest.MonkeyPatch, noted: list[tuple[str, list[str]]], *, decoder_fails: bool = False
 ) -> None:
-    open_decoder, open_engine = decoders.open_decoder, predictor_module.choose_backend
+    open_decoder, open_engine = predictor_module.open_decoder, predictor_module.choose_backend
 
     def engine(*arguments: Any, **options: Any) -> Any:
         choice = open_engine(*arguments, **options)
@@ -128,7 +127,7 @@ def _note_closings(
 
     monkeypatch.setattr(predictor_module, "choose_backend", engine)
     monkeypatch.setattr(
-        decoders, "open_decoder", lambda *given: Closing(open_decoder(*given), noted, fails=decoder_fails)
+        predictor_module, "open_decoder", lambda *given: Closing(open_decoder(*given), noted, fails=decoder_fails)
     )
 
 

@@ -468,12 +468,12 @@ def test_damaged_metadata_costs_only_itself(album: Path, tmp_path: Path, predict
         for _ in range(3):
             mutant[dice.randrange(start, end)] = dice.randrange(256)
         (folder / f"{number:03}.jpg").write_bytes(mutant)
-    results = list(predictor.predict([folder], with_capture=True))
+    results = list(predictor.predict([folder], with_exif=True))
     assert all(isinstance(result, Prediction) for result in results)
     for result in results:
         assert isinstance(result, Prediction)
-        assert result.capture is not None
-        assert result.capture.latitude is None or -90 <= result.capture.latitude <= 90
+        assert result.exif is not None
+        assert result.exif.latitude is None or -90 <= result.exif.latitude <= 90
 
 
 def test_the_certificate_says_what_was_done(album: Path, tmp_path: Path, predictor: Predictor) -> None:

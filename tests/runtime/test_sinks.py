@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
 from mineral_batch.results.write import CSV_ONLY, Tables, mirrored, present, require, sweep, write_partial, write_tables
-from mineral_batch.types import Capture
+from mineral_batch.types import ExifInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def write(folder: Path, *results: Prediction | Failure, tables: Tables = CSV_ONL
 
 JSON = Tables(("jsonl",))
 SINGLE = Tables(per_image=True)
-TAKEN = Capture("2024-05-17T14:03:22+02:00", -12.51, 7.000004)
+TAKEN = ExifInfo("2024-05-17T14:03:22+02:00", -12.51, 7.000004)
 
 
 def test_a_clean_run_leaves_one_table(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_leftovers_of_a_kill_are_swept_and_others_files_are_not(tmp_path: Path) 
 def test_columns_on_request(tmp_path: Path) -> None:
     results = [
         Prediction("a.jpg", np.array([0, 0, 1], np.float32), 640, 480, TAKEN),
-        Prediction("b.jpg", np.array([0, 0, 1], np.float32), 4000, 3000, Capture()),
+        Prediction("b.jpg", np.array([0, 0, 1], np.float32), 4000, 3000, ExifInfo()),
     ]
     write(tmp_path, *results, tables=Tables(("jsonl",), columns=("gps", "size", "captured")))
     assert [row[:7] for row in rows(tmp_path / "predictions.csv")] == [
@@ -230,7 +230,7 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
     results = [
         Prediction("a.jpg", np.array([0.1, 0.75, 0.5], np.float32), 640, 480, TAKEN),
         Failure("bad.jpg", "decode", "damaged"),
-        Prediction(name, np.array([0, 0, 0.25], np.float32), 40, 30, Capture()),
+        Prediction(name, np.array([0, 0, 0.25], np.float32), 40, 30, ExifInfo()),
     ]
     write(tmp_path, *results, tables=Tables(("parquet",), columns=("size", "captured", "gps")))
     table = parquet.read_table(tmp_path / "predictions.parquet")

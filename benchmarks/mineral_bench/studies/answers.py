@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, ImageError
 from mineral_batch.evaluation.metrics import call, mean_average_precision
-from mineral_batch.images.decode import PictureError, read_file
 from mineral_batch.images.discover import find_images
+from mineral_batch.images.limits import read_file
 from mineral_batch.types import Failure
 from mineral_bench.report import Table
 from mineral_bench.studies.accuracy import difference_interval, read_labelled
@@ -90,7 +90,7 @@ def ask(model: Artefact, paths: Sequence[Path], truth: Bools | None = None) -> A
         try:
             content = read_file(path)
             found = [CANDIDATES[name].run(content, model.contract.input) for name in DECODERS]
-        except (OSError, PictureError):
+        except (OSError, ImageError):
             continue
         read.append(index)
         near.append([psnr([pixels], [found[0]]) for pixels in found])

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.errors import DataError
-from mineral_batch.images.decode import decode_image, one_line, open_picture, open_rgb, resize
+from mineral_batch.errors import DataError, one_line
+from mineral_batch.images.decode import decode_image, open_rgb
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.formats import open_image
+from mineral_batch.images.geometry import resize
 from mineral_batch.types import Failure, Pixels
 from mineral_bench import pictures
 from mineral_bench.conditions import without_folder
@@ -49,12 +51,12 @@ def pillow(content: bytes, spec: InputSpec) -> Pixels:
 
 def ours(content: bytes, spec: InputSpec) -> Pixels:
     """What `mineral-batch predict` does: a JPEG at the smallest of its own scales that is twice the input's size."""
-    return resize(open_rgb(content, cover=(spec.width, spec.height)), spec)
+    return resize(open_rgb(content, target=(spec.width, spec.height)), spec)
 
 
 def draft(content: bytes, spec: InputSpec) -> Pixels:
     """A JPEG at the smallest of its own scales that is the input's size or more."""
-    return resize(open_rgb(content, cover=((spec.width + 1) // 2, (spec.height + 1) // 2)), spec)
+    return resize(open_rgb(content, target=((spec.width + 1) // 2, (spec.height + 1) // 2)), spec)
 
 
 def simplejpeg(content: bytes, spec: InputSpec, times: int = 1) -> Pixels:
@@ -208,7 +210,7 @@ def _look_at(source: Source) -> _Looked | Failure:
 
 def _kind(content: bytes) -> tuple[str, str]:
     """Format and size in words."""
-    with open_picture(content) as picture:
+    with open_image(content) as picture:
         megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
     limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
     return kind, f"up to {limit:g} MP" if limit else f"over {_LARGEST[-1]:g} MP"

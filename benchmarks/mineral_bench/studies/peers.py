@@ -26,8 +26,9 @@ from mineral_batch.engines.onnx_cuda import CUDA
 from mineral_batch.engines.openvino import precision_of
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import BackendError, DataError
-from mineral_batch.images.decode import load_image, open_rgb, resize
+from mineral_batch.images.decode import load_image, open_rgb
 from mineral_batch.images.discover import find_images, find_sources
+from mineral_batch.images.geometry import resize
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Result

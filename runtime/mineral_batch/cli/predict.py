@@ -14,7 +14,7 @@ from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, BACKENDS
 from mineral_batch.errors import DataError
-from mineral_batch.images.decoders import CPU, DECODERS
+from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.discover import read_list
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor

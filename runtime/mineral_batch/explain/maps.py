@@ -22,7 +22,8 @@ from PIL import ImageFilter, UnidentifiedImageError
 from mineral_batch.engines.onnx_cpu import CPU, check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, ContractError, DataError
 from mineral_batch.explain.cam import activation_maps, find_tail, logits_of
-from mineral_batch.images.decode import decode_image, seen_part
+from mineral_batch.images.decode import decode_image
+from mineral_batch.images.geometry import visible_box
 from mineral_batch.model.onnx_file import read_contract, read_metadata, with_outputs
 from mineral_batch.types import Failure
 
@@ -301,7 +302,7 @@ def middle(size: tuple[int, int], spec: InputSpec) -> tuple[float, float]:
 
 def _in_picture(across: float, down: float, size: tuple[int, int], spec: InputSpec) -> tuple[float, float]:
     """From parts of what the model sees, 0..1, to pixels of the picture."""
-    left, top, right, bottom = seen_part(size, spec)
+    left, top, right, bottom = visible_box(size, spec)
     return float(left + across * (right - left)), float(top + down * (bottom - top))
 
 
@@ -328,7 +329,7 @@ def point(heat: Heat, mask: Bools, spec: InputSpec) -> Pointing:
         spec: the model's input.
     """
     size = mask.shape[1], mask.shape[0]
-    left, top, right, bottom = (round(edge) for edge in seen_part(size, spec))
+    left, top, right, bottom = (round(edge) for edge in visible_box(size, spec))
     at = peak(heat, size, spec)
     return Pointing(
         hit=at is not None and _is_on(mask, at),

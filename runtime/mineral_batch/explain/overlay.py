@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch.explain.maps import enlarged
-from mineral_batch.images.decode import seen_part
+from mineral_batch.images.geometry import visible_box
 
 if TYPE_CHECKING:
     from mineral_batch.explain.maps import Heat
@@ -44,7 +44,7 @@ def overlay(picture: PILImage.Image, heat: Heat, spec: InputSpec) -> PILImage.Im
         heat: (rows, columns), 0..1.
         spec: the model's input; what its rule for resizing cuts off stays as it is.
     """
-    left, top, right, bottom = (round(edge) for edge in seen_part(picture.size, spec))
+    left, top, right, bottom = (round(edge) for edge in visible_box(picture.size, spec))
     seen = picture.crop((left, top, right, bottom))
     large = enlarged(heat, seen.size)
     share = (_FAINTEST + (_STRONGEST - _FAINTEST) * large)[..., None]

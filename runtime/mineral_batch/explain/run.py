@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, ImageError, one_line
 from mineral_batch.explain.maps import (
     Explanation,
     LabelMap,
@@ -45,8 +45,9 @@ from mineral_batch.explain.maps import (
 )
 from mineral_batch.explain.overlay import overlay
 from mineral_batch.files import whole_file
-from mineral_batch.images.decode import PictureError, one_line, open_rgb, seen_part
+from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.geometry import visible_box
 from mineral_batch.results.write import FAILURES, FailuresCsv, mirrored
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
@@ -232,7 +233,7 @@ class _Work:
         shown = self.asked.shown(explanation.maps)
         try:
             picture = _upright(source, explanation, self.asked.side) if shown else None
-        except (PictureError, OSError) as error:  # gone or changed since it was looked at a moment ago
+        except (ImageError, OSError) as error:  # gone or changed since it was looked at a moment ago
             return Failure(source.name, "read", one_line(error))
         rows = [self._draw(explanation, one, picture) for one in shown if picture]
         if shown and self.asked.with_maps:
@@ -256,7 +257,7 @@ class _Work:
                 probabilities=np.array([one.probability for one in shown], np.float32),
                 maps=np.stack([one.heat for one in shown]),
                 size=np.array(size),
-                seen=np.array(seen_part(size, self.explainer.contract.input), np.float32),
+                seen=np.array(visible_box(size, self.explainer.contract.input), np.float32),
             )
 
     def _scores(self, explanation: Explanation) -> tuple[list[Score], int]:
@@ -295,7 +296,7 @@ def _upright(source: Source, explanation: Explanation, side: int) -> PILImage.Im
     content = source.read()
     scale = min(1.0, side / max(explanation.width, explanation.height))
     size = max(1, round(explanation.width * scale)), max(1, round(explanation.height * scale))
-    picture = open_rgb(content, cover=size) if isinstance(content, bytes) else content.convert("RGB")
+    picture = open_rgb(content, target=size) if isinstance(content, bytes) else content.convert("RGB")
     return picture if picture.size == size else picture.resize(size, PILImage.Resampling.LANCZOS)
 
 

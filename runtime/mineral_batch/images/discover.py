@@ -8,36 +8,22 @@ from __future__ import annotations
 import codecs
 import glob
 import heapq
-import io
 import os
 import stat
 import sys
-import tarfile
-import zipfile
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from mineral_batch.errors import DataError
-from mineral_batch.images.decode import PictureError, check_size, one_line, read_file
+from mineral_batch.errors import DataError, one_line
+from mineral_batch.images.archives import is_archive, members
+from mineral_batch.images.limits import read_file
+from mineral_batch.images.names import formula_safe, has_image_suffix
 from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-
-#: What is opened as an archive when it is named directly; archives that merely lie in a folder are left alone.
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-# A cell that begins with one of these is a formula to a spreadsheet, and would be run.
-FORMULA_SIGNS = tuple("=+-@\t\r\n＝＋－＠")
-
-#: What `find_images` takes for a photograph, in lower case. A file named directly is taken whatever its suffix.
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
-    | {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jp2", ".ppm", ".pgm", ".tga"}
-)
+    from collections.abc import Iterable, Iterator
 
 
 def find_sources(inputs: Iterable[str | Path]) -> Iterator[Source | Failure]:
@@ -52,9 +38,9 @@ def find_sources(inputs: Iterable[str | Path]) -> Iterator[Source | Failure]:
     """
     for found in find_images(_globbed(inputs)):
         if isinstance(found, Failure):
-            yield Failure(_harmless(found.path), found.stage, found.reason)
+            yield Failure(formula_safe(found.path), found.stage, found.reason)
         elif is_archive(found.name):
-            yield from _members(found)
+            yield from members(found)
         else:
             yield _file(found)
 
@@ -69,11 +55,6 @@ def count_sources(inputs: Iterable[str | Path]) -> int | None:
     if any(is_archive(str(name)) and not str(name).lower().endswith((".zip", ".tar")) for name in names):
         return None
     return sum(1 for _ in find_sources(names))
-
-
-def is_archive(name: str) -> bool:
-    """Whether a file that is named directly is opened as an archive."""
-    return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def find_images(inputs: Iterable[str | Path]) -> Iterator[Path | Failure]:
@@ -129,7 +110,7 @@ class _Seen:
         named = self._named.setdefault(folder, set())
         is_new = file.name not in named
         named.add(file.name)
-        return is_new and not (folder in self._listed and is_photograph(file.name))
+        return is_new and not (folder in self._listed and has_image_suffix(file.name))
 
 
 # Neither can be in a name. The mark sorts before every other character, so that it does not change the order of names.
@@ -168,7 +149,7 @@ def _walk(folder: Path, seen: _Seen) -> Iterator[Path | Failure]:
     for name, is_folder in entries:
         if is_folder and not name.startswith("."):
             yield from _walk(folder / name, seen)
-        elif is_photograph(name) and not is_folder:
+        elif has_image_suffix(name) and not is_folder:
             yield folder / name
 
 
@@ -183,11 +164,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
-
-
-def is_photograph(name: str) -> bool:
-    """Whether a file found in a folder or an archive is taken for a photograph, by its name."""
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_list(file: str | Path) -> list[str]:
@@ -223,97 +199,5 @@ def _file(path: Path) -> Source | Failure:
     try:
         status = path.stat()
     except OSError as error:
-        return Failure(_harmless(str(path)), "read", one_line(error))
-    return Source(_harmless(str(path)), status.st_size, status.st_mtime_ns, partial(read_file, path))
-
-
-def _harmless(name: str) -> str:
-    """The same file under a name that a spreadsheet does not take for a formula."""
-    return f"./{name}" if name[:1] in FORMULA_SIGNS else name
-
-
-def _members(archive: Path) -> Iterator[Source | Failure]:
-    """The pictures in an archive; a damaged archive is one failure behind those that it still gave."""
-    walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
-    name = _harmless(str(archive))
-    try:
-        yield from walk(archive, name)
-    except OSError as error:
-        yield Failure(name, "read", one_line(error))
-    # Damaged archives make the readers raise almost anything (struct.error, UnicodeDecodeError, LZMAError, ...).
-    except Exception as error:
-        yield Failure(name, "read", f"the archive is damaged: {one_line(error)}")
-
-
-def _zip_members(archive: Path, name: str) -> Iterator[Source | Failure]:
-    opened = zipfile.ZipFile(archive)  # not closed here: its members are read later, by other threads
-    for member in opened.infolist():
-        if not member.is_dir() and is_photograph(_last(member.filename)):
-            read = partial(_read_zip_member, opened, member)
-            yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
-
-
-def _read_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    check_size(member.file_size)
-    try:
-        return opened.read(member)
-    except OSError:
-        raise
-    # A wrong checksum, an unknown compression, a missing password, a damaged stream of any of four kinds.
-    except Exception as error:
-        raise OSError(one_line(error)) from error
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged or halved header for the end of the archive, and what follows would be lost silently."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tarfile_)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from None
-
-
-def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
-    modified = archive.stat().st_mtime_ns
-    with tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo) as opened:
-        for member in opened:
-            # tarfile remembers every member it passed, and a shard may hold millions.
-            opened.members = []  # type: ignore[attr-defined]
-            if member.isdir() or not is_photograph(_last(member.name)):
-                continue
-            try:
-                read = _tar_reader(archive, opened, member)
-            except PictureError as error:
-                yield Failure(f"{name}/{member.name}", "read", one_line(error))
-            else:
-                yield Source(f"{name}/{member.name}", member.size, modified, read)
-
-
-def _tar_reader(archive: Path, opened: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
-    """How one member is read, now or later; raises `PictureError` for one that cannot be."""
-    if not member.isreg():
-        what = f"a link to {member.linkname!r}" if member.islnk() or member.issym() else "no regular file"
-        raise PictureError(f"{what} inside an archive: unpack the archive to have it read")
-    check_size(member.size)
-    if isinstance(opened.fileobj, io.BufferedReader) and not member.issparse():
-        return partial(_read_at, archive, member.offset_data, member.size)
-    # A compressed stream cannot be entered in the middle, so it is read as it passes.
-    content = opened.extractfile(member)
-    assert content is not None
-    return partial(bytes, content.read())
-
-
-def _last(member: str) -> str:
-    """The name of a member without its folders; archives made on Windows may have backslashes."""
-    return member.replace("\\", "/").rpartition("/")[2]
-
-
-def _read_at(archive: Path, offset: int, size: int) -> bytes:
-    with archive.open("rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) < size:
-        raise OSError("the archive ends in the middle of this picture")
-    return content
+        return Failure(formula_safe(str(path)), "read", one_line(error))
+    return Source(formula_safe(str(path)), status.st_size, status.st_mtime_ns, partial(read_file, path))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from mineral_batch.types import Capture
+from mineral_batch.types import ExifInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DECIMALS = 6  # of a degree: a tenth of a metre
 
 
-def read_capture(picture: bytes | PILImage.Image) -> Capture:
+def read_exif(picture: bytes | PILImage.Image) -> ExifInfo:
     """What a picture's EXIF says. Never raises: metadata that is damaged is as good as none.
 
     Args:
@@ -30,12 +30,12 @@ def read_capture(picture: bytes | PILImage.Image) -> Capture:
         exif = opened.getexif()
         photo, place = dict(exif.get_ifd(ExifTags.IFD.Exif)), dict(exif.get_ifd(ExifTags.IFD.GPSInfo))
     except Exception:  # the parser raises almost anything on damaged metadata
-        return Capture()
+        return ExifInfo()
     latitude = _degrees(place.get(ExifTags.GPS.GPSLatitude), place.get(ExifTags.GPS.GPSLatitudeRef), "NS", 90)
     longitude = _degrees(place.get(ExifTags.GPS.GPSLongitude), place.get(ExifTags.GPS.GPSLongitudeRef), "EW", 180)
     if latitude is None or longitude is None:
         latitude = longitude = None
-    return Capture(_time(photo), latitude, longitude)
+    return ExifInfo(_time(photo), latitude, longitude)
 
 
 def _time(photo: Mapping[int, Any]) -> str | None:

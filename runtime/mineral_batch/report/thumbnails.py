@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from mineral_batch.errors import DataError
-from mineral_batch.images.decode import PictureError, open_rgb, read_file
-from mineral_batch.images.discover import find_sources, is_archive
+from mineral_batch.errors import DataError, ImageError
+from mineral_batch.images.archives import is_archive
+from mineral_batch.images.decode import open_rgb
+from mineral_batch.images.discover import find_sources
+from mineral_batch.images.limits import read_file
 from mineral_batch.types import Source
 
 if TYPE_CHECKING:
@@ -80,8 +82,8 @@ def _thumbnail(read: Read, size: int) -> bytes | None:
     """One JPEG; None if the picture has gone or changed into something that cannot be read."""
     try:
         content = read()
-        picture = open_rgb(content, cover=(size, size)) if isinstance(content, bytes) else content.convert("RGB")
-    except (OSError, PictureError):
+        picture = open_rgb(content, target=(size, size)) if isinstance(content, bytes) else content.convert("RGB")
+    except (OSError, ImageError):
         return None
     picture.thumbnail((size, size))
     out = io.BytesIO()

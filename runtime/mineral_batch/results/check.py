@@ -12,8 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.errors import DataError
-from mineral_batch.images.decode import one_line
+from mineral_batch.errors import DataError, one_line
 from mineral_batch.results.write import (
     CERTIFICATE,
     FAILURES,

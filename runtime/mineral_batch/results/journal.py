@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.types import Capture, Failure, Prediction
+from mineral_batch.types import ExifInfo, Failure, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ class Journal:
         folder: of the output; made if absent.
         fingerprint: everything that changes results, as text. A journal made under another one is refused.
         restart: forget what an earlier run did.
-        with_capture: results without when and where the picture was taken do not count as done.
+        with_exif: results without when and where the picture was taken do not count as done.
 
     Raises:
         DataError: if another run is writing there, the fingerprint differs, or the folder cannot be written.
@@ -64,11 +64,11 @@ class Journal:
         fingerprint: Mapping[str, str],
         *,
         restart: bool = False,
-        with_capture: bool = False,
+        with_exif: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / JOURNAL
-        self._with_capture = with_capture
+        self._with_exif = with_exif
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -159,7 +159,7 @@ class Journal:
             known = self._db.execute(
                 "SELECT 1 FROM result WHERE name = ? AND size = ? AND modified = ? AND stage IS NOT 'read' "
                 "AND (has_capture >= ? OR stage IS NOT NULL)",
-                (os.fsencode(source.name), source.size, source.modified, self._with_capture),
+                (os.fsencode(source.name), source.size, source.modified, self._with_exif),
             )
             return known.fetchone() is not None
 
@@ -267,14 +267,14 @@ def _columns(result: Result) -> tuple[object, ...]:
     if isinstance(result, Failure):
         return None, None, None, 0, None, None, None, result.stage, result.reason
     probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
-    taken = result.capture or Capture()
+    taken = result.exif or ExifInfo()
     place = (taken.time, taken.latitude, taken.longitude)
-    return probabilities, result.width, result.height, result.capture is not None, *place, None, None
+    return probabilities, result.width, result.height, result.exif is not None, *place, None, None
 
 
 def _result(row: tuple[Any, ...]) -> Result:
     name, probabilities, width, height, has_capture, time_, latitude, longitude, stage, reason = row
     if probabilities is None:
         return Failure(os.fsdecode(name), stage, reason)
-    capture = Capture(time_, latitude, longitude) if has_capture else None
-    return Prediction(os.fsdecode(name), np.frombuffer(probabilities, "<f4"), width, height, capture)
+    exif = ExifInfo(time_, latitude, longitude) if has_capture else None
+    return Prediction(os.fsdecode(name), np.frombuffer(probabilities, "<f4"), width, height, exif)

@@ -20,7 +20,8 @@ import PIL
 
 from mineral_batch.errors import ContractError, DataError, MineralError
 from mineral_batch.files import whole_file
-from mineral_batch.images.discover import find_sources, is_archive
+from mineral_batch.images.archives import is_archive
+from mineral_batch.images.discover import find_sources
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.results.journal import Journal, made_with
@@ -106,7 +107,7 @@ def run(
     sources = predictor.choose_decoder(sources, None if restart else made_with(folder).get(_DECODER))
     attempt = _Attempt(predictor, inputs, folder, tables)
     identity = fingerprint(predictor)
-    with Journal(folder, identity, restart=restart, with_capture=tables.needs_capture) as journal:
+    with Journal(folder, identity, restart=restart, with_exif=tables.needs_exif) as journal:
         try:
             complete = attempt.predict(journal, sources, seen, stop)
         except MineralError:
@@ -147,7 +148,7 @@ class _Attempt:
         """Predict what the journal lacks; False if it was stopped."""
         roots, wanted = _Roots(self._inputs), _Stoppable(sources, stop)
         results = self._predictor.predict(
-            journal.unfinished(iter(wanted), seen), with_capture=self._tables.needs_capture, times=self._times
+            journal.unfinished(iter(wanted), seen), with_exif=self._tables.needs_exif, times=self._times
         )
         # Whatever ends this, the threads have ended before anything that they use is closed.
         with closing(results):

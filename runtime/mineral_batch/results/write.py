@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import whole_file
-from mineral_batch.types import Capture, Failure
+from mineral_batch.types import ExifInfo, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ class Tables:
     columns: tuple[str, ...] = ()
 
     @property
-    def needs_capture(self) -> bool:
+    def needs_exif(self) -> bool:
         """Whether when and where pictures were taken is among the columns."""
         return "captured" in self.columns or "gps" in self.columns
 
@@ -420,7 +420,7 @@ def present(probabilities: Sequence[float], contract: ModelContract) -> list[str
 
 def _extra(result: Prediction) -> dict[str, Any]:
     """All columns on request, by name."""
-    taken = result.capture or Capture()
+    taken = result.exif or ExifInfo()
     return {
         "width": result.width,
         "height": result.height,

@@ -21,7 +21,8 @@ from PIL import Image as PILImage
 from torch.utils.data import Dataset
 
 from mineral_batch.errors import DataError
-from mineral_batch.images.decode import load_image, resize
+from mineral_batch.images.decode import load_image
+from mineral_batch.images.geometry import resize
 from mineral_batch.types import Failure, Pixels
 from mineral_train.data.manifest import Row, multi_hot
 

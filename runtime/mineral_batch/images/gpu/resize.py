@@ -1,10 +1,10 @@
-"""Pillow's antialiased resize on a GPU: its weights from here, its integer arithmetic in `resample.cu`.
+"""Pillow's antialiased resize on a GPU: its weights are computed here, its integer arithmetic is in `resample.cu`.
 
-Along either axis the answer is Pillow's to the last bit. The width comes first here, then the height; Pillow 13 begins
-with the height where that is less work, which makes a difference of one level here and there.
+Along either axis the result equals Pillow's to the last bit. The width comes first here, then the height; Pillow 13
+begins with the height where that is less work, which makes a difference of one level here and there.
 
-A picture of 12 megapixels that a GPU has decoded is 36 MB: brought to the processor and resized there it would cost
-about as much as decoding it there. So it is resized where it is, and what the model takes comes back.
+An image of 12 megapixels is 36 MB: copied to the CPU and resized there it would cost about as much as decoding it
+there. So it is resized on the GPU, and only the model's input is copied back.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from mineral_batch.cuda.device import Context, Memory, Stream
 
-#: The longest side of a picture that is taken, pixels: it decides how much memory is set aside.
+#: The longest side of an image, pixels: it decides how much memory is reserved.
 MAX_SIDE = 16384
 _PRECISION_BITS = 22
-_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # on either side, in pixels of the smaller picture
-# Tables of weights that are remembered, two for each size of a picture: a folder has those of a few cameras.
-_REMEMBERED = 64
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # on either side, in pixels of the smaller image
+# Tables of weights in the cache, two for each image size: a folder has those of a few cameras.
+_CACHED_TABLES = 64
 
 Table = NDArray[np.int32]
 #: What a table depends on; see `table`.
 _Axis = tuple[int, tuple[float, float], int, str]
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=_CACHED_TABLES)
 def table(size_in: int, span: tuple[float, float], size_out: int, interpolation: str) -> Table:
-    """What each position along one axis is made of, as Pillow's `precompute_coeffs` has it.
+    """Compute the weights of each output position along one axis, as Pillow's `precompute_coeffs` does.
 
     Args:
-        size_in: of the picture along the axis.
+        size_in: the image's size along the axis.
         span: the part of it that is resized.
-        size_out: what it is resized to.
+        size_out: the size after resizing.
         interpolation: `bilinear` or `bicubic`.
 
     Returns:
-        (size_out, 2 + taps) int32: the first position, how many count, their weights times 2^22.
+        (size_out, 2 + taps) int32: the first input position, how many positions, their weights times 2^22.
     """
     first, last = map(np.float32, span)
     scale = float(last - first) / size_out
@@ -60,13 +60,13 @@ def table(size_in: int, span: tuple[float, float], size_out: int, interpolation:
     weights[tap >= length[:, None]] = 0.0
     weights /= weights.cumsum(axis=1)[:, -1:]
     fixed = np.trunc(weights * (1 << _PRECISION_BITS) + np.copysign(0.5, weights))
-    made: Table = np.ascontiguousarray(np.column_stack([start, length, fixed]).astype(np.int32))
-    made.flags.writeable = False
-    return made
+    table_: Table = np.ascontiguousarray(np.column_stack([start, length, fixed]).astype(np.int32))
+    table_.flags.writeable = False
+    return table_
 
 
 def _filtered(x: NDArray[np.float64], interpolation: str) -> NDArray[np.float64]:
-    """Pillow's filters; its bicubic one has a = -0.5."""
+    """Evaluate Pillow's filters; its bicubic one has a = -0.5."""
     x = np.abs(x)
     if interpolation == "bilinear":
         return np.maximum(1.0 - x, 0.0)
@@ -76,12 +76,12 @@ def _filtered(x: NDArray[np.float64], interpolation: str) -> NDArray[np.float64]
 
 
 class Resizer:
-    """Resizes pictures that lie on a GPU, one after the other on one stream; used inside `context.current()`.
+    """Resizes images in GPU memory, one after the other on one stream; used inside `context.current()`.
 
     Args:
         context: of the GPU.
-        stream: that everything is enqueued on.
-        largest: longest side that a picture is resized to, pixels.
+        stream: where everything is enqueued.
+        largest: longest side of a resized image, pixels.
     """
 
     def __init__(self, context: Context, stream: Stream, largest: int) -> None:
@@ -92,8 +92,8 @@ class Resizer:
         with ExitStack() as held:
             self._kernel = context.kernel(code, "resample")
             held.callback(self._kernel.close)
-            self._narrow = _allocated(context, MAX_SIDE * largest * 3, held)
-            self._unused = [_allocated(context, _table_bytes(largest), held) for _ in range(_REMEMBERED)]
+            self._intermediate = _allocated(context, MAX_SIDE * largest * 3, held)
+            self._free_tables = [_allocated(context, _table_bytes(largest), held) for _ in range(_CACHED_TABLES)]
             self._held = held.pop_all()
 
     def enqueue(
@@ -105,7 +105,7 @@ class Resizer:
         interpolation: str,
         result: int,
     ) -> None:
-        """Start to resize a part of a picture.
+        """Start to resize a part of an image.
 
         Args:
             pixels: address of (height, width, 3) uint8.
@@ -118,35 +118,35 @@ class Resizer:
         (width, height), (new_width, new_height) = size, target
         across = width, (box[0], box[2]), new_width, interpolation
         down = height, (box[1], box[3]), new_height, interpolation
-        narrow = int(self._narrow)
-        self._along(across, pixels, narrow, 3, height * new_width * 3)
-        self._along(down, narrow, result, new_width * 3, new_height * new_width * 3)
+        intermediate = int(self._intermediate)
+        self._along(across, pixels, intermediate, 3, height * new_width * 3)
+        self._along(down, intermediate, result, new_width * 3, new_height * new_width * 3)
 
-    def _along(self, axis: _Axis, given: int, result: int, inner: int, count: int) -> None:
+    def _along(self, axis: _Axis, source: int, result: int, inner: int, count: int) -> None:
         """Start to resize along one axis, `inner` values apart: `count` values."""
-        room, taps = self._weights(axis)
+        weights, taps = self._weights(axis)
         size_in, _, size_out, _ = axis
-        arguments: list[Any] = [ctypes.c_uint64(address) for address in (given, result, int(room))]
+        arguments: list[Any] = [ctypes.c_uint64(address) for address in (source, result, int(weights))]
         arguments += [ctypes.c_int(number) for number in (taps, size_in, size_out, inner)]
         self._kernel.launch(count, [*arguments, ctypes.c_longlong(count)], self._stream)
 
     def _weights(self, axis: _Axis) -> tuple[Memory, int]:
-        """Where on the GPU the axis's table is, and its taps; brought there unless it is one of the last ones used.
+        """Return the address of the axis's table on the GPU and its taps; copies it unless it is in the cache.
 
-        A copy from ordinary memory waits for all that is on the stream, so a table is not copied for each picture. It
-        may overwrite one that is still to be read: the stream keeps that as it is until the kernels before have ended.
+        A copy from ordinary memory waits for all that is on the stream, so a table is not copied for each image. It
+        may overwrite one that earlier kernels still read: the stream runs the copy after them.
         """
-        found = self._tables.pop(axis, None)
-        if found is None:
-            room = self._unused.pop() if self._unused else self._tables.pop(next(iter(self._tables)))[0]
+        entry = self._tables.pop(axis, None)
+        if entry is None:
+            memory = self._free_tables.pop() if self._free_tables else self._tables.pop(next(iter(self._tables)))[0]
             weights = table(*axis)
-            self._context.to_gpu(room, weights, self._stream)
-            found = room, weights.shape[1] - 2
-        self._tables[axis] = found  # behind all others: the first one is the one that was not used for longest
-        return found
+            self._context.to_gpu(memory, weights, self._stream)
+            entry = memory, weights.shape[1] - 2
+        self._tables[axis] = entry  # moved to the end: the first one is the least recently used
+        return entry
 
     def close(self) -> None:
-        """Give back the memory and the kernel, whatever fails of it; only when nothing runs on the stream any more."""
+        """Release the memory and the kernel, even if some of it fails; nothing may run on the stream any more."""
         self._held.close()
 
 
@@ -157,5 +157,5 @@ def _allocated(context: Context, size: int, held: ExitStack) -> Memory:
 
 
 def _table_bytes(largest: int) -> int:
-    """Room for every table: there are at most twice `MAX_SIDE` weights for each pixel of support, and a few more."""
+    """Return the bytes that hold any table: at most twice `MAX_SIDE` weights per pixel of support, and a few more."""
     return 4 * (2 * math.ceil(max(_SUPPORT.values())) * (MAX_SIDE + largest) + 5 * largest)

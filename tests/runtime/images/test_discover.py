@@ -16,8 +16,9 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Failure
-from mineral_batch.images.decode import PictureError
-from mineral_batch.images.discover import count_sources, find_sources, is_archive, read_list
+from mineral_batch.errors import ImageError
+from mineral_batch.images.archives import is_archive
+from mineral_batch.images.discover import count_sources, find_sources, read_list
 from mineral_batch.types import Source
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def content(source: Source | Failure) -> bytes | str:
         return source.reason
     try:
         read = source.read()
-    except (OSError, PictureError) as error:
+    except (OSError, ImageError) as error:
         return str(error)
     assert isinstance(read, bytes)
     return read

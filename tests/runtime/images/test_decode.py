@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Failure, Image, InputSpec, find_images, load_image
-from mineral_batch.images import decode as images
-from mineral_batch.images.decode import PictureError, open_rgb, resize
+from mineral_batch.errors import ImageError
+from mineral_batch.images import limits as images
+from mineral_batch.images.decode import open_rgb
+from mineral_batch.images.geometry import resize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,7 +169,7 @@ def test_transparent_means_white_and_half_transparent_half_white() -> None:
 
 def test_a_float_picture_with_a_hole_is_refused() -> None:
     values = np.array([[0.5, np.nan]], np.float32)
-    with pytest.raises(PictureError, match="not numbers"):
+    with pytest.raises(ImageError, match="not numbers"):
         open_rgb(encode(PILImage.fromarray(values), "TIFF"))
 
 
@@ -214,7 +216,7 @@ def test_a_large_jpeg_decoded_at_a_scale_is_nearly_the_exact_one(tmp_path: Path)
     fast, exact = loaded(path, spec), loaded(path, spec, exact=True)
     assert psnr(fast.pixels, exact.pixels) > 45
     assert (fast.width, fast.height) == (exact.width, exact.height) == (1600, 1200)
-    assert open_rgb(path, cover=(96, 96)).size == (200, 150) or open_rgb(path, cover=(96, 96)).size == (400, 300)
+    assert open_rgb(path, target=(96, 96)).size == (200, 150) or open_rgb(path, target=(96, 96)).size == (400, 300)
     assert open_rgb(path).size == (1600, 1200)
 
 
@@ -279,7 +281,7 @@ def test_a_heic_is_known_by_any_of_its_brands() -> None:
 
 def test_the_thumbnail_in_a_heic_does_not_stand_in_for_it() -> None:
     content = heic(scene(400, 300), thumbnails=[200])
-    assert open_rgb(content, cover=(48, 48)).size == (400, 300)
+    assert open_rgb(content, target=(48, 48)).size == (400, 300)
 
 
 def test_the_package_for_heic_is_imported_when_one_comes(tmp_path: Path) -> None:
@@ -342,7 +344,7 @@ def test_every_damaged_file_is_a_failure_with_a_reason(tmp_path: Path, damaged: 
 @pytest.mark.filterwarnings("ignore:::PIL")
 def test_open_rgb_raises_only_picture_errors(damaged: dict[str, bytes]) -> None:
     for name, content in damaged.items():
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             open_rgb(content)
         assert str(caught.value), name
 
@@ -356,7 +358,7 @@ def test_a_file_cut_short_is_never_a_picture_with_a_hole(content: bytes) -> None
     for length in {*range(0, len(content), max(1, len(content) // 60)), *range(len(content) - 30, len(content))}:
         try:
             picture = open_rgb(content[:length])
-        except PictureError:
+        except ImageError:
             continue
         np.testing.assert_array_equal(picture, whole)
         read += 1
@@ -378,7 +380,7 @@ def test_a_damaged_tiff_is_told_in_its_row_and_not_on_the_terminal(
 def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     content = encode(scene(), "PNG")
     monkeypatch.setattr(images, "MAX_PIXELS", 48 * 36 - 1)
-    with pytest.raises(PictureError, match="48 x 36"):
+    with pytest.raises(ImageError, match="48 x 36"):
         open_rgb(content)
 
 

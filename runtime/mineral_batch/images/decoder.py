@@ -1,0 +1,105 @@
+"""What every decoder offers, and the one on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import PIL
+
+from mineral_batch.errors import BackendError
+from mineral_batch.images.decode import decode_image
+from mineral_batch.system import cpu_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from PIL import Image as PILImage
+
+    from mineral_batch.model.contract import InputSpec
+    from mineral_batch.types import Failure, Image
+
+    Read = Callable[[], bytes | PILImage.Image]
+
+CPU, GPU = "cpu", "gpu"
+AUTO = "auto"
+DECODERS = (CPU, GPU, AUTO)
+
+
+class Decoder(Protocol):
+    """Makes the model's input from an image file.
+
+    Attributes:
+        name: `cpu` or `gpu`.
+        version: its software and how it decodes: everything that changes a pixel.
+        threads: how many threads should call it at once.
+    """
+
+    name: str
+    version: str
+    threads: int
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many images were decoded where; empty if there is only one place."""
+        ...
+
+    def decode(self, name: str, read: Read, *, with_exif: bool = False) -> Image | Failure:
+        """Decode one image, see `images.decode.decode_image`; safe to call from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to decode.
+
+    Attributes:
+        spec: the model's input.
+        exact: see `images.decode.open_rgb`.
+        devices: indices of the GPUs; empty for the first one.
+        threads: decode threads; None for the decoder's own number.
+    """
+
+    spec: InputSpec
+    exact: bool = False
+    devices: Sequence[int] = ()
+    threads: int | None = None
+
+
+class CpuDecoder:
+    """Pillow on one thread per CPU; see `Decoder`.
+
+    Args:
+        spec: the model's input.
+        exact: see `images.decode.open_rgb`.
+    """
+
+    name = CPU
+
+    def __init__(self, spec: InputSpec, *, exact: bool = False) -> None:
+        self._spec = spec
+        self._exact = exact
+        self.version = f"Pillow {PIL.__version__}, {'in full' if exact else 'scaled'}"
+        self.threads = cpu_count()
+        self.counts: Mapping[str, int] = {}
+
+    def decode(self, name: str, read: Read, *, with_exif: bool = False) -> Image | Failure:
+        """Decode one image, see `images.decode.decode_image`."""
+        return decode_image(name, read, self._spec, exact=self._exact, with_exif=with_exif)
+
+    def close(self) -> None:
+        """Do nothing: it holds nothing."""
+
+
+def check_decoder_name(name: str) -> None:
+    """Check a name from the command line or the Python API.
+
+    Raises:
+        BackendError: if there is no such decoder.
+    """
+    if name not in DECODERS:
+        raise BackendError(f"unknown decoder '{name}'; choose one of {', '.join(DECODERS)}")

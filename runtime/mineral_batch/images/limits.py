@@ -1,0 +1,52 @@
+"""What is refused before it is read or decoded, because of its size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image as PILImage
+
+from mineral_batch.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Phones take 200 megapixels; far beyond that is a panorama or a decompression bomb. Pillow's own limit is global to
+#: the process and warns from 89 megapixels on, so it is raised to this one.
+MAX_PIXELS = 256_000_000
+PILImage.MAX_IMAGE_PIXELS = MAX_PIXELS
+#: The largest file that is read.
+MAX_BYTES = 2**30
+
+
+def check_bytes(size: int) -> None:
+    """Check the size of a file.
+
+    Raises:
+        ImageError: if it is empty or too large.
+    """
+    if size == 0:
+        raise ImageError("the file is empty")
+    if size > MAX_BYTES:
+        raise ImageError(f"{size} bytes is over the limit of {MAX_BYTES}")
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Check the dimensions of an image.
+
+    Raises:
+        ImageError: if it has too many pixels.
+    """
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} x {height} is over the limit of {MAX_PIXELS} pixels")
+
+
+def read_file(path: Path) -> bytes:
+    """Read an image file.
+
+    Raises:
+        ImageError: if it is empty or too large.
+        OSError: if it cannot be read.
+    """
+    check_bytes(path.stat().st_size)
+    return path.read_bytes()
