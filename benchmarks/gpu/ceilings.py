@@ -173,7 +173,8 @@ def copied_answers(batch: int, rounds: int) -> str:
 def copying_record(batch: int) -> Any:
     """The description of an engine that answers with the first bytes of each picture of 384 pixels."""
     from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile
-    from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract
+    from mineral_batch.minerals import MINERALS
+    from mineral_batch.model.contract import InputSpec, ModelContract
 
     return EngineRecord(
         contract=ModelContract(MINERALS, (0.5,) * len(MINERALS), InputSpec(384, 384), name="a copy"),
@@ -237,7 +238,7 @@ class _CopyingContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         from mineral_batch.cuda import device as cuda_driver
-        from mineral_batch.model.contract import MINERALS
+        from mineral_batch.minerals import MINERALS
 
         wide = 4 * len(MINERALS)
         copy = _Copy2D(

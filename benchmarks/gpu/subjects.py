@@ -16,7 +16,8 @@ def deployable(sizes: Sizes) -> tuple[Any, Any]:
     """The paper's model with random weights as it is deployed, and its contract."""
     import torch
 
-    from mineral_batch.model.contract import MINERALS, ModelContract
+    from mineral_batch.minerals import MINERALS
+    from mineral_batch.model.contract import ModelContract
     from mineral_export.deployable import Deployable
     from mineral_train.model.network import PRESETS, ModelConfig, build_model, input_spec
 

@@ -9,7 +9,8 @@
 from mineral_batch.errors import BackendError, ContractError, DataError, MineralError
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
-from mineral_batch.model.contract import MINERALS, InputSpec, Measured, ModelContract
+from mineral_batch.minerals import MINERALS
+from mineral_batch.model.contract import InputSpec, Measured, ModelContract
 from mineral_batch.predictor import Predictor
 from mineral_batch.types import Failure, Image, Prediction
 

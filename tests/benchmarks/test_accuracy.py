@@ -123,7 +123,7 @@ def test_unreadable_pictures_are_left_out_of_the_truth_too(model_path: Path, pho
 def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\n00.jpg,unobtainium\n", "utf-8")
-    with pytest.raises(DataError, match="does not know: unobtainium"):
+    with pytest.raises(DataError, match="does not know: 'unobtainium'"):
         bench.read_labelled(table, photos, None, LABELS)
     table.write_text("path,labels\nnowhere.jpg,gold\n", "utf-8")
     with pytest.raises(DataError, match="none of the 1 photographs"):

@@ -35,7 +35,8 @@ from mineral_batch.engines.tensorrt import build as tensorrt_build
 from mineral_batch.engines.tensorrt.build import Options
 from mineral_batch.engines.tensorrt.plan import EngineRecord, Profile, read_record, sidecar_path
 from mineral_batch.errors import BackendError
-from mineral_batch.model.contract import MINERALS, InputSpec, ModelContract, Numerics
+from mineral_batch.minerals import MINERALS
+from mineral_batch.model.contract import InputSpec, ModelContract, Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
 from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS, OTHER_NAMES, canonical
 from mineral_train.data.folders import TableFormat, folder_names, merge_identical, rows_from_folders, rows_from_table
 from mineral_train.data.manifest import Row
-from mineral_train.data.names import OTHER_NAMES, canonical
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mineral_batch.explain.maps import point
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.maps import grad_cam
 from mineral_train.model.network import input_spec
 from mineral_train.model.presets import ModelConfig

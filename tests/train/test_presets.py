@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.model.backbones import import_timm
 from mineral_train.model.network import (
     PAPER_PARAMETERS,

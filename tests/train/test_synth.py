@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.cli import main
 from mineral_train.synth import (
     LEAST_VISIBLE,

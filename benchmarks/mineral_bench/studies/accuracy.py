@@ -14,15 +14,16 @@ import numpy as np
 
 from mineral_batch.engines.registry import choose_backend
 from mineral_batch.errors import BackendError, DataError
-from mineral_batch.evaluation.evaluate import match_paths, read_labels
-from mineral_batch.evaluation.metrics import (
-    DEFINITIONS,
-    EQUATION_6,
-    MeanAP,
-    bootstrap_interval,
-    call,
-    mean_average_precision,
+from mineral_batch.evaluation.labels import (
+    indicator,
+    match_paths,
+    name_labels,
+    of_split,
+    read_labels,
+    require_known,
 )
+from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, MeanAP, bootstrap_interval, mean_average_precision
+from mineral_batch.evaluation.thresholds import binarize
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.model.onnx_file import read_contract
@@ -93,22 +94,21 @@ class Labelled:
 
 
 def read_labelled(table: Path, root: Path, split: str | None, labels: Sequence[str]) -> Labelled:
-    """Match a table's rows (see `mineral_batch.evaluation.evaluate.read_labels`) with the photographs under a folder.
+    """Match a table's rows (see `mineral_batch.evaluation.labels.read_labels`) with the photographs under a folder.
 
     Raises:
         DataError: if nothing matches, or a label is none of the model's.
     """
-    rows = [row for row in read_labels(table) if split is None or row.split == split]
-    unknown = sorted({name for row in rows for name in row.labels} - set(labels))
-    if unknown:
-        raise DataError(f"{table} has labels that the model does not know: {', '.join(unknown[:5])}")
+    rows, _ = name_labels(of_split(read_labels(table), split, table), labels)
+    require_known(rows, labels, table, "the model does not know")
     found = [path for path in find_images([root]) if not isinstance(path, Failure)]
     matches = match_paths([str(path) for path in found], [row.path for row in rows])
-    pairs = [(found[matches[row.path]], row) for row in rows if row.path in matches]
+    matches.log(list(map(str, found)))
+    pairs = [(found[matches.index[row.path]], row) for row in rows if row.path in matches.index]
     if not pairs:
-        of_split = f" of split {split}" if split else ""
-        raise DataError(f"none of the {len(rows)} photographs{of_split} in {table} is under {root}")
-    truth = np.array([[label in row.labels for label in labels] for _, row in pairs])
+        chosen = f" of split {split}" if split else ""
+        raise DataError(f"none of the {len(rows)} photographs{chosen} in {table} is under {root}")
+    truth = indicator([row.labels for _, row in pairs], labels)
     return Labelled(tuple(path for path, _ in pairs), tuple(labels), truth, len(rows) - len(pairs))
 
 
@@ -242,7 +242,7 @@ class Accuracy:
 def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
     """Every artefact's mAP, and its loss against the first one."""
     reference, thresholds = scored.scores[0], np.array(artefacts[0].contract.thresholds)
-    expected, base = call(reference, thresholds), _average(artefacts[0].name, reference, scored.truth)
+    expected, base = binarize(reference, thresholds), _average(artefacts[0].name, reference, scored.truth)
     found = []
     for one, scores in zip(artefacts, scored.scores, strict=True):
         mean_ap = _average(one.name, scores, scored.truth)
@@ -254,7 +254,7 @@ def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) 
                 interval=bootstrap_interval(scores, scored.truth, resamples),
                 difference=mean_ap.mean - base.mean,
                 difference_interval=difference_interval(scores, reference, scored.truth, resamples // 5),
-                agreement=float((call(scores, thresholds) == expected).mean()),
+                agreement=float((binarize(scores, thresholds) == expected).mean()),
                 largest=float(np.abs(scores - reference).max()),
             )
         )

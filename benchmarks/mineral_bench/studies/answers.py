@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError, ImageError
-from mineral_batch.evaluation.metrics import call, mean_average_precision
+from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.evaluation.thresholds import binarize
 from mineral_batch.images.discover import find_images
 from mineral_batch.images.limits import read_file
 from mineral_batch.types import Failure
@@ -38,7 +39,7 @@ def compare(
     Args:
         model: open.
         photos: files and folders; one folder if there are labels.
-        labels: see `mineral_batch.evaluation.evaluate.read_labels`; None to leave mAP out.
+        labels: see `mineral_batch.evaluation.labels.read_labels`; None to leave mAP out.
         split: only these rows of them.
 
     Raises:
@@ -136,7 +137,7 @@ def change(name: str, answers: Answers, resamples: int = 200) -> Change:
     found, exact, truth = answers.probabilities[name], answers.probabilities[REFERENCE], answers.truth
     near, apart = answers.psnr[name], np.abs(found - exact)
     other = np.isfinite(near)
-    decisions = call(found, answers.thresholds) != call(exact, answers.thresholds)
+    decisions = binarize(found, answers.thresholds) != binarize(exact, answers.thresholds)
     accuracy: dict[str, Any] = {}
     if truth is not None:
         mean_ap, base = (mean_average_precision(scores, truth).mean for scores in (found, exact))

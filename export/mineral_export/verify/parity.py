@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mineral_batch.errors import DataError, MineralError
-from mineral_batch.evaluation.evaluate import match_paths, read_labels
-from mineral_batch.evaluation.metrics import MeanAP, call, mean_average_precision
+from mineral_batch.evaluation.labels import (
+    indicator,
+    match_paths,
+    name_labels,
+    of_split,
+    read_labels,
+    require_known,
+)
+from mineral_batch.evaluation.metrics import MeanAP, mean_average_precision
+from mineral_batch.evaluation.thresholds import binarize
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
 from mineral_export import TOLERANCE
-from mineral_train.data.manifest import multi_hot
 from mineral_train.synth import generate
 
 if TYPE_CHECKING:
@@ -271,21 +278,19 @@ def _labelled(
     contract: ModelContract, table: Path, photos: str | Path | None, split: str | None
 ) -> tuple[list[Path], Bools]:
     """Files and truth (N, L) of a table's rows."""
-    everything = read_labels(table)
-    rows = [row for row in everything if split in (None, row.split)]
-    if not rows:
-        known = ", ".join(sorted({row.split for row in everything} - {""}))
-        raise DataError(f"{table} has no rows" + (f" of split {split!r}; it has {known or 'none'}" if split else ""))
+    rows, _ = name_labels(of_split(read_labels(table), split, table), contract.labels)
+    require_known(rows, contract.labels, table, "the model does not know")
     if photos is None:
         found = {row.path: table.parent / row.path for row in rows}
     else:
         files = [path for path in find_images([str(photos)]) if isinstance(path, Path)]
         matches = match_paths([str(path) for path in files], [row.path for row in rows])
-        found = {path: files[index] for path, index in matches.items()}
+        matches.log(list(map(str, files)))
+        found = {path: files[index] for path, index in matches.index.items()}
     rows = [row for row in rows if row.path in found]
     if not rows:
         raise DataError(f"none of the photographs in {table} is under {photos}")
-    return [found[row.path] for row in rows], multi_hot([row.labels for row in rows], contract.labels)
+    return [found[row.path] for row in rows], indicator([row.labels for row in rows], contract.labels)
 
 
 def _decoded(
@@ -332,7 +337,7 @@ def _parity(
     """Of (N, L) probabilities."""
     difference = np.abs(one - other)
     thresholds = np.array(contract.thresholds)
-    flips = call(one, thresholds) != call(other, thresholds)
+    flips = binarize(one, thresholds) != binarize(other, thresholds)
     if truth is not None and np.isfinite(difference).all():
         ap = mean_average_precision(one, truth), mean_average_precision(other, truth)
     else:

@@ -176,6 +176,9 @@ def _join_text(joined: Joined, asked: _Asked) -> list[str]:
         first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
         more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
         lines.append(f"{len(joined.missing)} labelled photographs have no prediction: {first}{more}.")
+    if joined.renamed:
+        lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
+    lines += [f"{note}." for note in joined.notes]
     if joined.predictions.ignored:
         lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
     return lines

@@ -43,9 +43,6 @@ DEFINITIONS: Mapping[Definition, str] = {
     EMPTY_AS_ZERO: "AP as in equation-6; a label without positives counts as AP = 0 in the mean",
 }
 
-#: Labels with fewer positives than this share one threshold: the best cut of four pictures is chance.
-MIN_SUPPORT: Final = 5
-
 # Bootstrap weights held at once: few enough to stay in the cache, which is three times faster than 4,000,000.
 _CHUNK = 100_000
 
@@ -91,7 +88,7 @@ def average_precision(scores: Floats, truth: Bools, definition: Definition = EQU
         DataError: when a score is NaN.
         ValueError: when the shapes differ.
     """
-    scores, truth = _checked(scores, truth, ndim=1)
+    scores, truth = checked(scores, truth, ndim=1)
     return mean_average_precision(scores[:, None], truth[:, None], definition).mean
 
 
@@ -108,7 +105,7 @@ def mean_average_precision(scores: Floats, truth: Bools, definition: Definition 
         DataError: when a score is NaN.
         ValueError: when the shapes differ.
     """
-    scores, truth = _checked(scores, truth, ndim=2)
+    scores, truth = checked(scores, truth, ndim=2)
     once = np.ones((1, len(scores)), np.int64)
     per_label = np.array([ranking.ap(once, definition)[0] for ranking in _rankings(scores, truth)], np.float64)
     support = truth.sum(axis=0, dtype=np.int64)
@@ -137,7 +134,7 @@ def bootstrap_interval(
     Returns:
         (low, high), NaN both when no label has a positive.
     """
-    scores, truth = _checked(scores, truth, ndim=2)
+    scores, truth = checked(scores, truth, ndim=2)
     if not truth.any() or resamples < 1:
         return float("nan"), float("nan")
     rankings = list(_rankings(scores, truth))
@@ -146,11 +143,6 @@ def bootstrap_interval(
     estimate = _mean_ap_of(rankings, np.ones((1, len(scores)), np.int64), definition)[0]
     low, high = np.clip(2 * estimate - np.nanquantile(means, [0.975, 0.025]), 0.0, 1.0)
     return float(low), float(high)
-
-
-def call(scores: Floats, thresholds: Floats | float) -> Bools:
-    """Which labels are called present, (N, L) bool: those at or above their thresholds (L,)."""
-    return np.asarray(scores) >= np.asarray(thresholds)
 
 
 class Triple(NamedTuple):
@@ -191,12 +183,12 @@ class PrecisionRecallF1:
 
 
 def precision_recall_f1(called: Bools, truth: Bools) -> PrecisionRecallF1:
-    """Judge decisions `called` (N, L) bool against truth (N, L) bool; `call` makes decisions of probabilities.
+    """Judge decisions `called` (N, L) bool against truth (N, L) bool; `thresholds.binarize` makes them.
 
     Raises:
         ValueError: when the shapes differ or one is not bool.
     """
-    called, truth = _checked(called, truth, ndim=2)
+    called, truth = checked(called, truth, ndim=2)
     hits, calls, support = (table.sum(axis=0, dtype=np.int64) for table in (called & truth, called, truth))
     precision, recall = _ratio(hits, calls, empty=0.0), _ratio(hits, support, empty=0.0)
     f1 = _ratio(2 * hits, calls + support, empty=0.0)
@@ -210,55 +202,6 @@ def precision_recall_f1(called: Bools, truth: Bools) -> PrecisionRecallF1:
 def _triple(precision: float, recall: float) -> Triple:
     both = precision + recall
     return Triple(precision, recall, 2 * precision * recall / both if both else 0.0)
-
-
-def tune_thresholds(
-    scores: Floats,
-    truth: Bools,
-    beta: float = 1.0,
-    *,
-    fallback: Floats | float = 0.5,
-    min_support: int = MIN_SUPPORT,
-) -> NDArray[np.float64]:
-    """Per label the threshold that maximises F_beta on these pictures.
-
-    F_beta = (1 + beta^2) TP / ((1 + beta^2) TP + beta^2 FN + FP) (van Rijsbergen 1979). The threshold lies midway
-    between the lowest score called present and the next one below (0 below the last); of several best cuts the one
-    that calls the fewest pictures. Figures for the pictures that were tuned on are optimistic: tune on validation.
-
-    Args:
-        scores: (N, L) probabilities, 0..1.
-        truth: (N, L) bool.
-        beta: weight of recall against precision, above 0.
-        fallback: (L,) or one number, for rare labels that even together have fewer than `min_support` positives.
-        min_support: positives that a label needs for a threshold of its own. The rarer ones share the cut that is
-            best for all of them together.
-
-    Returns:
-        (L,) thresholds, for `call`.
-    """
-    scores, truth = _checked(scores, truth, ndim=2)
-    thresholds = np.array(np.broadcast_to(fallback, scores.shape[1]), np.float64)
-    common = truth.sum(axis=0) >= max(1, min_support)
-    for label in np.flatnonzero(common):
-        thresholds[label] = _best_threshold(scores[:, label].astype(np.float64), truth[:, label], beta)
-    rare = truth[:, ~common]
-    if rare.sum() >= max(1, min_support):
-        thresholds[~common] = _best_threshold(scores[:, ~common].astype(np.float64).ravel(), rare.ravel(), beta)
-    return thresholds
-
-
-def _best_threshold(scores: NDArray[np.float64], truth: Bools, beta: float) -> float:
-    """The cut of one label, which has positives, with the highest F_beta."""
-    order = np.argsort(-scores, kind="stable")
-    ranked, below = scores[order], np.append(scores[order][1:], 0.0)
-    called = np.arange(1, len(scores) + 1)
-    f_beta = (1 + beta**2) * truth[order].cumsum() / (beta**2 * truth.sum() + called)
-    is_cut = np.append(ranked[:-1] > ranked[1:], True)
-    best = int(np.argmax(np.where(is_cut, f_beta, -1.0)))
-    middle = (ranked[best] + below[best]) / 2
-    # Between two neighbouring floats there is no middle: it rounds to one of them.
-    return float(middle if middle > below[best] else ranked[best])
 
 
 @dataclass(frozen=True)
@@ -338,8 +281,8 @@ def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[NDArray
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
 
 
-def _checked(scores: NDArray[Any], truth: Bools, ndim: int) -> tuple[NDArray[Any], Bools]:
-    """Arrays of one shape, truth bool and scores without NaN."""
+def checked(scores: NDArray[Any], truth: Bools, ndim: int) -> tuple[NDArray[Any], Bools]:
+    """Both arrays, checked to have one shape of `ndim` axes, truth bool and scores without NaN."""
     scores, truth = np.asarray(scores), np.asarray(truth)
     if scores.shape != truth.shape or scores.ndim != ndim:
         raise ValueError(f"need scores and truth of one {ndim}-D shape, got {scores.shape} and {truth.shape}")

@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-#: The 36 minerals in the paper's order (Wu et al. 2022, section 2), the canonical order of labels.
-MINERALS: tuple[str, ...] = (
-    "agate", "albite", "almandine", "anglesite", "azurite", "beryl", "cassiterite", "chalcopyrite", "cinnabar",
-    "copper", "demantoid", "diopside", "elbaite", "epidote", "fluorite", "galena", "gold", "halite", "hematite",
-    "magnetite", "malachite", "marcasite", "opal", "orpiment", "pyrite", "quartz", "rhodochrosite", "ruby",
-    "sapphire", "schorl", "sphalerite", "stibnite", "sulfur", "topaz", "torbernite", "wulfenite",
-)  # fmt: skip
-
 #: What the matrix products of a model file can be stored in.
 STORED_PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.evaluate import match_paths
+from mineral_batch.evaluation.labels import match_paths
 from mineral_batch.explain.run import INDEX
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class Explained:
 
 
 def read_explained(folder: Path, results: Results) -> Explained:
-    """Read the index of a folder of `explain` and find its photographs in a run, as `evaluate.match_paths` does.
+    """Read the index of a folder of `explain` and find its photographs in a run, as `labels.match_paths` does.
 
     Raises:
         DataError: if there is no index or it is damaged, none of its photographs is in the run, or the maps are of
             another model.
     """
     rows = _read_index(folder / INDEX)
-    matches = match_paths(results.predictions.paths, list(dict.fromkeys(row["path"] for row in rows)))
+    matches = match_paths(results.predictions.paths, list(dict.fromkeys(row["path"] for row in rows))).index
     if rows and not matches:
         raise DataError(
             f"none of the {len(rows)} maps in {folder} is of a photograph of {results.table}: the first is of "

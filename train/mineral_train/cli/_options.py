@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.data.manifest import read_labels
 from mineral_train.model.presets import Head, ModelConfig, Projection
 from mineral_train.training import config as recipes

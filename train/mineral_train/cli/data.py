@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.data import census
 from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from mineral_train.data.folders import TableFormat, folder_names

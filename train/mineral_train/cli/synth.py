@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.synth import SynthConfig, write_dataset
 
 

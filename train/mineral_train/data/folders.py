@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.images.discover import find_images
+from mineral_batch.minerals import canonical
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import classes, connected, identical_files
 from mineral_train.data.manifest import SEPARATOR, SPLITS, Row, describe_unknown, read_table, split_labels
-from mineral_train.data.names import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,7 +104,7 @@ def rows_from_table(
         DataError: naming the column that is missing, the line that is wrong, or the labels that are unknown.
     """
     columns = columns or TableFormat()
-    header, records = read_table(table)
+    header, records = read_table(table, [columns.path_column, columns.labels_column])
     _require_columns(table, header, columns)
     if not records:
         raise DataError(f"{table} has a header and no rows")

@@ -17,7 +17,8 @@ import numpy as np
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import whole_file
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
+from mineral_batch.results.csv import open_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -104,7 +105,7 @@ def read_manifest(path: str | Path, labels: Sequence[str] | None = None) -> Mani
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    header, records = read_table(path)
+    header, records = read_table(path, _COLUMNS)
     missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise DataError(
@@ -210,29 +211,19 @@ def _unknown_labels(unknown: Iterable[str], labels: Sequence[str]) -> str:
     )
 
 
-def read_table(path: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def read_table(path: str | Path, columns: Sequence[str] = ()) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The header of a CSV and its records, each with the number of its last line in the file.
 
+    Args:
+        path: the file.
+        columns: that it should have; they tell the delimiter.
+
     Raises:
-        DataError: if the file is missing, not UTF-8, or a record has more or fewer fields than the header.
+        DataError: if the file is missing or not a CSV (see `mineral_batch.results.csv.open_csv`).
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            records = [(reader.line_num, fields) for fields in reader if fields]
-    except FileNotFoundError:
-        raise DataError(f"no such file: {path}; `mineral-train data` makes a manifest of photographs") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or error}; it must be a CSV file in UTF-8"
-        ) from None
-    if len(set(header)) < len(header):
-        raise DataError(f"{path} has two columns of one name: {', '.join(header)}")
-    for line, fields in records:
-        if len(fields) != len(header):
-            raise DataError(f"{path}, line {line}: {len(fields)} fields where the header has {len(header)}")
-    return header, [(line, dict(zip(header, fields, strict=True))) for line, fields in records]
+    with open_csv(path, sniff=columns, errors="strict") as table:
+        records = [(line, dict(zip(table.header, fields, strict=True))) for line, fields in table]
+    return list(table.header), records
 
 
 def write_table(path: str | Path, header: Sequence[str], records: Iterable[Sequence[object]]) -> None:

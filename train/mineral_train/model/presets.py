@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

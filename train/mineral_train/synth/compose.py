@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.synth.looks import LOOKS
 from mineral_train.synth.shading import Light, shade
 from mineral_train.synth.surfaces import Site, grow, noise, polar, slopes

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mineral_batch.errors import DataError
-from mineral_batch.model.contract import MINERALS
+from mineral_batch.minerals import MINERALS
 from mineral_train.synth.compose import Bytes, check, generate, stream, turn_of
 from mineral_train.synth.looks import LOOKS
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mineral_batch.evaluation.metrics import MeanAP, mean_average_precision, tune_thresholds
+from mineral_batch.evaluation.metrics import MeanAP, mean_average_precision
+from mineral_batch.evaluation.thresholds import tune_thresholds
 from mineral_batch.model.contract import InputSpec, Measured, ModelContract
 from mineral_train.model.backbones import import_timm
 

@@ -11,15 +11,13 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from sklearn.metrics import average_precision_score, f1_score
 
 from mineral_batch.cli import main
-from mineral_batch.errors import DataError
-from mineral_batch.evaluation.evaluate import join, match_paths
-from mineral_batch.model.contract import MINERALS, ModelContract
+from mineral_batch.evaluation.evaluate import join
+from mineral_batch.minerals import MINERALS
+from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.onnx_file import read_contract, write_contract
 
 LABELS = ("agate", "gold", "quartz", "topaz")
@@ -257,62 +255,6 @@ def test_what_is_in_one_table_only_is_counted(world):
     assert "missing/4.jpg and 2 more." in out
 
 
-@pytest.mark.parametrize(
-    ("predicted", "labelled"),
-    [
-        ("a.jpg", "a.jpg"),
-        ("photos/images/a.jpg", "images/a.jpg"),
-        ("images/a.jpg", "/data/photos/images/a.jpg"),
-        ("../photos/./a.jpg", "photos/a.jpg"),
-        ("C:\\photos\\a.jpg", "photos/a.jpg"),
-        ("photos/caf\u00e9.jpg", "cafe\u0301.jpg"),
-        ("/data/a.jpg", "/data//x/../a.jpg"),
-    ],
-)
-def test_paths_match_by_whole_components_from_the_end(predicted, labelled):
-    assert match_paths([predicted], [labelled]) == {labelled: 0}
-
-
-@pytest.mark.parametrize(
-    ("predicted", "labelled"),
-    [("photos/ba.jpg", "a.jpg"), ("/mnt/data/a.jpg", "/data/a.jpg"), ("a.JPG", "a.jpg"), ("a/b.jpg", "c/b.jpg")],
-)
-def test_other_paths_do_not_match(predicted, labelled):
-    assert match_paths([predicted], [labelled]) == {}
-
-
-def test_equal_paths_and_longer_ends_come_first():
-    assert match_paths(["a.jpg", "sub/a.jpg"], ["sub/a.jpg", "a.jpg"]) == {"a.jpg": 0, "sub/a.jpg": 1}
-    assert match_paths(["r/a.jpg", "r/sub/a.jpg"], ["sub/a.jpg", "a.jpg"]) == {"a.jpg": 0, "sub/a.jpg": 1}
-    assert match_paths(["sub/a.jpg", "a.jpg"], ["/r/a.jpg", "/r/sub/a.jpg"]) == {"/r/a.jpg": 1, "/r/sub/a.jpg": 0}
-
-
-def test_a_path_that_has_its_equal_matches_nothing_else():
-    assert match_paths(["r/a.jpg"], ["r/a.jpg", "a.jpg"]) == {"r/a.jpg": 0}
-    assert match_paths(["r/a.jpg", "a.jpg"], ["r/a.jpg"]) == {"r/a.jpg": 0}
-
-
-@pytest.mark.parametrize(
-    ("predicted", "labelled"),
-    [(["x/a.jpg", "y/a.jpg"], ["a.jpg"]), (["a.jpg"], ["x/a.jpg", "y/a.jpg"])],
-)
-def test_an_ambiguous_match_names_both(predicted, labelled):
-    with pytest.raises(DataError, match=r"a\.jpg matches both x/a\.jpg and y/a\.jpg"):
-        match_paths(predicted, labelled)
-
-
-@given(
-    st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join), min_size=1),
-    st.lists(st.sampled_from("xyz"), max_size=2),
-    st.booleans(),
-)
-def test_a_common_prefix_on_either_side_changes_no_match(paths, prefix, on_predictions):
-    paths = sorted(paths)
-    longer = ["/".join([*prefix, path]) for path in paths]
-    predicted, labelled = (longer, paths) if on_predictions else (paths, longer)
-    assert match_paths(predicted, labelled) == {label: i for i, label in enumerate(labelled)}
-
-
 def test_names_that_are_not_utf8_match_and_are_printed(world):
     predictions, labels = world.predictions(), world.labels()
     for table in (predictions, labels):
@@ -340,12 +282,12 @@ def test_a_missing_file_a_folder_and_an_empty_file(world, tmp_path):
 
 
 def test_a_missing_column_names_those_there_are(world):
-    labels = world.labels(header=("file", "labels", "split"))
-    assert "has no column path; its first line has file, labels, split" in fails(world.predictions(), labels)
+    labels = world.labels(header=("folder", "labels", "split"))
+    assert "has no column path; its first line has folder, labels, split" in fails(world.predictions(), labels)
     predictions = world.predictions(header=("path", "called", *LABELS))
     assert "has no column minerals" in fails(predictions, world.labels())
     predictions = world.predictions(header=("path", "minerals", "agate", "agate", "quartz", "topaz"))
-    assert "two columns of one name: agate" in fails(predictions, world.labels())
+    assert "duplicate column names: agate" in fails(predictions, world.labels())
 
 
 @pytest.mark.parametrize("cell", ["high", "", "nan", "1.5", "-0.1", "inf"])
@@ -359,20 +301,20 @@ def test_a_bad_number_is_named_with_its_line_and_column(world, cell):
 def test_a_short_row_is_named_with_its_line(world):
     rows = world.prediction_rows
     rows[3] = rows[3][:-1]
-    assert "line 5: 5 fields where the first line has 6" in fails(world.predictions(rows), world.labels())
+    assert "line 5: 5 fields where the header has 6" in fails(world.predictions(rows), world.labels())
 
 
 def test_an_unknown_label_is_named_with_the_nearest(world):
     rows = world.label_rows
     rows[2][1] = "gold;quarz"
     message = fails(world.predictions(), world.labels(rows))
-    assert "'quarz' (line 4, did you mean 'quartz'?); predicted were agate, gold, quartz, topaz" in message
+    assert "'quarz' (line 4, did you mean 'quartz'?); there are agate, gold, quartz, topaz" in message
 
 
 def test_a_mineral_called_present_must_be_a_column(world):
     rows = world.prediction_rows
     rows[0][1] = "gold;ruby"
-    assert "line 2: minerals names ruby, which is no column" in fails(world.predictions(rows), world.labels())
+    assert "line 2: minerals names ruby, which is not a column" in fails(world.predictions(rows), world.labels())
 
 
 def test_a_picture_named_twice_is_refused(world):
@@ -386,10 +328,23 @@ def test_a_picture_named_twice_is_refused(world):
 def test_nothing_in_common_shows_an_example_of_each(world):
     labels = world.labels([["elsewhere/a.jpg", "gold", "test"]])
     message = fails(world.predictions(), labels)
-    assert "no picture is in both tables" in message
+    assert "no image is in both tables" in message
     assert "photos/images/00.jpg" in message
     assert "elsewhere/a.jpg" in message
-    assert "no picture is in both" in fails(world.predictions([]), labels)
+    assert "no image is in both" in fails(world.predictions([]), labels)
+
+
+def test_a_renamed_folder_and_synonyms_are_matched_and_reported(world):
+    rows = [
+        [path.replace("images/", "renamed/"), labels.replace("quartz", "Amethyst"), split]
+        for path, labels, split in world.label_rows
+    ]
+    plain = run(world.predictions(), world.labels()).stdout
+    renamed = run(world.predictions(), world.labels(rows)).stdout
+    assert "Read as: Amethyst = quartz.\n" in renamed
+    assert "60 labelled paths matched by file name only" in renamed
+    assert "for example renamed/00.jpg is photos/images/00.jpg.\n" in renamed
+    assert renamed.split("\n\n", 1)[1] == plain.split("\n\n", 1)[1]
 
 
 def test_an_unknown_split_lists_those_there_are(world):

@@ -23,11 +23,10 @@ from mineral_batch.evaluation.metrics import (
     VOC_2010,
     average_precision,
     bootstrap_interval,
-    call,
     mean_average_precision,
     precision_recall_f1,
-    tune_thresholds,
 )
+from mineral_batch.evaluation.thresholds import binarize, tune_thresholds
 
 NAN = float("nan")
 
@@ -190,7 +189,7 @@ def test_the_interval_covers_the_true_mean_ap_where_the_percentile_interval_woul
 @given(tables())
 def test_precision_recall_f1_are_scikit_learns(table):
     scores, truth = table
-    called = call(scores, 0.5)
+    called = binarize(scores, 0.5)
     found = precision_recall_f1(called, truth)
 
     def scikit_learn(called, truth):
@@ -225,7 +224,7 @@ def test_a_label_without_positives_is_out_of_the_class_means_but_in_the_overall_
 
 
 def test_a_score_at_its_threshold_is_called():
-    assert call(np.array([[0.3, 0.3]]), np.array([0.3, 0.31])).tolist() == [[True, False]]
+    assert binarize(np.array([[0.3, 0.3]]), np.array([0.3, 0.31])).tolist() == [[True, False]]
 
 
 # --- thresholds ----------------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ def test_neighbouring_floats_are_told_apart():
     scores = column([np.nextafter(low, 1), low])
     truth = np.array([[True], [False]])
     cut = tune_thresholds(scores, truth, min_support=1)
-    assert call(scores, cut).tolist() == truth.tolist()
+    assert binarize(scores, cut).tolist() == truth.tolist()
 
 
 def test_rare_labels_share_the_threshold_that_is_best_for_all_of_them_together():

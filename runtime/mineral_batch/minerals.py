@@ -1,4 +1,4 @@
-"""What people call the minerals, and the label that each name stands for."""
+"""The 36 minerals of the paper, what people call them, and the label that each name stands for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+#: The 36 minerals in the paper's order (Wu et al. 2022, section 2), the canonical order of labels.
+MINERALS: tuple[str, ...] = (
+    "agate", "albite", "almandine", "anglesite", "azurite", "beryl", "cassiterite", "chalcopyrite", "cinnabar",
+    "copper", "demantoid", "diopside", "elbaite", "epidote", "fluorite", "galena", "gold", "halite", "hematite",
+    "magnetite", "malachite", "marcasite", "opal", "orpiment", "pyrite", "quartz", "rhodochrosite", "ruby",
+    "sapphire", "schorl", "sphalerite", "stibnite", "sulfur", "topaz", "torbernite", "wulfenite",
+)  # fmt: skip
 
 #: Other names of the paper's minerals. Spellings, synonyms, and varieties every specimen of which is the mineral;
 #: not `tourmaline` (elbaite or schorl), `garnet` (almandine or demantoid), `corundum` (ruby or sapphire),
@@ -48,10 +56,10 @@ OTHER_NAMES: Mapping[str, str] = {
 
 
 def canonical(name: str, labels: Iterable[str]) -> str | None:
-    """The label that a folder's or a table's name stands for, None where it is no known name of any.
+    """The label that a folder's or a table's name stands for, None if it stands for none of them.
 
-    Case, accents, `_` and `-` for a blank, numbering (`Agate_01`, `03 agate`, `agate (2)`), the plural and
-    `OTHER_NAMES` are seen through, each only where it leads to one label of this set.
+    Ignores case, accents, numbering (`Agate_01`, `03 agate`, `agate (2)`) and the plural, reads `_` and `-` as a blank,
+    and knows `OTHER_NAMES`; each only where it leads to exactly one label of this set.
     """
     labels = tuple(labels)
     if name in labels:

@@ -1,0 +1,276 @@
+"""Ground truth: the one reader of label tables, and the one matcher of its paths with those of images.
+
+A label table is a CSV with the columns `path`, `labels` (joined with `;`) and, if it has splits, `split`. It may come
+from a spreadsheet: see `read_labels`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import posixpath
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mineral_batch.errors import DataError
+from mineral_batch.minerals import canonical
+from mineral_batch.results.csv import listed, open_csv, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from pathlib import Path
+
+    from mineral_batch.evaluation.metrics import Bools
+
+_log = logging.getLogger("mineral_batch")
+
+SEPARATOR = ";"
+
+#: What people call the columns of such a table, in lower case.
+COLUMN_NAMES = {
+    **dict.fromkeys(("path", "file", "filename", "file name", "image", "photo"), "path"),
+    **dict.fromkeys(("labels", "label", "minerals", "mineral"), "labels"),
+    **dict.fromkeys(("split", "subset"), "split"),
+}
+
+
+class LabelRow(NamedTuple):
+    """One row of a label table; `line` is its place in the file."""
+
+    path: str
+    labels: tuple[str, ...]
+    split: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which labelled path is which image.
+
+    Attributes:
+        index: labelled path -> place in the sequence of images.
+        by_name: labelled paths that only the file name matched, because their folders differ.
+    """
+
+    index: dict[str, int]
+    by_name: tuple[str, ...] = ()
+
+    def note(self, images: Sequence[str]) -> str | None:
+        """One line about the matches by file name, with an example; None if there are none."""
+        if not self.by_name:
+            return None
+        first = self.by_name[0]
+        return (
+            f"{len(self.by_name)} labelled paths matched by file name only, their folders differ: "
+            f"for example {shown(first)} is {shown(images[self.index[first]])}"
+        )
+
+    def log(self, images: Sequence[str]) -> None:
+        """Warn with that line, in a command that prints no text of its own about the match."""
+        if note := self.note(images):
+            _log.warning("%s", note)
+
+
+def read_labels(path: str | Path) -> list[LabelRow]:
+    """Read a label table as people keep it.
+
+    The columns are separated by `,`, `;` or tabs; the text is UTF-8 or UTF-16, with or without a byte order mark; the
+    headers are in any case, and `COLUMN_NAMES` has their other names. Names of labels stay as they are written;
+    `name_labels` gives them the names of a label set.
+
+    Returns:
+        The rows; without a column `split` every split is the empty string.
+
+    Raises:
+        DataError: if the file is missing, has no column `path` or `labels`, or names an image twice.
+    """
+    with open_csv(path, ("path", "labels"), sniff=("path", "labels"), synonyms=COLUMN_NAMES) as table:
+        at, labels = table.index("path"), table.index("labels")
+        split = table.index("split") if "split" in table.header else None
+        rows = [
+            LabelRow(fields[at], split_labels(fields[labels]), fields[split].strip() if split is not None else "", line)
+            for line, fields in table
+        ]
+    require_distinct(path, [(row.path, row.line) for row in rows])
+    return rows
+
+
+def name_labels(rows: Sequence[LabelRow], labels: Sequence[str]) -> tuple[list[LabelRow], dict[str, str]]:
+    """Give the labels of a table the names of a label set, as `minerals.canonical` reads them: `Amethyst` is quartz.
+
+    A name that stands for no label stays as it is.
+
+    Args:
+        rows: of the table.
+        labels: the label set.
+
+    Returns:
+        The rows, and each name that was changed with the label that it became.
+    """
+    names = {name for row in rows for name in row.labels}
+    meant = {name: _meant(name, labels) for name in names}
+    renamed = [row._replace(labels=tuple(dict.fromkeys(n for name in row.labels for n in meant[name]))) for row in rows]
+    return renamed, {name: "; ".join(to) for name, to in sorted(meant.items()) if to != (name,)}
+
+
+def _meant(name: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels that one name stands for: several if it is a list with another separator, `quartz, gold`."""
+    if label := canonical(name, labels):
+        return (label,)
+    parts = [canonical(part.strip(), labels) for part in re.split(r"[,|/+]", name)]
+    known = tuple(part for part in parts if part)
+    return known if len(known) == len(parts) else (name,)
+
+
+def require_known(rows: Sequence[LabelRow], labels: Sequence[str], path: str | Path, what: str) -> None:
+    """Check that every label in use is in the label set, or a spelling mistake would count as an absent mineral.
+
+    Args:
+        rows: of the table.
+        labels: the label set.
+        path: of the table, for the message.
+        what: what is wrong with an unknown label, such as `were not predicted`.
+
+    Raises:
+        DataError: naming the unknown labels with their lines and the nearest known ones.
+    """
+    unknown = {name: row.line for row in reversed(rows) for name in row.labels if name not in labels}
+    if not unknown:
+        return
+    named = []
+    for name, line in sorted(unknown.items(), key=lambda item: item[1])[:5]:
+        near = difflib.get_close_matches(name, labels, n=1)
+        named.append(f"{shown(name)!r} (line {line}" + (f", did you mean {near[0]!r}?)" if near else ")"))
+    more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
+    raise DataError(f"{path} has labels that {what}: {', '.join(named)}{more}; there are {listed(labels)}")
+
+
+def of_split(rows: Sequence[LabelRow], split: str | None, path: str | Path) -> list[LabelRow]:
+    """The rows of one split; all rows for None.
+
+    Raises:
+        DataError: if there are none, naming the splits that the table has.
+    """
+    chosen = [row for row in rows if split in (None, row.split)]
+    if not chosen:
+        splits = sorted({row.split for row in rows} - {""})
+        wanted = f" of split {split!r}; it has {listed(splits) or 'none'}" if split else ""
+        raise DataError(f"{path} has no rows{wanted}")
+    return chosen
+
+
+def split_labels(cell: str) -> tuple[str, ...]:
+    """`"quartz; gold"` -> `("quartz", "gold")`."""
+    return tuple(name for part in cell.split(SEPARATOR) if (name := part.strip()))
+
+
+def indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> Bools:
+    """(N, L) bool: which label is in which row; every name is one of `labels`."""
+    column = {name: index for index, name in enumerate(labels)}
+    table = np.zeros((len(rows), len(labels)), np.bool_)
+    for row, names in zip(table, rows, strict=True):
+        row[[column[name] for name in names]] = True
+    return table
+
+
+def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> None:
+    """Check that no name comes twice.
+
+    Args:
+        path: of the table, for the message.
+        places: (name, line) of every row.
+
+    Raises:
+        DataError: naming both lines.
+    """
+    seen: dict[str, int] = {}
+    for name, line in places:
+        first = seen.setdefault(name, line)
+        if first != line:
+            raise DataError(f"{path} names {shown(name)} twice, in lines {first} and {line}: keep one of them")
+
+
+def match_paths(images: Sequence[str], labelled: Sequence[str]) -> Matches:
+    r"""Match labelled paths with those of images.
+
+    Two paths match if they are equal after normalising (`\` is `/`, `.` and leading `..` dropped, Unicode NFC),
+    or one is the end of the other by whole components: `images/a.jpg` matches `/data/images/a.jpg`. Equal paths
+    match first; of several ends the longest counts. What is left matches by file name, as after a folder was renamed,
+    if that name is in either list only once.
+
+    Args:
+        images: paths of N images.
+        labelled: paths of a label table.
+
+    Raises:
+        DataError: if one path matches two, naming both.
+    """
+    theirs, ours = _by_components(images), _by_components(labelled)
+    pairs = {ours[key]: theirs[key] for key in ours.keys() & theirs.keys()}
+    left_theirs = {key: path for key, path in theirs.items() if key not in ours}
+    left_ours = {key: path for key, path in ours.items() if key not in theirs}
+    ends = {(left_ours[end], path) for key, path in left_theirs.items() if (end := _longest_end(key, left_ours))}
+    ends |= {(path, left_theirs[end]) for key, path in left_ours.items() if (end := _longest_end(key, left_theirs))}
+    pairs |= _one_to_one(ends)
+    by_name = _by_name(theirs, ours, pairs)
+    index = {path: i for i, path in enumerate(images)}
+    return Matches({label: index[image] for label, image in (pairs | by_name).items()}, tuple(sorted(by_name)))
+
+
+Components = tuple[str, ...]
+
+
+def _components(path: str) -> Components:
+    """The parts of a normalised path; an absolute one begins with `/`, so that it is the end of no other."""
+    clean = posixpath.normpath(unicodedata.normalize("NFC", path.strip().replace("\\", "/")))
+    parts = clean.lstrip("/").split("/")
+    while parts and parts[0] == "..":
+        parts.pop(0)
+    return ("/", *parts) if clean.startswith("/") else tuple(parts)
+
+
+def _by_components(paths: Iterable[str]) -> dict[Components, str]:
+    found: dict[Components, str] = {}
+    for path in paths:
+        other = found.setdefault(_components(path), path)
+        if other != path:
+            raise DataError(f"{shown(other)} and {shown(path)} in one table are the same path: keep one of them")
+    return found
+
+
+def _longest_end(key: Components, among: Collection[Components]) -> Components | None:
+    """The longest proper end of a path that is in `among`."""
+    return next((key[start:] for start in range(1, len(key)) if key[start:] in among), None)
+
+
+def _one_to_one(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The pairs as a mapping, if no path is in two of them."""
+    pairs = sorted(pairs)
+    for side, name in ((0, "labelled path"), (1, "image")):
+        partners = defaultdict(list)
+        for pair in pairs:
+            partners[pair[side]].append(pair[1 - side])
+        for path, both in partners.items():
+            if len(both) > 1:
+                raise DataError(
+                    f"the {name} {shown(path)} matches both {shown(both[0])} and {shown(both[1])}: "
+                    f"write more of the path into the label table"
+                )
+    return dict(pairs)
+
+
+def _by_name(images: dict[Components, str], labelled: dict[Components, str], matched: dict[str, str]) -> dict[str, str]:
+    """Labelled path -> image, for those that nothing matched and whose file name is in each list only once."""
+    counts = [Counter(key[-1] for key in side if key) for side in (images, labelled)]
+    taken = {*matched.values()}
+    free = {key[-1]: path for key, path in images.items() if key and path not in taken}
+    return {
+        path: free[key[-1]]
+        for key, path in labelled.items()
+        if key and path not in matched and key[-1] in free and all(count[key[-1]] == 1 for count in counts)
+    }

@@ -1,0 +1,171 @@
+"""Read CSV files: the tables that `predict` writes, and those that people keep in a spreadsheet.
+
+Every CSV that the packages read goes through `open_csv`, so that a byte order mark, a semicolon or a column twice
+means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mineral_batch.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import TextIO
+
+_DELIMITERS = (",", ";", "\t")
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """An open CSV file behind its header; iterating gives its rows once.
+
+    Attributes:
+        path: the file.
+        header: names of the columns, without the blanks around them.
+    """
+
+    path: Path
+    header: tuple[str, ...]
+    _reader: Reader
+    _skipped: int = 0
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        """(line, fields) of every row that is not empty; `line` is the number of its last line in the file.
+
+        Raises:
+            DataError: if a row has more or fewer fields than the header.
+        """
+        for fields in self._reader:
+            line = self._reader.line_num + self._skipped
+            if fields and len(fields) != len(self.header):
+                raise DataError(
+                    f"{self.path} line {line}: {len(fields)} fields where the header has {len(self.header)}"
+                )
+            if fields:
+                yield line, fields
+
+    def index(self, column: str) -> int:
+        """The place of a column.
+
+        Raises:
+            DataError: if there is none of that name.
+        """
+        if column not in self.header:
+            raise DataError(
+                f"{self.path} has no column {shown(column)}; its first line has {listed(self.header) or 'nothing'}"
+            )
+        return self.header.index(column)
+
+
+@contextmanager
+def open_csv(
+    path: str | Path,
+    required: Sequence[str] = (),
+    *,
+    sniff: Sequence[str] | None = None,
+    synonyms: Mapping[str, str] | None = None,
+    errors: str = "surrogateescape",
+) -> Iterator[CsvTable]:
+    """Open a CSV file with a header.
+
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one (Excel's "Unicode Text").
+
+    Args:
+        path: the file.
+        required: columns that must be there.
+        sniff: columns that tell the delimiter: of `,`, `;` and a tab, the one that finds the most of them in the first
+            line; Excel's line `sep=;` before it is skipped. None takes `,`.
+        synonyms: lower-case header -> the column it stands for where that is not there itself; a column that stands
+            for itself is found in any case.
+        errors: what becomes of bytes that are not UTF-8: by `surrogateescape` a file name in another encoding keeps
+            its bytes, as `predict` writes them; `strict` refuses them.
+
+    Raises:
+        DataError: in one line, if the file is missing, is no CSV, or lacks a column, or has one twice.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as binary, _decoded(binary, errors) as file:
+            skipped = 0 if sniff is None else _skip_separator_line(file)
+            delimiter = "," if sniff is None else _delimiter(file, sniff, synonyms or {})
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = _renamed([name.strip() for name in next(reader, [])], synonyms or {})
+            _check_header(path, header, required)
+            yield CsvTable(path, tuple(header), reader, skipped)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {shown(str(path))}") from None
+    except (OSError, csv.Error, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {shown(str(path))}: {reason}; it must be a CSV file in UTF-8") from None
+
+
+def listed(names: Sequence[str], limit: int = _LISTED) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(name) for name in names[:limit]) + more
+
+
+def shown(text: str) -> str:
+    """The text with bytes that are not UTF-8 replaced, so that it can be printed."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _decoded(binary: io.BufferedReader, errors: str) -> TextIO:
+    mark = binary.peek(3)[:3]
+    if mark.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return io.TextIOWrapper(binary, encoding="utf-16", newline="")
+    return io.TextIOWrapper(binary, encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _skip_separator_line(file: TextIO) -> int:
+    """How many lines were skipped: 1 for Excel's `sep=;`, else 0."""
+    start = file.tell()
+    if file.readline().strip().casefold().startswith("sep="):
+        return 1
+    file.seek(start)
+    return 0
+
+
+def _delimiter(file: TextIO, columns: Sequence[str], synonyms: Mapping[str, str]) -> str:
+    """The delimiter that finds the most of these columns in the first line, or else the most columns."""
+    start = file.tell()
+    line = file.readline()
+    file.seek(start)
+
+    def score(delimiter: str) -> tuple[int, int]:
+        header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        return len({*columns} & {*_renamed(header, synonyms)}), len(header)
+
+    return max(_DELIMITERS, key=score)
+
+
+def _renamed(header: Sequence[str], synonyms: Mapping[str, str]) -> list[str]:
+    """The header with synonyms as the column they stand for; the column's own name comes first, then the first one."""
+    names = list(header)
+    for is_own in (True, False):
+        for place, name in enumerate(header):
+            column = synonyms.get(name.casefold())
+            if column and column not in names and (name.casefold() == column) == is_own:
+                names[place] = column
+    return names
+
+
+def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    absent = [name for name in required if name not in header]
+    if absent:
+        raise DataError(
+            f"{shown(str(path))} has no column {listed(absent)}; its first line has {listed(header) or 'nothing'}"
+        )
+    duplicates = sorted({name for name in header if header.count(name) > 1})
+    if duplicates:
+        raise DataError(f"{shown(str(path))} has duplicate column names: {listed(duplicates)}")
