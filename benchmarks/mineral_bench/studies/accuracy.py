@@ -15,7 +15,6 @@ import numpy as np
 from mineral_batch.engines.registry import choose_backend
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.evaluation.labels import (
-    indicator,
     match_paths,
     name_labels,
     of_split,
@@ -27,6 +26,7 @@ from mineral_batch.evaluation.thresholds import binarize
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.results.predictions import indicator
 from mineral_batch.types import Failure
 from mineral_bench.report import Table, names_apart, numbered
 

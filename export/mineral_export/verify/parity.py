@@ -13,7 +13,6 @@ import numpy as np
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.labels import (
-    indicator,
     match_paths,
     name_labels,
     of_split,
@@ -24,6 +23,7 @@ from mineral_batch.evaluation.metrics import MeanAP, mean_average_precision
 from mineral_batch.evaluation.thresholds import binarize
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
+from mineral_batch.results.predictions import indicator
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
 from mineral_export import TOLERANCE

@@ -10,7 +10,6 @@ import numpy as np
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labels import (
-    indicator,
     match_paths,
     name_labels,
     of_split,
@@ -28,10 +27,10 @@ from mineral_batch.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
-from mineral_batch.evaluation.predictions import Predictions, read_predictions
 from mineral_batch.evaluation.thresholds import binarize, tune_thresholds
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import shown
+from mineral_batch.results.predictions import Predictions, indicator, read_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,21 +15,17 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import canonical
-from mineral_batch.results.csv import listed, open_csv, shown
+from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
+from mineral_batch.results.predictions import split_labels
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
-    from mineral_batch.evaluation.metrics import Bools
 
 _log = logging.getLogger("mineral_batch")
-
-SEPARATOR = ";"
 
 #: What people call the columns of such a table, in lower case.
 COLUMN_NAMES = {
@@ -162,37 +158,6 @@ def of_split(rows: Sequence[LabelRow], split: str | None, path: str | Path) -> l
         wanted = f" of split {split!r}; it has {listed(splits) or 'none'}" if split else ""
         raise DataError(f"{path} has no rows{wanted}")
     return chosen
-
-
-def split_labels(cell: str) -> tuple[str, ...]:
-    """`"quartz; gold"` -> `("quartz", "gold")`."""
-    return tuple(name for part in cell.split(SEPARATOR) if (name := part.strip()))
-
-
-def indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> Bools:
-    """(N, L) bool: which label is in which row; every name is one of `labels`."""
-    column = {name: index for index, name in enumerate(labels)}
-    table = np.zeros((len(rows), len(labels)), np.bool_)
-    for row, names in zip(table, rows, strict=True):
-        row[[column[name] for name in names]] = True
-    return table
-
-
-def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> None:
-    """Check that no name comes twice.
-
-    Args:
-        path: of the table, for the message.
-        places: (name, line) of every row.
-
-    Raises:
-        DataError: naming both lines.
-    """
-    seen: dict[str, int] = {}
-    for name, line in places:
-        first = seen.setdefault(name, line)
-        if first != line:
-            raise DataError(f"{path} names {shown(name)} twice, in lines {first} and {line}: keep one of them")
 
 
 def match_paths(images: Sequence[str], labelled: Sequence[str]) -> Matches:

@@ -109,6 +109,23 @@ def open_csv(
         raise DataError(f"cannot read {shown(str(path))}: {reason}; it must be a CSV file in UTF-8") from None
 
 
+def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> None:
+    """Check that no name comes twice.
+
+    Args:
+        path: of the table, for the message.
+        places: (name, line) of every row.
+
+    Raises:
+        DataError: naming both lines.
+    """
+    seen: dict[str, int] = {}
+    for name, line in places:
+        first = seen.setdefault(name, line)
+        if first != line:
+            raise DataError(f"{path} names {shown(name)} twice, in lines {first} and {line}: keep one of them")
+
+
 def listed(names: Sequence[str], limit: int = _LISTED) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

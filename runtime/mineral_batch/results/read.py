@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.predictions import Predictions, read_predictions
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.predictions import Predictions, read_predictions
 from mineral_batch.results.write import CERTIFICATE, FAILURES, LEADING, PARTIAL, PREDICTIONS
 from mineral_batch.types import Failure
 

@@ -49,9 +49,7 @@ def test_other_names_of_labels_become_those_of_the_label_set(tmp_path):
     rows, renamed = name_labels(read_labels(path), MINERALS)
     assert [row.labels for row in rows] == [("quartz", "sulfur"), ("gold", "pyrite"), ("granite",), ("quartz",)]
     assert renamed == {"Amethyst": "quartz", "QUARTZ": "quartz", "Sulphur": "sulfur", "gold, pyrite": "gold; pyrite"}
-    with pytest.raises(
-        DataError, match=r"labels that are unknown: 'granite' \(line 4, .*\); there are agate, albite"
-    ):
+    with pytest.raises(DataError, match=r"labels that are unknown: 'granite' \(line 4, .*\); there are agate, albite"):
         require_known(rows, MINERALS, path, "are unknown")
 
 

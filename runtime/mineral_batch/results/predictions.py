@@ -12,18 +12,19 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.labels import indicator, require_distinct, split_labels
-from mineral_batch.results.csv import listed, open_csv, shown
+from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
 
-    from mineral_batch.evaluation.metrics import Bools
+Bools = NDArray[np.bool_]
+
+SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,20 @@ def read_predictions(path: str | Path, known: Collection[str], exactly: Sequence
     called = indicator([[name for name in names if name in labels] for names in calls], labels)
     ignored = tuple(name for name in candidates if name not in labels)
     return Predictions(tuple(paths), labels, _read_scores(path, labels), called, ignored)
+
+
+def split_labels(cell: str) -> tuple[str, ...]:
+    """`"quartz; gold"` -> `("quartz", "gold")`."""
+    return tuple(name for part in cell.split(SEPARATOR) if (name := part.strip()))
+
+
+def indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> Bools:
+    """(N, L) bool: which label is in which row; every name is one of `labels`."""
+    column = {name: index for index, name in enumerate(labels)}
+    table = np.zeros((len(rows), len(labels)), np.bool_)
+    for row, names in zip(table, rows, strict=True):
+        row[[column[name] for name in names]] = True
+    return table
 
 
 def _read_calls(path: str | Path) -> tuple[tuple[str, ...], list[str], list[tuple[str, ...]]]:
