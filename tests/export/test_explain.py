@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import DataError
-from mineral_batch.explain.maps import MAPS_KEY, MapSpec, open_explainer
+from mineral_batch.explain.explainer import open_explainer
+from mineral_batch.explain.maps import MAPS_KEY, MapSpec
 from mineral_batch.model.onnx_file import read_metadata
 from mineral_export.cli import main
 from mineral_export.deployable import Deployable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mineral_batch.explain.maps import point
+from mineral_batch.explain.scores import pointing_game
 from mineral_batch.minerals import MINERALS
 from mineral_train.maps import grad_cam
 from mineral_train.model.network import input_spec
@@ -41,7 +41,7 @@ def test_maps_point_at_the_minerals_far_more_often_than_the_middle_lies_on_them(
     normal = (pixels - np.float32(spec.mean)) / np.float32(spec.std)
     maps = grad_cam(model.eval(), torch.from_numpy(normal).permute(0, 3, 1, 2), torch.arange(4).expand(60, -1))
     turns = [
-        point(heat[COLOURED.index(mineral)].numpy(), picture.mask == MINERALS.index(mineral) + 1, spec)
+        pointing_game(heat[COLOURED.index(mineral)].numpy(), picture.mask == MINERALS.index(mineral) + 1, spec)
         for picture, heat in zip(held_out, maps, strict=True)
         for mineral in picture.labels
     ]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from mineral_batch.explain.maps import GRAD_CAM, MapSpec, open_explainer
+from mineral_batch.explain.explainer import open_explainer
+from mineral_batch.explain.maps import GRAD_CAM, MapSpec
 from mineral_export.deployable import Deployable
 from mineral_export.verify.parity import ParityError
 from mineral_train.maps import classify_with_grad_cam, cross_attention, grad_cam, grid, on_grid, to_largest

@@ -1,4 +1,4 @@
-"""A map laid over its photograph."""
+"""A map drawn over its photograph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.explain.maps import enlarged
+from mineral_batch.explain.maps import enlarge
 from mineral_batch.images.geometry import visible_box
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Pixels
 
-# matplotlib's inferno at ten even steps: of even lightness steps, and read alike by the colour-blind and in grey.
+# matplotlib's inferno at ten even steps: its lightness grows evenly, so it reads well in grey and to the colour-blind.
 _INFERNO = np.array(
     [
         (0, 0, 4), (27, 12, 66), (75, 12, 107), (120, 28, 109), (165, 44, 96),
@@ -23,12 +23,12 @@ _INFERNO = np.array(
     ],
     dtype=np.float32,
 )  # fmt: skip
-# Where the map is low the photograph shows, darkened; where it is high the colour does, and still some of the stone.
+# The map's opacity where it is 0 and where it is 1: the photograph shows through everywhere.
 _FAINTEST, _STRONGEST = 0.35, 0.65
 
 
 def colours(heat: Heat) -> Pixels:
-    """0..1 to RGB on the colour map: (...) float32 to (..., 3) uint8."""
+    """Look up the colour map: (...) float32, 0..1, to (..., 3) uint8 RGB."""
     place = np.clip(heat, 0, 1) * (len(_INFERNO) - 1)
     low = np.minimum(place.astype(np.intp), len(_INFERNO) - 2)
     part = (place - low)[..., None]
@@ -36,19 +36,19 @@ def colours(heat: Heat) -> Pixels:
     return mixed
 
 
-def overlay(picture: PILImage.Image, heat: Heat, spec: InputSpec) -> PILImage.Image:
-    """Lay a map over an upright RGB photograph of any size, on the part that the model saw.
+def overlay(image: PILImage.Image, heat: Heat, spec: InputSpec) -> PILImage.Image:
+    """Draw a map over an upright photograph of any size, on the part that the model saw.
 
     Args:
-        picture: RGB.
+        image: RGB.
         heat: (rows, columns), 0..1.
-        spec: the model's input; what its rule for resizing cuts off stays as it is.
+        spec: the model's input; what its resizing rule crops off stays unchanged.
     """
-    left, top, right, bottom = (round(edge) for edge in visible_box(picture.size, spec))
-    seen = picture.crop((left, top, right, bottom))
-    large = enlarged(heat, seen.size)
+    left, top, right, bottom = (round(edge) for edge in visible_box(image.size, spec))
+    seen = image.crop((left, top, right, bottom))
+    large = enlarge(heat, seen.size)
     share = (_FAINTEST + (_STRONGEST - _FAINTEST) * large)[..., None]
     mixed = np.asarray(seen) * (1 - share) + colours(large) * share
-    result = picture.copy()
+    result = image.copy()
     result.paste(PILImage.fromarray(mixed.round().astype(np.uint8)), (left, top))
     return result

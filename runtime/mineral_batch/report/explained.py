@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labels import match_paths
-from mineral_batch.explain.run import INDEX
+from mineral_batch.explain.folder import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
