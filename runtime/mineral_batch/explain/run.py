@@ -24,8 +24,8 @@ from mineral_batch.explain.scores import (
     read_masks,
 )
 from mineral_batch.images.decode import open_rgb
-from mineral_batch.images.geometry import visible_box
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.geometry import visible_box
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
 from mineral_batch.types import Failure
