@@ -386,17 +386,6 @@ def test_the_precision_recall_curve_is_that_of_scikit_learn(seed: int, count: in
     assert float(np.sum(np.diff(x) * y[1:])) == pytest.approx(average_precision_score(truth, scores))
 
 
-def test_calibration_counts_every_decision_in_its_bin() -> None:
-    scores = np.array([[0.05, 0.95], [0.15, 1.0]])
-    truth = np.array([[False, True], [True, False]])
-    found = accuracy.calibration(scores, truth, bins=10)
-    assert found.decisions.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 2]
-    assert found.predicted[9] == pytest.approx(0.975)
-    assert found.observed[[0, 1, 9]].tolist() == [0.0, 1.0, 0.5]
-    assert np.isnan(found.observed[2])
-    assert found.error == pytest.approx((0.05 + 0.85 + 2 * 0.475) / 4)
-
-
 def test_threshold_curves_call_at_or_above() -> None:
     found = accuracy.threshold_curves(np.array([0.2, 0.5, 0.9]), np.array([False, True, True]))
     at = {round(t, 2): i for i, t in enumerate(found.threshold.tolist())}

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mineral_batch.engines.registry import choose_backend
 from mineral_batch.errors import BackendError, DataError
+from mineral_batch.evaluation.calibration import ECE_DEFINITION, probability_scores
 from mineral_batch.evaluation.labels import (
     match_paths,
     name_labels,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mineral_batch.evaluation.metrics import Bools
+    from mineral_batch.model.calibration import ProbabilityScores
     from mineral_batch.model.contract import InputSpec, ModelContract
     from mineral_batch.types import Pixels, Probabilities
 
@@ -227,6 +229,7 @@ class Accuracy:
         difference_interval: 95 %, both judged on the same resampled pictures.
         agreement: share of all decisions at the thresholds that are the first artefact's.
         largest: difference of a probability from the first artefact's.
+        calibration: ECE, log loss and Brier score.
     """
 
     name: str
@@ -237,6 +240,7 @@ class Accuracy:
     difference_interval: tuple[float, float]
     agreement: float
     largest: float
+    calibration: ProbabilityScores
 
 
 def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
@@ -256,6 +260,7 @@ def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) 
                 difference_interval=difference_interval(scores, reference, scored.truth, resamples // 5),
                 agreement=float((binarize(scores, thresholds) == expected).mean()),
                 largest=float(np.abs(scores - reference).max()),
+                calibration=probability_scores(scores, scored.truth),
             )
         )
     return found
@@ -304,15 +309,27 @@ def table(found: Sequence[Accuracy], scored: Scored, data: Labelled, notes: Sequ
             "" if one is first else _points(one.difference, *one.difference_interval, sign="+"),
             "" if one is first else f"{100 * one.agreement:.3f}",
             "" if one is first else f"{one.largest:.1g}",
+            f"{one.calibration.ece:.4f}",
+            f"{one.calibration.log_loss:.4f}",
         )
         for one in found
     ]
-    columns = ("artefact", "MB", "mAP", "against the first", "equal decisions, %", "largest difference")
+    columns = (
+        "artefact",
+        "MB",
+        "mAP",
+        "against the first",
+        "equal decisions, %",
+        "largest difference",
+        "ECE",
+        "log loss",
+    )
     labels = len(data.labels) - len(first.mean_ap.empty)
     heading = [
         f"mAP in points, 95 % bootstrap interval: {DEFINITIONS[EQUATION_6]}. {len(scored.truth)} photographs, "
         f"{labels} of {len(data.labels)} labels occur; {scored.unreadable} could not be read, {data.missing} are "
-        "in the table and not in the folder. Differences on the same resampled photographs."
+        "in the table and not in the folder. Differences on the same resampled photographs. "
+        f"{ECE_DEFINITION[0].upper()}{ECE_DEFINITION[1:]}."
     ]
     return Table("Mean average precision", columns, rows, [*heading, *notes])
 
@@ -336,7 +353,7 @@ def _in_json(one: Accuracy) -> dict[str, Any]:
     """What JSON has no form for; null where there is no interval."""
     intervals = {"interval": one.interval, "difference_interval": one.difference_interval}
     told = {name: None if np.isnan(interval).any() else interval for name, interval in intervals.items()}
-    return told | {"mean_ap": _mean_ap(one.mean_ap)}
+    return told | {"mean_ap": _mean_ap(one.mean_ap), "calibration": asdict(one.calibration)}
 
 
 def _mean_ap(found: MeanAP) -> dict[str, Any]:

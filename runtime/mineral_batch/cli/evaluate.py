@@ -7,7 +7,7 @@ import io
 import json
 import math
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join, tune
 from mineral_batch.evaluation.evaluate import evaluate as judge
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
@@ -25,6 +26,7 @@ from mineral_batch.model.onnx_file import read_contract, write_contract
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mineral_batch.evaluation.calibration import CalibrationFigures
     from mineral_batch.model.contract import ModelContract
 
 
@@ -160,6 +162,8 @@ def _text(joined: Joined, result: Evaluation, asked: _Asked) -> list[str]:
         "",
         *_mean_ap_lines(result, asked.resamples),
         "",
+        *_calibration_lines(result.calibration),
+        "",
         *_decision_lines(result),
         *_empty_lines(result),
     ]
@@ -230,6 +234,23 @@ def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
     return lines
 
 
+def _calibration_lines(figures: CalibrationFigures) -> list[str]:
+    rows = [
+        f"{name:<9}{one:>10.4f}{base:>12.4f}"
+        for name, one, base in zip(
+            ("ECE", "log loss", "Brier"), astuple(figures.scores), astuple(figures.baseline), strict=True
+        )
+    ]
+    return [
+        "Do the probabilities mean what they say? Beside the model: always giving a mineral its prevalence here.",
+        f"{'':<9}{'model':>10}{'prevalence':>12}",
+        *rows,
+        *textwrap.wrap(f"ECE: {ECE_DEFINITION}; log loss and Brier score: means over all decisions.", 100),
+        f"Minerals in a photograph: {figures.labels_predicted:.2f} by the sum of the probabilities, "
+        f"{figures.labels_true:.2f} labelled.",
+    ]
+
+
 def _decision_lines(result: Evaluation) -> list[str]:
     found = result.decisions
     by = "the thresholds above" if result.thresholds else "the column minerals"
@@ -293,6 +314,7 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _A
         "definitions": dict(DEFINITIONS),
         "minerals": [_label_record(result, index, row) for index, row in enumerate(_rows(result))],
         "without_positives": [result.labels[index] for index in result.mean_ap.empty],
+        "calibration": _calibration_record(result.calibration),
         "decisions": "thresholds" if result.thresholds else "column minerals",
         **_decision_record(result.decisions),
     }
@@ -304,6 +326,22 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _A
         }
     rounded: dict[str, Any] = _six_digits(record)
     return rounded
+
+
+def _calibration_record(figures: CalibrationFigures) -> dict[str, Any]:
+    bins = figures.reliability
+    return {
+        "model": asdict(figures.scores),
+        "always_the_prevalence": asdict(figures.baseline),
+        "ece_definition": ECE_DEFINITION,
+        "labels_per_image": {"predicted": figures.labels_predicted, "true": figures.labels_true},
+        "bins": [
+            {"decisions": count, "predicted": predicted, "observed": observed}
+            for count, predicted, observed in zip(
+                bins.decisions.tolist(), bins.predicted.tolist(), bins.observed.tolist(), strict=True
+            )
+        ],
+    }
 
 
 def _label_record(result: Evaluation, index: int, row: tuple[Any, ...]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mineral_batch.evaluation.metrics import Bools, Floats
     from mineral_batch.results.read import Results
 
-_BINS = 10
 _GRID = np.linspace(0.0, 1.0, 101)
 _WORST = 12
 _RESAMPLES = 1000
@@ -34,22 +33,6 @@ class Curve(NamedTuple):
 
     recall: NDArray[np.float64]
     precision: NDArray[np.float64]
-
-
-class Calibration(NamedTuple):
-    """How often decisions of a predicted probability are right, in bins of equal width (Guo et al. 2017).
-
-    Attributes:
-        predicted: (B,) mean probability in the bin, NaN where it is empty.
-        observed: (B,) fraction of its decisions that are true, NaN where it is empty.
-        decisions: (B,) how many there are.
-        error: expected calibration error, sum_b decisions_b / sum(decisions) |observed_b - predicted_b|.
-    """
-
-    predicted: NDArray[np.float64]
-    observed: NDArray[np.float64]
-    decisions: NDArray[np.int64]
-    error: float
 
 
 class ThresholdCurves(NamedTuple):
@@ -78,7 +61,6 @@ class Accuracy:
         rows: (M,) for each judged picture its index in the predictions.
         truth: (M, L) bool.
         curves: L.
-        calibration: of all M x L decisions.
         thresholds: L.
         confusion: (L, L + 1) int64; see `confusion`.
         false_alarms: the wrong calls, the most confident first.
@@ -91,7 +73,6 @@ class Accuracy:
     rows: NDArray[np.int64]
     truth: Bools
     curves: tuple[Curve, ...]
-    calibration: Calibration
     thresholds: tuple[ThresholdCurves, ...]
     confusion: NDArray[np.int64]
     false_alarms: tuple[Mistake, ...]
@@ -126,12 +107,11 @@ def judge(results: Results, labels: Path, split: str | None) -> Accuracy:
         rows=np.array([index[path] for path in table.paths], np.int64),
         truth=truth,
         curves=tuple(precision_recall_curve(table.scores[:, i], truth[:, i]) for i in count),
-        calibration=calibration(table.scores, truth),
         thresholds=tuple(threshold_curves(table.scores[:, i], truth[:, i]) for i in count),
         confusion=confusion(table.called, truth),
         false_alarms=alarms,
         missed=missed,
-        notes=tuple(f"{n} {what}" for what, n in left_out.items() if n),
+        notes=(*(f"{n} {what}" for what, n in left_out.items() if n), *joined.notes),
     )
 
 
@@ -149,17 +129,6 @@ def precision_recall_curve(scores: Floats, truth: Bools) -> Curve:
     is_last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one threshold
     called = np.arange(1, len(scores) + 1)
     return Curve((hits / hits[-1])[is_last], (hits / called)[is_last])
-
-
-def calibration(scores: Floats, truth: Bools, bins: int = _BINS) -> Calibration:
-    """Reliability of all decisions together; see `Calibration`."""
-    values, right = np.asarray(scores, np.float64).ravel(), truth.ravel()
-    place = np.minimum((values * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    sums = (np.bincount(place, weights=weights, minlength=bins) for weights in (values, right.astype(np.float64)))
-    predicted, observed = (_ratio(total, count) for total in sums)
-    gap = np.nan_to_num(np.abs(observed - predicted))
-    return Calibration(predicted, observed, count, float((gap * count).sum() / max(1, count.sum())))
 
 
 def threshold_curves(scores: Floats, truth: Bools) -> ThresholdCurves:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.calibration import CalibrationFigures, calibration_figures
 from mineral_batch.evaluation.labels import (
     match_paths,
     name_labels,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mineral_batch.evaluation.labels import LabelRow
+    from mineral_batch.evaluation.calibration import CalibrationFigures
+from mineral_batch.evaluation.labels import LabelRow
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Evaluation:
         interval: 95 % bootstrap interval of the mAP by equation 6, None when not asked for.
         decisions: precision, recall and F1 of what was called present.
         thresholds: (L,) that made the decisions; None when they are the column `minerals`.
+        calibration: of the probabilities.
     """
 
     labels: tuple[str, ...]
@@ -79,6 +82,7 @@ class Evaluation:
     interval: tuple[float, float] | None
     decisions: PrecisionRecallF1
     thresholds: tuple[float, ...] | None
+    calibration: CalibrationFigures
 
     @property
     def mean_ap(self) -> MeanAP:
@@ -110,6 +114,7 @@ def evaluate(joined: Joined, thresholds: Sequence[float] | None = None, resample
         interval=bootstrap_interval(table.scores, truth, resamples) if resamples else None,
         decisions=precision_recall_f1(called, truth),
         thresholds=None if thresholds is None else tuple(thresholds),
+        calibration=calibration_figures(table.scores, truth),
     )
 
 

@@ -8,17 +8,19 @@ that says what to change.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mineral_batch.errors import ContractError
+from mineral_batch.model.calibration import Calibration
+from mineral_batch.model.checks import floats, is_fraction, is_int, require, require_one_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SCHEMA_VERSION = 1
+#: Version 2 has `calibration`. A record of version 1 is read as one of a model that is not calibrated.
+SCHEMA_VERSION = 2
 
 #: What the matrix products of a model file can be stored in.
 STORED_PRECISIONS = ("float32", "float16", "bfloat16", "int8", "float8")
@@ -56,12 +58,12 @@ class InputSpec:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             value = getattr(self, name)
-            _require(_is_int(value) and 1 <= value <= 8192, f"input.{name} must be 1 to 8192 pixels, got {value!r}")
-        _require_one_of("input.resize", self.resize, get_args(Resize))
-        _require_one_of("input.interpolation", self.interpolation, get_args(Interpolation))
+            require(is_int(value) and 1 <= value <= 8192, f"input.{name} must be 1 to 8192 pixels, got {value!r}")
+        require_one_of("input.resize", self.resize, get_args(Resize))
+        require_one_of("input.interpolation", self.interpolation, get_args(Interpolation))
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _floats(f"input.{name}", getattr(self, name), 3))
-        _require(all(s > 0 for s in self.std), f"input.std must be above 0, got {list(self.std)}")
+            object.__setattr__(self, name, floats(f"input.{name}", getattr(self, name), 3))
+        require(all(s > 0 for s in self.std), f"input.std must be above 0, got {list(self.std)}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Numerics:
     unquantized: str = "float32"
 
     def __post_init__(self) -> None:
-        _require_one_of("numerics.precision", self.precision, STORED_PRECISIONS)
-        _require_one_of("numerics.unquantized", self.unquantized, ("float32", "float16"))
+        require_one_of("numerics.precision", self.precision, STORED_PRECISIONS)
+        require_one_of("numerics.unquantized", self.unquantized, ("float32", "float16"))
 
     @property
     def is_quantized(self) -> bool:
@@ -119,12 +121,12 @@ class Measured:
     high: float | None = None
 
     def __post_init__(self) -> None:
-        _require(_is_fraction(self.mean_ap), f"measured.mean_ap must be 0 to 1, got {self.mean_ap!r}")
-        _require(bool(self.definition), "measured.definition is empty: a figure needs its definition")
+        require(is_fraction(self.mean_ap), f"measured.mean_ap must be 0 to 1, got {self.mean_ap!r}")
+        require(bool(self.definition), "measured.definition is empty: a figure needs its definition")
         for name in ("ap", "support"):
             value = getattr(self, name)
-            _require(isinstance(value, Mapping), f"measured.{name} must be one number per label, got {value!r}")
-        _require(_is_int(self.images) and self.images > 0, f"measured.images must be above 0, got {self.images!r}")
+            require(isinstance(value, Mapping), f"measured.{name} must be one number per label, got {value!r}")
+        require(is_int(self.images) and self.images > 0, f"measured.images must be above 0, got {self.images!r}")
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class ModelContract:
         numerics: the number formats of the file's graph.
         provenance: free facts about the making: recipe, data, versions, date, source checkpoint.
         measured: accuracy on held-out data, None when never measured.
+        calibration: how the probabilities were calibrated, None if they were not.
         schema_version: of this record.
 
     Raises:
@@ -155,21 +158,30 @@ class ModelContract:
     numerics: Numerics = field(default_factory=Numerics)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured | None = None
+    calibration: Calibration | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.schema_version == SCHEMA_VERSION,
             f"the model's contract has schema version {self.schema_version!r}; this program reads version "
             f"{SCHEMA_VERSION}: install the mineral-batch release that made the model, or export it again",
         )
         object.__setattr__(self, "labels", _checked_labels(self.labels))
-        object.__setattr__(self, "thresholds", _floats("thresholds", self.thresholds, len(self.labels)))
-        outside = [t for t in self.thresholds if not _is_fraction(t)]
-        _require(not outside, f"thresholds must be 0 to 1, got {outside[:3]}")
+        object.__setattr__(self, "thresholds", floats("thresholds", self.thresholds, len(self.labels)))
+        outside = [t for t in self.thresholds if not is_fraction(t)]
+        require(not outside, f"thresholds must be 0 to 1, got {outside[:3]}")
         for name, kind in _FIELD_TYPES.items():
             value = getattr(self, name)
-            _require(isinstance(value, kind), f"{name} must be of type {kind.__name__}, got {value!r}")
+            require(isinstance(value, kind), f"{name} must be of type {kind.__name__}, got {value!r}")
+
+        if self.calibration is not None:
+            floats("calibration.scale", self.calibration.scale, len(self.labels))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a probability means how often such an answer is right."""
+        return self.calibration is not None
 
     def with_thresholds(self, thresholds: Sequence[float]) -> ModelContract:
         """The same contract with other thresholds."""
@@ -191,11 +203,23 @@ class ModelContract:
         except ValueError as error:
             raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
         nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics}
-        contract: ModelContract = _build(cls, _with_numerics(record), "contract", nested)
+        contract: ModelContract = _build(cls, _upgraded(_with_numerics(record)), "contract", nested)
         return contract
 
 
 _FIELD_TYPES = {"input": InputSpec, "name": str, "licence": str, "numerics": Numerics, "provenance": Mapping}
+
+
+def _upgraded(record: Any) -> Any:
+    """A record of version 1 as one of this version, and the nested record of the calibration read."""
+    if not isinstance(record, dict):
+        return record
+    version = record.get("schema_version")
+    if version == 1 and "calibration" not in record:
+        record = {**record, "schema_version": SCHEMA_VERSION}
+    if record.get("calibration") is not None:
+        record = {**record, "calibration": Calibration.from_record(record["calibration"])}
+    return record
 
 
 def _with_numerics(record: Any) -> Any:
@@ -212,10 +236,10 @@ def _with_numerics(record: Any) -> Any:
 
 def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[Any]]) -> Any:
     """A dataclass from a JSON object; nested ones by the table; unknown and missing names are errors."""
-    _require(isinstance(record, dict), f"{where} must be a JSON object, got {type(record).__name__}")
+    require(isinstance(record, dict), f"{where} must be a JSON object, got {type(record).__name__}")
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(record) - known)
-    _require(not unknown, f"{where} has unknown fields {unknown}; known are {sorted(known)}")
+    require(not unknown, f"{where} has unknown fields {unknown}; known are {sorted(known)}")
     values = {
         name: _build(nested[name], value, f"{where}.{name}", {}) if name in nested and value is not None else value
         for name, value in record.items()
@@ -226,45 +250,14 @@ def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[A
         raise ContractError(f"{where} is incomplete or of the wrong type: {error}") from None
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ContractError(message)
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_fraction(value: float) -> bool:
-    return 0.0 <= value <= 1.0
-
-
-def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
-    """`count` finite floats, or a message that says how many came."""
-    _require(
-        isinstance(values, (list, tuple)) and len(values) == count,
-        f"{name} needs {count} numbers, got {values!r}",
-    )
-    _require(
-        # Compared, not converted: JSON has integers that no float holds.
-        all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max for v in values),
-        f"{name} must be finite numbers, got {list(values)}",
-    )
-    return tuple(float(v) for v in values)
-
-
 def _checked_labels(labels: Any) -> tuple[str, ...]:
-    _require(isinstance(labels, (list, tuple)) and len(labels) > 0, "labels must be a list of at least one name")
+    require(isinstance(labels, (list, tuple)) and len(labels) > 0, "labels must be a list of at least one name")
     for label in labels:
-        _require(
+        require(
             isinstance(label, str) and label.strip() == label != "",
             f"label {label!r} is empty or padded text",
         )
-        _require(not set(label) & set(";\r\n"), f"label {label!r} contains ';' or a line break")
+        require(not set(label) & set(";\r\n"), f"label {label!r} contains ';' or a line break")
     doubled = sorted({label for label in labels if labels.count(label) > 1})
-    _require(not doubled, f"labels must differ, these come twice: {doubled}")
+    require(not doubled, f"labels must differ, these come twice: {doubled}")
     return tuple(labels)

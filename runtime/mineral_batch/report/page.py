@@ -386,7 +386,7 @@ def _thresholds(results: Results, accuracy: Accuracy) -> Markup:
 
 
 def _calibration(accuracy: Accuracy) -> Markup:
-    found = accuracy.calibration
+    found = accuracy.evaluation.calibration.reliability
     diagonal = np.array([0.0, 1.0])
     lines = [Line("ideal", diagonal, diagonal), Line("first", found.predicted, found.observed, dots=True)]
     bins = len(found.decisions)

@@ -172,7 +172,7 @@ def _printable(names: Sequence[str]) -> list[str]:
 
 
 def _calibration(accuracy: Accuracy) -> Figure:
-    found = accuracy.calibration
+    found = accuracy.evaluation.calibration.reliability
     figure, axes = _figure(3.4, 3.4)
     axes.plot((0, 1), (0, 1), color="grey", linestyle=":")
     axes.plot(found.predicted, found.observed, color=_FIRST, marker="o", markersize=4)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from mineral_batch.cli import main
 from mineral_batch.evaluation.evaluate import join
@@ -126,6 +126,22 @@ def test_json_has_every_figure_with_six_significant_digits(world):
     assert topaz["ap"] == {"equation-6": None, "voc2010-envelope": None, "empty-as-zero": None}
     assert topaz["recall"] is None
     assert [m["support"] for m in record["minerals"]] == world.truth.sum(axis=0).tolist()
+
+
+def test_calibration_is_printed_beside_always_the_prevalence(world):
+    target = world.folder / "report.json"
+    out = run(world.predictions(), world.labels(), "--json", target).stdout
+    truth = world.truth.ravel()
+    loss = log_loss(truth, world.scores.ravel())
+    base = log_loss(truth, np.tile(world.truth.mean(axis=0), (COUNT, 1)).ravel())
+    assert re.search(rf"^log loss +{loss:.4f} +{base:.4f}$", out, re.M)
+    assert "ECE: expected calibration error, 10 equal-width bins over all decisions" in out
+    assert (
+        f"{world.scores.sum() / COUNT:.2f} by the sum of the probabilities, {truth.sum() / COUNT:.2f} labelled" in out
+    )
+    record = json.loads(target.read_text("utf-8"))["calibration"]
+    assert record["model"]["log_loss"] == pytest.approx(loss, rel=1e-5)
+    assert sum(one["decisions"] for one in record["bins"]) == truth.size
 
 
 def test_csv_has_the_table_per_mineral(world):

@@ -123,7 +123,7 @@ def test_the_papers_minerals_are_the_canonical_labels() -> None:
         ({"measured": {"mean_ap": "high", "definition": "x", "dataset": "x", "images": 1}}, "contract.measured"),
         ({"measured": {"mean_ap": 0.5, "definition": "", "dataset": "x", "images": 1}}, "definition"),
         ({"measured": {"mean_ap": 0.5, "definition": "x", "dataset": "x", "images": 0}}, "images"),
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 3}, "schema version 3"),
         ({"sigmoid": False}, "sigmoid"),
         ({"name": None}, "name"),
         ({"licence": 7}, "licence"),
@@ -135,6 +135,50 @@ def test_what_is_wrong_is_named_in_one_line(changes: dict[str, Any], said: str) 
     with pytest.raises(ContractError, match=said) as caught:
         ModelContract.from_json(json.dumps(record(**changes)))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def calibration(**changes: Any) -> dict[str, Any]:
+    """The JSON record of a good calibration of two labels, with some fields changed."""
+    scores = {"ece": 0.3, "log_loss": 0.4, "brier": 0.1}
+    good = {"method": "Platt", "dataset": "val", "images": 40, "date": "2026-01-02", "scale": [0.5, 1], "bias": [0, -3]}
+    return {**good, "positives": [7, 0], "before": scores, "after": scores, **changes}
+
+
+def test_a_calibration_travels_with_the_contract() -> None:
+    contract = ModelContract.from_json(json.dumps(record(calibration=calibration())))
+    assert contract.is_calibrated
+    assert contract.calibration is not None
+    assert contract.calibration.prevalence == (7 / 40, 0)
+    assert contract.calibration.scale == (0.5, 1.0)
+    assert ModelContract.from_json(contract.to_json()) == contract
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scale": [0.5]}, "calibration.bias needs 1 numbers"),
+        ({"scale": [0.5, 0]}, "scale must be above 0"),
+        ({"scale": [1, 1, 1], "bias": [0, 0, 0], "positives": [0, 0, 0]}, "calibration.scale needs 2 numbers"),
+        ({"scale": None}, "scale must be numbers"),
+        ({"bias": [0, float("inf")]}, "finite"),
+        ({"images": 0}, "images must be above 0"),
+        ({"positives": [41, 0]}, "positives must be 0 to 40"),
+        ({"before": {"ece": 0}}, "missing"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_wrong_calibration_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ContractError, match=said) as caught:
+        ModelContract.from_json(json.dumps(record(calibration=calibration(**changes))))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_contract_of_version_1_is_read_as_one_of_an_uncalibrated_model() -> None:
+    old = record(schema_version=1)
+    del old["calibration"]
+    contract = ModelContract.from_json(json.dumps(old))
+    assert not contract.is_calibrated
+    assert contract.schema_version == 2
 
 
 @pytest.mark.parametrize("missing", ["labels", "thresholds"])
