@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported
+os.environ.setdefault(
+    "MKL_NUM_THREADS", "1"
+)  # read by torch when it is imported; OMP_NUM_THREADS would limit our own threads, too
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

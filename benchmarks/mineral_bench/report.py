@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import whole_file
+from mineral_batch.files import write_file
 from mineral_bench.conditions import in_words
 from mineral_bench.measure import Estimate, three_digits
 
@@ -104,7 +104,7 @@ class Report:
         click.echo(self.markdown())
         for path, text in ((json_file, self.json), (markdown_file, self.markdown)):
             if path:
-                _write(path, text())
+                write_file(path, text())
 
 
 def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
@@ -120,14 +120,6 @@ def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("benchmark") != benchmark or record.get("schema") != SCHEMA_VERSION:
         raise DataError(f"{path} is not what `mineral-bench {benchmark} --json` of this version writes")
     return record
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None
 
 
 def _cell(value: object) -> str:

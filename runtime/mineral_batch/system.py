@@ -1,10 +1,139 @@
-"""What this machine gives the process."""
+"""What this machine gives the process: CPUs and memory; and how the package was installed."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
-    """How many this process may use: as many threads decode, since Pillow releases the interpreter's lock."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Return how many CPUs this process may use, at least 1.
+
+    The smallest of the CPUs of the machine, the process's affinity mask, the CPU quota of its container (cgroup,
+    rounded up) and `OMP_NUM_THREADS`, by which cluster schedulers and users limit a process's threads. One decode
+    thread per CPU is enough, because Pillow releases the interpreter's lock.
+    """
+    limits = [_affinity(), _cgroup_cpus(), _omp_num_threads()]
+    return max(1, min(limit for limit in limits if limit is not None))
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _omp_num_threads() -> int | None:
+    """The variable may be a list, one number per nesting level: the first counts."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
+
+
+def _cgroup_cpus() -> int | None:
+    """The CPU quota of the process's cgroups (version 2 or 1), rounded up; None without one.
+
+    A quota holds for everything below it, so the smallest from the process's own group to the root counts.
+    """
+    quotas = [quota for folder in _cgroup_folders() if (quota := _quota(folder)) is not None]
+    return math.ceil(min(quotas)) if quotas else None
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """The folders of the process's CPU control groups, and those above them, in which quotas may lie."""
+    for line in _read(_PROC / "self" / "cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            root = _CGROUP
+        elif "cpu" in controllers.split(","):
+            root = _CGROUP / controllers if (_CGROUP / controllers).is_dir() else _CGROUP / "cpu"
+        else:
+            continue
+        # In a container the path may be the host's, which does not exist here; the root then is the container's own.
+        own = Path(group.lstrip("/"))
+        yield from (root / part for part in (own, *own.parents))
+
+
+def _quota(folder: Path) -> float | None:
+    """CPUs that one control group may use."""
+    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    try:
+        cpus = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max", or no such file
+        return None
+    return cpus if cpus > 0 else None  # version 1 writes -1 for no quota
+
+
+def peak_memory_mib() -> float | None:
+    """Return the most memory that this process has held, MiB; None where the system does not say.
+
+    Linux counts in `ru_maxrss` also what the parent held when it started this process; VmHWM does not.
+    """
+    found = re.search(r"^VmHWM:\s*(\d+) kB", _read(_PROC / "self" / "status"), re.MULTILINE)
+    if found:
+        return int(found[1]) / 2**10
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@cache
+def cpu_name() -> str:
+    """Return the CPU's model name as Linux tells it; empty elsewhere."""
+    return _cpuinfo("model name")
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the CPU by Linux's names (`avx2`, `avx512_vnni`, ...); empty elsewhere."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def _cpuinfo(key: str) -> str:
+    found = re.search(rf"^{key}\s*:\s*(.*)$", _read(_PROC / "cpuinfo"), re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _read(path: Path) -> str:
+    """The text of a file of the kernel's; empty if there is none."""
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that adds one of the package's extras, from where the package itself came.
+
+    >>> pip_install("cpu")                                                # doctest: +SKIP
+    "pip install '.[cpu]'"
+    """
+    return f"pip install '{_origin()}[{extra}]'"
+
+
+@cache
+def _origin() -> str:
+    """The checkout that the package was installed from (PEP 610), `.` if that is the current folder; else its name."""
+    try:
+        text = metadata.distribution("mineral-batch").read_text("direct_url.json")
+        record = json.loads(text or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return "."  # imported from a checkout that was not installed
+    if "dir_info" not in record:
+        return "mineral-batch"
+    checkout = Path(url2pathname(urlsplit(record["url"]).path))
+    return "." if checkout == Path.cwd() or not checkout.is_dir() else str(checkout)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from PIL import Image as PILImage
 
@@ -91,14 +91,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one photograph.
+    """The model's answer for one image.
 
     Attributes:
         path: as `mineral_batch.images.discover` names it.
         probabilities: (L,) float32, 0..1, in the order of the contract's labels.
-        width: of the upright photograph, pixels.
-        height: of the upright photograph, pixels.
+        width: of the upright image, pixels.
+        height: of the upright image, pixels.
         exif: when and where it was taken; None where that was not asked for.
+        labels: L, of the contract.
+        thresholds: L, of the contract: the probability from which a label counts as present.
     """
 
     path: str
@@ -106,6 +108,29 @@ class Prediction:
     width: int
     height: int
     exif: ExifInfo | None = None
+    labels: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    thresholds: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def minerals(self) -> list[str]:
+        """The labels at or above their thresholds, most probable first: the column `minerals` of the tables."""
+        return labels_present(self.probabilities.tolist(), self.labels, self.thresholds)
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The most probable label and its probability, whether or not it reaches its threshold."""
+        index = int(self.probabilities.argmax())
+        return self.labels[index], float(self.probabilities[index])
 
 
 Result = Prediction | Failure
+
+
+def labels_present(probabilities: Sequence[float], labels: Sequence[str], thresholds: Sequence[float]) -> list[str]:
+    """Return the labels at or above their thresholds, the most probable first; all arguments of length L."""
+    present = [
+        (value, label)
+        for value, label, threshold in zip(probabilities, labels, thresholds, strict=True)
+        if value >= threshold
+    ]
+    return [label for _, label in sorted(present, key=lambda pair: -pair[0])]

@@ -287,7 +287,10 @@ def test_maps_that_are_not_of_this_run_are_refused(
 
 def test_a_table_of_maps_that_is_damaged_is_refused(run: Path) -> None:
     explain(Path("maps"))
-    for old, new, message in (("overlay\n", "\n", "lacks overlay"), ("0.9", "high", "has the probability 'high'")):
+    for old, new, message in (
+        ("overlay\n", "\n", "has no column overlay"),
+        ("0.9", "high", "has the probability 'high'"),
+    ):
         content = Path("maps/maps.csv").read_text()
         Path("maps/maps.csv").write_text(content.replace(old, new))
         done = CliRunner().invoke(main, ["report", "results", "-o", "page.html", "--explained", "maps"])

@@ -25,7 +25,7 @@ from PIL import ExifTags
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction, Predictor
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.images.discover import find_sources
 from mineral_batch.model.onnx_file import graph_digest, write_contract
 from mineral_batch.results.check import check
@@ -320,7 +320,7 @@ def test_a_full_disk_while_the_tables_are_written_leaves_them_for_the_next_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DataError, match=r"No space left on device.*is safe: make room"):
+        with pytest.raises(DataError, match=r"No space left on device; the results so far are saved: free some space"):
             run(predictor, [album], tmp_path / "out", ALL)
     assert not (tmp_path / "out/run.json").exists()
     assert run(predictor, [album], tmp_path / "out", ALL).reused == 11
@@ -505,7 +505,7 @@ def test_a_folder_that_needs_no_certificate_keeps_other_peoples_files(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with whole_file(out / "notes.txt") as file:
+    with atomic_file(out / "notes.txt") as file:
         file.write(b"mine")
     run(predictor, [album], out)
     assert (out / "notes.txt").read_bytes() == b"mine"

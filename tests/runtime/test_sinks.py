@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
-from mineral_batch.results.write import CSV_ONLY, Tables, mirrored, present, require, sweep, write_partial, write_tables
-from mineral_batch.types import ExifInfo
+from mineral_batch.results.per_image import mirrored
+from mineral_batch.results.write import CSV_ONLY, Tables, require, sweep, write_partial, write_tables
+from mineral_batch.types import ExifInfo, labels_present
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -200,8 +201,8 @@ def test_leftovers_of_a_kill_are_swept_and_others_files_are_not(tmp_path: Path) 
     write(tmp_path, prediction("a.jpg", 0, 0, 1), tables=SINGLE)
     for name in (".predictions.csv.12ab34cd.part", ".run.json.12ab34cd.part", ".theirs.part", "notes.txt"):
         (tmp_path / name).write_text("x")
-    (tmp_path / ".per-image.part").mkdir()
-    (tmp_path / ".per-image.part/a.jpg.csv").write_text("half")
+    (tmp_path / ".per-image.12ab34cd.part").mkdir()
+    (tmp_path / ".per-image.12ab34cd.part/a.jpg.csv").write_text("half")
     (tmp_path / "per-image").rename(tmp_path / ".per-image.old")  # killed between two renames
     sweep(tmp_path)
     assert listing(tmp_path) == [".theirs.part", "notes.txt", "per-image", "predictions.csv"]
@@ -256,7 +257,7 @@ def test_parquet_in_groups_of_rows_loses_none(tmp_path: Path, count: int) -> Non
 
 def test_parquet_that_cannot_be_written_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"mineral-batch\[parquet\]"):
+    with pytest.raises(DataError, match=r"pip install .*\[parquet\]"):
         require(Tables(("parquet",)))
 
 
@@ -269,8 +270,8 @@ def test_what_there_is_so_far(tmp_path: Path) -> None:
 
 def test_tables_of_an_earlier_run_are_kept_up_to_date(tmp_path: Path) -> None:
     write(tmp_path, prediction("a.jpg", 0, 0, 1), tables=Tables(("jsonl",), per_image=True))
-    assert CSV_ONLY.and_those_in(tmp_path).files == ("predictions.csv", "predictions.jsonl", "per-image")
-    assert CSV_ONLY.and_those_in(tmp_path / "elsewhere").files == ("predictions.csv",)
+    assert CSV_ONLY.including(tmp_path).files == ("predictions.csv", "predictions.jsonl", "per-image")
+    assert CSV_ONLY.including(tmp_path / "elsewhere").files == ("predictions.csv",)
 
 
 @given(arrays(np.float32, 3, elements=st.floats(0, 1, width=32)))
@@ -289,14 +290,14 @@ def test_probabilities_read_back_to_a_millionth(tmp_path_factory: pytest.TempPat
 )
 def test_present_is_at_or_above_the_threshold_most_probable_first(values: np.ndarray, thresholds: list[float]) -> None:
     probabilities = dict(zip(LABELS, values.tolist(), strict=True))
-    found = present(list(probabilities.values()), contract(thresholds))
+    found = labels_present(list(probabilities.values()), LABELS, thresholds)
     assert set(found) == {label for label, t in zip(LABELS, thresholds, strict=True) if probabilities[label] >= t}
     ranks = [probabilities[label] for label in found]
     assert ranks == sorted(ranks, reverse=True)
 
 
 def test_a_value_at_its_threshold_is_present() -> None:
-    assert present([0.5, 0.49999997, 0.0], contract((0.5, 0.5, 0.0))) == ["agate", "Größe °"]
+    assert labels_present([0.5, 0.49999997, 0.0], LABELS, (0.5, 0.5, 0.0)) == ["agate", "Größe °"]
 
 
 def test_odd_names_read_back_as_they_were(tmp_path: Path, odd_names: tuple[bytes, ...]) -> None:

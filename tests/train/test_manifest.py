@@ -144,7 +144,7 @@ def test_a_table_appears_whole_or_the_old_one_stays(tmp_path: Path) -> None:
 
     assert path.read_text() == "a\nold\n"
     assert [p.name for p in tmp_path.iterdir()] == ["t.csv"]
-    with pytest.raises(DataError, match="No such file or directory; give a folder that exists"):
+    with pytest.raises(DataError, match="No such file or directory; create the folder first"):
         write_table(tmp_path / "none" / "t.csv", ["a"], [])
 
 

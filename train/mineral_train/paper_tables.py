@@ -16,7 +16,7 @@ import click
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.metrics import EQUATION_6
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_train.data.manifest import write_table
 from mineral_train.model.presets import PAPER_PARAMETERS, PRESETS
 
@@ -180,7 +180,7 @@ def _train_here(config: TrainConfig, manifest: Path, folder: Path, options: RunO
         peak_memory_name=trained.peak_memory_name,
     )
     record = {"identity": _identity(config, manifest), "result": asdict(result)}
-    with whole_file(folder / RESULT) as file:
+    with atomic_file(folder / RESULT) as file:
         file.write(json.dumps(record, indent=1).encode())
     return result
 
@@ -222,7 +222,7 @@ def _identity(config: TrainConfig, manifest: Path) -> dict[str, Any]:
 def write_tables(folder: Path, results: Mapping[Row, RowResult | str]) -> str:
     """Write `tables.md` and `tables.csv` into `folder`; returns the Markdown."""
     text = markdown(results)
-    with whole_file(folder / "tables.md") as file:
+    with atomic_file(folder / "tables.md") as file:
         file.write(text.encode())
     write_table(folder / "tables.csv", _CSV_HEADER, (_csv_cells(row, result) for row, result in results.items()))
     return text

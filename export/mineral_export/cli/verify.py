@@ -90,11 +90,6 @@ def _record(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> dict[st
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    from mineral_batch.errors import DataError
-    from mineral_batch.files import whole_file
+    from mineral_batch.files import write_file
 
-    try:
-        with whole_file(path) as file:
-            file.write((json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None
+    write_file(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

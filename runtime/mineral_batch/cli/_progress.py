@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from mineral_batch.errors import MineralError
 from mineral_batch.images.discover import count_sources
-from mineral_batch.results.write import present
-from mineral_batch.types import Failure
+from mineral_batch.types import Failure, labels_present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +64,9 @@ class Progress:
         if isinstance(result, Failure):
             self._failed += 1
         elif result is not None:
-            self.minerals.update(present(result.probabilities.tolist(), self._contract))
+            self.minerals.update(
+                labels_present(result.probabilities.tolist(), self._contract.labels, self._contract.thresholds)
+            )
         if not self._bar.disable:
             self._advance(is_new=result is not None)
         elif self._is_log and time.monotonic() - self._told >= self._log_every:

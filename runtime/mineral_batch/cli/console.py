@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import click
 
 from mineral_batch.errors import MineralError
+from mineral_batch.system import pip_install
 
 EXIT_SOME_PICTURES_FAILED = 3
 
@@ -71,7 +71,4 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").split(".")[0]
     if package not in _EXTRA_OF:
         raise error
-    return (
-        f"the Python package '{package}' is not installed; "
-        f'this command needs it: {sys.executable} -m pip install "mineral-batch[{_EXTRA_OF[package]}]"'
-    )
+    return f"the Python package '{package}' is not installed; this command needs it: {pip_install(_EXTRA_OF[package])}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import textwrap
@@ -19,9 +17,10 @@ from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join, tune
 from mineral_batch.evaluation.evaluate import evaluate as judge
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
-from mineral_batch.files import whole_file
+from mineral_batch.files import write_file
 from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_batch.results.csv import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,9 +95,10 @@ def evaluate(
     if joined.predictions.is_rounded:
         click.echo("Warning: the probabilities have three decimals or fewer; the ties move mAP.", err=True)
     if json_file:
-        _write(json_file, json.dumps(_record(joined, result, tuning, asked), indent=2, ensure_ascii=False) + "\n")
+        record_text = json.dumps(_record(joined, result, tuning, asked), indent=2, ensure_ascii=False)
+        write_file(json_file, f"{record_text}\n")
     if csv_file:
-        _write(csv_file, _csv_text(result))
+        write_csv(csv_file, _CSV_COLUMNS, _six_digits(_rows(result)))
     if model and contract and tuning:
         write_contract(model, _tuned(contract, tuning, joined, asked))
         click.echo("\n".join(_tuning_text(tuning, contract, model, split)))
@@ -188,6 +188,7 @@ def _join_text(joined: Joined, asked: _Asked) -> list[str]:
     return lines
 
 
+_CSV_COLUMNS = ("mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold")
 _COLUMNS = ("mineral", "AP", "photographs", "called", "precision", "recall", "F1", "threshold")
 
 
@@ -371,20 +372,3 @@ def _six_digits(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.6g}")
     return value
-
-
-def _csv_text(result: Evaluation) -> str:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold"])
-    for row in _six_digits(_rows(result)):
-        table.writerow(["" if value is None else value for value in row])
-    return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode(errors="replace"))
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from None

@@ -19,7 +19,8 @@ from mineral_batch.images.discover import read_list
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
-from mineral_batch.results.write import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS, Tables
+from mineral_batch.results.schema import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS
+from mineral_batch.results.write import Tables
 
 if TYPE_CHECKING:
     from collections import Counter

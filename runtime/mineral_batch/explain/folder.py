@@ -13,8 +13,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -22,8 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mineral_batch.files import whole_file
-from mineral_batch.results.write import FAILURES, FailuresCsv, mirrored
+from mineral_batch.files import atomic_file, write_file
+from mineral_batch.results.csv import write_csv
+from mineral_batch.results.per_image import mirrored
+from mineral_batch.results.schema import FAILURES
+from mineral_batch.results.write import FailuresCsv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -96,20 +97,10 @@ class OutputFolder:
         for name in (FAILURES, SCORES):
             (self._folder / name).unlink(missing_ok=True)
         if failures:
-            with whole_file(self._folder / FAILURES) as file:
+            with atomic_file(self._folder / FAILURES) as file:
                 table = FailuresCsv(file)
                 for failure in failures:
                     table.write(failure)
         if scores:
-            with whole_file(self._folder / SCORES) as file:
-                file.write(json.dumps(scores, indent=2, ensure_ascii=False).encode() + b"\n")
-        with whole_file(self._folder / INDEX) as file:
-            file.write(_index(rows))
-
-
-def _index(rows: Iterable[MapRow]) -> bytes:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(_COLUMNS)
-    table.writerows(row.cells() for row in rows)
-    return out.getvalue().encode("utf-8", "surrogateescape")
+            write_file(self._folder / SCORES, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+        write_csv(self._folder / INDEX, _COLUMNS, (row.cells() for row in rows))

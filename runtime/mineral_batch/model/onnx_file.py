@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mineral_batch.errors import ContractError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def write_metadata(path: str | Path, entries: Mapping[str, str]) -> None:
     """
     with _reading(path) as file:
         kept = [field for field in _model_fields(file) if not _is_replaced(file, field, entries)]
-        with whole_file(path) as out:
+        with atomic_file(path) as out:
             for field in kept:
                 _copy(file, out.write, field)
             for key, value in entries.items():

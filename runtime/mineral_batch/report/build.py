@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.report import page
 from mineral_batch.report.markup import Markup, script_json, tag
 from mineral_batch.report.thumbnails import find_base, small_files, thumbnails
@@ -80,7 +80,7 @@ def write_file(results: Results, accuracy: Accuracy | None, target: Path, option
     options = options or Options()
     _refuse_too_many(len(results.predictions.paths), options)
     base = base_of(results, options)
-    with _explaining(target), whole_file(target) as file:
+    with _explaining(target), atomic_file(target) as file:
         _write(file, page.head(page.title_of(results), in_folder=False), "<body>\n")
         _write(file, page.body(results, accuracy, options.explained))
         _write_data(file, "frame", page.frame(results, accuracy, _link(target.parent, base)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labels import match_paths
 from mineral_batch.explain.folder import INDEX
+from mineral_batch.results.csv import open_csv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,19 +69,9 @@ def read_explained(folder: Path, results: Results) -> Explained:
 
 
 def _read_index(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            table = csv.DictReader(file)
-            rows = list(table)
-    except FileNotFoundError:
-        raise DataError(f"no {INDEX} in {path.parent}: name the output folder of mineral-batch explain") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path} ({error}): run mineral-batch explain again") from None
-    needed = ("path", "mineral", "probability", "overlay")
-    lacking = [name for name in needed if name not in (table.fieldnames or ())]
-    if lacking or any(row[name] is None for row in rows for name in needed):
-        raise DataError(f"{path} lacks {', '.join(lacking) or 'cells'}: run mineral-batch explain again")
-    return rows
+    missing = f"no {INDEX} in {path.parent}: name the output folder of mineral-batch explain"
+    with open_csv(path, ("path", "mineral", "probability", "overlay"), missing=missing) as table:
+        return list(table.dicts())
 
 
 def _label(folder: Path, row: dict[str, str], index: int, results: Results) -> int:

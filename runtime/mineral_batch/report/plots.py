@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.report import figures
 from mineral_batch.report.markup import printable
 
@@ -61,7 +61,7 @@ def write_plots(results: Results, accuracy: Accuracy | None, folder: Path) -> li
             figure.set_layout_engine("none")
             for suffix, options in (("png", {"dpi": _DPI}), ("svg", {"metadata": {"Date": None}})):
                 path = folder / f"{name}.{suffix}"
-                with whole_file(path) as file:
+                with atomic_file(path) as file:
                     figure.savefig(file, format=suffix, **options)
                 written.append(path)
     return written

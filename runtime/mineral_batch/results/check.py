@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from contextlib import suppress
@@ -13,28 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.errors import DataError, one_line
-from mineral_batch.results.write import (
-    CERTIFICATE,
+from mineral_batch.results.csv import csv_records
+from mineral_batch.results.schema import (
+    FAILURE_COLUMNS,
     FAILURES,
     JSON_LINES,
     LEADING,
     PARQUET,
     PER_IMAGE,
     PREDICTIONS,
+    RUN_MANIFEST,
     SCHEMA_VERSION,
+    STAGES,
 )
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-_STAGES = ("read", "decode", "infer")
 # Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
 _ROUNDING = 1e-6
 _LIMITS = {"width": (1, math.inf), "height": (1, math.inf), "latitude": (-90, 90), "longitude": (-180, 180)}
 
 
 @dataclass
-class Certificate:
+class RunManifest:
     """What run.json says, as far as tables are judged by it."""
 
     problems: list[str] = field(default_factory=list)
@@ -70,38 +72,38 @@ def check(path: str | Path) -> Iterator[str]:
     if given.is_dir():
         yield from _check_folder(given)
         return
-    beside = given.parent / CERTIFICATE
-    certificate = _certificate(beside) if beside.is_file() else Certificate()
-    if given.name == CERTIFICATE:
+    beside = given.parent / RUN_MANIFEST
+    certificate = _certificate(beside) if beside.is_file() else RunManifest()
+    if given.name == RUN_MANIFEST:
         yield from certificate.problems
     else:
         yield from _checker(given)(given, certificate)
 
 
 def _check_folder(folder: Path) -> Iterator[str]:
-    if not (folder / CERTIFICATE).is_file():
-        yield f"{CERTIFICATE}: missing, so no run into this folder is complete: start the same command again"
+    if not (folder / RUN_MANIFEST).is_file():
+        yield f"{RUN_MANIFEST}: missing, so no run into this folder is complete: start the same command again"
         return
-    certificate = _certificate(folder / CERTIFICATE)
-    yield from (f"{CERTIFICATE}: {problem}" for problem in certificate.problems)
+    certificate = _certificate(folder / RUN_MANIFEST)
+    yield from (f"{RUN_MANIFEST}: {problem}" for problem in certificate.problems)
     for name in certificate.tables:
         if not (folder / name).exists():
-            yield f"{name}: missing, though {CERTIFICATE} names it"
+            yield f"{name}: missing, though {RUN_MANIFEST} names it"
         elif name == PER_IMAGE:
             files = sum(1 for _ in (folder / name).rglob("*.csv"))
             yield from (f"{name}: {problem}" for problem in _count("files", files, certificate.predicted))
         else:
             yield from (f"{name}: {problem}" for problem in _checker(folder / name)(folder / name, certificate))
     if (folder / FAILURES).exists() and FAILURES not in certificate.tables:
-        yield f"{FAILURES}: there, though {CERTIFICATE} does not name it"
+        yield f"{FAILURES}: there, though {RUN_MANIFEST} does not name it"
 
 
-def _checker(path: Path) -> Callable[[Path, Certificate], Iterator[str]]:
+def _checker(path: Path) -> Callable[[Path, RunManifest], Iterator[str]]:
     if path.suffix == ".csv":
-        return _check_failures if _header(path)[:3] == ["path", "stage", "reason"] else _check_csv
+        return _check_failures if _header(path)[:3] == [*FAILURE_COLUMNS] else _check_csv
     by_suffix = {Path(JSON_LINES).suffix: _check_json_lines, Path(PARQUET).suffix: _check_parquet}
     if path.suffix not in by_suffix:
-        raise DataError(f"no check for {path}: it needs a table ({PREDICTIONS}, ...), {CERTIFICATE} or their folder")
+        raise DataError(f"no check for {path}: it needs a table ({PREDICTIONS}, ...), {RUN_MANIFEST} or their folder")
     return by_suffix[path.suffix]
 
 
@@ -110,17 +112,11 @@ def _header(path: Path) -> list[str]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(where, fields) of every line."""
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                yield f"line {reader.line_num}", row
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {one_line(error)}") from None
+    """(where, cells) of every record."""
+    return ((f"line {line}", cells) for line, cells in csv_records(path))
 
 
-def _check_csv(path: Path, certificate: Certificate) -> Iterator[str]:
+def _check_csv(path: Path, certificate: RunManifest) -> Iterator[str]:
     """predictions.csv."""
     lines = _csv_rows(path)
     header = next(lines, ("", []))[1]
@@ -143,18 +139,18 @@ def _check_csv(path: Path, certificate: Certificate) -> Iterator[str]:
     yield from problems
 
 
-def _check_header(header: Sequence[str], certificate: Certificate) -> Iterator[str]:
+def _check_header(header: Sequence[str], certificate: RunManifest) -> Iterator[str]:
     wanted = [name for name in LEADING if name in header]
     if list(header[: len(wanted)]) != wanted or wanted[:2] != ["path", "minerals"]:
         yield f"the columns must begin with path, minerals and those of {', '.join(LEADING[2:])} that were asked for"
     elif certificate.labels is not None and tuple(header[len(wanted) :]) != certificate.labels:
-        yield f"the columns behind {wanted[-1]} are not the labels of {CERTIFICATE}"
+        yield f"the columns behind {wanted[-1]} are not the labels of {RUN_MANIFEST}"
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
         yield f"columns come twice: {', '.join(doubled)}"
 
 
-def _check_json_lines(path: Path, certificate: Certificate) -> Iterator[str]:
+def _check_json_lines(path: Path, certificate: RunManifest) -> Iterator[str]:
     """predictions.jsonl."""
     failed = 0
     problems: list[str] = []
@@ -174,7 +170,7 @@ def _check_json_lines(path: Path, certificate: Certificate) -> Iterator[str]:
                     labels[:] = labels or list(record["probabilities"])
                     extra = {name: record[name] for name in LEADING[2:] if name in record}
                     if list(record["probabilities"]) != labels:
-                        problems.append(f"{where}: its labels are not those of {CERTIFICATE} or of the first line")
+                        problems.append(f"{where}: its labels are not those of {RUN_MANIFEST} or of the first line")
                         continue
                     values = [*record["probabilities"].values()]
                     yield _Row(where, str(record["path"]), list(record["minerals"]), extra, values)
@@ -186,13 +182,13 @@ def _check_json_lines(path: Path, certificate: Certificate) -> Iterator[str]:
     yield from _count("failures", failed, certificate.failed)
 
 
-def _check_parquet(path: Path, certificate: Certificate) -> Iterator[str]:
+def _check_parquet(path: Path, certificate: RunManifest) -> Iterator[str]:
     """predictions.parquet."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError('Parquet needs pyarrow: pip install "mineral-batch[parquet]"') from None
+        raise DataError(f"Parquet needs pyarrow: {pip_install('parquet')}") from None
     try:
         file = pyarrow.parquet.ParquetFile(path)
         header = list(file.schema_arrow.names)
@@ -215,11 +211,11 @@ def _check_parquet(path: Path, certificate: Certificate) -> Iterator[str]:
     yield from _check_rows(rows(), header[len(leading) :], certificate)
 
 
-def _check_failures(path: Path, certificate: Certificate) -> Iterator[str]:
+def _check_failures(path: Path, certificate: RunManifest) -> Iterator[str]:
     """failures.csv."""
     seen: set[str] = set()
     lines = _csv_rows(path)
-    if next(lines, ("", []))[1] != ["path", "stage", "reason"]:
+    if next(lines, ("", []))[1] != [*FAILURE_COLUMNS]:
         yield "the columns must be path, stage, reason"
         return
     for where, row in lines:
@@ -234,13 +230,13 @@ def _check_failures(path: Path, certificate: Certificate) -> Iterator[str]:
 def _check_failure(where: str, path: str, stage: str, reason: str) -> Iterator[str]:
     if not path:
         yield f"{where}: no path"
-    if stage not in _STAGES:
-        yield f"{where}: stage {stage!r} is none of {', '.join(_STAGES)}"
+    if stage not in STAGES:
+        yield f"{where}: stage {stage!r} is none of {', '.join(STAGES)}"
     if not reason or len(reason.splitlines()) > 1:
         yield f"{where}: the reason must be one line"
 
 
-def _check_rows(rows: Iterable[_Row], labels: Sequence[str], certificate: Certificate) -> Iterator[str]:
+def _check_rows(rows: Iterable[_Row], labels: Sequence[str], certificate: RunManifest) -> Iterator[str]:
     seen: set[str] = set()
     count = 0
     for row in rows:
@@ -297,7 +293,7 @@ def _check_minerals(row: _Row, probabilities: dict[str, float], thresholds: dict
 
 def _count(what: str, found: int, told: int | None) -> Iterator[str]:
     if told is not None and found != told:
-        yield f"{found} {what}, {CERTIFICATE} says {told}"
+        yield f"{found} {what}, {RUN_MANIFEST} says {told}"
 
 
 def _number(value: Any) -> float | None:
@@ -317,11 +313,11 @@ def _is_time(value: object) -> bool:
     return True
 
 
-def _certificate(path: Path) -> Certificate:
+def _certificate(path: Path) -> RunManifest:
     """Read run.json and note what is wrong with it."""
     try:
         record = json.loads(path.read_bytes())
-        found = Certificate(
+        found = RunManifest(
             labels=tuple(map(str, record["model"]["labels"])),
             thresholds=tuple(map(float, record["model"]["thresholds"])),
             predicted=int(record["pictures"]["predicted"]),
@@ -330,17 +326,17 @@ def _certificate(path: Path) -> Certificate:
         )
         found.problems.extend(_check_certificate(record, found))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return Certificate(problems=[f"not a certificate of this schema ({one_line(error)})"])
+        return RunManifest(problems=[f"not a certificate of this schema ({one_line(error)})"])
     return found
 
 
-def _check_certificate(record: dict[str, Any], found: Certificate) -> Iterator[str]:
+def _check_certificate(record: dict[str, Any], found: RunManifest) -> Iterator[str]:
     if record.get("schema") != SCHEMA_VERSION:
         yield f"schema {record.get('schema')!r}; this release reads {SCHEMA_VERSION}"
     if found.labels is None or len(found.thresholds) != len(found.labels):
         yield "there must be one threshold per label"
     by_stage = record["pictures"].get("failed_by_stage", {})
-    if sum(by_stage.values()) != found.failed or not set(by_stage) <= {*_STAGES}:
+    if sum(by_stage.values()) != found.failed or not set(by_stage) <= {*STAGES}:
         yield f"the failures by stage {by_stage} do not add up to {found.failed}"
     started, finished = str(record.get("started")), str(record.get("finished"))
     if not (_is_time(started) and _is_time(finished)) or started > finished:

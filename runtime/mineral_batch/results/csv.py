@@ -1,7 +1,8 @@
-"""Read CSV files: the tables that `predict` writes, and those that people keep in a spreadsheet.
+"""The one CSV reader and writer of the four packages.
 
-Every CSV that the packages read goes through `open_csv`, so that a byte order mark, a semicolon or a column twice
-means the same everywhere.
+Reading takes the tables that `predict` writes and those that people keep in a spreadsheet: a byte order mark, a
+semicolon or a duplicate column means the same everywhere. Writing is UTF-8 in which names of files that are not UTF-8
+keep their bytes, with line feeds, and quotes what Python's own writer leaves ambiguous (a lone carriage return).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
+from mineral_batch.files import atomic_file, write_errors
+from mineral_batch.images.names import FORMULA_SIGNS
 
 if TYPE_CHECKING:
     from _csv import Reader
-    from collections.abc import Iterator, Mapping, Sequence
-    from typing import TextIO
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import BinaryIO, TextIO
 
 _DELIMITERS = (",", ";", "\t")
 _LISTED = 8
@@ -54,6 +57,11 @@ class CsvTable:
             if fields:
                 yield line, fields
 
+    def dicts(self) -> Iterator[dict[str, str]]:
+        """Yield each row as column -> cell; errors as in iterating."""
+        for _, cells in self:
+            yield dict(zip(self.header, cells, strict=True))
+
     def index(self, column: str) -> int:
         """The place of a column.
 
@@ -75,6 +83,7 @@ def open_csv(
     sniff: Sequence[str] | None = None,
     synonyms: Mapping[str, str] | None = None,
     errors: str = "surrogateescape",
+    missing: str = "",
 ) -> Iterator[CsvTable]:
     """Open a CSV file with a header.
 
@@ -89,6 +98,7 @@ def open_csv(
             for itself is found in any case.
         errors: what becomes of bytes that are not UTF-8: by `surrogateescape` a file name in another encoding keeps
             its bytes, as `predict` writes them; `strict` refuses them.
+        missing: the message where there is no such file.
 
     Raises:
         DataError: in one line, if the file is missing, is no CSV, or lacks a column, or has one twice.
@@ -103,10 +113,83 @@ def open_csv(
             _check_header(path, header, required)
             yield CsvTable(path, tuple(header), reader, skipped)
     except FileNotFoundError:
-        raise DataError(f"there is no file {shown(str(path))}") from None
+        raise DataError(missing or f"there is no file {shown(str(path))}") from None
     except (OSError, csv.Error, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {shown(str(path))}: {reason}; it must be a CSV file in UTF-8") from None
+
+
+def csv_records(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of every record, the header included, of whatever width: for checking a file.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                yield reader.line_num, cells
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+class CsvWriter:
+    """Writes records to a binary file.
+
+    Args:
+        file: open for writing bytes.
+        header: the column names, written at once.
+    """
+
+    def __init__(self, file: BinaryIO, header: Sequence[str]) -> None:
+        self._file = file
+        self.write(header)
+
+    def write(self, cells: Iterable[object]) -> None:
+        """Append one record; None is an empty cell."""
+        self._file.write(encode(csv_line(cells) + "\n"))
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]], *, fix: str = "") -> None:
+    """Write a CSV file atomically.
+
+    Raises:
+        DataError: if it cannot be written; a file that was there is untouched.
+    """
+    with write_errors(path, fix=fix), atomic_file(path) as file:
+        writer = CsvWriter(file, header)
+        for row in rows:
+            writer.write(row)
+
+
+def csv_line(cells: Iterable[object]) -> str:
+    r"""Return one record without its line feed.
+
+    Python's csv module leaves a lone carriage return unquoted when it does not end lines, and its own reader then
+    takes it for the end of a line.
+
+    >>> csv_line(["a\rb", 1, None])
+    '"a\rb","1",""'
+    """
+    row = ["" if cell is None else cell for cell in cells]
+    has_return = any("\r" in cell for cell in row if isinstance(cell, str))
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(row)
+    return line.getvalue()[:-1]
+
+
+def formula_safe_text(text: str) -> str:
+    """Return free text with an apostrophe in front where a spreadsheet would run it as a formula.
+
+    Paths are made safe where images are found (`mineral_batch.images.names.formula_safe`): all tables name them alike.
+    """
+    return f"'{text}" if text[:1] in FORMULA_SIGNS else text
+
+
+def encode(text: str) -> bytes:
+    """Return UTF-8 in which names of files that are not UTF-8 keep their bytes."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> None:

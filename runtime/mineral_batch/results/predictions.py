@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
 from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
+from mineral_batch.results.schema import SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 
 Bools = NDArray[np.bool_]
-
-SEPARATOR = ";"
 
 
 @dataclass(frozen=True)

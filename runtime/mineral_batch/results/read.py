@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.csv import open_csv
 from mineral_batch.results.predictions import Predictions, read_predictions
-from mineral_batch.results.write import CERTIFICATE, FAILURES, LEADING, PARTIAL, PREDICTIONS
+from mineral_batch.results.schema import FAILURE_COLUMNS, FAILURES, LEADING, PARTIAL, PREDICTIONS, RUN_MANIFEST
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -64,10 +64,11 @@ def read_results(folder: str | Path) -> Results:
     table = next((folder / name for name in (PREDICTIONS, PARTIAL) if (folder / name).is_file()), None)
     if table is None:
         raise DataError(f"no {PREDICTIONS} in {folder}: name the output folder of mineral-batch predict")
-    certificate = _certificate(folder / CERTIFICATE)
+    certificate = _certificate(folder / RUN_MANIFEST)
     model = certificate.get("model")
     model = model if isinstance(model, dict) else {}
-    header = _header(table)
+    with open_csv(table) as opened:
+        header = list(opened.header)
     labels = model.get("labels") if isinstance(model.get("labels"), list) else None
     # Every column behind the leading ones is a label, as `predict` writes them.
     labels = labels or [name for name in header if name not in LEADING]
@@ -102,25 +103,15 @@ def _thresholds(values: Any, count: int) -> NDArray[np.float64] | None:
     return np.array(values, np.float64)
 
 
-def _header(table: Path) -> list[str]:
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
-
-
-def _rows(table: Path) -> Iterator[dict[str, str]]:
-    # As `predict` writes them: file names that are not UTF-8 keep their bytes.
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from csv.DictReader(file)
-
-
 def _captures(table: Path, header: list[str], count: int) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """When (N) and where (N, 2) pictures were taken, as far as the columns on request say."""
     if not {"captured", "latitude", "longitude"} & {*header}:
         return ("",) * count, np.full((count, 2), np.nan)
     captured, places = [], []
-    for row in _rows(table):
-        captured.append(row.get("captured") or "")
-        places.append([_degrees(row.get(name), limit) for name, limit in (("latitude", 90), ("longitude", 180))])
+    with open_csv(table) as opened:
+        for row in opened.dicts():
+            captured.append(row.get("captured") or "")
+            places.append([_degrees(row.get(name), limit) for name, limit in (("latitude", 90), ("longitude", 180))])
     return tuple(captured), np.array(places, np.float64).reshape(-1, 2)
 
 
@@ -135,6 +126,5 @@ def _degrees(cell: str | None, limit: float) -> float:
 def _failures(table: Path) -> tuple[Failure, ...]:
     if not table.is_file():
         return ()
-    return tuple(
-        Failure(row.get("path") or "", row.get("stage") or "", row.get("reason") or "") for row in _rows(table)
-    )
+    with open_csv(table, FAILURE_COLUMNS) as opened:
+        return tuple(Failure(row["path"], row["stage"], row["reason"]) for row in opened.dicts())

@@ -19,22 +19,14 @@ import numpy as np
 import PIL
 
 from mineral_batch.errors import ContractError, DataError, MineralError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.discover import find_sources
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.results.journal import Journal, made_with
-from mineral_batch.results.write import (
-    CERTIFICATE,
-    CSV_ONLY,
-    FAILURES,
-    SCHEMA_VERSION,
-    Tables,
-    require,
-    write_partial,
-    write_tables,
-)
+from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION
+from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
@@ -100,7 +92,7 @@ def run(
             an earlier run was made with another model or other options.
         BackendError: if the engine fails. What was predicted before either is kept.
     """
-    tables = tables.and_those_in(folder)
+    tables = tables.including(folder)
     require(tables)
     sources = _not_empty(find_sources(inputs), inputs)
     # Before the fingerprint, which names the decoder; a run that goes on keeps the one that it began with.
@@ -216,11 +208,11 @@ class _Attempt:
             "machine": {"system": platform.platform(), "processor": platform.machine()},
         }
         try:
-            with whole_file(self._folder / CERTIFICATE) as file:
+            with atomic_file(self._folder / RUN_MANIFEST) as file:
                 file.write(json.dumps(certificate, indent=2).encode("ascii") + b"\n")
         except OSError as error:
             raise DataError(
-                f"cannot write {self._folder / CERTIFICATE}: {error.strerror or error}; the tables are complete: "
+                f"cannot write {self._folder / RUN_MANIFEST}: {error.strerror or error}; the tables are complete: "
                 f"make room and start the same command again"
             ) from None
 

@@ -6,9 +6,7 @@ manifest's folder; labels are joined with `;`, none means that no mineral of the
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import whole_file
+from mineral_batch.files import write_file
 from mineral_batch.minerals import MINERALS
-from mineral_batch.results.csv import open_csv
+from mineral_batch.results.csv import csv_line, open_csv
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -233,22 +231,13 @@ def write_table(path: str | Path, header: Sequence[str], records: Iterable[Seque
         DataError: if the folder is missing, the disk full, or a text has no UTF-8 form (a file name in another
             encoding); a file that was there before is untouched.
     """
-    table = [header, *records]
-    # Python 3.11's writer leaves a lone carriage return unquoted, and its reader takes that for the end of a line.
-    returns = any("\r" in str(cell) for record in table for cell in record)
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL).writerows(table)
-    write_text(path, text.getvalue())
+    write_text(path, "".join(f"{csv_line(record)}\n" for record in (header, *records)))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all; errors as in `write_table`."""
     try:
-        content = text.encode()
-        with whole_file(path) as file:
-            file.write(content)
+        write_file(path, text.encode())
     except UnicodeEncodeError as error:
         wrong = text[max(0, error.start - 40) : error.end + 40]
         raise DataError(f"cannot write {path}: not Unicode text: {wrong!a}; rename the file") from None
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; give a folder that exists and has room") from None

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 from mineral_train.model.network import MineralNet, ModelConfig, build_model
 
@@ -157,10 +157,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[BinaryIO]:
-    """`whole_file` in a folder that is made if absent, with errors that tell the user what to do."""
+    """`atomic_file` in a folder that is made if absent, with errors that tell the user what to do."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}; make room or give another folder") from None

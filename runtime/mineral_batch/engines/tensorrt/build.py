@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.cuda.device import DriverError, gpus
 from mineral_batch.engines.tensorrt.plan import Profile
 from mineral_batch.errors import BackendError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -338,7 +338,7 @@ def _set_timings(config: Any, path: Path) -> Any:
 def _keep_timings(config: Any, path: Path) -> None:
     """A cache that cannot be written costs time at the next build, nothing else."""
     try:
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(bytes(config.get_timing_cache().serialize()))
     except OSError as error:
         _log.warning("cannot write the timing cache %s (%s): the next build takes as long", path, error.strerror)

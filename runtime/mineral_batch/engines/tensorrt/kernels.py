@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mineral_batch.engines.cache import caches, make_cache
 from mineral_batch.errors import BackendError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ class Contexts:
             return
         try:
             make_cache(self._kept.parent)
-            with whole_file(self._kept) as file:
+            with atomic_file(self._kept) as file:
                 file.write(made)
         except (OSError, BackendError) as error:
             _log.warning("cannot keep the compiled kernels (%s): the next start takes as long", error)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch.errors import BackendError, ContractError
-from mineral_batch.files import whole_file
+from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.onnx_file import graph_digest
 
@@ -147,7 +147,7 @@ def write_engine(path: Path, plan: bytes, record: EngineRecord) -> None:
     """
     try:
         # The inner one gets its name first: a plan that is named has its description.
-        with whole_file(path) as engine, whole_file(sidecar_path(path)) as description:
+        with atomic_file(path) as engine, atomic_file(sidecar_path(path)) as description:
             engine.write(plan)
             description.write(record.to_json().encode())
     except OSError as error:

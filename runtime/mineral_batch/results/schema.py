@@ -1,0 +1,55 @@
+r"""The tables that a run leaves, schema version 1: files, columns and formats. Each appears whole or not at all.
+
+| file | content |
+|---|---|
+| predictions.csv | a row per predicted image: `path`, `minerals`, the extra columns chosen, then one column per label |
+| failures.csv | a row per image without a prediction: `path`, `stage`, `reason`; exists only if there is one |
+| predictions.jsonl | an object per image, failures included, in the order of the files |
+| predictions.parquet | as predictions.csv, `minerals` being a list |
+| per-image/ | a CSV per predicted image in a copy of the tree: `mineral`, `probability`, `present` (0 or 1) |
+| predictions.partial.csv | what an interrupted run has so far, as predictions.csv |
+| run.json | how a complete run was made (`mineral_batch.results.manifest`); written last |
+
+| column | meaning |
+|---|---|
+| path | the file as `mineral_batch.images.discover` names it, or `ARCHIVE/MEMBER`; unique within a table |
+| minerals | the labels at or above their thresholds, most probable first, joined with `;` |
+| width, height | `size`: pixels of the upright image |
+| captured | `captured`: ISO 8601, empty where the EXIF data do not say |
+| latitude, longitude | `gps`: decimal degrees, north and east positive, empty where the EXIF data do not say |
+| one per label | its probability, 0..1; seven significant digits as text, float32 in Parquet |
+| stage | `read` (the file), `decode` (its content) or `infer` (the model's output) |
+| reason | one line |
+
+Text is UTF-8. A file name that is not keeps its bytes in the CSVs, is escaped (`\udcXX`) in the JSON and shown as
+`\xXX` in Parquet. A relative name that a spreadsheet would run as a formula begins with `./`.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+PREDICTIONS = "predictions.csv"
+FAILURES = "failures.csv"
+PARTIAL = "predictions.partial.csv"
+JSON_LINES = "predictions.jsonl"
+PARQUET = "predictions.parquet"
+PER_IMAGE = "per-image"
+RUN_MANIFEST = "run.json"
+
+#: What `Tables.formats` may hold, and the file of each.
+FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET}
+#: What `Tables.columns` may hold, and the columns of each.
+COLUMNS = {"size": ("width", "height"), "captured": ("captured",), "gps": ("latitude", "longitude")}
+#: The columns in front of the labels, the extra ones included.
+LEADING = ("path", "minerals", *(name for names in COLUMNS.values() for name in names))
+FAILURE_COLUMNS = ("path", "stage", "reason")
+#: The stages at which an image can fail.
+STAGES = ("read", "decode", "infer")
+#: Between the minerals of one cell.
+SEPARATOR = ";"
+
+
+def format_number(value: float) -> str:
+    """Return a probability as the tables write it: seven significant digits identify a float32."""
+    return f"{value:.7g}"
