@@ -4,8 +4,6 @@ An ONNX file is one protobuf message, `ModelProto` (onnx/onnx.proto). On the wir
 each `varint(number << 3 | wire type)` and a value; the weights are in one long field, `graph`. To reach
 `metadata_props` it is enough to step over the other top-level fields by their lengths, so reading costs a few
 hundred bytes whatever the size of the model, and writing copies every other byte as it is.
-
-Specification: https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from mineral_batch.errors import ContractError
 from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.protobuf import LENGTH, VARINT, Field, MalformedError, fields, length_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,10 +27,12 @@ if TYPE_CHECKING:
 #: The metadata key under which the contract travels.
 CONTRACT_KEY = "mineral.contract"
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+#: The number of ModelProto's field `graph`.
+GRAPH = 7
+
 # ModelProto's fields and their wire types: anything else means that the file is not an ONNX model.
-_GRAPH, _OPSET_IMPORT, _METADATA_PROPS = 7, 8, 14
-_MODEL_FIELDS = {1: _VARINT, 5: _VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), _LENGTH)
+_OPSET_IMPORT, _METADATA_PROPS = 8, 14
+_MODEL_FIELDS = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), LENGTH)
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _NODE, _OUTPUT = 1, 12  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _OPERATOR = 1, 2, 4  # of NodeProto
@@ -77,8 +78,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     Raises:
         ContractError: when the file is missing, cut short or not ONNX.
     """
-    with _reading(path) as file:
-        return dict(_entry(file, field) for field in _model_fields(file) if field.number == _METADATA_PROPS)
+    with reading(path) as file:
+        return dict(_entry(file, field) for field in read_fields(file) if field.number == _METADATA_PROPS)
 
 
 def write_metadata(path: str | Path, entries: Mapping[str, str]) -> None:
@@ -89,8 +90,8 @@ def write_metadata(path: str | Path, entries: Mapping[str, str]) -> None:
     Raises:
         ContractError: when the file is missing, cut short, not ONNX or cannot be written.
     """
-    with _reading(path) as file:
-        kept = [field for field in _model_fields(file) if not _is_replaced(file, field, entries)]
+    with reading(path) as file:
+        kept = [field for field in read_fields(file) if not _is_replaced(file, field, entries)]
         with atomic_file(path) as out:
             for field in kept:
                 _copy(file, out.write, field)
@@ -107,8 +108,8 @@ def graph_digest(path: str | Path) -> str:
         ContractError: when the file is missing, cut short or not ONNX.
     """
     digest = hashlib.sha256()
-    with _reading(path) as file:
-        for field in _model_fields(file):
+    with reading(path) as file:
+        for field in read_fields(file):
             if field.number != _METADATA_PROPS:
                 _copy(file, digest.update, field)
     return digest.hexdigest()
@@ -121,9 +122,9 @@ def read_graph(path: str | Path) -> tuple[list[Node], list[str]]:
         ContractError: when the file is missing, cut short or not ONNX.
     """
     nodes, outputs = [], []
-    with _reading(path) as file:
-        for graph in [field for field in _model_fields(file) if field.number == _GRAPH]:
-            for field in _fields(file, graph.value, graph.stop):
+    with reading(path) as file:
+        for graph in [field for field in read_fields(file) if field.number == GRAPH]:
+            for field in fields(file, graph.value, graph.stop):
                 if field.number == _NODE:
                     nodes.append(_node(file, field))
                 elif field.number == _OUTPUT:
@@ -140,145 +141,82 @@ def with_outputs(path: str | Path, names: Sequence[str]) -> bytes:
     Raises:
         ContractError: when the file is missing or cannot be read.
     """
-    added = b"".join(_length_field(_OUTPUT, _length_field(_VALUE_NAME, name.encode())) for name in names)
-    with _reading(path) as file:
-        return file.read() + _length_field(_GRAPH, added)
+    added = b"".join(length_field(_OUTPUT, length_field(_VALUE_NAME, name.encode())) for name in names)
+    with reading(path) as file:
+        return file.read() + length_field(GRAPH, added)
 
 
-def _node(file: BinaryIO, field: _Field) -> Node:
+def _node(file: BinaryIO, field: Field) -> Node:
     inputs, outputs = (tuple(_texts(file, field, number)) for number in (_NODE_INPUT, _NODE_OUTPUT))
     return Node("".join(_texts(file, field, _OPERATOR)), inputs, outputs)
 
 
-def _texts(file: BinaryIO, field: _Field, number: int) -> list[str]:
+def _texts(file: BinaryIO, field: Field, number: int) -> list[str]:
     """The texts in one field of a message."""
     file.seek(field.value)
     message = file.read(field.stop - field.value)
-    parts = _fields(BytesIO(message), 0, len(message))
+    parts = fields(BytesIO(message), 0, len(message))
     return [message[part.value : part.stop].decode("utf-8", "replace") for part in parts if part.number == number]
 
 
-@dataclass(frozen=True)
-class _Field:
-    """One top-level field: its bytes are [start, stop) of the file, its value [value, stop)."""
-
-    number: int
-    wire_type: int
-    start: int
-    value: int
-    stop: int
-
-
-class _MalformedError(Exception):
-    """The bytes are not a protobuf message of the expected kind; the text says why."""
-
-
 @contextmanager
-def _reading(path: str | Path) -> Iterator[BinaryIO]:
-    """The open file; whatever is wrong with it becomes one line that names it."""
+def reading(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a model file; whatever is wrong with it becomes one line that names it.
+
+    Raises:
+        ContractError: when it is missing, cut short or not ONNX, or cannot be read or written.
+    """
     try:
         with Path(path).open("rb") as file:
             yield file
     except FileNotFoundError:
         raise ContractError(f"there is no model file {path}") from None
-    except _MalformedError as error:
+    except MalformedError as error:
         raise ContractError(f"{path} is not a complete ONNX model ({error}): copy or export it again") from None
     except OSError as error:
         raise ContractError(f"cannot read or write the model file {path}: {error.strerror or error}") from None
 
 
-def _model_fields(file: BinaryIO) -> list[_Field]:
-    """The top-level fields, checked to be those of a whole ModelProto."""
-    found = list(_fields(file, 0, file.seek(0, os.SEEK_END)))
+def read_fields(file: BinaryIO) -> list[Field]:
+    """Find the top-level fields, checked to be those of a whole ModelProto."""
+    found = list(fields(file, 0, file.seek(0, os.SEEK_END)))
     for field in found:
         if _MODEL_FIELDS.get(field.number) != field.wire_type:
-            raise _MalformedError(f"field {field.number} at byte {field.start} is not part of one")
-    for number, name in ((_GRAPH, "graph"), (_OPSET_IMPORT, "opset_import")):
+            raise MalformedError(f"field {field.number} at byte {field.start} is not part of one")
+    for number, name in ((GRAPH, "graph"), (_OPSET_IMPORT, "opset_import")):
         if all(field.number != number for field in found):
-            raise _MalformedError(f"it has no {name}")
+            raise MalformedError(f"it has no {name}")
     return found
 
 
-def _fields(file: BinaryIO, start: int, stop: int) -> Iterator[_Field]:
-    """Walk the message in bytes [start, stop) of the file by seeking from field to field."""
-    while start < stop:
-        file.seek(start)
-        tag = _varint(file)
-        value, end = _extent(file, tag & 7)
-        if end > stop:
-            raise _MalformedError(f"cut short: a field ends at byte {end}, the file at {stop}")
-        yield _Field(tag >> 3, tag & 7, start, value, end)
-        start = end
-
-
-def _extent(file: BinaryIO, wire_type: int) -> tuple[int, int]:
-    """Where the value begins and ends whose tag has just been read."""
-    at = file.tell()
-    if wire_type == _VARINT:
-        _varint(file)
-        return at, file.tell()
-    if wire_type == _LENGTH:
-        length = _varint(file)
-        return file.tell(), file.tell() + length
-    if wire_type in (_FIXED32, _FIXED64):
-        return at, at + (4 if wire_type == _FIXED32 else 8)
-    raise _MalformedError(f"no such wire type as {wire_type} at byte {at - 1}")
-
-
-def _varint(file: BinaryIO) -> int:
-    """Seven bits a byte, the lowest first, the high bit set on all but the last; at most ten bytes."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            raise _MalformedError(f"cut short at byte {file.tell()}")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise _MalformedError(f"a number at byte {file.tell() - 10} has no end")
-
-
-def _encoded_varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _entry(file: BinaryIO, field: _Field) -> tuple[str, str]:
+def _entry(file: BinaryIO, field: Field) -> tuple[str, str]:
     """Key and value of one StringStringEntryProto; a missing one is empty text, as protobuf has it."""
     file.seek(field.value)
     message = file.read(field.stop - field.value)
-    parts = {part.number: message[part.value : part.stop] for part in _fields(BytesIO(message), 0, len(message))}
+    parts = {part.number: message[part.value : part.stop] for part in fields(BytesIO(message), 0, len(message))}
     try:
         return parts.get(_KEY, b"").decode(), parts.get(_VALUE, b"").decode()
     except UnicodeDecodeError:
-        raise _MalformedError(f"the metadata at byte {field.start} is not UTF-8") from None
+        raise MalformedError(f"the metadata at byte {field.start} is not UTF-8") from None
 
 
 def _encoded_entry(key: str, value: str) -> bytes:
     """One `metadata_props` field with its tag and length."""
-    message = _length_field(_KEY, key.encode()) + _length_field(_VALUE, value.encode())
-    return _length_field(_METADATA_PROPS, message)
+    message = length_field(_KEY, key.encode()) + length_field(_VALUE, value.encode())
+    return length_field(_METADATA_PROPS, message)
 
 
-def _length_field(number: int, value: bytes) -> bytes:
-    return _encoded_varint(number << 3 | _LENGTH) + _encoded_varint(len(value)) + value
-
-
-def _is_replaced(file: BinaryIO, field: _Field, entries: Mapping[str, str]) -> bool:
+def _is_replaced(file: BinaryIO, field: Field, entries: Mapping[str, str]) -> bool:
     return field.number == _METADATA_PROPS and _entry(file, field)[0] in entries
 
 
-def _copy(source: BinaryIO, write: Callable[[bytes], object], field: _Field) -> None:
+def _copy(source: BinaryIO, write: Callable[[bytes], object], field: Field) -> None:
     """Hand on the field's bytes, tag included, piece by piece."""
     source.seek(field.start)
     left = field.stop - field.start
     while left:
         chunk = source.read(min(left, _COPY_BYTES))
         if not chunk:
-            raise _MalformedError("it became shorter while it was read")
+            raise MalformedError("it became shorter while it was read")
         write(chunk)
         left -= len(chunk)

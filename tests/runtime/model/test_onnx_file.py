@@ -190,7 +190,7 @@ def test_the_graph_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "big.onnx"
     onnx.save(model({"k": "v"}, weights=1_000_000), path)  # 4 MB
     read = 0
-    fields = _onnx_file._fields
+    fields = _onnx_file.fields
 
     class Counting:
         def __init__(self, file):
@@ -204,7 +204,7 @@ def test_the_graph_is_not_read(tmp_path, monkeypatch):
             read += size
             return self.file.read(size)
 
-    monkeypatch.setattr(_onnx_file, "_fields", lambda file, start, stop: fields(Counting(file), start, stop))
+    monkeypatch.setattr(_onnx_file, "fields", lambda file, start, stop: fields(Counting(file), start, stop))
     assert read_metadata(path) == {"k": "v"}
     assert 0 < read < 200
 
