@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import weakref
 from contextlib import ExitStack, closing
 from functools import partial
@@ -15,25 +16,31 @@ from PIL import Image as PILImage
 
 from mineral_batch import pipeline
 from mineral_batch.decoder_choice import choose_decoder, peek
-from mineral_batch.engines.base import identity
+from mineral_batch.engines.base import identity, is_on_processor
 from mineral_batch.engines.registry import AUTO, choose_backend
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images.decoder import AUTO as AUTO_DECODER
 from mineral_batch.images.decoder import CPU, DecodeOptions, Decoder, check_decoder_name
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.processes import DecodeProcesses, is_supported
 from mineral_batch.model.starter import starter_path
+from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Pixels, Source
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from mineral_batch.engines.base import Backend
     from mineral_batch.model.contract import ModelContract
     from mineral_batch.pipeline import StageTimes
     from mineral_batch.types import Result
 
 _log = logging.getLogger("mineral_batch")
+
+# With fewer, the engine's thread and the tables take so much of the machine that processes gain nothing.
+_CPUS_FOR_PROCESSES = 4
 
 #: What can be predicted: names of folders and files, sources, failures (passed on), and pictures in memory.
 Input = str | Path | Source | Failure | PILImage.Image | Pixels
@@ -52,7 +59,9 @@ class Predictor:
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
         batch_size: pictures per call of the engine; None for what suits the device.
-        decode_threads: None for one per processor.
+        decode_threads: None for one per CPU.
+        decode_processes: decode in so many processes instead of threads (POSIX only); 0 for threads; None for one per
+            CPU where the engine is on a GPU and there are at least four CPUs, else threads.
         exact: decode JPEGs in full (see `mineral_batch.images.decode.open_rgb`).
         decode: `cpu`; `gpu`, which decodes large JPEGs on the GPU (`mineral_batch.images.gpu.decoder`); or `auto`,
             which times both on the first images and keeps the faster.
@@ -71,6 +80,7 @@ class Predictor:
         precision: str = AUTO,
         batch_size: int | None = None,
         decode_threads: int | None = None,
+        decode_processes: int | None = None,
         exact: bool = False,
         decode: str = CPU,
     ) -> None:
@@ -83,6 +93,9 @@ class Predictor:
         self.batch_size = batch_size or self._backend.batch_size
         self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads)
         self._decoder: Decoder | None = None
+        self._process_count = _process_count(decode_processes, self._backend)
+        self._processes: DecodeProcesses | None = None
+        self._starting = threading.Lock()
         self._unfinished: weakref.WeakSet[Generator[Result, None, None]] = weakref.WeakSet()
         #: Why it decodes with what it does; empty where that was not chosen by measurement.
         self.decoder_choice = ""
@@ -179,10 +192,22 @@ class Predictor:
             batch_size=self.batch_size,
             decode=partial(self.decoder.decode, with_exif=with_exif),
             decode_threads=self._decoding.threads or self.decoder.threads,
+            processes=self._decode_processes(),
+            with_exif=with_exif,
             times=times,
         )
         with closing(results):
             yield from results
+
+    def _decode_processes(self) -> DecodeProcesses | None:
+        """The decode processes, started when they are first needed; None where threads or a GPU decode."""
+        if self._process_count and self._processes is None and self.decoder.name == CPU:
+            with self._starting:
+                if self._processes is None:
+                    self._processes = DecodeProcesses(
+                        self._decoding.spec, exact=self._decoding.exact, count=self._process_count
+                    )
+        return self._processes
 
     def close(self) -> None:
         """End what `predict` has begun, then close the decoder and the engine; each whatever becomes of the others.
@@ -194,6 +219,9 @@ class Predictor:
             steps.callback(self._backend.close)
             if self._decoder is not None:
                 steps.callback(self._decoder.close)
+            if self._processes is not None:
+                steps.callback(self._processes.close)
+                self._processes = None
             for results in list(self._unfinished):
                 steps.callback(results.close)
 
@@ -204,6 +232,15 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _process_count(wanted: int | None, backend: Backend) -> int:
+    if wanted and not is_supported():
+        raise BackendError("decode processes need POSIX; leave --decode-processes out to decode in threads")
+    if wanted is not None:
+        return wanted
+    is_worth_it = is_supported() and not is_on_processor(backend) and cpu_count() >= _CPUS_FOR_PROCESSES
+    return cpu_count() if is_worth_it else 0
 
 
 def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:

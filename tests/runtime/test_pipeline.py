@@ -151,7 +151,7 @@ def test_sources_are_drawn_no_further_than_the_slots_hold(album: Path, batch_siz
             yield paths[drawn % len(paths)]
 
     results = run(endless(), FakeBackend(), batch_size=batch_size, decode_threads=1)
-    room = slots(batch_size, decode_threads=1, workers=1)
+    room = slots(batch_size, ahead=8, workers=1)
     assert drawn == 0
     for consumed in range(1, 40):
         next(results)

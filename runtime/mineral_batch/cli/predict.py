@@ -67,6 +67,11 @@ def _columns(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 @click.option("--precision", default=AUTO, show_default=True, type=click.Choice(PRECISIONS), help="Of the arithmetic.")
 @click.option("--batch-size", type=click.IntRange(1, 4096), help="Pictures per call of the engine.")
 @click.option("--decode-threads", type=click.IntRange(1, 1024), help="Default: one per processor.")
+@click.option(
+    "--decode-processes",
+    type=click.IntRange(0, 1024),
+    help="Decode in N processes, 0 for threads. Default: one per CPU if a GPU computes and there are 4 or more CPUs.",
+)
 @click.option("--exact", is_flag=True, help="Decode large JPEGs in full: slower, nearly the same pixels.")
 @click.option(
     "--decode", default=CPU, show_default=True, type=click.Choice(DECODERS), help="gpu: big JPEGs by nvImageCodec."
@@ -89,6 +94,7 @@ def predict(
     precision: str,
     batch_size: int | None,
     decode_threads: int | None,
+    decode_processes: int | None,
     exact: bool,
     decode: str,
     log_every: float,
@@ -114,6 +120,7 @@ def predict(
         precision=precision,
         batch_size=batch_size,
         decode_threads=decode_threads,
+        decode_processes=decode_processes,
         exact=exact,
         decode=decode,
     ) as predictor:

@@ -1,0 +1,162 @@
+"""A decode process: `python -c "from mineral_batch.images.worker import main; main()"`, started by `processes`.
+
+It reads pieces of work from its standard input and writes what became of them to its standard output, both as pickles
+behind their length. Pixels go into memory that it shares with the parent. It ends when its input ends, so no decode
+process outlives its run.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import struct
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from mineral_batch.images.decode import decode_image
+from mineral_batch.images.limits import read_file
+from mineral_batch.types import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mineral_batch.model.contract import InputSpec
+    from mineral_batch.types import ExifInfo, Pixels
+
+_LENGTH = struct.Struct("<Q")
+#: The shared memory begins with one counter per process: the images of its piece that it has finished.
+COUNTERS = mmap.ALLOCATIONGRANULARITY
+MAX_PROCESSES = COUNTERS // 4
+
+
+class Setup(NamedTuple):
+    """What a process is told once.
+
+    Attributes:
+        memory: file descriptor of the shared memory.
+        number: of this process, for its counter.
+        spec: the model's input.
+        exact: see `decode.load_image`.
+    """
+
+    memory: int
+    number: int
+    spec: InputSpec
+    exact: bool
+
+
+Item = tuple[int, str, str | bytes]
+
+
+class Piece(NamedTuple):
+    """Images to decode into rows of a buffer.
+
+    Attributes:
+        offset: of the buffer in the shared memory, bytes.
+        rows: of the buffer, images.
+        items: row, name, and a file's path or an image's bytes, for each image.
+        with_exif: see `decode.decode_image`.
+    """
+
+    offset: int
+    rows: int
+    items: tuple[Item, ...]
+    with_exif: bool
+
+
+class Decoded(NamedTuple):
+    """What a process says of an image whose pixels are in the shared memory."""
+
+    width: int
+    height: int
+    exif: ExifInfo | None
+
+
+class Answer(NamedTuple):
+    """What became of a piece: one entry per image, and the seconds it took."""
+
+    results: list[Decoded | Failure]
+    seconds: float
+
+
+def send(stream: IO[bytes], message: object) -> None:
+    """Write one message."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def receive(read: Callable[[int], bytes]) -> Any:
+    """Read one message.
+
+    Args:
+        read: gives exactly so many bytes, or fewer at the end.
+
+    Raises:
+        EOFError: if the other side has gone.
+    """
+    head = read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    data = read(_LENGTH.unpack(head)[0])
+    if len(data) < _LENGTH.unpack(head)[0]:
+        raise EOFError
+    return pickle.loads(data)  # noqa: S301 - from our own process, over a pipe that nobody else has
+
+
+class _Worker:
+    """Decodes pieces into the shared memory."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._buffers: dict[tuple[int, int], Pixels] = {}
+        self._counter = np.frombuffer(mmap.mmap(setup.memory, COUNTERS), np.uint32)
+
+    def decode(self, piece: Piece) -> Answer:
+        start = time.perf_counter()
+        pixels = self._buffer(piece.offset, piece.rows)
+        results: list[Decoded | Failure] = []
+        for row, name, content in piece.items:
+            self._counter[self._setup.number] = len(results)
+            results.append(self._one(pixels[row], name, content, piece.with_exif))
+        return Answer(results, time.perf_counter() - start)
+
+    def _one(self, row: Pixels, name: str, content: str | bytes, with_exif: bool) -> Decoded | Failure:
+        read = partial(read_file, Path(content)) if isinstance(content, str) else lambda: content
+        image = decode_image(name, read, self._setup.spec, exact=self._setup.exact, with_exif=with_exif)
+        if isinstance(image, Failure):
+            row[...] = 0
+            return image
+        row[...] = image.pixels
+        return Decoded(image.width, image.height, image.exif)
+
+    def _buffer(self, offset: int, rows: int) -> Pixels:
+        """(rows, H, W, 3) uint8 at `offset` of the shared memory."""
+        if (offset, rows) not in self._buffers:
+            shape = (rows, self._setup.spec.height, self._setup.spec.width, 3)
+            memory = mmap.mmap(self._setup.memory, int(np.prod(shape)), offset=offset)
+            self._buffers[offset, rows] = np.frombuffer(memory, np.uint8).reshape(shape)
+        return self._buffers[offset, rows]
+
+
+def main() -> None:
+    """Serve the parent until it closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    # Whatever a library prints must not get among the messages.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    read = sys.stdin.buffer.read
+    worker = _Worker(receive(read))
+    send(output, os.getpid())
+    try:
+        while True:
+            send(output, worker.decode(receive(read)))
+    except (EOFError, BrokenPipeError):
+        os._exit(0)
