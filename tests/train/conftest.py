@@ -36,16 +36,16 @@ def tiny_model() -> Callable[..., MineralNet]:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
-    """Three different normalised pictures, (3, 3, 64, 64) float32."""
+def images() -> torch.Tensor:
+    """Three different normalised images, (3, 3, 64, 64) float32."""
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")
 def coloured_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 pictures to train on, 12 to validate on, 6 to test on, 48 x 40 pixels of noise over a flat colour.
+    """16 images to train on, 12 to validate on, 6 to test on, 48 x 40 pixels of noise over a flat colour.
 
-    `agate`, `gold` and `pyrite` are in a colour channel each. No picture has `quartz`, and a few have no label.
+    `agate`, `gold` and `pyrite` are in a colour channel each. No image has `quartz`, and a few have no label.
     """
     folder = tmp_path_factory.mktemp("coloured")
     rng = np.random.default_rng(3)
@@ -62,14 +62,14 @@ def coloured_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _photo(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """A picture of smooth random colours, unlike that of any other seed."""
+    """An image of smooth random colours, unlike that of any other seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def photo() -> Callable[..., Image.Image]:
-    """`photo(seed, size=(width, height))`: a picture of smooth random colours, one for each seed."""
+    """`photo(seed, size=(width, height))`: an image of smooth random colours, one for each seed."""
     return _photo
 
 

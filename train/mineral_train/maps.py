@@ -5,7 +5,7 @@ tokens (N, T, C) are read as C feature maps A_c of rows x columns,
 
     w_c = mean over places of d logit_k / d A_c,    map_k = ReLU(sum_c w_c A_c).
 
-A map is divided by its largest value, so it says where, not how much. It is all zeros where nothing in the picture
+A map is divided by its largest value, so it says where, not how much. It is all zeros where nothing in the image
 speaks for the label.
 """
 
@@ -28,10 +28,10 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 
 
 def grad_cam(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM of chosen labels, each picture with its own.
+    """Grad-CAM of chosen labels, each image with its own.
 
     Args:
-        model: in eval mode, so that no picture depends on its neighbours; its parameters get no gradients.
+        model: in eval mode, so that no image depends on its neighbours; its parameters get no gradients.
         x: (N, 3, H, W) float32, normalised.
         labels: (N, K) int64, indices of labels.
 
@@ -39,7 +39,7 @@ def grad_cam(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
         (N, K, rows, columns) float32, 0..1, detached.
 
     Raises:
-        DataError: if the model's tokens are not places in the picture.
+        DataError: if the model's tokens are not places in the image.
     """
     rows, columns = grid(model)
     with torch.no_grad():
@@ -54,11 +54,11 @@ def classify_with_grad_cam(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, and Grad-CAM of labels that are chosen by them.
 
-    The gradients of all pictures' k-th labels come from one backward pass: a logit depends on its own picture only,
+    The gradients of all images' k-th labels come from one backward pass: a logit depends on its own image only,
     so the sum over the batch mixes nothing.
 
     Args:
-        classify: tokens (N, T, C) to logits (N, L), each picture by itself.
+        classify: tokens (N, T, C) to logits (N, L), each image by itself.
         tokens: features, (N, T, C).
         choose: logits (N, L) to indices (N, K) int64.
 
@@ -79,7 +79,7 @@ def classify_with_grad_cam(
 
 
 def _weighted_sum(gradient: Tensor, tokens: Tensor) -> Tensor:
-    """ReLU(sum_c w_c A_c) for one label a picture: two times (N, T, C) to (N, T)."""
+    """ReLU(sum_c w_c A_c) for one label an image: two times (N, T, C) to (N, T)."""
     weights = gradient.mean(dim=1, keepdim=True)  # (N, 1, C)
     return torch.relu((weights * tokens).sum(dim=-1))
 
@@ -109,7 +109,7 @@ def on_grid(maps: Tensor, places: tuple[int, int]) -> Tensor:
 
 
 def grid(model: MineralNet) -> tuple[int, int]:
-    """(rows, columns) of the model's tokens as places in the picture.
+    """(rows, columns) of the model's tokens as places in the image.
 
     Raises:
         DataError: if they are no places.
@@ -117,6 +117,6 @@ def grid(model: MineralNet) -> tuple[int, int]:
     if model.layout.grid is None:
         raise DataError(
             f"the {model.layout.tokens} tokens of backbone {model.config.backbone} form no grid of places, so there "
-            f"is no picture of where it looks: choose a ViT, a Swin or a CNN"
+            f"is no image of where it looks: choose a ViT, a Swin or a CNN"
         )
     return model.layout.grid

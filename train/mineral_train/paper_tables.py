@@ -88,7 +88,7 @@ class RowResult:
     Attributes:
         backbone: timm's name of what was trained.
         test_map: mAP on the test split by equation 6, 0..1.
-        test_images: how many pictures that was.
+        test_images: how many images that was.
         best_epoch: chosen by the validation split.
         parameters: of the whole model.
         parameters_like_the_paper: see `model.parameters_like_the_paper`.
@@ -205,12 +205,12 @@ def require_test_split(manifest: Path, labels: tuple[str, ...]) -> None:
     """Refuse, before hours of training, a manifest that has nothing to test on.
 
     Raises:
-        DataError: when no picture of the split `test` has a label.
+        DataError: when no image of the split `test` has a label.
     """
     from mineral_train.data.manifest import read_manifest
 
     if not read_manifest(manifest, labels).targets("test").any():
-        raise DataError(f"{manifest}: no picture of the split 'test' has a label; the tables report the test mAP")
+        raise DataError(f"{manifest}: no image of the split 'test' has a label; the tables report the test mAP")
 
 
 def _identity(config: TrainConfig, manifest: Path) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _footnote(results: Iterable[RowResult | str]) -> str:
     memory = " / ".join(dict.fromkeys(result.peak_memory_name for result in done)) or "not measured yet"
     images = " / ".join(dict.fromkeys(str(result.test_images) for result in done)) or "no"
     return (
-        f"mAP: {EQUATION_6}, on {images} test pictures of this manifest, which are not the paper's. "
+        f"mAP: {EQUATION_6}, on {images} test images of this manifest, which are not the paper's. "
         "Parameters: counted as the paper counts (backbone and one linear layer); all: the whole model. "
         f"Memory: {memory}; the paper does not say how it measured."
     )

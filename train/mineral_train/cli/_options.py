@@ -78,7 +78,7 @@ recipe_options = group(
     recipe("--flip", "Probability of the mirror image."),
     recipe("--crop", "Smallest share of the area that a random crop keeps; 1 = no crop."),
     recipe("--epochs", "Passes over the training split."),
-    recipe("--batch", "Pictures of one optimiser step, over all GPUs and pieces."),
+    recipe("--batch", "Images of one optimiser step, over all GPUs and pieces."),
     recipe("--accumulate", "Cut each GPU's share of a batch into so many pieces, to fit its memory."),
     recipe("--lr", "Peak learning rate."),
     recipe("--head-lr", "Learning rate after the backbone, times --lr."),
@@ -103,7 +103,7 @@ recipe_options = group(
 run_options = group(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     click.option("--workers", type=click.IntRange(0), help="Processes that decode. [default: by the cores]"),
-    click.option("--cache", is_flag=True, help="Keep decoded pictures in shared memory."),
+    click.option("--cache", is_flag=True, help="Keep decoded images in shared memory."),
     click.option("--compile", is_flag=True, help="torch.compile the model."),
     click.option("--deterministic", is_flag=True, help="On a GPU: the same bits each time, slower."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs too."),

@@ -51,7 +51,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     type=click.Path(path_type=Path),
     help="Of a CSV: the folder that its paths are relative to. [default: the CSV's own]",
 )
-@click.option("--group-column", help="Of a CSV: pictures with one value in it, one specimen's say, stay together.")
+@click.option("--group-column", help="Of a CSV: images with one value in it, one specimen's say, stay together.")
 @click.option("--keep-split", is_flag=True, help="Of a CSV: keep its column `split`.")
 @click.option(
     "--split",
@@ -81,15 +81,15 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 def data(context: click.Context, /, source: Path, output: Path, label_set: str | None, **options: Any) -> None:
     """Make a manifest of the photographs in SOURCE: check, merge, split, count.
 
-    SOURCE is a folder with one folder of pictures per mineral, or a CSV with a path and labels per picture. A picture
-    that lies in several folders becomes one row with several labels. Every picture is decoded; those that cannot be
-    are left out and listed with the reason in rejected.csv beside the manifest. Pictures of one specimen, and
+    SOURCE is a folder with one folder of images per mineral, or a CSV with a path and labels per image. An image
+    that lies in several folders becomes one row with several labels. Every image is decoded; those that cannot be
+    are left out and listed with the reason in rejected.csv beside the manifest. Images of one specimen, and
     near-duplicates, come into one split.
     """
     if not output.absolute().parent.is_dir():  # before minutes of decoding, not after
         raise DataError(f"cannot write {output}: no folder {output.parent}; make it first")
     labels = _label_set(source, label_set)
-    progress = partial(tqdm, desc="checking", unit=" pictures", disable=None)
+    progress = partial(tqdm, desc="checking", unit=" images", disable=None)
     prepared = prepare(source, labels, _preparation(**options), progress)
     _write(prepared, output)
     for line in _report(prepared, output):
@@ -137,15 +137,15 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     yield from (census.table_1(manifest), "", census.table_2(manifest), "")
     for split in SPLITS:
         if lacking := census.missing(manifest, split):
-            yield f"labels without a picture in {split}: {_some(lacking)}"
+            yield f"labels without an image in {split}: {_some(lacking)}"
     if prepared.merged:
         yield f"merged with another row of the same path or bytes: {prepared.merged:,}"
     if alike := len(set(prepared.near_duplicates.ravel().tolist())):
-        yield f"pictures that are near-duplicates of another: {alike:,}"
+        yield f"images that are near-duplicates of another: {alike:,}"
     yield from _torn(prepared)
     if prepared.rejected:
-        yield f"pictures that cannot be read, left out: {len(prepared.rejected):,}, see {output.parent / REJECTED}"
-    yield f"wrote {output} ({len(manifest.rows):,} pictures)"
+        yield f"images that cannot be read, left out: {len(prepared.rejected):,}, see {output.parent / REJECTED}"
+    yield f"wrote {output} ({len(manifest.rows):,} images)"
 
 
 def _torn(prepared: Prepared) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`mineral-train synth`: pictures with labels, made from nothing."""
+"""`mineral-train synth`: images with labels, made from nothing."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-n", "--number", type=int, required=True, help="Number of pictures.")
+@click.option("-n", "--number", type=int, required=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--size", type=int, default=384, show_default=True, help="Width and height, pixels.")
-@click.option("--max-minerals", type=int, default=3, show_default=True, help="Most minerals in one picture, 1 to 6.")
+@click.option("--max-minerals", type=int, default=3, show_default=True, help="Most minerals in one image, 1 to 6.")
 @click.option("--minerals", callback=_names, help="Only these, separated by commas.  [default: all 36]")
 @click.option(
     "--split",
@@ -41,9 +41,9 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     show_default=True,
     help="Parts of train, validation and test.",
 )
-@click.option("--off-centre", is_flag=True, help="Minerals anywhere in the picture, not in its middle.")
+@click.option("--off-centre", is_flag=True, help="Minerals anywhere in the image, not in its middle.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw.")
-@click.option("--overwrite", is_flag=True, help="Replace the pictures of an earlier run.")
+@click.option("--overwrite", is_flag=True, help="Replace the images of an earlier run.")
 def synth(
     folder: Path,
     number: int,
@@ -56,12 +56,12 @@ def synth(
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Generate labelled synthetic specimen pictures into FOLDER.
+    """Generate labelled synthetic specimen images into FOLDER.
 
-    Writes images/, masks/ (one palette PNG per picture: value k + 1 where mineral k is seen) and manifest.csv.
+    Writes images/, masks/ (one palette PNG per image: value k + 1 where mineral k is seen) and manifest.csv.
     They try the pipeline without data; a model trained on them knows nothing about real minerals. Explanations are
     scored on --off-centre: in the middle a map finds every mineral without having looked.
     """
     config = SynthConfig(seed, size, max_minerals, minerals, split, off_centre)
     manifest = write_dataset(folder, number, config, workers=workers, overwrite=overwrite, progress=True)
-    click.echo(f"{number} synthetic pictures, not photographs (their metadata says so): {manifest}")
+    click.echo(f"{number} synthetic images, not photographs (their metadata says so): {manifest}")

@@ -1,4 +1,4 @@
-"""How many pictures there are of what: the paper's Tables 1 and 2 for any manifest, with a column per split."""
+"""How many images there are of what: the paper's Tables 1 and 2 for any manifest, with a column per split."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _HEADER = ("all", *SPLITS)
 
 
 def table_1(manifest: Manifest) -> str:
-    """Pictures per number of labels (Wu et al. 2022, Table 1); a last line counts the labels."""
+    """Images per number of labels (Wu et al. 2022, Table 1); a last line counts the labels."""
     per_split = [manifest.targets(split).sum(axis=1) for split in (None, *SPLITS)]
     most = int(max(counts.max(initial=0) for counts in per_split))
     rows = [(str(n), [int((counts == n).sum()) for counts in per_split]) for n in range(most + 1)]
     totals = [
-        ("pictures", [len(counts) for counts in per_split]),
+        ("images", [len(counts) for counts in per_split]),
         ("labels", [int(counts.sum()) for counts in per_split]),
     ]
-    return _text("minerals in a picture", rows, totals)
+    return _text("minerals in an image", rows, totals)
 
 
 def table_2(manifest: Manifest) -> str:
-    """Pictures per mineral (Wu et al. 2022, Table 2)."""
+    """Images per mineral (Wu et al. 2022, Table 2)."""
     per_split = np.array([manifest.targets(split).sum(axis=0) for split in (None, *SPLITS)])  # (4, L)
-    return _text("pictures of", list(zip(manifest.labels, per_split.T.tolist(), strict=True)), [])
+    return _text("images of", list(zip(manifest.labels, per_split.T.tolist(), strict=True)), [])
 
 
 def missing(manifest: Manifest, split: str) -> list[str]:
-    """The labels that no picture of a split has."""
+    """The labels that no image of a split has."""
     counts: list[int] = manifest.targets(split).sum(axis=0).tolist()
     return [label for label, count in zip(manifest.labels, counts, strict=True) if count == 0]
 

@@ -1,7 +1,7 @@
 """Photographs as training samples, decoded by the same code that decodes them in deployment.
 
 What a sample looks like depends on the seed, the epoch and its index alone: not on the number of worker processes,
-nor on the order of the samples. A resumed training therefore sees the pictures that an uninterrupted one sees.
+nor on the order of the samples. A resumed training therefore sees the images that an uninterrupted one sees.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _MAX_MARGIN = 2.0  # beyond twice the input's size, decoding costs more than the
 
 @dataclass(frozen=True)
 class Augment:
-    """How training pictures are varied, in this order: random crop, mirror image, RandAugment.
+    """How training images are varied, in this order: random crop, mirror image, RandAugment.
 
     Attributes:
         policy: timm's RandAugment configuration (Cubuk et al. 2020); empty for none. The paper names RandAugment
             without settings. `rand-m9-mstd0.5`, timm's usual one: 2 operations of 15, each applied with
             probability 0.5 at magnitude 9 of 10 (sd 0.5).
         flip: probability of the mirror image. Left and right mean nothing in a specimen.
-        crop: (smallest, largest) share of the picture's area that a random crop keeps, its aspect ratio within
-            3/4 to 4/3 of the picture's. None, as in the paper, keeps the whole picture.
+        crop: (smallest, largest) share of the image's area that a random crop keeps, its aspect ratio within
+            3/4 to 4/3 of the image's. None, as in the paper, keeps the whole image.
     """
 
     policy: str = "rand-m9-mstd0.5"
@@ -70,9 +70,9 @@ class PhotoDataset(Dataset[Sample]):
         rows: N photographs.
         labels: L names, in the order of the model's outputs.
         spec: the model's input.
-        augment: how to vary the pictures; None for evaluation.
+        augment: how to vary the images; None for evaluation.
         seed: of the augmentation.
-        cache: keep the decoded pictures in memory shared by all workers, N × H × W × 3 bytes (larger by at most 4
+        cache: keep the decoded images in memory shared by all workers, N × H × W × 3 bytes (larger by at most 4
             with a random crop). Samples are the same; later epochs only do not decode again.
 
     Raises:
@@ -128,16 +128,16 @@ class PhotoDataset(Dataset[Sample]):
         return self._cache.put(index, _load(self.paths[index], self._stored_spec)) if stored is None else stored
 
     def _varied(self, pixels: Pixels, augment: Augment, rng: np.random.Generator) -> Pixels:
-        picture = PILImage.fromarray(pixels)
+        image = PILImage.fromarray(pixels)
         if augment.crop is not None:
-            box = _crop_box(picture.size, augment.crop, rng)
-            picture = PILImage.fromarray(resize(picture.crop(box), replace(self.spec, resize="squash")))
+            box = _crop_box(image.size, augment.crop, rng)
+            image = PILImage.fromarray(resize(image.crop(box), replace(self.spec, resize="squash")))
         if rng.random() < augment.flip:
-            picture = picture.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
         if augment.policy:
             with _global_random(rng):
-                picture = _rand_augment(augment.policy)(picture)
-        return np.asarray(picture, dtype=np.uint8)
+                image = _rand_augment(augment.policy)(image)
+        return np.asarray(image, dtype=np.uint8)
 
 
 def _load(path: Path, spec: InputSpec) -> Pixels:
@@ -159,10 +159,10 @@ def _with_margin(spec: InputSpec, augment: Augment | None) -> InputSpec:
 
 
 def _crop_box(size: tuple[int, int], share: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random part of a picture of `size` (width, height), as (left, top, right, bottom) pixels.
+    """A random part of an image of `size` (width, height), as (left, top, right, bottom) pixels.
 
-    Area and aspect ratio as in Inception's crop (Szegedy et al. 2015), the ratio relative to the picture's own: the
-    picture may already be squashed, and a crop of it then has the distortion of the pictures that are not cropped.
+    Area and aspect ratio as in Inception's crop (Szegedy et al. 2015), the ratio relative to the image's own: the
+    image may already be squashed, and a crop of it then has the distortion of the images that are not cropped.
     """
     area, ratio = rng.uniform(*share), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     width = max(1, min(size[0], round(size[0] * math.sqrt(area * ratio))))
@@ -212,7 +212,7 @@ def _shared(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Cache:
-    """Decoded pictures in memory that the workers of a loader share, filled as they are first asked for."""
+    """Decoded images in memory that the workers of a loader share, filled as they are first asked for."""
 
     def __init__(self, count: int, spec: InputSpec) -> None:
         size = count * spec.height * spec.width * 3
@@ -228,7 +228,7 @@ class _Cache:
 
     def put(self, index: int, pixels: Pixels) -> Pixels:
         self._pixels[index].numpy()[:] = pixels
-        self._filled[index] = True  # last: a picture that is marked is complete
+        self._filled[index] = True  # last: an image that is marked is complete
         return pixels
 
 
@@ -236,7 +236,7 @@ def _require_shared_memory(size: int, folder: Path = Path("/dev/shm")) -> None: 
     """Refuse a cache that the system would kill the process for (containers often have 64 MB of shared memory)."""
     if folder.is_dir() and shutil.disk_usage(folder).free < size:
         raise DataError(
-            f"the cache of decoded pictures needs {size / 1e9:.1f} GB of shared memory and {folder} has "
+            f"the cache of decoded images needs {size / 1e9:.1f} GB of shared memory and {folder} has "
             f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free; train without the cache, or with a larger "
             "--shm-size of the container"
         )

@@ -1,10 +1,10 @@
-"""Pictures that are one picture: byte for byte, or after scaling, recompression or a small crop.
+"""Images that are one image: byte for byte, or after scaling, recompression or a small crop.
 
-In two splits they would make the test figure too good. Two pictures are near-duplicates when their 64-bit difference
+In two splits they would make the test figure too good. Two images are near-duplicates when their 64-bit difference
 hashes differ in at most 6 bits AND their 18 × 16 thumbnails correlate at 0.95 or more. The hash alone will not do for
 specimens, which lie in the middle of a plain ground: among 2,919 photographs, 163 pairs were within 6 bits, and the 8
-of them that were the same picture are those that the correlation confirmed. What it finds of altered pictures is
-measured in tests/train/test_duplicates.py.
+of them that were the same image are those that the correlation confirmed. What it finds of altered images is
+measured in tests/train/data/test_duplicates.py.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 Links = NDArray[np.int64]
 
-#: What pictures are compared by: 864 bytes each, 173 MB for 200,000.
+#: What images are compared by: 864 bytes each, 173 MB for 200,000.
 THUMBNAIL = InputSpec(height=16, width=18, resize="squash", interpolation="bilinear")
 
 MAX_DISTANCE = 6
 MIN_CORRELATION = 0.95
 
-_QUEUE = 512  # pictures submitted at a time: the queue must not grow with the number of pictures
+_QUEUE = 512  # images submitted at a time: the queue must not grow with the number of images
 _BLOCK = 8192  # pairs of thumbnails compared at a time: 28 MB as float32
 
 
 def thumbnails(paths: Sequence[Path], threads: int) -> Iterator[Pixels | Failure]:
-    """Decode every picture, which also shows whether it can be decoded; (16, 18, 3) uint8 each, in order."""
+    """Decode every image, which also shows whether it can be decoded; (16, 18, 3) uint8 each, in order."""
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(paths), _QUEUE):
             yield from pool.map(_thumbnail, paths[start : start + _QUEUE])
@@ -83,12 +83,12 @@ def _or_unique(value: Callable[[], Hashable]) -> object:
 
 
 def near_duplicates(thumbs: Pixels, distance: int = MAX_DISTANCE, correlation: float = MIN_CORRELATION) -> Links:
-    """(P, 2) indices i < j of the pictures that are near-duplicates of each other.
+    """(P, 2) indices i < j of the images that are near-duplicates of each other.
 
     Args:
         thumbs: (N, 16, 18, 3) uint8.
         distance: largest number of differing bits of the hashes; -1 finds none.
-        correlation: smallest Pearson correlation of the thumbnails' 864 values. A picture of one colour correlates
+        correlation: smallest Pearson correlation of the thumbnails' 864 values. An image of one colour correlates
             with none.
     """
     pairs = close_pairs(difference_hashes(thumbs), distance)
@@ -143,7 +143,7 @@ def _correlations(thumbs: Pixels, pairs: Links) -> NDArray[np.float32]:
 
 
 def _standardised(thumbs: Pixels) -> NDArray[np.float32]:
-    """(P, V) values with mean 0 and norm 1; all 0 where a picture has one colour."""
+    """(P, V) values with mean 0 and norm 1; all 0 where an image has one colour."""
     values = thumbs.reshape(len(thumbs), math.prod(thumbs.shape[1:])).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
@@ -167,7 +167,7 @@ def link_classes(members: Iterable[Sequence[int]]) -> Links:
 
 
 def connected(count: int, *links: Links) -> NDArray[np.int64]:
-    """(count,) the group of each picture, named by its lowest index, where linked ones are in one group."""
+    """(count,) the group of each image, named by its lowest index, where linked ones are in one group."""
     parent = list(range(count))
 
     def root(i: int) -> int:

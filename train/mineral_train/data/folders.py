@@ -1,7 +1,7 @@
-"""Labelled pictures as people keep them: one folder per mineral, or a table of their own. Both become rows.
+"""Labelled images as people keep them: one folder per mineral, or a table of their own. Both become rows.
 
 The public download of the paper's photographs (Zeng et al. 2021, Minerals 11, 506) is 36 folders with a mineral's
-name each; a picture of several minerals lies in several of them, byte for byte the same.
+name each; an image of several minerals lies in several of them, byte for byte the same.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def folder_names(root: Path) -> list[str]:
         raise DataError(f"{root} is not a folder")
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise DataError(f"{root} has no folders in it; it needs one folder of pictures per mineral")
+        raise DataError(f"{root} has no folders in it; it needs one folder of images per mineral")
     return names
 
 
 def rows_from_folders(root: Path, labels: Sequence[str], *, ignore_unknown: bool = False) -> list[Row]:
-    """One row per picture under `root/<mineral>/`, at any depth; its split is empty.
+    """One row per image under `root/<mineral>/`, at any depth; its split is empty.
 
     Args:
         root: the folder of folders.
@@ -46,7 +46,7 @@ def rows_from_folders(root: Path, labels: Sequence[str], *, ignore_unknown: bool
         ignore_unknown: leave folders out that are named after no label.
 
     Raises:
-        DataError: if a folder is named after no label, or there are no pictures.
+        DataError: if a folder is named after no label, or there are no images.
     """
     found = {name: canonical(name, labels) for name in folder_names(root)}
     unknown = [name for name, label in found.items() if label is None]
@@ -56,13 +56,13 @@ def rows_from_folders(root: Path, labels: Sequence[str], *, ignore_unknown: bool
             "out with --ignore-unknown, or make every folder a label with --labels folders"
         )
     named = [(name, label) for name, label in found.items() if label is not None]
-    rows = [Row(path.absolute(), (label,), "") for name, label in named for path in _pictures(root / name)]
+    rows = [Row(path.absolute(), (label,), "") for name, label in named for path in _images(root / name)]
     if not rows:
-        raise DataError(f"{root} has no pictures in folders named after minerals")
+        raise DataError(f"{root} has no images in folders named after minerals")
     return rows
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _images(folder: Path) -> Iterator[Path]:
     for found in find_images([folder]):
         if isinstance(found, Failure):
             raise DataError(f"cannot read {found.path}: {found.reason}; make it readable, or move it away")
@@ -76,7 +76,7 @@ class TableFormat:
     Attributes:
         path_column: name of the column of paths.
         labels_column: name of the column of labels.
-        separator: between the labels of one picture.
+        separator: between the labels of one image.
         split_column: name of the column of splits to keep, None to leave the split empty. `training`, `valid` and
             `validation` are understood.
         root: the folder that paths are relative to, None for the table's own.
@@ -92,13 +92,13 @@ class TableFormat:
 def rows_from_table(
     table: Path, labels: Sequence[str], columns: TableFormat | None = None, *, ignore_unknown: bool = False
 ) -> list[Row]:
-    """One row per record of a CSV with a picture's path and its labels; other columns are kept.
+    """One row per record of a CSV with an image's path and its labels; other columns are kept.
 
     Args:
         table: the CSV, UTF-8 with a header.
         labels: the label set.
         columns: of the CSV.
-        ignore_unknown: leave unknown labels out; the picture stays with its others, or with none.
+        ignore_unknown: leave unknown labels out; the image stays with its others, or with none.
 
     Raises:
         DataError: naming the column that is missing, the line that is wrong, or the labels that are unknown.

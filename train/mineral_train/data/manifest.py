@@ -1,7 +1,7 @@
 """The manifest: one CSV that says which photographs there are, what is in each, and which split each is in.
 
 UTF-8 with a header, columns `path,labels,split` and any others. A path is absolute or, with `/`, relative to the
-manifest's folder; labels are joined with `;`, none means that no mineral of the list is in the picture.
+manifest's folder; labels are joined with `;`, none means that no mineral of the list is in the image.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Manifest:
         return [row for row in self.rows if split is None or row.split == split]
 
     def targets(self, split: str | None = None) -> NDArray[np.bool_]:
-        """(N, L) bool, true where a mineral is in a picture; rows as `select` gives them."""
+        """(N, L) bool, true where a mineral is in an image; rows as `select` gives them."""
         return multi_hot([row.labels for row in self.select(split)], self.labels)
 
 
@@ -139,7 +139,7 @@ def split_labels(text: str, separator: str = SEPARATOR) -> tuple[str, ...]:
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest, whole or not at all; `read_manifest` gives an equal one back.
 
-    A picture under the manifest's folder gets a relative path, so that the folder can be moved; any other an
+    An image under the manifest's folder gets a relative path, so that the folder can be moved; any other an
     absolute one. A column that only some rows have is empty in the others.
 
     Raises:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mineral_batch.types import Pixels
     from mineral_train.data.duplicates import Links
 
-#: Wraps the decoding of `total` pictures to show how far it is; `tqdm.tqdm` is one.
+#: Wraps the decoding of `total` images to show how far it is; `tqdm.tqdm` is one.
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -44,7 +44,7 @@ class Preparation:
     Attributes:
         table: where a CSV has what; unused for folders.
         ignore_unknown: leave out folders, or labels of a CSV, that the label set does not have.
-        group_column: of a CSV; pictures with one value in it stay in one split. Empty values are none.
+        group_column: of a CSV; images with one value in it stay in one split. Empty values are none.
         shares: of training, validation and test.
         seed: of the split.
         duplicate_distance: see `near_duplicates`; -1 looks for none.
@@ -62,17 +62,17 @@ class Preparation:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        fractions_of(self.shares)  # a mistake in them must not wait until all pictures are decoded
+        fractions_of(self.shares)  # a mistake in them must not wait until all images are decoded
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A manifest of N pictures and how it came about.
+    """A manifest of N images and how it came about.
 
     Attributes:
-        manifest: the pictures that can be decoded, each in a split.
-        groups: (N,) numbers; pictures of one specimen, and near-duplicates, have the same.
-        rejected: the pictures that cannot be decoded.
+        manifest: the images that can be decoded, each in a split.
+        groups: (N,) numbers; images of one specimen, and near-duplicates, have the same.
+        rejected: the images that cannot be decoded.
         merged: rows that became one with another of the same path or bytes.
         near_duplicates: (P, 2) rows that are near-duplicates of each other.
     """
@@ -103,10 +103,10 @@ def prepare(
         source: a folder with one folder per mineral, or a CSV.
         labels: the label set, in the order of the model's outputs.
         how: the options.
-        progress: called with an iterator over the pictures and `total`.
+        progress: called with an iterator over the images and `total`.
 
     Raises:
-        DataError: if the source is missing or empty, has unknown labels, or none of its pictures can be decoded.
+        DataError: if the source is missing or empty, has unknown labels, or none of its images can be decoded.
     """
     how = how or Preparation()
     found = _found(source, labels, how)
@@ -138,7 +138,7 @@ def _found(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
 
 
 def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> tuple[list[Row], Pixels, list[Failure]]:
-    """The rows whose picture can be decoded, their thumbnails, and why the others cannot."""
+    """The rows whose image can be decoded, their thumbnails, and why the others cannot."""
     looks: Iterable[Pixels | Failure] = thumbnails([row.path for row in rows], threads)
     if progress is not None:
         looks = progress(looks, total=len(rows))
@@ -151,14 +151,14 @@ def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> t
             thumbs.append(look)
     if not good:
         raise DataError(
-            f"none of the {len(rows)} pictures can be read; the first is {rejected[0].path}: {rejected[0].reason}; "
+            f"none of the {len(rows)} images can be read; the first is {rejected[0].path}: {rejected[0].reason}; "
             "is the folder that a CSV's paths are relative to another than its own, give it with --root"
         )
     return good, np.stack(thumbs), rejected
 
 
 def _named(rows: Iterable[Row], looks: Iterable[Pixels | Failure]) -> Iterator[Pixels | Failure]:
-    """Reject the pictures whose name a CSV in UTF-8 cannot hold."""
+    """Reject the images whose name a CSV in UTF-8 cannot hold."""
     for row, look in zip(rows, looks, strict=True):
         name = str(row.path).encode(errors="backslashreplace").decode()
         yield (look if name == str(row.path) else Failure(name, "read", "its name is not UTF-8; rename the file"))

@@ -1,7 +1,7 @@
 """Training, validation and test sets that are alike in their labels and share no specimen.
 
 Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification of multi-label data"), applied
-to groups of pictures in place of single ones: the rarest label is shared out first, because later there is no
+to groups of images in place of single ones: the rarest label is shared out first, because later there is no
 choice left for it.
 """
 
@@ -29,14 +29,14 @@ def stratified_split(
     shares: Sequence[float] = PAPER_SHARES,
     seed: int = 0,
 ) -> list[str]:
-    """The split of each of N pictures.
+    """The split of each of N images.
 
-    Every split gets its share of each label's pictures, and of those without a label, as nearly as whole groups
+    Every split gets its share of each label's images, and of those without a label, as nearly as whole groups
     allow; the same input and seed give the same split.
 
     Args:
-        targets: (N, L), which labels a picture has.
-        groups: (N,) numbers; pictures of one group come into one split.
+        targets: (N, L), which labels an image has.
+        groups: (N,) numbers; images of one group come into one split.
         shares: of training, validation and test, in any unit. A split of share 0 stays empty.
         seed: decides between groups that are equally suited.
 
@@ -67,7 +67,7 @@ def fractions_of(shares: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _group_counts(targets: NDArray[np.bool_], group_of: NDArray[np.intp]) -> NDArray[np.float64]:
-    """(G, L + 2): of each group, the pictures with each label, those with none, and all."""
+    """(G, L + 2): of each group, the images with each label, those with none, and all."""
     unlabelled = ~targets.any(axis=1, keepdims=True)
     kinds = np.concatenate([targets, unlabelled, np.ones_like(unlabelled)], axis=1)
     counts = np.zeros((int(group_of.max(initial=-1)) + 1, kinds.shape[1]))
@@ -94,11 +94,11 @@ def _share_out(
 
 
 def _rarest(counts: NDArray[np.float64]) -> int:
-    """The label with the fewest pictures left, of those that have any."""
+    """The label with the fewest images left, of those that have any."""
     left = counts.sum(axis=0)
     return int(np.where(left > 0, left, np.inf).argmin())
 
 
 def _neediest(of_kind: NDArray[np.float64], of_all: NDArray[np.float64], rng: np.random.Generator) -> int:
-    """The split that lacks most pictures of a label; among equals, most pictures; among equals, any."""
+    """The split that lacks most images of a label; among equals, most images; among equals, any."""
     return max(range(len(of_kind)), key=lambda s: (of_kind[s], of_all[s], rng.random()))

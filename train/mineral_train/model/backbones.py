@@ -58,7 +58,7 @@ class FeatureLayout:
     Attributes:
         tokens: T, without extra tokens.
         channels: C.
-        grid: (rows, columns) of the tokens as places in the picture, row-major; None if they are not places.
+        grid: (rows, columns) of the tokens as places in the image, row-major; None if they are not places.
         is_map: True for a feature map with two spatial axes, False for a sequence of tokens.
         channels_last: of a feature map: (N, H, W, C) instead of (N, C, H, W).
         extra: class, distillation or register tokens in front, which are dropped.
@@ -217,15 +217,15 @@ class _Call(nn.Module):
 def _run_on_meta(
     backbone: nn.Module, function: Callable[[Any, Tensor], Any], image_size: int
 ) -> tuple[Any, list[Tensor]]:
-    """`function(backbone, picture)` as shapes only, and the parameters on the meta device that it was made from."""
+    """`function(backbone, image)` as shapes only, and the parameters on the meta device that it was made from."""
     call = _Call(backbone, function)
     parameters = {k: torch.empty_like(p, device="meta", requires_grad=True) for k, p in call.named_parameters()}
     buffers = {k: torch.empty_like(b, device="meta") for k, b in call.named_buffers()}
-    picture = torch.empty(2, 3, image_size, image_size, device="meta")
+    image = torch.empty(2, 3, image_size, image_size, device="meta")
     was_training = backbone.training
     call.eval()
     with torch.enable_grad():
-        result = torch.func.functional_call(call, {**parameters, **buffers}, (picture,))
+        result = torch.func.functional_call(call, {**parameters, **buffers}, (image,))
     backbone.train(was_training)
     return result, list(parameters.values())
 

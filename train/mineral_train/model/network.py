@@ -40,7 +40,7 @@ __all__ = [
 
 
 class MineralNet(nn.Module):
-    """Normalised pictures (N, 3, H, W) to logits (N, L), in two halves that explanations can part: tokens between.
+    """Normalised images (N, 3, H, W) to logits (N, L), in two halves that explanations can part: tokens between.
 
     The parts are sub-modules in the order of the data. Which of them work depends on `config.method`:
 
@@ -54,7 +54,7 @@ class MineralNet(nn.Module):
 
     Args:
         config: what to build.
-        backbone: a timm model without classifier, for pictures of `config.image_size`.
+        backbone: a timm model without classifier, for images of `config.image_size`.
         loaded: where its weights came from.
 
     Attributes:
@@ -104,7 +104,7 @@ class MineralNet(nn.Module):
         self.head = nn.Linear(width, len(self.config.labels))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the picture shows, place by place: after the backbone's last norm (or stages), without class tokens.
+        """What the image shows, place by place: after the backbone's last norm (or stages), without class tokens.
 
         Args:
             x: (N, 3, image_size, image_size) float, normalised as `input_spec` says.
@@ -149,7 +149,7 @@ class MineralNet(nn.Module):
         """
         if self.config.method != "decoder" or not isinstance(self.projection, LinearProjection):
             raise DataError(
-                "cross-attention can be shown on the picture for method decoder with projection linear only, not for "
+                "cross-attention can be shown on the image for method decoder with projection linear only, not for "
                 f"method {self.config.method} with projection {self.config.projection}: use Grad-CAM"
             )
         weights: Tensor = self.decoder.attention(self.projection(tokens), start)  # type: ignore[operator]
@@ -182,7 +182,7 @@ def build_model(config: ModelConfig, *, pretrained: bool | Path = False, seed: i
 
 
 def input_spec(config: ModelConfig) -> InputSpec:
-    """How a picture becomes this model's input: the normalisation and filter that its backbone was pretrained with."""
+    """How an image becomes this model's input: the normalisation and filter that its backbone was pretrained with."""
     return input_spec_of(config.backbone, config.image_size)
 
 

@@ -1,4 +1,4 @@
-"""One picture: a backdrop, a rock, one to six minerals on it, a lamp, a camera."""
+"""One image: a backdrop, a rock, one to six minerals on it, a lamp, a camera."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 
-#: A mineral is a label when at least this share of the picture shows it.
+#: A mineral is a label when at least this share of the image shows it.
 LEAST_VISIBLE = 0.005
 
-#: Pictures with 1, 2, .. 6 labels in the paper's data (Wu et al. 2022, section 2).
+#: Images with 1, 2, .. 6 labels in the paper's data (Wu et al. 2022, section 2).
 LABELS_PER_PICTURE = (142_508, 34_619, 5_641, 809, 104, 7)
 
 _BACKDROPS = (
@@ -42,12 +42,12 @@ _ROCKS = ((150, 144, 136), (118, 108, 98), (92, 90, 90), (168, 152, 130), (132, 
 
 @dataclass(frozen=True)
 class Specimen:
-    """A picture with its truth.
+    """An image with its truth.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
         mask: (H, W) uint8; k + 1 where mineral k of `MINERALS` is the one seen, 0 where none is.
-        labels: the minerals that show on at least `LEAST_VISIBLE` of the picture, in the order of `MINERALS`.
+        labels: the minerals that show on at least `LEAST_VISIBLE` of the image, in the order of `MINERALS`.
     """
 
     pixels: Bytes
@@ -64,7 +64,7 @@ def generate(
     minerals: Sequence[str] = MINERALS,
     off_centre: bool = False,
 ) -> Specimen:
-    """Picture `index` of the endless series `seed`; it depends on these arguments and on nothing else.
+    """Image `index` of the endless series `seed`; it depends on these arguments and on nothing else.
 
     The first mineral goes round `minerals` in a new random order every round, so that all are equally frequent;
     it stands in front and is always a label. How many join it follows the paper's counts.
@@ -75,7 +75,7 @@ def generate(
         size: width and height, pixels, at least 32.
         max_minerals: at most this many labels, 1 to 6.
         minerals: which may occur, names of `MINERALS`.
-        off_centre: the minerals anywhere in the picture, also cut by its edge, and the rock somewhere else. By default
+        off_centre: the minerals anywhere in the image, also cut by its edge, and the rock somewhere else. By default
             they are on the rock in the middle, where photographers put them, and where a map of what a model looks at
             is right without knowing anything.
 
@@ -120,7 +120,7 @@ def check(seed: int, size: int, max_minerals: int, minerals: Sequence[str]) -> N
 
 
 def turn_of(index: int, seed: int, minerals: Sequence[str]) -> tuple[int, str]:
-    """Which round picture `index` is in, and the mineral whose turn it is."""
+    """Which round image `index` is in, and the mineral whose turn it is."""
     turn, position = divmod(index, len(minerals))
     order = stream(seed, 1, turn).permutation(len(minerals))
     return turn, minerals[order[position]]
@@ -150,7 +150,7 @@ def _sites_around_the_middle(count: int, size: int, rng: np.random.Generator) ->
 
 
 def _sites_anywhere(count: int, size: int, rng: np.random.Generator) -> list[Site]:
-    """Places apart from each other, up to where the picture's edge cuts a specimen; the more, the smaller each is."""
+    """Places apart from each other, up to where the image's edge cuts a specimen; the more, the smaller each is."""
     radius = size * rng.uniform(0.17, 0.23) * (1.0, 1.0, 0.9, 0.8, 0.7, 0.65)[count - 1]
     sites: list[Site] = []
     for _ in range(count):

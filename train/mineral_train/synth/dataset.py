@@ -1,4 +1,4 @@
-"""A folder of synthetic pictures: images, masks and the manifest that `mineral-train fit` reads."""
+"""A folder of synthetic images: images, masks and the manifest that `mineral-train fit` reads."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class SynthConfig:
     Attributes:
         seed: of the series.
         size: width and height, pixels.
-        max_minerals: most labels in a picture.
+        max_minerals: most labels in an image.
         minerals: which may occur.
         split: parts of train, validation and test.
-        off_centre: minerals anywhere in the picture.
+        off_centre: minerals anywhere in the image.
     """
 
     seed: int = 0
@@ -71,12 +71,12 @@ def write_dataset(
     `SYNTHETIC.txt` says what the folder is and what it was made with.
 
     The same config gives the same bytes on one machine (another libjpeg may round otherwise), with any number of
-    workers, and n pictures are the first n of any larger number. The manifest comes last: a folder that has one
+    workers, and n images are the first n of any larger number. The manifest comes last: a folder that has one
     is complete.
 
     Args:
         folder: made if it does not exist.
-        n: number of pictures, above 0.
+        n: number of images, above 0.
         config: what to draw; by default all 36 minerals at 384 x 384.
         workers: processes that draw.
         overwrite: delete what an earlier run left in a folder that is not empty.
@@ -92,13 +92,13 @@ def write_dataset(
         _prepare(root, config, overwrite)
         with ExitStack() as stack:
             rows = _drawn(partial(_write_one, root, config), n, workers, stack)
-            return _write_manifest(root, tqdm(rows, total=n, unit="picture", disable=not progress))
+            return _write_manifest(root, tqdm(rows, total=n, unit="image", disable=not progress))
     except OSError as error:
         raise DataError(f"cannot write {error.filename or root}: {error.strerror or error}") from error
 
 
 def split_of(index: int, config: SynthConfig) -> str:
-    """The split of one picture, by (seed, index) alone.
+    """The split of one image, by (seed, index) alone.
 
     Every mineral goes through all parts of the split in turn, and in one round the minerals stand at different
     parts: the splits have their sizes and every mineral its share in each, from small numbers on.
@@ -118,8 +118,8 @@ def read_mask(path: str | Path) -> Bytes:
         DataError: for a file that is not such a mask.
     """
     try:
-        with Image.open(path) as picture:
-            mode, mask = picture.mode, np.array(picture)
+        with Image.open(path) as image:
+            mode, mask = image.mode, np.array(image)
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"cannot read the mask {path}: {error}") from None
     if mode != "P" or mask.max() > len(MINERALS):
@@ -132,7 +132,7 @@ def read_mask(path: str | Path) -> Bytes:
 def _check_options(n: int, config: SynthConfig, workers: int) -> None:
     check(config.seed, config.size, config.max_minerals, config.minerals)
     if n < 1 or workers < 1:
-        raise DataError(f"the numbers of pictures and of workers must be above 0, got {n} and {workers}")
+        raise DataError(f"the numbers of images and of workers must be above 0, got {n} and {workers}")
     if len(config.split) != 3 or min(config.split) < 0 or sum(config.split) == 0:
         raise DataError(f"split needs three parts such as 18:1:1, got {':'.join(map(str, config.split))}")
 
@@ -153,13 +153,11 @@ def _prepare(root: Path, config: SynthConfig, overwrite: bool) -> None:
 
 
 def _clear(root: Path, overwrite: bool) -> None:
-    """Without the note the pictures may be somebody's photographs."""
+    """Without the note the images may be somebody's photographs."""
     if not overwrite:
-        raise DataError(f"{root} is not empty; name another folder, or pass --overwrite to replace its pictures")
+        raise DataError(f"{root} is not empty; name another folder, or pass --overwrite to replace its images")
     if not (root / _NOTE).is_file():
-        raise DataError(
-            f"{root} has no {_NOTE}, so its pictures are not this command's to replace; name another folder"
-        )
+        raise DataError(f"{root} has no {_NOTE}, so its images are not this command's to replace; name another folder")
     (root / "manifest.csv").unlink(missing_ok=True)
     for name in _FOLDERS:
         if (root / name).exists():
@@ -167,7 +165,7 @@ def _clear(root: Path, overwrite: bool) -> None:
 
 
 def _drawn(draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStack) -> Iterable[tuple[str, ...]]:
-    """The rows in order; the pictures are drawn here or in other processes."""
+    """The rows in order; the images are drawn here or in other processes."""
     if workers == 1:
         return map(draw, range(n))
     # spawn: a fork copies the locks of whatever threads the caller runs.
@@ -176,7 +174,7 @@ def _drawn(draw: partial[tuple[str, ...]], n: int, workers: int, stack: ExitStac
 
 
 def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
-    """Draw and write one picture and its mask; its row of the manifest."""
+    """Draw and write one image and its mask; its row of the manifest."""
     specimen = generate(
         index,
         config.seed,
@@ -197,13 +195,13 @@ def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
 
 def _write_mask(path: Path, mask: Bytes, note: str) -> None:
     """A palette PNG whose colours are the minerals' own, so that any viewer shows it sensibly."""
-    picture = Image.frombytes("P", (mask.shape[1], mask.shape[0]), mask.tobytes())
-    picture.putpalette([0, 0, 0] + [c for mineral in MINERALS for c in LOOKS[mineral].colours[0]])
+    image = Image.frombytes("P", (mask.shape[1], mask.shape[0]), mask.tobytes())
+    image.putpalette([0, 0, 0] + [c for mineral in MINERALS for c in LOOKS[mineral].colours[0]])
     text = PngInfo()
     text.add_text("Description", note)
     text.add_text("Software", SOFTWARE)
     text.add_text("Values", ";".join(f"{k}={m}" for k, m in enumerate(("none", *MINERALS))))
-    picture.save(path, pnginfo=text)
+    image.save(path, pnginfo=text)
 
 
 def _write_manifest(root: Path, rows: Iterable[tuple[str, ...]]) -> Path:

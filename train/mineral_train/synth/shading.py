@@ -65,7 +65,7 @@ def shade(surface: Surface, look: Look, light: Light, under: Floats, rng: np.ran
     Args:
         surface: P covered pixels.
         look: the mineral.
-        light: the picture's lamp.
+        light: the image's lamp.
         under: (P, 3) what lies behind, 0..255; shows through where the mineral is clear.
         rng: chooses the variety and its small deviations.
 

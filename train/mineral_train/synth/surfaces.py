@@ -34,7 +34,7 @@ class Site:
         x: centre, pixels.
         y: centre, pixels.
         radius: of the whole group, pixels.
-        size: of the square picture, pixels.
+        size: of the square image, pixels.
     """
 
     x: float
@@ -78,7 +78,7 @@ def grow(look: Look, site: Site, rng: np.random.Generator) -> Surface:
 class _Crystal:
     """One placed crystal; those of greater depth are nearer to the viewer.
 
-    `frame` (3, 3) has the crystal's own axes as rows, in the picture; `half` is half its width, pixels.
+    `frame` (3, 3) has the crystal's own axes as rows, in the image; `half` is half its width, pixels.
     """
 
     centre: Doubles
@@ -90,7 +90,7 @@ class _Crystal:
 
 @dataclass(frozen=True)
 class _Faces:
-    """What shading needs per face (F, ...), looked up by the face's number in the picture.
+    """What shading needs per face (F, ...), looked up by the face's number in the image.
 
     `axis` and `across` turn an offset in pixels into the place along the crystal and across the striae; `zone` is
     the place of the face's centre along the crystal, -1..1.
@@ -308,7 +308,7 @@ def _botryoidal(look: Look, site: Site, rng: np.random.Generator) -> Surface:
 
 
 def _bulge(height: Floats, zone: Floats, tone: Floats, centre: Doubles, radius: float, shade: float) -> None:
-    """Raise a sphere above what is there, in place; what of it is outside the picture is left out."""
+    """Raise a sphere above what is there, in place; what of it is outside the image is left out."""
     left, top = (max(0, int(c - radius)) for c in centre[:2])
     right, bottom = (min(len(height), max(0, int(c + radius) + 2)) for c in centre[:2])
     window = np.s_[top:bottom, left:right]

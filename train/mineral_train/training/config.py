@@ -44,11 +44,11 @@ class TrainConfig:
         loss: which loss.
         positive_weight: `sqrt-inverse` multiplies the positive term of label k by sqrt(negatives_k / positives_k).
         smoothing: label smoothing e: targets become `y (1 - e) + e / 2`.
-        augment: timm's RandAugment policy for training pictures, empty for none (see `dataset.Augment`).
+        augment: timm's RandAugment policy for training images, empty for none (see `dataset.Augment`).
         flip: probability of the mirror image.
-        crop: smallest share of a picture's area that a random crop keeps, 1 = the whole picture, as in the paper.
+        crop: smallest share of an image's area that a random crop keeps, 1 = the whole image, as in the paper.
         epochs: passes over the training split.
-        batch: pictures of one optimiser step, over all processes and pieces.
+        batch: images of one optimiser step, over all processes and pieces.
         accumulate: pieces into which a process cuts its share of a batch, to fit its memory.
         lr: peak learning rate of the backbone's last layer.
         head_lr: times `lr` is the learning rate of everything after the backbone.
@@ -65,7 +65,7 @@ class TrainConfig:
             batch are a poor estimate of; their scales and shifts do learn.
         ema: decay of the exponential moving average of the weights that is validated and kept, 0 = none.
         best: by what of the validation split the epoch to keep is chosen: `map`, or `loss`, which is steadier where
-            many labels have one or two validation pictures, whose ranks decide the mAP by chance.
+            many labels have one or two validation images, whose ranks decide the mAP by chance.
         patience: stop after this many epochs without a better one, 0 = never.
         precision: of the matrix products; weights, normalisation and loss stay float32.
         tune_thresholds: put the validation split's best thresholds into the contract, instead of 0.5.
@@ -149,7 +149,7 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augment | None:
-        """How training pictures are varied; None for not at all."""
+        """How training images are varied; None for not at all."""
         if not self.augment and not self.flip and self.crop == 1:
             return None
         from mineral_train.data.dataset import Augment
@@ -173,8 +173,8 @@ class RunOptions:
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        workers: processes that decode pictures; None chooses by the number of cores.
-        cache: keep decoded pictures in shared memory (see `dataset.PhotoDataset`).
+        workers: processes that decode images; None chooses by the number of cores.
+        cache: keep decoded images in shared memory (see `dataset.PhotoDataset`).
         compile: compile the model with `torch.compile`.
         sync_batch_norm: share BatchNorm's statistics among processes (CUDA, several processes).
         deterministic: only deterministic CUDA kernels, so that a resumed run on a GPU is equal bit for bit.

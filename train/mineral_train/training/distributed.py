@@ -1,7 +1,7 @@
 """One process or several: who does what, and how their results come together.
 
 `torchrun --nproc-per-node 4 -m mineral_train fit ...` starts one process per GPU (gloo on CPU). A recipe means the
-same on any number of them: `batch` counts the pictures of one optimiser step over all processes, and the gradient
+same on any number of them: `batch` counts the images of one optimiser step over all processes, and the gradient
 is that of the mean over that batch, also for the last one, which may not divide evenly.
 """
 
@@ -71,7 +71,7 @@ class Process:
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with gradients averaged over the processes; itself where there is only one.
 
-        BatchNorm normalises by the pictures of its own process, so a CNN that is trained on several differs from one
+        BatchNorm normalises by the images of its own process, so a CNN that is trained on several differs from one
         that is trained on one, unless `share_batch_norm` (CUDA only) came before.
         """
         if self.world == 1:
@@ -122,7 +122,7 @@ def join(device: str) -> Iterator[Process]:
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let every BatchNorm normalise by the pictures of all processes, which works on CUDA only.
+    """Let every BatchNorm normalise by the images of all processes, which works on CUDA only.
 
     By timm's conversion: torch's own loses the activation that timm's `BatchNormAct2d` contains.
     """
@@ -133,7 +133,7 @@ def share_batch_norm(model: nn.Module) -> None:
 
 
 class Piece(NamedTuple):
-    """The pictures of one forward and backward pass.
+    """The images of one forward and backward pass.
 
     Attributes:
         indices: places in the training set, never empty.
@@ -149,14 +149,14 @@ def plan_epoch(order: list[int], *, batch: int, accumulate: int, rank: int, worl
     """What one process computes in each optimiser step of an epoch.
 
     Args:
-        order: the epoch's order of pictures.
-        batch: pictures per optimiser step, over all processes; the last step takes what is left.
+        order: the epoch's order of images.
+        batch: images per optimiser step, over all processes; the last step takes what is left.
         accumulate: pieces into which each process cuts its share, one forward and backward pass each.
         rank: of this process.
         world: number of processes.
 
     Returns:
-        For each step at least one piece. A process for which nothing is left in the last step gets one picture
+        For each step at least one piece. A process for which nothing is left in the last step gets one image
         with weight 0, because all must take part in the averaging.
     """
     return [_share(order[start : start + batch], accumulate, rank, world) for start in range(0, len(order), batch)]

@@ -1,4 +1,4 @@
-"""What a model says about every picture of a dataset, in float32."""
+"""What a model says about every image of a dataset, in float32."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def evaluate_model(
     batch: int = 16,
     workers: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Probabilities and truth for each of N pictures.
+    """Probabilities and truth for each of N images.
 
     Args:
         model: moved to `device` and put into evaluation mode.
         dataset: without augmentation.
         device: where to compute.
-        batch: pictures at a time.
+        batch: images at a time.
         workers: processes that decode; 0 = this one.
 
     Returns:
@@ -43,7 +43,7 @@ def evaluate_model(
         truth: (N, L) bool.
 
     Raises:
-        DataError: when a picture cannot be decoded.
+        DataError: when an image cannot be decoded.
     """
     model.to(device)
     process = Process(0, 1, torch.device(device))
@@ -82,10 +82,10 @@ def make_loader(
 
 
 def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The loader's batches; a picture that cannot be decoded is one line again, without the worker's traceback.
+    """The loader's batches; an image that cannot be decoded is one line again, without the worker's traceback.
 
     Raises:
-        DataError: naming the picture.
+        DataError: naming the image.
     """
     try:
         yield from loader

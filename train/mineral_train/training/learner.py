@@ -106,7 +106,7 @@ class Learner:
             lr: what each group's own factor multiplies.
 
         Returns:
-            The sum of the losses of this process's pictures, float64, on the device.
+            The sum of the losses of this process's images, float64, on the device.
         """
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.process.device)
         optim.set_lr(self.optimizer, lr)
@@ -214,8 +214,8 @@ def _criterion(config: TrainConfig, targets: torch.Tensor, device: torch.device)
 def positive_weights(targets: torch.Tensor) -> torch.Tensor:
     """sqrt(negatives / positives) per label: targets (N, L) of 0 and 1 -> (L,) float32.
 
-    The square root, because the full ratio lets a label with five pictures of a thousand outweigh all others. A label
-    that is in no picture gets 1: its positive term never occurs.
+    The square root, because the full ratio lets a label with five images of a thousand outweigh all others. A label
+    that is in no image gets 1: its positive term never occurs.
     """
     present = targets.sum(dim=0)
     return ((len(targets) - present) / present.clamp(min=1)).sqrt().where(present > 0, 1.0)

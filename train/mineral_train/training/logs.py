@@ -26,7 +26,7 @@ class EpochRecord:
     Attributes:
         epoch: from 1.
         lr: learning rate of the backbone's last layer in the epoch's last step.
-        train_loss: mean over the epoch's pictures, as they were met.
+        train_loss: mean over the epoch's images, as they were met.
         val_loss: mean over the validation split after the epoch, of the weights that would be kept (EMA, if on).
         val_map: their mAP on it, by equation 6, 0..1.
         seconds: of training and validating, wall clock.

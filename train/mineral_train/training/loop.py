@@ -2,7 +2,7 @@
 
 A run is a folder: the best checkpoint so far (`model.safetensors`, `config.json`), `log.csv`, and under `last/` the
 state from which the same command goes on. Everything random is a function of (seed, step, process) or of (seed, epoch,
-picture), not of what was drawn before: a run which was killed and resumed ends with the weights of one which was not,
+image), not of what was drawn before: a run which was killed and resumed ends with the weights of one which was not,
 bit for bit.
 """
 
@@ -71,7 +71,7 @@ def fit(
         say: called there with lines for the user.
 
     Raises:
-        DataError: when the manifest, a picture, or the run's folder is not as it must be.
+        DataError: when the manifest, an image, or the run's folder is not as it must be.
         DoesNotFitError: when the GPU's memory does not suffice.
         MineralError: when the recipe differs from the one that the run was begun with, or the loss is not finite.
     """
@@ -120,7 +120,7 @@ class _Data:
 def _require_positives(manifest: Manifest, split: str, path: Path) -> None:
     if not manifest.targets(split).any():
         raise DataError(
-            f"{path}: no picture of the split {split!r} has a label; "
+            f"{path}: no image of the split {split!r} has a label; "
             "training needs the splits train and val: make them with `mineral-train data`"
         )
 
@@ -171,7 +171,7 @@ class Trainer:
     # -- learning ------------------------------------------------------------------------------------------------
 
     def _train(self, epoch: int) -> tuple[float, float]:
-        """One epoch, or the rest of it; the last step's learning rate and the mean loss over the pictures."""
+        """One epoch, or the rest of it; the last step's learning rate and the mean loss over the images."""
         self.learner.start_epoch(frozen=epoch <= self.config.freeze_epochs)
         self.data.train.set_epoch(epoch)
         steps, first = self._plan(epoch), (epoch - 1) * self._steps_per_epoch
@@ -284,7 +284,7 @@ class Trainer:
             f"{self.config.model.backbone}, {self.config.model.method}; "
             f"parameters (M): {', '.join(f'{part} {count / 1e6:.2f}' for part, count in parts)}; "
             f"{self.progress.start}; "
-            f"{len(self.data.train)} pictures to train on, {len(self.data.val)} to validate on; "
+            f"{len(self.data.train)} images to train on, {len(self.data.val)} to validate on; "
             f"{self.process.world} x {self.process.device}{done}"
         )
 

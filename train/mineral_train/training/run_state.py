@@ -65,7 +65,7 @@ class Progress:
     Attributes:
         epoch: finished epochs.
         step: finished optimiser steps of the epoch after.
-        loss_sum: sum of the losses of the pictures in those steps.
+        loss_sum: sum of the losses of the images in those steps.
         best_epoch: 0 before the first validation.
         best_map: mAP of that epoch.
         history: one record per finished epoch.

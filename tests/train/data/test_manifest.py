@@ -50,7 +50,7 @@ def test_read_gives_back_what_write_was_given(tmp_path: Path, drawn, inside: boo
     assert read_manifest(tmp_path / "manifest.csv", labels) == manifest
 
 
-def test_pictures_beside_the_manifest_move_with_it(tmp_path: Path) -> None:
+def test_images_beside_the_manifest_move_with_it(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     row = Row(tmp_path / "a" / "x" / "1.jpg", ("gold",), "train")
     write_manifest(Manifest((row,), MINERALS), tmp_path / "a" / "m.csv")

@@ -11,7 +11,7 @@ from mineral_train.data.splits import stratified_split
 
 
 def drawn(seed: int, count: int, rates: list[float], largest_group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets with independent labels of the given rates, and groups of 1 to `largest_group` pictures."""
+    """Targets with independent labels of the given rates, and groups of 1 to `largest_group` images."""
     rng = np.random.default_rng(seed)
     targets = rng.random((count, len(rates))) < rates
     groups = np.repeat(np.arange(count), rng.integers(1, largest_group, count, endpoint=True))[:count]
@@ -26,7 +26,7 @@ def drawn(seed: int, count: int, rates: list[float], largest_group: int) -> tupl
     st.lists(st.integers(0, 20), min_size=2, max_size=2),
 )
 @settings(max_examples=100, deadline=None)
-def test_no_group_is_separated_and_every_picture_has_one_split(seed, count, labels, largest, others) -> None:
+def test_no_group_is_separated_and_every_image_has_one_split(seed, count, labels, largest, others) -> None:
     targets, groups = drawn(seed, count, [0.3] * labels, largest)
     shares = [18, *others]
 
@@ -43,8 +43,8 @@ def test_no_group_is_separated_and_every_picture_has_one_split(seed, count, labe
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("shares", [(18, 1, 1), (70, 10, 20)])
 @pytest.mark.parametrize(("largest", "bound"), [(1, 2), (6, 4)])
-def test_each_label_is_shared_out_within_a_few_pictures(seed, shares, largest, bound) -> None:
-    """Of 4,000 pictures, labels from 1 in 4 to 1 in 200: within 2 of the share, in groups of up to 6 within 4."""
+def test_each_label_is_shared_out_within_a_few_images(seed, shares, largest, bound) -> None:
+    """Of 4,000 images, labels from 1 in 4 to 1 in 200: within 2 of the share, in groups of up to 6 within 4."""
     targets, groups = drawn(seed, 4000, [0.25, 0.1, 0.1, 0.05, 0.02, 0.01, 0.005], largest)
     splits = np.array(stratified_split(targets, groups, shares, seed=seed))
 
@@ -56,7 +56,7 @@ def test_each_label_is_shared_out_within_a_few_pictures(seed, shares, largest, b
 
 
 def test_a_random_split_would_not_pass_the_bound() -> None:
-    """What stratification is for: at these sizes chance alone misses by tens of pictures."""
+    """What stratification is for: at these sizes chance alone misses by tens of images."""
     targets, _ = drawn(0, 4000, [0.25, 0.1, 0.1, 0.05, 0.02, 0.01, 0.005], 1)
     chosen = np.random.default_rng(0).random(4000) < 0.2
     assert np.abs(targets[chosen].sum(axis=0) - 0.2 * targets.sum(axis=0)).max() > 10
@@ -65,7 +65,7 @@ def test_a_random_split_would_not_pass_the_bound() -> None:
 def test_a_rare_label_reaches_every_split_that_its_share_allows() -> None:
     targets = np.zeros((200, 2), bool)
     targets[:, 0] = True
-    targets[:20, 1] = True  # 20 pictures at 18:1:1 are 18, 1 and 1
+    targets[:20, 1] = True  # 20 images at 18:1:1 are 18, 1 and 1
     splits = np.array(stratified_split(targets, np.arange(200)))
     assert [int((splits[:20] == name).sum()) for name in SPLITS] == [18, 1, 1]
     assert [int((splits == name).sum()) for name in SPLITS] == [180, 10, 10]

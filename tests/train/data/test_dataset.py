@@ -115,10 +115,10 @@ def test_the_mirror_image_comes_as_often_as_asked(rows: list[Row]) -> None:
 
 
 def test_a_crop_keeps_the_share_of_the_area_that_was_asked(tmp_path: Path) -> None:
-    """On a picture whose red and green are its coordinates, the kept range of each is the crop's width and height."""
+    """On an image whose red and green are its coordinates, the kept range of each is the crop's width and height."""
     ramp = np.linspace(0, 255, 256).astype(np.uint8)
-    picture = np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.zeros((256, 256), np.uint8)], 2)
-    PILImage.fromarray(picture).save(tmp_path / "ramp.png")
+    image = np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.zeros((256, 256), np.uint8)], 2)
+    PILImage.fromarray(image).save(tmp_path / "ramp.png")
     rows = [Row(tmp_path / "ramp.png", (), "train")] * 40
     dataset = PhotoDataset(rows, LABELS, InputSpec(64, 64), Augment(policy="", flip=0, crop=(0.3, 0.6)))
     spans = [dataset[k][0][:2].numpy().astype(float) for k in range(40)]
@@ -127,8 +127,8 @@ def test_a_crop_keeps_the_share_of_the_area_that_was_asked(tmp_path: Path) -> No
     assert 0.5 < max(areas) < 0.65
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_with_the_way_out(rows: list[Row]) -> None:
-    rows[1].path.write_bytes(b"no picture")
+def test_an_image_that_cannot_be_decoded_is_named_with_the_way_out(rows: list[Row]) -> None:
+    rows[1].path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.jpg: .*`mineral-train data .* --keep-split`"):
         PhotoDataset(rows, LABELS, SPEC)[1]
 

@@ -23,13 +23,13 @@ def saved(tiny_model, tmp_path):
     return model, contract, tmp_path / "ckpt"
 
 
-def test_weights_contract_and_outputs_come_back(saved, pictures):
+def test_weights_contract_and_outputs_come_back(saved, images):
     model, contract, folder = saved
     loaded, its_contract = load_checkpoint(folder)
     assert its_contract == contract
     assert loaded.config == model.config
     assert not loaded.training
-    assert torch.equal(loaded(pictures), model(pictures))
+    assert torch.equal(loaded(images), model(images))
 
 
 def test_only_safetensors_and_json_are_written(saved):
@@ -97,9 +97,9 @@ def test_weights_of_another_size_are_refused(saved, tiny_config):
         load_checkpoint(folder)
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(saved, monkeypatch, pictures):
+def test_a_full_disk_leaves_the_earlier_checkpoint(saved, monkeypatch, images):
     model, contract, folder = saved
-    before = model(pictures)
+    before = model(images)
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -109,5 +109,5 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(saved, monkeypatch, pictures)
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(DataError, match="No space left"):
         save_checkpoint(folder, model, contract)
-    assert torch.equal(load_checkpoint(folder)[0](pictures), before)
+    assert torch.equal(load_checkpoint(folder)[0](images), before)
     assert len(list(folder.iterdir())) == 2

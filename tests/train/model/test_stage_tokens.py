@@ -39,9 +39,9 @@ def test_stages_of_any_magnitude_come_out_alike():
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_vit"])
 @pytest.mark.parametrize("method", ["decoder", "pool"])
-def test_every_stage_is_used_and_every_parameter_that_learns_gets_a_gradient(tiny_model, pictures, backbone, method):
+def test_every_stage_is_used_and_every_parameter_that_learns_gets_a_gradient(tiny_model, images, backbone, method):
     model = tiny_model(backbone, method=method, stages=3, projection="linear")
-    tokens = model.features(pictures)
+    tokens = model.features(images)
     assert tokens.shape == (3, model.layout.tokens, model.layout.channels)
     logits = model.classify(tokens)
     assert logits.shape == (3, 4)

@@ -73,7 +73,7 @@ def test_the_markdown_shows_ours_beside_the_papers():
     text = tables.markdown(dict(zip(rows, [RESULT, "did not fit this GPU"], strict=True)))
     assert "| ViT-B/16 (384) | test_vit | 91.23 | 85.26 | 0.30 | 85.67 | 0.31 | 384.40 | 1847.14 |" in text
     assert "| Swin Transformer | – | did not fit this GPU | tried; did not fit their GPU |" in text
-    assert "equation-6, on 6 test pictures" in text
+    assert "equation-6, on 6 test images" in text
     assert "peak RSS of the process" in text
 
 
@@ -130,5 +130,5 @@ def test_a_manifest_without_a_test_split_is_refused_before_training(invoke, colo
         main, ["tables", str(manifest), "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.txt")]
     )
     assert result.exit_code == 1
-    assert "no picture of the split 'test'" in result.output
+    assert "no image of the split 'test'" in result.output
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Grad-CAM finds minerals where they are, in pictures whose middle says nothing."""
+"""Grad-CAM finds minerals where they are, in images whose middle says nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mineral_train.training.loop import fit
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Blue, red, green, yellow: what a network of a few hundred thousand parameters learns from 96 pictures.
+# Blue, red, green, yellow: what a network of a few hundred thousand parameters learns from 96 images.
 COLOURED = ("azurite", "cinnabar", "malachite", "sulfur")
 SIZE = 96
 
@@ -29,7 +29,7 @@ SIZE = 96
 @pytest.mark.slow
 def test_maps_point_at_the_minerals_far_more_often_than_the_middle_lies_on_them(tmp_path: Path) -> None:
     synth = SynthConfig(size=SIZE, max_minerals=2, minerals=COLOURED, split=(3, 1, 0), off_centre=True)
-    manifest = write_dataset(tmp_path / "pictures", 128, synth)
+    manifest = write_dataset(tmp_path / "images", 128, synth)
     net = ModelConfig("test_resnet", image_size=SIZE, method="pool", stages=3, labels=COLOURED)
     config = TrainConfig(net, pretrained="none", loss="bce", augment="", epochs=8, lr=3e-3)
     fit(config, manifest, tmp_path / "run", RunOptions(device="cpu", workers=0, quiet=True))
@@ -37,13 +37,13 @@ def test_maps_point_at_the_minerals_far_more_often_than_the_middle_lies_on_them(
     held_out = [generate(i, 1, SIZE, max_minerals=2, minerals=COLOURED, off_centre=True) for i in range(60)]
 
     spec = input_spec(net)
-    pixels = np.stack([picture.pixels for picture in held_out]) / np.float32(255)
+    pixels = np.stack([image.pixels for image in held_out]) / np.float32(255)
     normal = (pixels - np.float32(spec.mean)) / np.float32(spec.std)
     maps = grad_cam(model.eval(), torch.from_numpy(normal).permute(0, 3, 1, 2), torch.arange(4).expand(60, -1))
     turns = [
-        pointing_game(heat[COLOURED.index(mineral)].numpy(), picture.mask == MINERALS.index(mineral) + 1, spec)
-        for picture, heat in zip(held_out, maps, strict=True)
-        for mineral in picture.labels
+        pointing_game(heat[COLOURED.index(mineral)].numpy(), image.mask == MINERALS.index(mineral) + 1, spec)
+        for image, heat in zip(held_out, maps, strict=True)
+        for mineral in image.labels
     ]
     hit, centre, anywhere = np.mean(turns, axis=0)
     assert anywhere < 0.15

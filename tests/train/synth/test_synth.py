@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("synth") / "twelve", 12, SMALL).parent
 
 
-# --- One picture
+# --- One image
 
 
 @pytest.mark.parametrize("mineral", MINERALS)
@@ -78,7 +78,7 @@ def test_labels_are_what_the_mask_shows(index: int, seed: int, most: int, off_ce
     assert min(visible.values()) >= LEAST_VISIBLE
 
 
-def test_a_picture_depends_on_its_seed_and_index_alone() -> None:
+def test_an_image_depends_on_its_seed_and_index_alone() -> None:
     wanted = generate(5, seed=3, size=64)
     for index in range(5):
         generate(index, seed=3, size=64)
@@ -91,16 +91,16 @@ def test_a_picture_depends_on_its_seed_and_index_alone() -> None:
 
 @pytest.mark.parametrize("mineral", MINERALS)
 def test_every_mineral_can_be_anywhere(mineral: str) -> None:
-    """Also cut by the edge of the picture, where a surface must not be drawn outside it."""
+    """Also cut by the edge of the image, where a surface must not be drawn outside it."""
     for index in range(8):
         specimen = generate(index, seed=2, size=64, max_minerals=1, minerals=[mineral], off_centre=True)
         assert specimen.labels == (mineral,)
 
 
 def test_off_centre_the_middle_is_no_better_than_another_place() -> None:
-    """Of 150 pictures: where the minerals lie, how often the middle is on one, and how much of a picture they cover."""
-    pictures = [generate(i, seed=4, size=48, off_centre=True) for i in range(150)]
-    masks = np.stack([picture.mask > 0 for picture in pictures])
+    """Of 150 images: where the minerals lie, how often the middle is on one, and how much of an image they cover."""
+    images = [generate(i, seed=4, size=48, off_centre=True) for i in range(150)]
+    masks = np.stack([image.mask > 0 for image in images])
     anywhere = masks.mean()
     assert masks[:, 24, 24].mean() < 2.5 * anywhere < 0.5
     quarters = [masks[:, y : y + 24, x : x + 24].mean() for y in (0, 24) for x in (0, 24)]
@@ -137,7 +137,7 @@ def test_every_mineral_is_equally_frequent() -> None:
 
 
 def test_the_number_of_labels_follows_the_paper() -> None:
-    """142,508 of 183,688 pictures have one label: 77.6 %; three standard deviations of 200 draws are 8.9 %."""
+    """142,508 of 183,688 images have one label: 77.6 %; three standard deviations of 200 draws are 8.9 %."""
     counts = Counter(len(generate(i, size=32, max_minerals=6).labels) for i in range(200))
     assert abs(counts[1] / 200 - 0.776) < 0.089
     assert counts[2] > counts[3]
@@ -190,15 +190,15 @@ def test_the_manifest_and_the_files_agree(folder: Path) -> None:
 
 
 def test_a_jpeg_shows_what_was_generated(folder: Path) -> None:
-    with Image.open(folder / "images" / "000003.jpg") as picture:
-        written = np.asarray(picture, np.float64)
+    with Image.open(folder / "images" / "000003.jpg") as image:
+        written = np.asarray(image, np.float64)
     assert np.abs(written - generate(3, SMALL.seed, SMALL.size).pixels).mean() < 6
 
 
 def test_every_file_says_that_it_is_synthetic(folder: Path) -> None:
     for row in rows_of(folder / "manifest.csv"):
-        with Image.open(folder / row["path"]) as picture:
-            exif = picture.getexif()
+        with Image.open(folder / row["path"]) as image:
+            exif = image.getexif()
         assert exif[0x010E].startswith("Synthetic picture, not a photograph")
         assert all(mineral in exif[0x010E] for mineral in row["labels"].split(";"))
         assert "synth" in exif[0x0131]
@@ -212,7 +212,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(folder: P
     assert digests(tmp_path / "two") == digests(folder)
 
 
-def test_a_folder_off_centre_has_other_pictures_and_says_so(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_off_centre_has_other_images_and_says_so(folder: Path, tmp_path: Path) -> None:
     code, _ = run(str(tmp_path / "new"), "-n", "3", "--seed", "7", "--size", "64", "--split", "7:1:2", "--off-centre")
     assert code == 0
     expected = generate(2, SMALL.seed, SMALL.size, off_centre=True)
@@ -221,7 +221,7 @@ def test_a_folder_off_centre_has_other_pictures_and_says_so(folder: Path, tmp_pa
     assert "off_centre=True" in (tmp_path / "new" / "SYNTHETIC.txt").read_text("utf-8")
 
 
-def test_fewer_pictures_are_the_first_of_more(folder: Path, tmp_path: Path) -> None:
+def test_fewer_images_are_the_first_of_more(folder: Path, tmp_path: Path) -> None:
     manifest = write_dataset(tmp_path, 5, SMALL)
     fewer, more = digests(tmp_path), digests(folder)
     assert {name: more[name] for name in fewer if name != "manifest.csv"} == {
@@ -247,10 +247,10 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_command_says_that_the_pictures_are_synthetic(tmp_path: Path) -> None:
+def test_the_command_says_that_the_images_are_synthetic(tmp_path: Path) -> None:
     code, output = run(str(tmp_path / "new"), "-n", "3", "--size", "48", "--minerals", "quartz, Pyrite")
     assert code == 0
-    assert "3 synthetic pictures, not photographs" in output
+    assert "3 synthetic images, not photographs" in output
     found = {m for row in rows_of(tmp_path / "new" / "manifest.csv") for m in row["labels"].split(";")}
     assert found == {"quartz", "pyrite"}
 
@@ -291,7 +291,7 @@ def test_a_folder_in_use_is_refused_unless_asked(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_overwrite_never_deletes_pictures_of_others(tmp_path: Path) -> None:
+def test_overwrite_never_deletes_images_of_others(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000.jpg").write_bytes(b"a photograph")
     with pytest.raises(DataError, match="not this command's to replace"):
@@ -323,7 +323,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_mask_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for path in (folder / "images" / "000000.jpg", tmp_path / "text.png", tmp_path / "absent.png"):
         with pytest.raises(DataError, match="mask"):
             read_mask(path)

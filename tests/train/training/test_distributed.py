@@ -18,7 +18,7 @@ from mineral_train.training.run_state import STATE
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
-def test_every_picture_counts_once_and_alike(count, batch, accumulate, world):
+def test_every_image_counts_once_and_alike(count, batch, accumulate, world):
     order = list(range(count))
     plans = [plan_epoch(order, batch=batch, accumulate=accumulate, rank=rank, world=world) for rank in range(world)]
     assert len({len(plan) for plan in plans}) == 1
@@ -44,7 +44,7 @@ _COMMAND = [
 
 
 def test_two_processes_equal_one(coloured_manifest, tmp_path):
-    """16 pictures in batches of 5: shares are uneven, and in the last batch one process has no picture at all."""
+    """16 images in batches of 5: shares are uneven, and in the last batch one process has no image at all."""
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -71,13 +71,13 @@ def test_two_processes_equal_one(coloured_manifest, tmp_path):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
-def test_shared_batch_norm_keeps_activations_and_weights(tiny_model, pictures):
+def test_shared_batch_norm_keeps_activations_and_weights(tiny_model, images):
     model = tiny_model("test_efficientnet").eval()
-    before = model(pictures), dict(model.named_parameters())
+    before = model(images), dict(model.named_parameters())
     share_batch_norm(model)
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
     assert all(parameter is before[1][name] for name, parameter in model.named_parameters())
-    assert torch.equal(model(pictures), before[0])
+    assert torch.equal(model(images), before[0])
 
 
 @pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x"])

@@ -1,4 +1,4 @@
-"""Grad-CAM in torch: the formula, spelt out a second way, and each picture for itself."""
+"""Grad-CAM in torch: the formula, spelt out a second way, and each image for itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ VARIANTS = {
 }
 
 
-def spelt_out(model, picture, label):
-    """One picture, one label, loops over channels: the paper's figure 6 from the definition."""
-    features = model.features(picture[None]).detach().requires_grad_()
+def spelt_out(model, image, label):
+    """One image, one label, loops over channels: the paper's figure 6 from the definition."""
+    features = model.features(image[None]).detach().requires_grad_()
     model.classify(features)[0, label].backward()
     total = torch.zeros(features.shape[1])
     for channel in range(features.shape[2]):
@@ -30,24 +30,24 @@ def spelt_out(model, picture, label):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_the_formula_for_each_picture_and_its_own_labels(variant, tiny_model):
+def test_it_is_the_formula_for_each_image_and_its_own_labels(variant, tiny_model):
     options = VARIANTS[variant]
     model = tiny_model(**options).eval()
     size = options.get("image_size", 64)
-    pictures = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5))
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5))
     labels = torch.tensor([[2, 0], [1, 3], [3, 2]])
-    maps = grad_cam(model, pictures, labels)
+    maps = grad_cam(model, images, labels)
     assert maps.shape == (3, 2, *model.layout.grid)
     for row in range(3):
         for place in range(2):
-            expected = spelt_out(model, pictures[row], int(labels[row, place]))
+            expected = spelt_out(model, images[row], int(labels[row, place]))
             torch.testing.assert_close(maps[row, place], expected, atol=2e-4, rtol=0)
 
 
-def test_other_labels_give_other_maps(tiny_model, pictures):
+def test_other_labels_give_other_maps(tiny_model, images):
     """Guards the test above: were all labels' maps alike, the wrong target would pass."""
     model = tiny_model(projection="linear").eval()
-    maps = grad_cam(model, pictures, torch.arange(4).expand(3, 4))
+    maps = grad_cam(model, images, torch.arange(4).expand(3, 4))
     assert (maps[:, 0] - maps[:, 1]).abs().amax() > 0.1
 
 
@@ -67,17 +67,17 @@ def test_evidence_in_a_corner_is_found_there(tiny_model):
     assert not maps[0, 1].any(), "no evidence is a map of zeros, not of NaN"
 
 
-def test_the_model_is_left_as_it_was(tiny_model, pictures):
+def test_the_model_is_left_as_it_was(tiny_model, images):
     model = tiny_model().eval()
-    grad_cam(model, pictures, torch.zeros(3, 1, dtype=torch.int64))
+    grad_cam(model, images, torch.zeros(3, 1, dtype=torch.int64))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_cross_attention_is_the_last_blocks_mean_over_heads(tiny_model, pictures):
+def test_cross_attention_is_the_last_blocks_mean_over_heads(tiny_model, images):
     model = tiny_model(projection="linear", blocks=2).eval()
-    maps = cross_attention(model, pictures, torch.tensor([[2], [0], [1]]))
+    maps = cross_attention(model, images, torch.tensor([[2], [0], [1]]))
     with torch.no_grad():
-        weights = model.cross_attention(model.features(pictures))  # (N, H, L, T)
+        weights = model.cross_attention(model.features(images))  # (N, H, L, T)
     expected = weights[1, :, 0].mean(dim=0)
     torch.testing.assert_close(maps[1, 0].flatten(), expected / expected.max())
 
@@ -88,10 +88,10 @@ def test_a_memory_without_places_has_no_attention_map(tiny_model):
         cross_attention(model, torch.zeros(1, 3, 128, 128), torch.tensor([[0]]))
 
 
-def test_tokens_without_places_have_no_map(tiny_model, pictures):
+def test_tokens_without_places_have_no_map(tiny_model, images):
     from dataclasses import replace
 
     model = tiny_model().eval()
     model.layout = replace(model.layout, grid=None)
     with pytest.raises(DataError, match="form no grid of places"):
-        grad_cam(model, pictures, torch.zeros(3, 1, dtype=torch.int64))
+        grad_cam(model, images, torch.zeros(3, 1, dtype=torch.int64))

@@ -25,7 +25,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def download(tmp_path: Path, save_photo) -> Path:
-    """Folders as in the public download: three minerals, two pictures in two folders, one damaged."""
+    """Folders as in the public download: three minerals, two images in two folders, one damaged."""
     root = tmp_path / "photos"
     for k in range(24):
         save_photo(root / ("Quartz", "Gold", "Sulphur")[k % 3] / f"{k}.jpg", k)
@@ -35,10 +35,10 @@ def download(tmp_path: Path, save_photo) -> Path:
     return root
 
 
-def test_folders_become_a_manifest_with_every_picture_once(download: Path, tmp_path: Path) -> None:
+def test_folders_become_a_manifest_with_every_image_once(download: Path, tmp_path: Path) -> None:
     result = run(download, "-o", tmp_path / "m.csv", "--split", "50:25:25")
 
-    assert result.exit_code == 3, result.output  # done, but a picture could not be read
+    assert result.exit_code == 3, result.output  # done, but an image could not be read
     manifest = read_manifest(tmp_path / "m.csv")
     assert manifest.labels == MINERALS
     assert len(manifest.rows) == 24
@@ -66,7 +66,7 @@ def test_the_papers_tables_are_printed_for_the_users_data(download: Path, tmp_pa
     for count in (0, 1, 2):  # the paper's Table 1
         per_split = [manifest.targets(split).sum(axis=1) for split in (None, *SPLITS)]
         assert table[str(count)] == [str((found == count).sum()) for found in per_split]
-    assert table["pictures"][0] == "24"
+    assert table["images"][0] == "24"
     assert table["labels"][0] == "26"
     assert any("merged with another row of the same path or bytes: 2" in line for line in lines)
     assert any("cannot be read, left out: 1, see" in line for line in lines)
@@ -105,13 +105,13 @@ def test_unknown_folders_stop_the_command_before_anything_is_written(
 
 @pytest.fixture
 def specimens(tmp_path: Path, save_photo) -> Path:
-    """A table of 30 pictures of 10 specimens, with a recompressed copy of one under another specimen's number."""
+    """A table of 30 images of 10 specimens, with a recompressed copy of one under another specimen's number."""
     lines = ["file,minerals,specimen,owner"]
     for k in range(30):
         save_photo(tmp_path / f"{k}.jpg", k)
         lines.append(f'{k}.jpg,"{"Sulphur/quartz" if k % 2 else "Gold"}",s{k // 3},"Ö, P."')
-    with Image.open(tmp_path / "0.jpg") as picture:
-        picture.resize((60, 45)).save(tmp_path / "copy.jpg", quality=60)
+    with Image.open(tmp_path / "0.jpg") as image:
+        image.resize((60, 45)).save(tmp_path / "copy.jpg", quality=60)
     lines += ["copy.jpg,Gold,s9,", "missing.jpg,Gold,,"]
     table = tmp_path / "own.csv"
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -172,7 +172,7 @@ def test_a_name_that_is_not_unicode_is_rejected_and_the_rest_goes_on(tmp_path: P
         (["photos", "--split", "much"], 2, "is not three numbers such as 18:1:1"),
         (["photos", "--labels", "nowhere.txt"], 1, "cannot read the labels"),
         (["missing.csv", "--group-column", "lot"], 1, "no column 'lot' to group by; it has note"),
-        (["missing.csv"], 1, "none of the 1 pictures can be read; the first is"),
+        (["missing.csv"], 1, "none of the 1 images can be read; the first is"),
         (["missing.csv", "--labels", "folders"], 1, "missing.csv is not a folder"),
     ],
 )

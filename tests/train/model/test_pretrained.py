@@ -30,10 +30,10 @@ def original():
 
 
 def same_features(model, original, size=64) -> bool:
-    pictures = torch.randn(2, 3, size, size)
+    images = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        expected = original.forward_features(pictures)
-        return torch.equal(model.backbone.eval().forward_features(pictures), expected)
+        expected = original.forward_features(images)
+        return torch.equal(model.backbone.eval().forward_features(images), expected)
 
 
 def test_safetensors_by_name(tmp_path, tiny_config, original):

@@ -44,8 +44,8 @@ def on_meta(name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_full_size_shapes(name):
-    model, picture = on_meta(name).eval(), torch.empty(2, 3, 384, 384, device="meta")
-    tokens = model.features(picture)
+    model, image = on_meta(name).eval(), torch.empty(2, 3, 384, 384, device="meta")
+    tokens = model.features(image)
     assert tokens.shape == (2, *ROWS[name])
     assert model.classify(tokens).shape == (2, 36)
     assert all(p.requires_grad for p in model.parameters())
@@ -85,7 +85,7 @@ BIG = {"vit-b16-384", "swin-b-384", "bit-m-r101x1"}  # seconds to draw the rando
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in PRESETS]
 )
 def test_one_step_gives_every_parameter_a_finite_gradient(name):
-    """The real backbone on small pictures, with a narrow decoder."""
+    """The real backbone on small images, with a narrow decoder."""
     small = preset(name, image_size=64, width=32, ffn=32)
     model = build_model(small, seed=0)
     loss = make_loss("asymmetric")(model(torch.randn(2, 3, 64, 64)), torch.ones(2, 36))

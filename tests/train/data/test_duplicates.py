@@ -1,4 +1,4 @@
-"""Near-duplicates: found after what happens to a picture on the web, and not between different ones."""
+"""Near-duplicates: found after what happens to an image on the web, and not between different ones."""
 
 import io
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def specimen(seed: int) -> Image.Image:
     return Image.composite(texture, Image.new("RGB", (400, 300), "white"), mask)
 
 
-def recompressed(picture: Image.Image) -> Image.Image:
+def recompressed(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.resize((picture.width // 2, picture.height // 2)).save(file, "JPEG", quality=50)
+    image.resize((image.width // 2, image.height // 2)).save(file, "JPEG", quality=50)
     return Image.open(file)
 
 
@@ -45,17 +45,17 @@ UNLIKE: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def thumbs_of(tmp_path: Path, pictures: list[Image.Image]) -> np.ndarray:
-    paths = [tmp_path / f"{k}.png" for k in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        picture.save(path)
+def thumbs_of(tmp_path: Path, images: list[Image.Image]) -> np.ndarray:
+    paths = [tmp_path / f"{k}.png" for k in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
     return np.stack(list(thumbnails(paths, threads=2)))
 
 
 @pytest.mark.parametrize("name", ALTERED)
 def test_an_altered_copy_is_found(tmp_path: Path, name: str) -> None:
     originals = [specimen(seed) for seed in range(20)]
-    thumbs = thumbs_of(tmp_path, originals + [ALTERED[name](picture) for picture in originals])
+    thumbs = thumbs_of(tmp_path, originals + [ALTERED[name](image) for image in originals])
 
     pairs = {(i, j) for i, j in near_duplicates(thumbs).tolist()}
 
@@ -66,16 +66,16 @@ def test_an_altered_copy_is_found(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", UNLIKE)
 def test_a_different_view_is_no_duplicate(tmp_path: Path, name: str) -> None:
     originals = [specimen(seed) for seed in range(10)]
-    thumbs = thumbs_of(tmp_path, originals + [UNLIKE[name](picture) for picture in originals])
+    thumbs = thumbs_of(tmp_path, originals + [UNLIKE[name](image) for image in originals])
     assert near_duplicates(thumbs).tolist() == []
 
 
 def test_the_hash_alone_would_join_specimens_of_another_colour(tmp_path: Path) -> None:
     """A red and a blue specimen of one outline: the same grey steps, hence the same hash."""
-    pictures = [
+    images = [
         Image.composite(Image.new("RGB", (400, 300), colour), specimen(0), _outline()) for colour in ("red", "navy")
     ]
-    thumbs = thumbs_of(tmp_path, pictures)
+    thumbs = thumbs_of(tmp_path, images)
     assert len(near_duplicates(thumbs, correlation=-1)) == 1
     assert len(near_duplicates(thumbs)) == 0
 
@@ -86,7 +86,7 @@ def _outline() -> Image.Image:
     return mask
 
 
-def test_pictures_of_one_colour_are_alike_to_none(tmp_path: Path) -> None:
+def test_images_of_one_colour_are_alike_to_none(tmp_path: Path) -> None:
     thumbs = thumbs_of(tmp_path, [Image.new("RGB", (40, 30), colour) for colour in ("white", "white", "black")])
     assert near_duplicates(thumbs).tolist() == []
 

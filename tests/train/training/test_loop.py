@@ -148,12 +148,12 @@ def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, t
 
 
 @pytest.mark.parametrize(("augment", "vary"), [("", False), ("rand-m9-mstd0.5", True)])
-def test_pictures_vary_from_epoch_to_epoch(recipe, coloured_manifest, tmp_path, augment, vary):
+def test_images_vary_from_epoch_to_epoch(recipe, coloured_manifest, tmp_path, augment, vary):
     config = recipe(augment=augment, flip=0.0, lr=1e-12)
     config = replace(config, model=replace(config.model, dropout=0.0))
     fit(config, coloured_manifest, tmp_path, HERE)
     history = load_state(tmp_path / STATE)[1]["progress"]["history"]
-    # The weights stand still, so only other pictures can make another loss.
+    # The weights stand still, so only other images can make another loss.
     assert (history[0]["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-5)) == vary
 
 
@@ -196,7 +196,7 @@ def test_frozen_stages_stand_still_and_the_others_learn(recipe, coloured_manifes
 
 
 def test_pieces_add_up_to_the_gradient_of_the_whole_batch(recipe, coloured_manifest, tmp_path):
-    """16 pictures in batches of 5: the last has one picture, and pieces are uneven."""
+    """16 images in batches of 5: the last has one image, and pieces are uneven."""
     moments = []
     for accumulate in (1, 3):
         config = recipe(epochs=1, batch=5, accumulate=accumulate, lr=1e-9)
@@ -268,9 +268,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(recipe, coloured_man
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_undecodable_picture_is_named_in_one_line(recipe, coloured_manifest, tmp_path, workers):
+def test_an_undecodable_image_is_named_in_one_line(recipe, coloured_manifest, tmp_path, workers):
     shutil.copytree(coloured_manifest.parent, tmp_path / "data")
-    (tmp_path / "data" / "5.png").write_bytes(b"not a picture")
+    (tmp_path / "data" / "5.png").write_bytes(b"not an image")
     manifest = tmp_path / "data" / coloured_manifest.name
     with pytest.raises(DataError, match=r"5\.png") as caught:
         fit(recipe(), manifest, tmp_path / "run", replace(HERE, workers=workers))
@@ -282,7 +282,7 @@ def test_a_split_without_labels_is_refused(recipe, coloured_manifest, tmp_path):
     shutil.copytree(coloured_manifest.parent, tmp_path / "data")
     manifest = tmp_path / "data" / coloured_manifest.name
     manifest.write_text(manifest.read_text("utf-8").replace("val", "test"), "utf-8")
-    with pytest.raises(DataError, match="no picture of the split 'val'"):
+    with pytest.raises(DataError, match="no image of the split 'val'"):
         fit(recipe(), manifest, tmp_path / "run", HERE)
 
 

@@ -1,4 +1,4 @@
-"""Folders and tables of photographs as rows: names, unknown names, pictures that lie in several folders."""
+"""Folders and tables of photographs as rows: names, unknown names, images that lie in several folders."""
 
 import shutil
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_one_folder_per_mineral(tmp_path: Path, save_photo) -> None:
     save_photo(tmp_path / "Quartz" / "a.JPG", 2)
     save_photo(tmp_path / "sulphur" / "c.png", 3)
     save_photo(tmp_path / ".cache" / "d.jpg", 4)
-    (tmp_path / "Quartz" / "notes.txt").write_text("not a picture")
+    (tmp_path / "Quartz" / "notes.txt").write_text("not an image")
 
     rows = rows_from_folders(tmp_path, MINERALS)
 
@@ -93,17 +93,17 @@ def test_a_folder_named_after_no_label_is_an_error_unless_it_is_to_be_ignored(tm
     ]
 
 
-def test_a_folder_without_pictures_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="one folder of pictures per mineral"):
+def test_a_folder_without_images_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one folder of images per mineral"):
         rows_from_folders(tmp_path, MINERALS)
     (tmp_path / "gold").mkdir()
-    with pytest.raises(DataError, match="no pictures in folders named after minerals"):
+    with pytest.raises(DataError, match="no images in folders named after minerals"):
         rows_from_folders(tmp_path, MINERALS)
     with pytest.raises(DataError, match="is not a folder"):
         rows_from_folders(tmp_path / "none", MINERALS)
 
 
-def test_pictures_in_several_folders_become_one_row_with_all_labels(tmp_path: Path, save_photo) -> None:
+def test_images_in_several_folders_become_one_row_with_all_labels(tmp_path: Path, save_photo) -> None:
     both = save_photo(tmp_path / "quartz" / "1.jpg", 1)
     (tmp_path / "gold").mkdir()
     shutil.copy(both, tmp_path / "gold" / "other name.jpg")

@@ -17,13 +17,13 @@ from mineral_train.training.optim import freeze_stages, still_statistics, train_
         ("test_resnet", ("conv1.", "bn1.", "layer1.", "layer2.")),
     ],
 )
-def test_the_stem_and_the_lowest_stages_stand_still_and_the_rest_learns(tiny_model, pictures, backbone, still):
+def test_the_stem_and_the_lowest_stages_stand_still_and_the_rest_learns(tiny_model, images, backbone, still):
     model = tiny_model(backbone)
     start = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
     freeze_stages(model.backbone, 2)
     train_what_learns(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    model(pictures).square().sum().backward()
+    model(images).square().sum().backward()
     optimizer.step()
     unmoved = {name for name, tensor in model.backbone.state_dict().items() if torch.equal(tensor, start[name])}
     expected = {name for name in start if name.startswith(still)}
@@ -57,12 +57,12 @@ def test_a_stage_must_be_left_to_learn(tiny_model):
         freeze_stages(backbone, 4)
 
 
-def test_still_statistics_neither_move_nor_use_the_batch(tiny_model, pictures):
+def test_still_statistics_neither_move_nor_use_the_batch(tiny_model, images):
     backbone = tiny_model("test_efficientnet").backbone
     start = {name: tensor.clone() for name, tensor in backbone.named_buffers()}
     backbone.train()
     still_statistics(backbone)
-    together, alone = backbone(pictures), torch.cat([backbone(picture) for picture in pictures.split(1)])
+    together, alone = backbone(images), torch.cat([backbone(image) for image in images.split(1)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(tensor, start[name]) for name, tensor in backbone.named_buffers())
     together.square().sum().backward()
