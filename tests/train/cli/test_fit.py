@@ -113,7 +113,7 @@ def test_a_mistake_is_one_line(run, tmp_path, options, words, code):
 def test_a_missing_manifest_is_one_line(run, tmp_path):
     result = run(tmp_path / "run", manifest="nowhere.csv")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: no such file: nowhere.csv")
+    assert result.output.startswith("Error: there is no file nowhere.csv")
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_line(run, tmp_path):
