@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.system import keep_freed_memory
 from mineral_train.data.dataset import PhotoDataset
 from mineral_train.data.manifest import Manifest, read_manifest
 from mineral_train.model.network import input_spec, parameters_by_part
@@ -77,6 +78,8 @@ def fit(
     """
     options = options or RunOptions()
     with join(options.device) as process, _deterministic(options.deterministic), _memory_in_words():
+        if process.device.type == "cpu":
+            keep_freed_memory()
         data = _Data.read(Path(manifest), config, options)
         trainer = Trainer(config, data, Path(run), options, process)
         if not process.main:
