@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.calibration import ECE_DEFINITION
-from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join, tune
+from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge
+from mineral_batch.evaluation.evaluate import tune as tune_model
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
+from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.files import write_file
+from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.results.csv import write_csv
@@ -52,7 +55,8 @@ _SHOWN = 5
     metavar="NUMBER|MODEL",
     help="Decide anew with one threshold (0.5) or those of an ONNX file; default: the column `minerals`.",
 )
-@click.option("--tune", "model", type=_FILE, metavar="MODEL", help="Write the thresholds of highest F1 into MODEL.")
+@click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9; needs --model.")
+@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted, which gets the thresholds.")
 @click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
 @click.option("--dataset", help="With --record: what the photographs are, in words; default: the name of LABELS.")
 @click.option(
@@ -65,6 +69,7 @@ def evaluate(
     labels: Path,
     split: str | None,
     thresholds: str | None,
+    tune: str | None,
     model: Path | None,
     record: Path | None,
     dataset: str | None,
@@ -77,20 +82,23 @@ def evaluate(
     Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
     match when one path is the end of the other; photographs in only one of the tables are counted and left out.
 
-    With --tune, MODEL (which made PREDICTIONS) gets for each mineral the threshold of the highest F1 on these
-    photographs. Tune on validation photographs (--split val) and judge on others (--split test): a threshold looks
-    better than it is on the photographs that chose it. Minerals in fewer than 5 photographs each share one
-    threshold, the best for all of them together.
+    With --tune, the model that made PREDICTIONS gets new thresholds. f1: for each mineral the threshold of the highest
+    F1; minerals in fewer than 5 photographs share one. precision=0.9: what is called present is right nine times in
+    ten, and as much as possible is found. recall=0.9: nine in ten are found, with as few false calls as possible. Both
+    list the minerals for which these photographs are too few to promise that with 95 % confidence. Tune on validation
+    photographs (--split val) and judge on others (--split test): a threshold looks better than it is on the
+    photographs that chose it.
 
     With --record, MODEL carries from then on what was measured here: `predict` and `info` show it.
     """
     asked = _Asked(predictions, labels, split, bootstrap)
-    contract = read_contract(model) if model else None
+    rule = Rule.parse(tune) if tune else None
+    contract = _to_tune(rule, model)
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     joined = join(predictions, labels, split, known.labels if known else None)
     result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
-    tuning = tune(joined, contract.thresholds) if contract else None
+    tuning = tune_model(joined, contract.thresholds, rule) if contract and rule else None
     click.echo("\n".join(_text(joined, result, asked)))
     if joined.predictions.is_rounded:
         click.echo("Warning: the probabilities have three decimals or fewer; the ties move mAP.", err=True)
@@ -106,6 +114,21 @@ def evaluate(
         measured = _measured(joined, result, dataset or _in_words(asked))
         write_contract(record, replace(read_contract(record), measured=measured))
         click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} photographs into {record}.")
+
+
+def _to_tune(rule: Rule | None, model: Path | None) -> ModelContract | None:
+    """The contract of the model that gets thresholds; None where there is nothing to tune."""
+    if rule is None and model is None:
+        return None
+    if rule is None or model is None:
+        raise click.UsageError("--tune and --model go together: --tune f1 --model model.onnx")
+    contract = read_contract(model)
+    if rule.goal != "f1" and not contract.is_calibrated:
+        raise ContractError(
+            f"{model} is not calibrated, and thresholds by {rule} need probabilities that mean what they say: "
+            f"{calibrate_command(model)}"
+        )
+    return contract
 
 
 def _in_words(asked: _Asked) -> str:
@@ -274,25 +297,45 @@ def _empty_lines(result: Evaluation) -> list[str]:
 
 
 def _tuning_text(tuning: Tuning, contract: ModelContract, model: Path, split: str | None) -> list[str]:
-    kept = sum(new == old for new, old in zip(tuning.thresholds, contract.thresholds, strict=True))
-    lines = ["", f"Wrote thresholds into {model}: {len(contract.labels) - kept} of {len(contract.labels)} changed."]
+    lines = ["", f"Wrote thresholds by {tuning.rule} into {model}: {_f1_changes(tuning)}."]
     for when, found in (("before", tuning.before), ("after", tuning.after)):
-        lines.append(
-            f"{when:<7} macro-F1 {found.macro_f1:.4f}  CF1 {found.per_class.f1:.4f}  OF1 {found.overall.f1:.4f}"
-        )
+        means = f"macro-F1 {found.macro_f1:.4f}  CF1 {found.per_class.f1:.4f}  OF1 {found.overall.f1:.4f}"
+        lines.append(f"{when:<7} {means}  OP {found.overall.precision:.4f}  OR {found.overall.recall:.4f}")
+    if tuning.bound is not None:
+        lines += _promise_lines(tuning, contract.labels)
     if split != "val":
         lines.append("These photographs chose the thresholds, so the figures after are optimistic; judge on others.")
     return lines
 
 
+def _f1_changes(tuning: Tuning) -> str:
+    """How many minerals gained and lost: `F1 rises for 3 minerals, falls for 1, stays for 32`."""
+    difference = tuning.after.f1 - tuning.before.f1
+    counts = {"rises": (difference > 0).sum(), "falls": (difference < 0).sum(), "stays": (difference == 0).sum()}
+    return "F1 " + ", ".join(f"{what} for {count}" for what, count in counts.items() if count) + " minerals"
+
+
+def _promise_lines(tuning: Tuning, labels: Sequence[str]) -> list[str]:
+    unknown = tuning.without_promise(labels)
+    promised = len(labels) - len(unknown)
+    goal = f"{tuning.rule.goal} of at least {tuning.rule.value:g}"
+    lines = [f"A {goal} is promised with {CONFIDENCE:.0%} confidence for {promised} of {len(labels)} minerals."]
+    if unknown:
+        text = f"Too few photographs to promise it, so that only the calibration speaks for them: {', '.join(unknown)}."
+        lines += textwrap.wrap(text, 100)
+    return lines
+
+
 def _tuned(contract: ModelContract, tuning: Tuning, joined: Joined, asked: _Asked) -> ModelContract:
     """The contract with the new thresholds and where they come from."""
-    origin = {
-        "rule": "highest F1 per label",
+    origin: dict[str, Any] = {
+        "rule": str(tuning.rule),
         "labels": asked.labels.name,
         "split": asked.split,
         "images": len(joined.truth),
     }
+    if tuning.bound is not None:
+        origin |= {"confidence": CONFIDENCE, "without_promise": tuning.without_promise(contract.labels)}
     return replace(
         contract.with_thresholds(tuning.thresholds), provenance={**contract.provenance, "thresholds": origin}
     )
@@ -321,6 +364,8 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _A
     }
     if tuning:
         record["tuning"] = {
+            "rule": str(tuning.rule),
+            "bound": None if tuning.bound is None else dict(zip(result.labels, tuning.bound, strict=True)),
             "thresholds": dict(zip(result.labels, tuning.thresholds, strict=True)),
             "before": _decision_record(tuning.before),
             "after": _decision_record(tuning.after),

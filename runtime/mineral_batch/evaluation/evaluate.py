@@ -28,7 +28,7 @@ from mineral_batch.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
-from mineral_batch.evaluation.thresholds import binarize, tune_thresholds
+from mineral_batch.evaluation.thresholds import MIN_SUPPORT, Rule, binarize, promise_thresholds, tune_thresholds
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import shown
 from mineral_batch.results.predictions import Predictions, indicator, read_predictions
@@ -91,11 +91,25 @@ class Evaluation:
 
 
 class Tuning(NamedTuple):
-    """New thresholds, and the decisions on the same pictures with the old and with the new ones."""
+    """New thresholds, and the decisions on the same images with the old and with the new ones.
 
+    Attributes:
+        rule: that they were chosen by.
+        thresholds: (L,).
+        before: with the old thresholds.
+        after: with the new ones.
+        bound: (L,) what the rule promises of each label, NaN where it can promise nothing; None for `f1`.
+    """
+
+    rule: Rule
     thresholds: tuple[float, ...]
     before: PrecisionRecallF1
     after: PrecisionRecallF1
+    bound: tuple[float, ...] | None = None
+
+    def without_promise(self, labels: Sequence[str]) -> list[str]:
+        """The labels of which nothing can be promised."""
+        return [label for label, value in zip(labels, self.bound or (), strict=False) if np.isnan(value)]
 
 
 def evaluate(joined: Joined, thresholds: Sequence[float] | None = None, resamples: int = 1000) -> Evaluation:
@@ -118,13 +132,26 @@ def evaluate(joined: Joined, thresholds: Sequence[float] | None = None, resample
     )
 
 
-def tune(joined: Joined, thresholds: Sequence[float]) -> Tuning:
-    """Thresholds of the highest F1 per label, against those of `thresholds` (L,); rare labels share one."""
+def tune(joined: Joined, thresholds: Sequence[float], rule: Rule) -> Tuning:
+    """Choose thresholds.
+
+    Args:
+        joined: the images to choose them on.
+        thresholds: (L,) the present ones. By `f1` a label with `MIN_SUPPORT` images keeps its own where the new one has
+            the same F1.
+        rule: what they are chosen for.
+    """
     scores, truth = joined.predictions.scores, joined.truth
     old = np.array(thresholds, np.float64)
+    before = precision_recall_f1(binarize(scores, old), truth)
+    if rule.goal != "f1":
+        promise = promise_thresholds(scores, truth, rule)
+        after = precision_recall_f1(binarize(scores, promise.thresholds), truth)
+        return Tuning(rule, tuple(promise.thresholds.tolist()), before, after, tuple(promise.bound.tolist()))
     new = tune_thresholds(scores, truth, fallback=old)
-    before, after = (precision_recall_f1(binarize(scores, cut), truth) for cut in (old, new))
-    return Tuning(tuple(new.tolist()), before, after)
+    is_same = precision_recall_f1(binarize(scores, new), truth).f1 == before.f1
+    new = np.where(is_same & (before.support >= MIN_SUPPORT), old, new)
+    return Tuning(rule, tuple(new.tolist()), before, precision_recall_f1(binarize(scores, new), truth))
 
 
 def join(

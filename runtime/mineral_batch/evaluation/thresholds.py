@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from math import lgamma
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from mineral_batch.errors import DataError
 from mineral_batch.evaluation.metrics import checked
 
 if TYPE_CHECKING:
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
 
 #: Labels with fewer positives than this share one threshold: the best cut of four pictures is chance.
 MIN_SUPPORT: Final = 5
+
+
+#: How sure a promise of precision or recall is, one-sided.
+CONFIDENCE: Final = 0.95
+
+# Fixed before any image is seen, so that a bound holds although the threshold was chosen by it.
+_PRECISION_STEP = 0.05
+_RECALL_GRID = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, *(round(0.1 + 0.05 * i, 2) for i in range(18)))
+_BISECTIONS = 40
 
 
 def binarize(scores: Floats, thresholds: Floats | float) -> Bools:
@@ -69,3 +80,126 @@ def _best_threshold(scores: NDArray[np.float64], truth: Bools, beta: float) -> f
     middle = (ranked[best] + below[best]) / 2
     # Between two neighbouring floats there is no middle: it rounds to one of them.
     return float(middle if middle > below[best] else ranked[best])
+
+
+class Rule(NamedTuple):
+    """What thresholds are chosen for.
+
+    Attributes:
+        goal: `f1`, `precision` or `recall`.
+        value: the precision or recall to reach, 0..1; None for `f1`.
+    """
+
+    goal: str
+    value: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Read `f1`, `precision=0.9` or `recall=0.9`.
+
+        Raises:
+            DataError: if it is none of them.
+        """
+        goal, _, number = text.partition("=")
+        if text == "f1":
+            return cls("f1")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if goal not in ("precision", "recall") or not 0.0 < value < 1.0:
+            raise DataError(f"'{text}' is not a rule for thresholds: f1, precision=0.9 or recall=0.9")
+        return cls(goal, value)
+
+    def __str__(self) -> str:
+        return self.goal if self.value is None else f"{self.goal}={self.value:g}"
+
+
+class Promise(NamedTuple):
+    """Thresholds for a rule, and what can be promised of them.
+
+    Attributes:
+        thresholds: (L,).
+        bound: (L,) lower bound of the precision or recall at the threshold, at `CONFIDENCE`, by Clopper and Pearson
+            (1934); NaN where nothing can be promised.
+    """
+
+    thresholds: NDArray[np.float64]
+    bound: NDArray[np.float64]
+
+
+def promise_thresholds(scores: Floats, truth: Bools, rule: Rule) -> Promise:
+    """Per label the threshold of the most recall at a precision, or of the most precision at a recall.
+
+    The thresholds of a fixed sequence are tested one after the other, the safest first, each by the exact binomial
+    bound on these images; the last one before the first failure is taken. In this order the chance that any failing
+    threshold passes is 1 - `CONFIDENCE` for each label (fixed-sequence testing, Angelopoulos et al. 2021, "Learn then
+    Test"). For precision the sequence goes down from the threshold that equals it: calibrated probabilities at or above
+    0.9 are right in nine of ten. For recall it goes up from 0.
+
+    A label without a threshold that passes, because too few images show it, gets what calibration alone says: for
+    precision that first threshold, for recall the highest one above which the probabilities say that enough is found.
+
+    Args:
+        scores: (N, L) calibrated probabilities.
+        truth: (N, L) bool.
+        rule: with a value.
+    """
+    scores, truth = checked(scores, truth, ndim=2)
+    assert rule.value is not None
+    choose = _precision_threshold if rule.goal == "precision" else _recall_threshold
+    found = [choose(scores[:, label], truth[:, label], rule.value) for label in range(scores.shape[1])]
+    thresholds, bounds = np.array(found, np.float64).reshape(-1, 2).T
+    return Promise(thresholds, bounds)
+
+
+def _precision_threshold(scores: Floats, truth: Bools, value: float) -> tuple[float, float]:
+    """(threshold, bound) of one label."""
+    best, bound = value, float("nan")
+    for step in range(int(value / _PRECISION_STEP)):
+        threshold = value - step * _PRECISION_STEP
+        called = scores >= threshold
+        lower = lower_bound(int(truth[called].sum()), int(called.sum()))
+        if lower < value:
+            break
+        best, bound = threshold, lower
+    return best, bound
+
+
+def _recall_threshold(scores: Floats, truth: Bools, value: float) -> tuple[float, float]:
+    """(threshold, bound) of one label."""
+    best, bound = float("nan"), float("nan")
+    for threshold in _RECALL_GRID:
+        lower = lower_bound(int(truth[scores >= threshold].sum()), int(truth.sum()))
+        if lower < value:
+            break
+        best, bound = threshold, lower
+    return (_expected_recall_threshold(scores, value) if np.isnan(best) else best), bound
+
+
+def _expected_recall_threshold(scores: Floats, value: float) -> float:
+    """The highest score at or above which the probabilities add up to the share `value` of their sum."""
+    ranked = np.sort(scores)[::-1]
+    share = ranked.cumsum() / max(ranked.sum(), np.finfo(np.float64).tiny)
+    return float(ranked[min(int(np.searchsorted(share, value)), len(ranked) - 1)])
+
+
+def lower_bound(successes: int, trials: int, confidence: float = CONFIDENCE) -> float:
+    """One-sided exact lower bound of a share (Clopper and Pearson 1934); 0 without a success.
+
+    Args:
+        successes: 0..trials.
+        trials: at least 0.
+        confidence: 0..1.
+    """
+    if successes == 0:
+        return 0.0
+    counts = np.arange(successes, trials + 1)
+    choose = np.array([lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1) for k in counts.tolist()])
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        with np.errstate(divide="ignore"):
+            tail = np.exp(choose + counts * np.log(middle) + (trials - counts) * np.log1p(-middle)).sum()
+        low, high = (middle, high) if tail < 1 - confidence else (low, middle)
+    return low

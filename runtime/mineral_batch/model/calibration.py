@@ -81,3 +81,8 @@ class Calibration:
             return cls(**{**record, "before": before, "after": after})
         except (TypeError, KeyError) as error:
             raise ContractError(f"calibration is incomplete or of the wrong type: {error}") from None
+
+
+def calibrate_command(model: object) -> str:
+    """The command that calibrates a model file or a checkpoint."""
+    return f"mineral-train calibrate {model} MANIFEST.csv --split val"

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 from mineral_batch.cli import main
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.minerals import MINERALS
+from mineral_batch.model.calibration import Calibration, ProbabilityScores
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.onnx_file import read_contract, write_contract
 
@@ -197,7 +198,7 @@ def test_rounded_probabilities_are_warned_about(world):
 
 def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
     model = world.model()
-    out = run(world.predictions(), world.labels(), "--split", "val", "--tune", model).stdout
+    out = run(world.predictions(), world.labels(), "--split", "val", "--tune", "f1", "--model", model).stdout
     contract = read_contract(model)
     onnx.checker.check_model(onnx.load(model))
     assert contract.thresholds[3] == 0.9  # topaz is in no photograph
@@ -209,14 +210,64 @@ def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
     assert after > before
     assert f"before  macro-F1 {before:.4f}" in out
     assert f"after   macro-F1 {after:.4f}" in out
-    assert "3 of 4 changed" in out
+    assert re.search(r"Wrote thresholds by f1 into .*: F1 rises for 3, stays for 1 minerals", out)
     assert "optimistic" not in out
     assert contract.provenance == {
         "by": "me",
-        "thresholds": {"rule": "highest F1 per label", "labels": "labels.csv", "split": "val", "images": 30},
+        "thresholds": {"rule": "f1", "labels": "labels.csv", "split": "val", "images": 30},
     }
     held_out = run(world.predictions(), world.labels(), "--split", "test", "--thresholds", model).stdout
     assert f"{contract.thresholds[0]:.4f}" in held_out
+
+
+def test_a_threshold_stays_where_f1_stays(world):
+    model = world.model()
+    run(world.predictions(), world.labels(), "--split", "val", "--tune", "f1", "--model", model)
+    first = read_contract(model).thresholds
+    out = run(world.predictions(), world.labels(), "--split", "val", "--tune", "f1", "--model", model).stdout
+    assert "F1 stays for 4 minerals" in out
+    assert read_contract(model).thresholds == first
+
+
+def calibrated(path):
+    scores = ProbabilityScores(0, 0, 0)
+    record = Calibration("Platt", "val", 30, "2026-01-01", (1,) * 4, (0,) * 4, (1,) * 4, scores, scores)
+    write_contract(path, replace(read_contract(path), calibration=record))
+    return path
+
+
+def test_precision_thresholds_name_the_minerals_without_a_promise(world):
+    world.truth = np.random.default_rng(1).random((COUNT, 4)) < world.scores
+    world.scores[:, 0], world.truth[:, 0] = 0.97, True
+    model, target = calibrated(world.model()), world.folder / "report.json"
+    arguments = ("--tune", "precision=0.9", "--model", model, "--json", target)
+    out = run(world.predictions(), world.labels(), *arguments).stdout
+    assert "A precision of at least 0.9 is promised with 95% confidence for 1 of 4 minerals." in out
+    assert "gold, quartz, topaz." in " ".join(out.split())
+    contract = read_contract(model)
+    assert contract.thresholds == pytest.approx((0.05, 0.9, 0.9, 0.9), abs=0.051)
+    assert contract.provenance["thresholds"]["rule"] == "precision=0.9"
+    assert contract.provenance["thresholds"]["without_promise"] == ["gold", "quartz", "topaz"]
+    bound = json.loads(target.read_text("utf-8"))["tuning"]["bound"]
+    assert bound["agate"] == pytest.approx(0.05 ** (1 / COUNT), rel=1e-4)
+    assert bound["gold"] is None
+
+
+def test_a_promise_needs_a_calibrated_model(world):
+    model = world.model()
+    message = fails(world.predictions(), world.labels(), "--tune", "recall=0.9", "--model", model)
+    assert f"mineral-train calibrate {model} MANIFEST.csv --split val" in message
+
+
+@pytest.mark.parametrize("rule", ["precision", "precision=1.5", "f1=0.5", "accuracy=0.9", "model.onnx"])
+def test_an_unknown_rule_lists_those_there_are(world, rule):
+    message = fails(world.predictions(), world.labels(), "--tune", rule, "--model", world.model())
+    assert f"'{rule}' is not a rule for thresholds: f1, precision=0.9 or recall=0.9" in message
+
+
+def test_tune_and_model_go_together(world):
+    for option in (["--tune", "f1"], ["--model", str(world.model())]):
+        assert "--tune and --model go together" in run(world.predictions(), world.labels(), *option, code=2).stderr
 
 
 def test_record_writes_what_was_measured_into_the_model(world):
@@ -237,7 +288,7 @@ def test_record_writes_what_was_measured_into_the_model(world):
 
 
 def test_tuning_on_the_photographs_to_be_judged_is_said_to_be_optimistic(world):
-    assert "optimistic" in run(world.predictions(), world.labels(), "--tune", world.model()).stdout
+    assert "optimistic" in run(world.predictions(), world.labels(), "--tune", "f1", "--model", world.model()).stdout
     text = " ".join(run("--help").stdout.split())
     assert "Tune on validation photographs" in text
 
@@ -245,10 +296,12 @@ def test_tuning_on_the_photographs_to_be_judged_is_said_to_be_optimistic(world):
 def test_a_model_of_other_labels_is_not_tuned(world):
     model = world.model(labels=("agate", "ruby"))
     before = model.read_bytes()
-    message = fails(world.predictions(), world.labels(), "--tune", model)
+    message = fails(world.predictions(), world.labels(), "--tune", "f1", "--model", model)
     assert "no columns ruby; it has agate, gold, quartz, topaz" in message
     assert model.read_bytes() == before
-    assert "without a contract" in fails(world.predictions(), world.labels(), "--tune", stripped(model))
+    assert "without a contract" in fails(
+        world.predictions(), world.labels(), "--tune", "f1", "--model", stripped(model)
+    )
 
 
 def stripped(path):
