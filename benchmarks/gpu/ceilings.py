@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
+import importlib
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -143,14 +143,14 @@ def copied_answers(batch: int, rounds: int) -> str:
     """
     import numpy as np
 
-    from mineral_batch.cuda.device import gpus
-    from mineral_batch.engines.tensorrt.engine import TensorRtBackend
+    from mineral_batch.cuda.probe import gpus
+    from mineral_batch.engines.tensorrt.engine import TensorRtEngine
     from mineral_batch.engines.tensorrt.library import Library
 
     record = copying_record(batch)
     labels = len(record.contract.labels)
     library = Library("tensorrt", copying_library(record))
-    backend = TensorRtBackend(library, gpus()[0], record, b"no engine", None)
+    backend = TensorRtEngine(library, gpus()[0], record, b"no engine", None)
     try:
         pictures = [backend.buffer(count) for count in (batch, batch, batch - 1, 1)]
         for index, pixels in enumerate(pictures):
@@ -197,30 +197,6 @@ def copying_record(batch: int) -> Any:
     )
 
 
-class _Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D of the CUDA Driver API's reference."""
-
-    _fields_ = [
-        *((f"source_{name}", kind) for name, kind in (("x", ctypes.c_size_t), ("y", ctypes.c_size_t))),
-        ("source_type", ctypes.c_int),
-        ("source_host", ctypes.c_void_p),
-        ("source_device", ctypes.c_uint64),
-        ("source_array", ctypes.c_void_p),
-        ("source_pitch", ctypes.c_size_t),
-        *((f"target_{name}", kind) for name, kind in (("x", ctypes.c_size_t), ("y", ctypes.c_size_t))),
-        ("target_type", ctypes.c_int),
-        ("target_host", ctypes.c_void_p),
-        ("target_device", ctypes.c_uint64),
-        ("target_array", ctypes.c_void_p),
-        ("target_pitch", ctypes.c_size_t),
-        ("width", ctypes.c_size_t),
-        ("height", ctypes.c_size_t),
-    ]
-
-
-_ON_DEVICE = 2
-
-
 class _CopyingContext:
     """In the place of an execution context: its work is one copy of the first bytes of each picture."""
 
@@ -237,22 +213,16 @@ class _CopyingContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        from mineral_batch.cuda import device as cuda_driver
         from mineral_batch.minerals import MINERALS
 
-        wide = 4 * len(MINERALS)
-        copy = _Copy2D(
-            source_type=_ON_DEVICE,
-            source_device=self._addresses["pixels"],
-            source_pitch=prod(self._shape[1:]),
-            target_type=_ON_DEVICE,
-            target_device=self._addresses["probabilities"],
-            target_pitch=wide,
-            width=wide,
-            height=self._shape[0],
-        )
-        code: int = cuda_driver._driver().cuMemcpy2DAsync_v2(ctypes.byref(copy), ctypes.c_void_p(stream))
-        return code == 0
+        driver: Any = importlib.import_module("cuda.bindings.driver")
+        copy = driver.CUDA_MEMCPY2D()
+        copy.srcMemoryType = copy.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        copy.srcDevice, copy.srcPitch = self._addresses["pixels"], prod(self._shape[1:])
+        copy.dstDevice, copy.dstPitch = self._addresses["probabilities"], 4 * len(MINERALS)
+        copy.WidthInBytes, copy.Height = 4 * len(MINERALS), self._shape[0]
+        (result,) = driver.cuMemcpy2DAsync(copy, stream)
+        return int(result) == 0
 
 
 class _CopyingEngine:

@@ -48,14 +48,12 @@ def onnx_runtime(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
 @contextmanager
 def onnx_tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Way]:
     """ONNX Runtime's TensorRT provider on the same graph, in the types of the file."""
-    from mineral_batch.engines.onnx_tensorrt import require_engine, tensorrt_version
+    from mineral_batch.engines.onnx_tensorrt import require_engine, tensorrt_providers, tensorrt_version
 
     version = tensorrt_version()  # loads its libraries
     folder = settings.models / f"{model.stem}-{batch}-onnx-tensorrt"
     folder.mkdir(exist_ok=True)
-    options = {"device_id": "0", "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
-    options |= {"trt_cuda_graph_enable": "1"}
-    with _bound(settings, batch, model, [(_TENSORRT, options), (_CUDA, {"device_id": "0"})]) as way:
+    with _bound(settings, batch, model, tensorrt_providers(folder, 0, is_half=False)) as way:
         require_engine(folder)
         yield replace(way, says=f"TensorRT {version}, {way.says}")
 
@@ -77,8 +75,8 @@ def _bound(settings: Settings, batch: int, model: Path, providers: list[Provider
 
 def _with_or_without_graph(settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any) -> Way:
     """As `predict` opens it: as one CUDA graph, or, where the model cannot be one, without; it has run once."""
-    from mineral_batch.cuda.errors import is_about_graphs, let_go
-    from mineral_batch.engines.onnx_cpu import first_line, nodes_elsewhere
+    from mineral_batch.cuda.errors import clear_frames, is_about_graphs
+    from mineral_batch.engines.onnx_session import first_line, nodes_elsewhere
 
     why = ""
     try:
@@ -87,7 +85,7 @@ def _with_or_without_graph(settings: Settings, batch: int, model: Path, provider
         if not is_about_graphs(error):
             raise
         why = f" ({first_line(error.__cause__ or error)})"
-        let_go(error)
+        clear_frames(error)
     if why:
         session, run = _ran(settings, batch, model, providers, runs, has_graph=False)
     graph = f"no CUDA graph{why}" if why or settings.sizes.dry else "one CUDA graph"
@@ -100,9 +98,10 @@ def _ran(
     """A session, and what runs it on noise; its first run may be what fails."""
     import onnxruntime
 
+    from mineral_batch.engines.base import Tuning
     from mineral_batch.engines.onnx_cuda import fixed_session
 
-    session = fixed_session(onnxruntime, model, providers, batch, has_graph)
+    session = fixed_session(onnxruntime, model, providers, Tuning(), batch, has_graph)
     binding, kept = _binding(settings, batch, session)
 
     def run() -> Any:

@@ -91,7 +91,7 @@ def _by_torch(settings: Settings) -> dict[str, Any]:
         found |= {"gpu": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
         found |= {"compute_capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda}
         with suppress(Exception):
-            from mineral_batch.cuda.device import cuda_version
+            from mineral_batch.cuda.probe import cuda_version
 
             found["driver_runs_cuda"] = cuda_version()
     return found

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mineral_batch.cuda.device import first_gpu
+from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.tensorrt.build import MIXED, Network, require_buildable
-from mineral_batch.engines.tensorrt.engine import describe
 from mineral_batch.engines.tensorrt.library import load_library
+from mineral_batch.engines.tensorrt.open import describe
 from mineral_batch.engines.tensorrt.plan import SUFFIXES, EngineRecord, fits_chip, sidecar_path, write_engine
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import graph_digest, read_contract
@@ -22,7 +22,7 @@ from mineral_export.verify.gate import require_place
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.engines.tensorrt.build import Built, Layers, Options, Progress
     from mineral_export.verify.parity import Budget, Parity, Samples
 

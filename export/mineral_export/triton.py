@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mineral_batch.engines.onnx_cpu import needs_pairs_as_written
+from mineral_batch.engines.onnx_session import needs_pairs_as_written
 from mineral_batch.errors import DataError
 from mineral_batch.model.onnx_file import read_contract
 

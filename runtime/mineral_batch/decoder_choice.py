@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.engines.base import is_on_processor
 from mineral_batch.errors import BackendError, ImageError
 from mineral_batch.images.decoder import CPU, GPU
 from mineral_batch.images.decoders import open_decoder
@@ -95,7 +94,7 @@ def _faster(
 
 def _engine_rate(backend: Backend, batch_size: int) -> float:
     """Return the images per second that the engine takes; infinite if it shares the CPU with the decoders."""
-    if is_on_processor(backend):
+    if backend.info.device.kind == "cpu":
         return math.inf
     batches = [backend.buffer(batch_size) for _ in range(backend.workers)]
     return batch_size * _calls_per_second(backend.infer, batches, _ROUNDS * len(batches), backend.workers)

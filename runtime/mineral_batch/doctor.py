@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import features
 
-from mineral_batch.cuda.device import DriverError, Gpu, cuda_version, gpus
+from mineral_batch.cuda.probe import DriverError, Gpu, cuda_version, gpus
 from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import MineralError
 from mineral_batch.images.decoder import GPU, DecodeOptions

@@ -16,7 +16,6 @@ from PIL import Image as PILImage
 
 from mineral_batch import pipeline
 from mineral_batch.decoder_choice import choose_decoder, peek
-from mineral_batch.engines.base import identity, is_on_processor
 from mineral_batch.engines.registry import AUTO, choose_backend
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images.decoder import AUTO as AUTO_DECODER
@@ -89,7 +88,7 @@ class Predictor:
         choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
         self._backend = choice.backend
         #: Engines that `auto` tried before the one that is open, and why each was not it.
-        self.passed_over = choice.passed_over
+        self.skipped = choice.skipped
         self.batch_size = batch_size or self._backend.batch_size
         self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads)
         self._decoder: Decoder | None = None
@@ -132,7 +131,7 @@ class Predictor:
     @property
     def engine_identity(self) -> str:
         """The same, but with the batch size that was asked for where memory was too short for it."""
-        return identity(self._backend)
+        return self._backend.identity
 
     @property
     def decoder(self) -> Decoder:
@@ -239,7 +238,7 @@ def _process_count(wanted: int | None, backend: Backend) -> int:
         raise BackendError("decode processes need POSIX; leave --decode-processes out to decode in threads")
     if wanted is not None:
         return wanted
-    is_worth_it = is_supported() and not is_on_processor(backend) and cpu_count() >= _CPUS_FOR_PROCESSES
+    is_worth_it = is_supported() and backend.info.device.kind == "gpu" and cpu_count() >= _CPUS_FOR_PROCESSES
     return cpu_count() if is_worth_it else 0
 
 

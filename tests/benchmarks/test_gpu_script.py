@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import io
@@ -26,9 +25,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as PILImage
 
-from mineral_batch.cuda import device as cuda_driver
-
-from ..cuda import Cuda
+from ..fakes.cuda import Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1018,38 +1015,12 @@ def test_a_chip_that_told_little_has_a_page(script: Any) -> None:
     assert "100 GFLOP a picture." in text
 
 
-class Copy(ctypes.Structure):
-    """CUDA_MEMCPY2D as the CUDA Driver API's reference lays it out, on 64 bits."""
-
-    _fields_ = [
-        ("srcXInBytes", ctypes.c_uint64),
-        ("srcY", ctypes.c_uint64),
-        ("srcMemoryType", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
-        ("srcHost", ctypes.c_uint64),
-        ("srcDevice", ctypes.c_uint64),
-        ("srcArray", ctypes.c_uint64),
-        ("srcPitch", ctypes.c_uint64),
-        ("dstXInBytes", ctypes.c_uint64),
-        ("dstY", ctypes.c_uint64),
-        ("dstMemoryType", ctypes.c_uint32),
-        ("padding2", ctypes.c_uint32),
-        ("dstHost", ctypes.c_uint64),
-        ("dstDevice", ctypes.c_uint64),
-        ("dstArray", ctypes.c_uint64),
-        ("dstPitch", ctypes.c_uint64),
-        ("WidthInBytes", ctypes.c_uint64),
-        ("Height", ctypes.c_uint64),
-    ]
-
-
 class RowCopier(Cuda):
     """A GPU that copies rows, too, and adds something to every byte."""
 
     added = 0
 
-    def copy(self, pointer: Any, stream: Any) -> int:
-        asked = Copy.from_buffer_copy(ctypes.cast(pointer, ctypes.POINTER(Copy)).contents)
+    def copy_rows(self, asked: Any, stream: int) -> tuple[int]:
         assert (asked.srcMemoryType, asked.dstMemoryType) == (2, 2)
 
         def rows() -> None:
@@ -1057,16 +1028,19 @@ class RowCopier(Cuda):
                 source = self.at(asked.srcDevice + row * asked.srcPitch, asked.WidthInBytes)
                 self.at(asked.dstDevice + row * asked.dstPitch, asked.WidthInBytes)[:] = source + np.uint8(self.added)
 
-        self.enqueue(stream.value, rows)
-        return 0
+        self.enqueue(stream, rows)
+        return (0,)
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> RowCopier:
     gpu = RowCopier()
     gpu.install(monkeypatch)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    cuda_driver._driver().cuMemcpy2DAsync_v2 = gpu.copy
+    vars(sys.modules["cuda.bindings.driver"]).update(
+        CUDA_MEMCPY2D=SimpleNamespace,
+        CUmemorytype=SimpleNamespace(CU_MEMORYTYPE_DEVICE=2),
+        cuMemcpy2DAsync=gpu.copy_rows,
+    )
     return gpu
 
 
@@ -1074,7 +1048,7 @@ def test_the_native_backend_gives_back_what_it_was_given_by_a_copy_in_the_place_
     script: Any, cuda: RowCopier
 ) -> None:
     told = script.ceilings.copied_answers(batch=3, rounds=2)
-    assert "GPU 0 (NVIDIA L4), copied bytes, CUDA by the driver" in told
+    assert "GPU 0 (NVIDIA L4), copied bytes, CUDA by cuda-core" in told
     assert told.endswith(", answers right")
     assert "launch" in cuda.log, "as a CUDA graph"
     cuda.require_given_back()

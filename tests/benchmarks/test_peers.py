@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda import probe
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_bench.comparison import Comparison
@@ -83,7 +83,7 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 # ---- on a GPU, which is played ---------------------------------------------------------------------------------------
 
-GPUS = [cuda_driver.Gpu(0, "NVIDIA H200", "9.0", 1 << 37)]
+GPUS = [probe.Gpu(0, "NVIDIA H200", "9.0", 1 << 37)]
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -119,7 +119,7 @@ class Runtime:
 )
 def test_onnx_runtime_finds_cudas_libraries_and_says_where_it_ran(
     loads: bool,
-    gpus: list[cuda_driver.Gpu] | None,
+    gpus: list[probe.Gpu] | None,
     words: str,
     model_path: Path,
     photos: Path,
@@ -140,14 +140,14 @@ def test_onnx_runtime_on_the_processor_beside_a_gpu_is_not_compared(
         peers.OnnxRuntimePeer(model_path).describe()
 
 
-def play(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, gpus: list[cuda_driver.Gpu] | None) -> None:
-    def found() -> list[cuda_driver.Gpu]:
+def play(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, gpus: list[probe.Gpu] | None) -> None:
+    def found() -> list[probe.Gpu]:
         if gpus is None:
-            raise cuda_driver.DriverError("there is no driver")
+            raise probe.DriverError("there is no driver")
         return gpus
 
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setattr(cuda_driver, "gpus", found)
+    monkeypatch.setattr(probe, "gpus", found)
 
 
 def test_torch_may_use_tf32_where_ours_may_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

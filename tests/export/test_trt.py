@@ -28,8 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image as PILImage
 
 import mineral_batch.cli
-from mineral_batch.cuda import device as cuda_driver
-from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.cuda import probe
+from mineral_batch.cuda.probe import DriverError, Gpu
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.engines.tensorrt import build as tensorrt_build
 from mineral_batch.engines.tensorrt.build import Options
@@ -46,8 +46,8 @@ from mineral_export.tensorrt import export_engine
 from mineral_export.verify import parity as verify
 from mineral_train.model.network import build_model, input_spec, preset
 
-from ..cuda import Cuda
-from ..engines import Engines
+from ..fakes.cuda import Cuda
+from ..fakes.tensorrt import Engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,16 +65,16 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> Any:
         raise DriverError("no NVIDIA driver (libcuda.so.1 does not load)")
 
-    monkeypatch.setattr(cuda_driver, "_driver", absent)
+    monkeypatch.setattr(probe, "_driver", absent)
 
 
 @pytest.fixture
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver shows a GPU; nothing can be run on it."""
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
-    for module in ("cuda_driver", "tensorrt_build"):
-        monkeypatch.setattr(f"mineral_batch.engines.registry.{module}.gpus", lambda: gpus)
-    monkeypatch.setattr("mineral_batch.engines.tensorrt.engine.cuda_version", lambda: "13.0")
+    for module in ("cuda.probe", "engines.tensorrt.build"):
+        monkeypatch.setattr(f"mineral_batch.{module}.gpus", lambda: gpus)
+    monkeypatch.setattr("mineral_batch.engines.tensorrt.open.cuda_version", lambda: "13.0")
 
 
 @pytest.fixture
@@ -86,7 +86,6 @@ def l4(no_gpu: None, product: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     engines = Engines(
         cuda, tensorrt_rtx, (SIDE, SIDE, 3), len(LABELS), lambda pixels: session.run(None, {"pixels": pixels})[0]
     )
-    monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setattr(tensorrt_rtx, "Runtime", engines.runtime)
     yield engines
     cuda.require_given_back()
@@ -543,7 +542,6 @@ def opened(plan: Path) -> str:
 @pytest.fixture
 def engine(product: Path, plan: Path, ada: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For this GPU; the tests are in its folder, as is one who types the command that rebuilds it."""
-    monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.chdir(plan.parent)
     built(product.name, "-o", plan, *ONE_CHIP, "--batch", 2, "--force")  # it cannot be compared here
     assert "CUDA does not start on GPU 0" in opened(plan), "all that is missing to run it"

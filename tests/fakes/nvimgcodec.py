@@ -1,8 +1,7 @@
-"""GPUs with nvImageCodec that exist only here: it decodes with Pillow, on the GPUs of `tests/cuda.py`."""
+"""A fake nvImageCodec, which decodes with Pillow on the fake GPUs of `tests/fakes/cuda.py`."""
 
 from __future__ import annotations
 
-import ctypes
 import io
 import threading
 from functools import partial
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.cuda.device import Gpu
+from mineral_batch.cuda.probe import Gpu
 
-from ..cuda import Cuda
+from .cuda import Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,10 +61,11 @@ class Machine(Cuda):
             self.pixels_alive += pixels
             self.most_pixels_alive = max(self.most_pixels_alive, self.pixels_alive)
 
-    def resample(self, threads: int, arguments: Sequence[int]) -> Callable[[], None]:
+    def resample(self, threads: int, arguments: Sequence[np.generic]) -> Callable[[], None]:
         """What `resample.cu` does."""
-        kinds = [ctypes.c_uint64] * 3 + [ctypes.c_int] * 4 + [ctypes.c_longlong]
-        values = [kind.from_address(address).value for kind, address in zip(kinds, arguments, strict=True)]
+        kinds = [np.uint64] * 3 + [np.int32] * 4 + [np.int64]
+        assert [type(argument) for argument in arguments] == kinds, "as the kernel declares them"
+        values = [int(argument) for argument in arguments]
         args, result, weights, taps, size_in, size_out, inner, count = values
         assert threads >= count, "too few for all values"
         outer = count // size_out // inner

@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from mineral_batch import BackendError, Predictor
 from mineral_batch.cli import main
-from mineral_batch.engines.onnx_cpu import OnnxRuntimeBackend
+from mineral_batch.engines.onnx_cpu import OnnxCpuEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,15 +222,15 @@ def test_an_engine_that_fails_midway_leaves_the_older_table(
     for path in album.iterdir():  # other pictures, so that nothing can be taken from the run before
         shutil.copy(path, path.with_name(f"other {path.name}"))
         path.unlink()
-    calls, infer = [], OnnxRuntimeBackend.infer
+    calls, infer = [], OnnxCpuEngine.infer
 
-    def failing(self: OnnxRuntimeBackend, pixels: Any) -> Any:
+    def failing(self: OnnxCpuEngine, pixels: Any) -> Any:
         calls.append(len(pixels))
         if len(calls) == 3:
             raise BackendError("out of memory")
         return infer(self, pixels)
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "infer", failing)
+    monkeypatch.setattr(OnnxCpuEngine, "infer", failing)
     assert_one_line_error(predict(album, "-q", "--batch-size", 2), "out of memory")
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 

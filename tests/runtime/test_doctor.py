@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from mineral_batch import doctor
 from mineral_batch.cli import main
-from mineral_batch.cuda.device import Gpu
+from mineral_batch.cuda.probe import Gpu
 from mineral_batch.doctor import Engine, Machine, findings
 from mineral_batch.engines.registry import BACKENDS
 

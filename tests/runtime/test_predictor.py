@@ -102,7 +102,7 @@ def test_threads_end_before_what_they_use_is_closed(
 
     with pytest.raises(RuntimeError, match="mine") as caught:
         fail_at_the_first()
-    assert noted == [("CpuDecoder", []), ("OnnxRuntimeBackend", [])], "though the error keeps the results"
+    assert noted == [("CpuDecoder", []), ("OnnxCpuEngine", [])], "though the error keeps the results"
     assert caught.value.__traceback__ is not None
 
 
@@ -113,7 +113,7 @@ def test_the_engine_is_closed_also_if_the_decoder_does_not_close(
     _note_closings(monkeypatch, noted, decoder_fails=True)
     with pytest.raises(BackendError, match="the decoder does not close"):
         Predictor(model_path, backend="onnx-cpu").close()
-    assert noted == [("CpuDecoder", []), ("OnnxRuntimeBackend", [])]
+    assert noted == [("CpuDecoder", []), ("OnnxCpuEngine", [])]
 
 
 def _note_closings(

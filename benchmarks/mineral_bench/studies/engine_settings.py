@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mineral_batch.engines.base import Settings
-from mineral_batch.engines.onnx_cpu import OnnxRuntimeBackend, open_cpu
+from mineral_batch.engines.base import EngineOptions
+from mineral_batch.engines.onnx_cpu import OnnxCpuEngine, open_cpu
 from mineral_batch.engines.openvino import open_openvino
 from mineral_batch.images.discover import find_sources
 from mineral_batch.model.onnx_file import read_contract
@@ -33,7 +33,7 @@ _PICTURES = 32
 _REFERENCE = "ONNX Runtime as it comes, batches of 8"
 
 
-class _Batched(OnnxRuntimeBackend):
+class _Batched(OnnxCpuEngine):
     """The whole batch in one call of a session that spreads every layer over all cores."""
 
     batch_size = 8
@@ -50,9 +50,9 @@ def candidates(model: Path) -> dict[str, Backend]:
         "the same without spinning": _batched(model, spins=False),
         "ONNX Runtime, one picture per thread, one worker": _with_workers(open_cpu(model), 1),
         "onnx-cpu: one picture per thread, a worker per core": open_cpu(model),
-        "openvino --precision float32": open_openvino(model, Settings(precision="float32")),
-        "openvino: a stream per core": open_openvino(model, Settings()),
-        "OpenVINO, one worker": _with_workers(open_openvino(model, Settings()), 1),
+        "openvino --precision float32": open_openvino(model, EngineOptions(precision="float32")),
+        "openvino: a stream per core": open_openvino(model, EngineOptions()),
+        "OpenVINO, one worker": _with_workers(open_openvino(model, EngineOptions()), 1),
     }
 
 

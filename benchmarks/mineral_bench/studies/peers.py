@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch import pipeline
-from mineral_batch.cuda.device import first_gpu
 from mineral_batch.cuda.libraries import load_cuda_libraries
-from mineral_batch.engines.onnx_cpu import CPU
+from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.onnx_cuda import CUDA
+from mineral_batch.engines.onnx_session import CPU
 from mineral_batch.engines.openvino import precision_of
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import BackendError, DataError

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.engines.base import is_on_processor
 from mineral_batch.images.decode import decode_image
 from mineral_batch.system import cpu_count
 from mineral_bench.measure import Plan, Rounds, interleave, three_digits
@@ -248,7 +247,7 @@ class Sizing:
 
 def sizing(decoding: Study, engine: Study, backend: Backend, megapixels: float) -> Sizing:
     """From the fitted costs; on the processor a call of the engine holds its share of the cores."""
-    is_gpu = not is_on_processor(backend)
+    is_gpu = backend.info.device.kind == "gpu"
     held = 1.0 if is_gpu else cpu_count() / backend.workers
     return Sizing(decoding.line(megapixels), engine.line.each * held, is_gpu)
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch import pipeline
-from mineral_batch.engines.base import is_on_processor
 from mineral_batch.errors import DataError
 from mineral_batch.images.decode import decode_image
 from mineral_batch.pipeline import StageTimes
@@ -43,15 +42,16 @@ class TimedBackend:
     """A backend that notes how long each of its batches took; see `mineral_batch.engines.base.Backend`."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name, self.device, self.version = backend.name, backend.device, backend.version
+        self.name, self.info = backend.name, backend.info
+        self.device, self.version, self.identity = backend.device, backend.version, backend.identity
         self.contract: ModelContract = backend.contract
         self.batch_size, self.workers = backend.batch_size, backend.workers
         self.seconds: list[float] = []
         self._backend = backend
 
-    def buffer(self, pictures: int) -> Pixels:
+    def buffer(self, count: int) -> Pixels:
         """The backend's own."""
-        return self._backend.buffer(pictures)
+        return self._backend.buffer(count)
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """The backend's own answer; list.append is safe from several threads."""
@@ -218,7 +218,7 @@ def measure(backend: Backend, load: Load, plan: Plan) -> Throughput:
     with watch_gpu() as gpu:
         rounds = interleave(work, plan)
     latencies = np.concatenate(stages.latencies[-rounds.count :])
-    is_shared = is_on_processor(backend)
+    is_shared = backend.info.device.kind == "cpu"
     return Throughput(rounds, len(load.sources), latencies, stages.times.rounded(), is_shared, gpu, peak_memory_mib())
 
 

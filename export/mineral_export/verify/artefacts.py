@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mineral_batch.engines.base import PRECISIONS
+from mineral_batch.engines.base import PRECISIONS, Engine, EngineInfo
 from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import ContractError, DataError
 from mineral_export.verify.parity import least_exact
@@ -145,45 +145,34 @@ def _parsed(name: str) -> tuple[Path, str, str]:
     return Path(path), engine, precision or "auto"
 
 
-def _checkpoint(folder: Path, batch_size: int | None) -> _TorchBackend:
+def _checkpoint(folder: Path, batch_size: int | None) -> _TorchEngine:
     from mineral_train.training.checkpoint import load_checkpoint
 
-    return _TorchBackend(*load_checkpoint(folder), batch_size or _TORCH_BATCH)
+    return _TorchEngine(*load_checkpoint(folder), batch_size or _TORCH_BATCH)
 
 
-class _TorchBackend:
-    """A checkpoint as it is deployed, on the processor: one batch on all of torch's threads; see `Backend`."""
+class _TorchEngine(Engine):
+    """A checkpoint as it is deployed, on the CPU: one batch on all of torch's threads; see `Engine`."""
 
     name = "torch"
-    device = "CPU, float32"
-    workers = 1
 
     def __init__(self, model: MineralNet, contract: ModelContract, batch_size: int) -> None:
         import torch
 
         from mineral_export.deployable import Deployable
 
-        self.contract = contract
-        self.batch_size = batch_size
-        self.version = f"torch {torch.__version__}, float32"
+        super().__init__(contract, EngineInfo(f"torch {torch.__version__}", "float32"), batch_size=batch_size)
         self._deployable = Deployable(model, contract.input)
 
-    def buffer(self, pictures: int) -> Pixels:
-        """Ordinary memory."""
-        return np.zeros((pictures, *self.contract.input.shape), np.uint8)
-
-    def infer(self, pixels: Pixels) -> Probabilities:
-        """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities."""
+    def compute(self, pixels: Pixels) -> Probabilities:
+        """See `Engine`."""
         return self._deployable.infer(pixels)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def _opened(name: str, backend: Backend) -> Artefact:
     stored = backend.contract.numerics.precision
     # An engine may call what it computes by a name that is none of ours; what the file says then stands.
-    precision = least_exact((stored, *backend.version.split(", ")))
+    precision = least_exact((stored, backend.info.precision))
     words = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"
     return Artefact(name, words, precision, backend.contract, _in_parallel(backend), backend)
 

@@ -145,7 +145,7 @@ def predict(
 def _opening(predictor: Predictor, *, is_starter: bool) -> str:
     contract = predictor.contract
     lines = [f"{contract.name}: {len(contract.labels)} minerals, {predictor.backend} on {predictor.device}"]
-    lines += [f"  not {name}: {reason}" for name, reason in predictor.passed_over.items()]
+    lines += [f"  not {name}: {reason}" for name, reason in predictor.skipped.items()]
     if is_starter:
         measured = contract.measured
         score = f" (test mAP {measured.mean_ap:.2f} on {measured.images} photographs)" if measured else ""

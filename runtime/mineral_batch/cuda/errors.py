@@ -1,6 +1,6 @@
-"""What an error of ONNX Runtime on a GPU means, and what becomes of the session that met it.
+"""What an error of ONNX Runtime on a GPU means, and what to do with the session that met it.
 
-ONNX Runtime has one exception for everything: what happened is told by the words of it, of CUDA, cuBLAS and cuDNN.
+ONNX Runtime has one exception for everything: only its words, and those of CUDA, cuBLAS and cuDNN, tell what happened.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _GRAPH = re.compile(
 )
 _GPU = re.compile(r"\b(cuda|cublas(lt)?|cudnn(_fe)?|cufft|curand) (failure|error)|enqueue failed")
 _CUDA = re.compile(r"\bcuda (?:failure|error) (\d+)")
-# Of CUresult in cuda.h, the same in cudaError_t: those of which it says that the process must be started again, and
-# memory or links that fail (214, 220), a context that somebody destroyed (709) and CUDA's own "unknown" (999). With any
-# other the GPU is well: it has no such kernel (209), the driver is too old (35) or not the one that runs (803).
+# Of CUresult in cuda.h, the same in cudaError_t: errors after which, it says, the process must be started again, and
+# memory or links that fail (214, 220), a destroyed context (709) and CUDA's own "unknown" (999). After any other the
+# GPU still works: it has no such kernel (209), the driver is too old (35) or not the one that runs (803).
 _LASTING = {214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
 
 
@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_about_graphs(error: BaseException) -> bool:
-    """Whether it may work without a CUDA graph; the GPU itself is well."""
+    """Whether it may work without a CUDA graph; the GPU itself still works."""
     return any(_GRAPH.search(text) for text in _texts(error))
 
 
@@ -48,8 +48,8 @@ def is_lost(error: BaseException, is_well: Callable[[], bool]) -> bool:
 
     Args:
         error: of ONNX Runtime or of the driver.
-        is_well: asks the GPU, where the error is of a library on top of CUDA: cuDNN says the same of a kernel that it
-            lacks and of one that broke the GPU.
+        is_well: asks the GPU. It is called where the error is of a library on top of CUDA: cuDNN uses the same words
+            for a kernel that it lacks and for one that broke the GPU.
     """
     if is_out_of_memory(error) or is_about_graphs(error):
         return False
@@ -60,20 +60,20 @@ def is_lost(error: BaseException, is_well: Callable[[], bool]) -> bool:
     return any(_GPU.search(text) for text in texts) and not is_well()
 
 
-def let_go(error: BaseException) -> None:
-    """Empty the frames that an error holds: else the session that failed lives as long as whoever keeps the error."""
+def clear_frames(error: BaseException) -> None:
+    """Empty the frames that an error holds; otherwise the failed session lives as long as the error is kept."""
     for one in _chain(error):
         traceback.clear_frames(one.__traceback__)
 
 
-def keep_for_ever(thing: Any) -> None:
-    """Never destroy it, not even when the process ends.
+def leak(value: Any) -> None:
+    """Never destroy the value, not even when the process ends.
 
-    ONNX Runtime gives back a CUDA graph in a destructor that throws when CUDA answers with an error
-    (core/providers/cuda/cuda_graph.cc): the process would end in std::terminate, before the user has read what failed.
+    ONNX Runtime destroys a CUDA graph in a destructor that throws when CUDA reports an error
+    (core/providers/cuda/cuda_graph.cc): the process would end in std::terminate before the user has read what failed.
     The memory is lost with the GPU anyway.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _texts(error: BaseException) -> Iterator[str]:

@@ -1,146 +1,145 @@
-"""The few things of CUDA that an engine needs: memory and streams from pycuda, graphs from the driver (`cuda_driver`).
+"""One GPU through pycuda; its graphs are cuda-core's, as pycuda 2026.1 has none.
 
-pycuda's `autoinit` makes a context of its own, which clashes with that of torch or ONNX Runtime in the same process.
-Here the GPU's primary context is retained, the one that they use too. pycuda 2026.1 knows no CUDA graphs; they are
-five functions of the driver's own library, called with pycuda's stream. pycuda is compiled on installation, with the
-CUDA toolkit; where that was not possible the driver's library does all of it.
+pycuda's `autoinit` creates a context of its own, which clashes with that of torch or ONNX Runtime in the same process.
+Here the GPU's primary context is retained, which they use too.
 """
 
 from __future__ import annotations
 
 import importlib
-import logging
-import threading
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda import device as cuda_driver
-from mineral_batch.cuda.device import DriverError
+from mineral_batch.cuda.core import INSTALL, CoreGraph, driver_errors
+from mineral_batch.cuda.probe import DriverError
 from mineral_batch.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from mineral_batch.cuda.device import Gpu
+    from numpy.typing import NDArray
+
+    from mineral_batch.cuda.interface import Memory, Stream
+    from mineral_batch.cuda.probe import Gpu
+    from mineral_batch.types import Pixels
 
 _NON_BLOCKING = 1
 
-_log = logging.getLogger("mineral_batch")
 
-
-def open_cuda(gpu: Gpu) -> Cuda | DriverCuda:
-    """A GPU through pycuda, or through the driver's library where pycuda is not installed or does not load.
-
-    Raises:
-        BackendError: if the GPU refuses.
-    """
-    try:
-        importlib.import_module("pycuda.driver")
-    except ModuleNotFoundError:
-        return DriverCuda(gpu)
-    except ImportError as error:
-        _log.warning("pycuda does not load (%s): going on with the driver's library", error)
-        return DriverCuda(gpu)
-    return Cuda(gpu)
-
-
-class Cuda:
-    """One GPU's primary context; `with cuda.current():` makes it the thread's, around everything else.
+class PycudaContext:
+    """See `mineral_batch.cuda.interface.Context`.
 
     Args:
-        gpu: whose.
-
-    Attributes:
-        name: whose functions are called.
-        errors: what they raise.
+        gpu: the GPU to open.
 
     Raises:
         BackendError: if pycuda refuses.
     """
 
-    name = "pycuda"
+    package = "pycuda"
 
     def __init__(self, gpu: Gpu) -> None:
         self._driver: Any = importlib.import_module("pycuda.driver")
-        self.errors = (DriverError, self._driver.Error)
-        self._gpu = gpu
-        self._thread = threading.get_ident()
+        self.errors: tuple[type[Exception], ...] = (DriverError, self._driver.Error)
         try:
-            self._driver.init()
-            self._context = self._driver.Device(gpu.index).retain_primary_context()
+            self._context = _primary_context(self._driver, gpu.index)
         except self._driver.Error as error:
             raise BackendError(f"CUDA does not start on GPU {gpu.index} ({gpu.name}): {error}") from error
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The block runs in this GPU's context; what was current before is current again afterwards."""
+        """Make the GPU's primary context the thread's; raises `DriverError` for what fails in the block, too."""
         self._context.push()
         try:
             yield
         except self._driver.Error as error:
-            raise BackendError(f"CUDA failed: {error}") from error
+            raise DriverError(f"CUDA failed: {error}", getattr(error, "code", None)) from error
         finally:
             self._driver.Context.pop()
 
-    def stream(self) -> Any:
-        """A new stream; `.handle` is CUDA's own.
+    def stream(self) -> PycudaStream:
+        """Create a stream."""
+        return PycudaStream(self._driver.Stream(_NON_BLOCKING))
 
-        It does not wait for the default stream, on which torch works: while such a stream is captured, whatever another
-        thread starts there would fail.
-        """
-        return self._driver.Stream(_NON_BLOCKING)
-
-    def allocate(self, size: int) -> Any:
-        """`size` bytes on the GPU, zeroed; `int()` of it is the address."""
+    def allocate(self, size: int) -> PycudaMemory:
+        """Allocate zeroed bytes on the GPU."""
         memory = self._driver.mem_alloc(size)
         self._driver.memset_d8(memory, 0, size)
         self._driver.Context.synchronize()  # zeroed on the default stream, for which ours do not wait
-        return memory
+        return PycudaMemory(memory)
 
-    def to_gpu(self, memory: Any, array: Any, stream: Any) -> None:
-        """Start to copy a contiguous array; at the full rate of the bus, and beside computation, if page-locked."""
-        self._driver.memcpy_htod_async(memory, array, stream)
+    def pinned(self, size: int) -> PycudaPinned:
+        """Allocate zeroed page-locked bytes."""
+        return PycudaPinned(self._driver, size)
 
-    def from_gpu(self, array: Any, memory: Any, stream: Any) -> None:
-        """Start to copy into a page-locked array."""
-        self._driver.memcpy_dtoh_async(array, memory, stream)
+    def to_gpu(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
+        """Enqueue the copy of a contiguous array."""
+        self._driver.memcpy_htod_async(memory.address, array, _pycuda_stream(stream))
 
-    def close_stream(self, stream: Any) -> None:
-        """Nothing to do: pycuda gives a stream back with its last reference, which must go before the context."""
+    def from_gpu(self, array: NDArray[Any], memory: Memory, stream: Stream) -> None:
+        """Enqueue a copy into an array in pinned memory."""
+        self._driver.memcpy_dtoh_async(array, memory.address, _pycuda_stream(stream))
 
-    def release(self) -> None:
-        """Let go of the primary context; others may still hold it."""
-        self._context.detach()
-        # pycuda 2026.1 takes a context that it detaches for popped, which a primary one is not: it would stay this
-        # thread's. From a thread other than the one that retained it, it does nothing at all.
-        if threading.get_ident() == self._thread:
-            cuda_driver.pop_context()
-        else:
-            cuda_driver.release_context(self._gpu.index)
-
-
-class DriverCuda:
-    """What `Cuda` is, without pycuda.
-
-    Args:
-        gpu: whose.
-
-    Raises:
-        BackendError: if the driver refuses.
-    """
-
-    name = "the driver's library"
-    errors = (DriverError,)
-
-    def __init__(self, gpu: Gpu) -> None:
+    def capture(self, stream: Stream, work: Callable[[], None]) -> CoreGraph:
+        """Record what `work` enqueues on the stream, with cuda-core."""
         try:
-            self._context = cuda_driver.Context(gpu)
-        except DriverError as error:
-            raise BackendError(f"CUDA does not start on GPU {gpu.index} ({gpu.name}): {error}") from error
-        self.allocate = self._context.allocate
-        self.to_gpu, self.from_gpu = self._context.to_gpu, self._context.from_gpu
-        self.stream, self.current, self.release = self._context.stream, self._context.current, self._context.release
+            core = importlib.import_module("cuda.core")
+        except ImportError as error:
+            raise DriverError(f"pycuda has no CUDA graphs, and cuda-core does not load ({error}): {INSTALL}") from None
+        with driver_errors():
+            return CoreGraph(core, stream, work)
 
-    def close_stream(self, stream: Any) -> None:
-        """Give a stream back."""
-        stream.close()
+    def close(self) -> None:
+        """Nothing to do: the primary context stays for the process, as it does for ONNX Runtime."""
+
+
+@cache
+def _primary_context(driver: Any, index: int) -> Any:
+    """The GPU's primary context, retained once: pycuda can release one only in the thread that retained it."""
+    driver.init()
+    return driver.Device(index).retain_primary_context()
+
+
+class PycudaStream:
+    """See `mineral_batch.cuda.interface.Stream`."""
+
+    def __init__(self, stream: Any) -> None:
+        self.pycuda: Any = stream
+        self.handle = int(stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait for everything enqueued so far."""
+        self.pycuda.synchronize()
+
+    def close(self) -> None:
+        """Destroy the stream, which pycuda does with its last reference."""
+        self.pycuda = None
+
+
+class PycudaMemory:
+    """See `mineral_batch.cuda.interface.Memory`."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self.address = int(memory)
+
+    def close(self) -> None:
+        """Free the bytes."""
+        self._memory.free()
+
+
+class PycudaPinned:
+    """See `mineral_batch.cuda.interface.PinnedMemory`."""
+
+    def __init__(self, driver: Any, size: int) -> None:
+        self.array: Pixels = driver.pagelocked_zeros(size, "uint8", mem_flags=driver.host_alloc_flags.PORTABLE)
+
+    def close(self) -> None:
+        """Free it."""
+        self.array.base.free()  # type: ignore[union-attr]
+
+
+def _pycuda_stream(stream: Stream) -> Any:
+    assert isinstance(stream, PycudaStream)
+    return stream.pycuda

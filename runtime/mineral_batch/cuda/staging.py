@@ -1,10 +1,10 @@
-"""Places on a GPU into which the next batch is copied while the engine works on the last one.
+"""Buffers on a GPU into which the next batch is copied while the engine computes the last one.
 
-    a caller's thread:      copy batch k + 1 into its place | .......... wait ............ | copy batch k + 3 ...
-    the engine's thread:                     compute batch k | place -> input, compute batch k + 1 | ...
+    a caller's thread:      copy batch k + 1 into its buffer | .......... wait ............ | copy batch k + 3 ...
+    the engine's thread:                     compute batch k | buffer -> input, compute batch k + 1 | ...
 
-The engine keeps the one input that its CUDA graph was captured with. From a place to there is a copy inside the GPU's
-own memory, which takes about a hundredth of the time of the one over the bus.
+The engine keeps the one input that its CUDA graph was captured with. The copy from a buffer to that input stays inside
+the GPU's own memory and takes about a hundredth of the time of the copy over the bus.
 """
 
 from __future__ import annotations
@@ -16,136 +16,138 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mineral_batch.cuda.device import Context, DriverError, gate
+from mineral_batch.cuda.capture_lock import capture_lock
+from mineral_batch.cuda.core import CoreContext
+from mineral_batch.cuda.probe import DriverError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.interface import Stream
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.types import Pixels
 
-#: One place is filled while the engine reads from the other.
-PLACES = 2
+#: One is filled while the engine reads from the other.
+COUNT = 2
 
 
-class Uploads:
-    """Two places for batches on one GPU, each with a stream of its own, which waits for no other.
+class StagingBuffers:
+    """Two buffers for batches on one GPU, each filled on a stream of its own.
 
     Args:
-        gpu: where.
+        gpu: the GPU.
         shape: (B, H, W, 3) of the largest batch.
 
+    Attributes:
+        batch_size: B.
+        context: the GPU's.
+
     Raises:
-        DriverError: if the driver refuses; so does everything here.
+        DriverError: if cuda-core is not installed or the driver refuses; so does everything here.
     """
 
     def __init__(self, gpu: Gpu, shape: tuple[int, ...]) -> None:
-        self.pictures = shape[0]
-        self._context = Context(gpu)
-        self._places: list[Upload] = []
-        self._free: SimpleQueue[Upload | None] = SimpleQueue()  # None once they are given back
+        self.batch_size = shape[0]
+        self.context = CoreContext(gpu)
+        self._buffers: list[StagedBatch] = []
+        self._free: SimpleQueue[StagedBatch | None] = SimpleQueue()  # None once they are closed
         try:
-            with gate.shared(), self._context.current():
-                for _ in range(PLACES):
-                    self._places.append(Upload(self._context, shape))
+            with capture_lock.shared(), self.context.current():
+                for _ in range(COUNT):
+                    self._buffers.append(StagedBatch(self.context, shape))
         except BaseException:
-            with suppress(DriverError):  # what made it fail is told
-                self._give_back()
+            with suppress(DriverError):  # the first error is the one to report
+                self._close_all()
             raise
-        for place in self._places:
-            self._free.put(place)
+        for buffer in self._buffers:
+            self._free.put(buffer)
 
     @contextmanager
-    def of(self, pixels: Pixels) -> Iterator[Upload]:
-        """Up to B pictures (N, H, W, 3), on the GPU inside the block; waits for a free place, and for the copy."""
-        place = self._free.get()
+    def filled_with(self, pixels: Pixels) -> Iterator[StagedBatch]:
+        """Copy up to B images (N, H, W, 3) to the GPU for the block; waits for a free buffer and for the copy."""
+        buffer = self._free.get()
         try:
-            if place is None:
-                raise DriverError("the memory on the GPU has been given back")
-            place.fill(pixels)
-            yield place
+            if buffer is None:
+                raise DriverError("the memory on the GPU has been freed")
+            buffer.fill(pixels)
+            yield buffer
         finally:
-            self._free.put(place)
+            self._free.put(buffer)
 
     def is_well(self) -> bool:
-        """Whether the GPU still does what it is told: what another library broke in its context fails here, too."""
+        """Whether the GPU still works: what another library broke in its context fails here too."""
         try:
-            with self._context.current():
-                for place in self._places:
-                    place.wait()
+            with self.context.current():
+                for buffer in self._buffers:
+                    buffer.wait()
         except DriverError:
             return False
         return True
 
     def close(self) -> None:
-        """Give the memory back, once nobody is inside `of`; twice does no harm."""
-        if not self._places:
+        """Free the memory once nobody is inside `filled_with`; calling it twice does no harm."""
+        if not self._buffers:
             return
-        for _ in self._places:
+        for _ in self._buffers:
             self._free.get()
         self._free.put(None)
-        self._give_back()
+        self._close_all()
 
-    def _give_back(self) -> None:
-        places, self._places = self._places, []
-        try:
-            with gate.shared(), self._context.current():
-                for place in places:
-                    place.close()
-        finally:
-            self._context.release()
+    def _close_all(self) -> None:
+        buffers, self._buffers = self._buffers, []
+        with capture_lock.shared():
+            with self.context.current():
+                for buffer in buffers:
+                    buffer.close()
+            self.context.close()
 
 
-class Upload:
-    """Pictures (N, H, W, 3) uint8 in one place of a GPU's memory; `len()` is N."""
+class StagedBatch:
+    """Images (N, H, W, 3) uint8 in one buffer on a GPU; `len()` is N."""
 
-    def __init__(self, context: Context, shape: tuple[int, ...]) -> None:
+    def __init__(self, context: CoreContext, shape: tuple[int, ...]) -> None:
         self._context = context
-        self._size = prod(shape[1:])  # bytes of a picture
+        self._image_size = prod(shape[1:])  # bytes
         self._memory = context.allocate(prod(shape))  # first, because this is what may fail
         self._stream = context.stream()
-        self._pictures = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return self._pictures
+        return self._count
 
     def fill(self, pixels: Pixels) -> None:
-        """Copy them here. Done when it returns, also after a failure: the caller's memory is no longer read."""
-        whole = np.ascontiguousarray(pixels)
-        with gate.shared(), self._context.current():
+        """Copy the images here and wait, also after a failure: afterwards the caller's memory is no longer read."""
+        pixels = np.ascontiguousarray(pixels)
+        with capture_lock.shared(), self._context.current():
             try:
-                self._context.to_gpu(self._memory, whole, self._stream)
+                self._context.to_gpu(self._memory, pixels, self._stream)
             finally:
                 self.wait()
-        self._pictures = len(whole)
+        self._count = len(pixels)
 
-    def copy_to(self, address: int, start: int, count: int) -> None:
-        """`count` pictures from number `start` on, to an address on the same GPU; done when it returns."""
-        source, size = int(self._memory) + start * self._size, count * self._size
-        with self._context.current():
-            self._context.copy(address, source, size, self._stream)
-            self.wait()
+    def enqueue_copy(self, address: int, start: int, count: int, stream: Stream) -> None:
+        """Enqueue the copy of `count` images from index `start` on to an address on the same GPU."""
+        source, size = self._memory.address + start * self._image_size, count * self._image_size
+        self._context.copy(address, source, size, stream)
 
     def wait(self) -> None:
-        """Until what was started here is done."""
+        """Wait for what was enqueued on the buffer's own stream."""
         self._stream.synchronize()
 
     def close(self) -> None:
-        """Give the memory and the stream back."""
-        self._memory.free()
+        """Free the memory and the stream."""
+        self._memory.close()
         self._stream.close()
 
 
 def is_well(gpu: Gpu) -> bool:
-    """The same as `Uploads.is_well`, of a GPU on which there are none."""
+    """Do the same as `StagingBuffers.is_well` for a GPU that has none."""
     with suppress(DriverError):
-        context = Context(gpu)
-        try:
-            with context.current():
-                stream = context.stream()
-                stream.synchronize()
-                stream.close()
-        finally:
-            context.release()
+        context = CoreContext(gpu)
+        with context.current():
+            stream = context.stream()
+            stream.synchronize()
+            stream.close()
+        context.close()
         return True
     return False

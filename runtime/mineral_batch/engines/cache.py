@@ -1,4 +1,4 @@
-"""The user's folder for what the program can make anew: engines, timings, compiled kernels."""
+"""The user's folder for what the program can make again: engines, kernel timings, compiled kernels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from mineral_batch.errors import BackendError
 
 
-def caches() -> Path:
-    """Of this program; it need not exist."""
+def cache_folder() -> Path:
+    """The program's folder of caches; it need not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
 
 
-def make_cache(folder: Path) -> None:
-    """Make a folder in `caches()`.
+def make_folder(folder: Path) -> None:
+    """Create a folder below `cache_folder()`.
 
     Raises:
         BackendError: if that is not possible, with what to do.

@@ -6,20 +6,18 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
 
-from mineral_batch.engines.base import identity
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mineral_batch.engines.base import Backend
+    from mineral_batch.engines.base import Backend, EngineInfo
     from mineral_batch.types import Pixels, Probabilities
 
 
 class DeviceGroup:
     """The same model open on several devices; see `Backend`.
 
-    Its `workers` are those of all devices together. Whoever keeps them busy gives the results their order, as
-    `mineral_batch.pipeline` does.
+    Its `workers` are those of all devices together. The caller that keeps them busy restores the order of the results,
+    as `mineral_batch.pipeline` does.
 
     Args:
         backends: at least one, all of the same model and engine; closed with the group.
@@ -32,16 +30,16 @@ class DeviceGroup:
         self.batch_size = first.batch_size
         self.workers = sum(backend.workers for backend in backends)
         self._backends = tuple(backends)
-        self._free: SimpleQueue[Backend] = SimpleQueue()
+        self._idle: SimpleQueue[Backend] = SimpleQueue()
         # Each device once, then each a second time: the first batches of a short run go to different ones.
         for turn in range(max(backend.workers for backend in backends)):
             for backend in backends:
                 if turn < backend.workers:
-                    self._free.put(backend)
+                    self._idle.put(backend)
 
     @classmethod
-    def of(cls, opener: Callable[[int], Backend], devices: Sequence[int]) -> Self:
-        """Open the model on each device; if one fails, those already open are closed and its error is raised."""
+    def open(cls, opener: Callable[[int], Backend], devices: Sequence[int]) -> Self:
+        """Open the model on each device; if one fails, close those already open and raise its error."""
         backends: list[Backend] = []
         try:
             for device in devices:
@@ -52,35 +50,40 @@ class DeviceGroup:
         return cls(backends)
 
     @property
+    def info(self) -> EngineInfo:
+        """The first device's; `device`, `version` and `identity` name all of them."""
+        return self._backends[0].info
+
+    @property
     def device(self) -> str:
         """All devices, in words."""
         return " and ".join(backend.device for backend in self._backends)
 
     @property
     def version(self) -> str:
-        """Of each kind of device that is among them: which of them a picture comes to is chance."""
+        """The version on each kind of device: which of them computes an image is chance."""
         return _joined(backend.version for backend in self._backends)
 
     @property
     def identity(self) -> str:
-        """Of each kind, too: see `mineral_batch.engines.base.identity`."""
-        return _joined(map(identity, self._backends))
+        """The identity on each kind of device."""
+        return _joined(backend.identity for backend in self._backends)
 
-    def buffer(self, pictures: int) -> Pixels:
+    def buffer(self, count: int) -> Pixels:
         """Room for a batch: page-locked memory serves every device alike."""
-        return self._backends[0].buffer(pictures)
+        return self._backends[0].buffer(count)
 
     def infer(self, pixels: Pixels) -> Probabilities:
-        """(N, H, W, 3) uint8 RGB -> (N, L) float32; waits for a free device if more than `workers` threads call."""
-        backend = self._free.get()
+        """(N, H, W, 3) uint8 RGB -> (N, L) float32; waits for an idle device if more than `workers` threads call."""
+        backend = self._idle.get()
         try:
-            # A copy, because a device that is free again may overwrite its answer.
+            # A copy, because a device that is idle again may overwrite its answer.
             return backend.infer(pixels).copy()
         finally:
-            self._free.put(backend)
+            self._idle.put(backend)
 
     def close(self) -> None:
-        """Close every device's session, also if one of them fails."""
+        """Close every device's engine, also if one of them fails."""
         _close(self._backends)
 
 

@@ -1,7 +1,7 @@
 """ONNX Runtime's TensorRT provider: an engine built once for this model, this GPU and these versions, then reused.
 
-The provider itself reuses a cached engine whatever has changed since, so all that an engine depends on is in the name
-of its folder. Asked for by name only: the first build takes minutes.
+The provider itself reuses a cached engine whatever has changed since, so everything that an engine depends on is in the
+name of its folder. Chosen by name only: the first build takes minutes.
 """
 
 from __future__ import annotations
@@ -15,27 +15,21 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda.device import require_gpu
-from mineral_batch.cuda.libraries import load_cuda_libraries
-from mineral_batch.engines.cache import caches, make_cache
-from mineral_batch.engines.onnx_cpu import onnxruntime_with
-from mineral_batch.engines.onnx_cuda import (
-    BATCH_SIZE,
-    CUDA,
-    OnnxGpuBackend,
-    Provider,
-    cuda_options,
-    fixed_session,
-    without_graphs,
-)
+from mineral_batch.cuda.libraries import load_cuda_libraries, require_recent_driver
+from mineral_batch.cuda.probe import require_gpu
+from mineral_batch.engines.base import TF32, Device, EngineInfo
+from mineral_batch.engines.cache import cache_folder, make_folder
+from mineral_batch.engines.onnx_cuda import BATCH_SIZE, CUDA, Provider, cuda_options, fixed_session, without_graph
+from mineral_batch.engines.onnx_gpu import OnnxGpuEngine
+from mineral_batch.engines.onnx_session import onnxruntime_with
 from mineral_batch.errors import BackendError
 from mineral_batch.model.onnx_file import read_contract
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_batch.cuda.device import Gpu
-    from mineral_batch.engines.base import Settings
+    from mineral_batch.cuda.probe import Gpu
+    from mineral_batch.engines.base import EngineOptions
 
 _log = logging.getLogger("mineral_batch")
 TENSORRT = "TensorrtExecutionProvider"
@@ -43,63 +37,64 @@ TENSORRT = "TensorrtExecutionProvider"
 _LIBRARIES = ("libnvinfer.so.10", "nvinfer_10.dll")
 
 
-def open_tensorrt(path: Path, settings: Settings) -> OnnxGpuBackend:
-    """Open a model with TensorRT inside ONNX Runtime, or refuse: never on CUDA or the CPU instead.
+def open_tensorrt(path: Path, options: EngineOptions) -> OnnxGpuEngine:
+    """Open a model with TensorRT inside ONNX Runtime, or refuse; never on CUDA or the CPU instead.
 
-    What TensorRT cannot do of the graph, ONNX Runtime's CUDA provider does, and that is logged.
+    The parts of the graph that TensorRT does not take run on ONNX Runtime's CUDA provider, and that is logged.
 
     Raises:
         BackendError: if onnxruntime-gpu, TensorRT or a GPU is missing, TensorRT takes nothing of the model, or a
-            precision is wanted that it does not keep to.
+            precision is asked for that it does not keep to.
         ContractError: if the file carries no contract, or another one than its graph.
     """
     contract = read_contract(path)
-    _check_precision(settings.precision)
-    gpu = require_gpu("onnx-tensorrt", settings.device)
+    _check_precision(options.precision)
+    gpu = require_gpu("onnx-tensorrt", options.device)
     runtime = onnxruntime_with(TENSORRT)
+    require_recent_driver(runtime)
     load_cuda_libraries(runtime)
     tensorrt = tensorrt_version()
-    is_half = settings.precision == "float16"
+    is_half = options.precision == "float16"
     # Unless float16 or int8 are allowed, the provider has TensorRT build exactly what the file says ("strongly typed").
     # Allowed, TensorRT would choose anew, also for the layers that the file keeps in float32 because they need it.
     may_choose = is_half and not contract.numerics.has_float16
+    batch = options.batch_size or BATCH_SIZE
 
     @cache
     def folder(batch: int) -> Path:
-        return cache_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=may_choose)
+        return engine_folder(path, gpu, runtime.__version__, tensorrt, batch, is_half=may_choose)
 
-    def session(batch: int, has_graph: bool) -> Any:
-        make_cache(folder(batch))
-        given = _providers(folder(batch), gpu.index, is_half=may_choose)
-        return fixed_session(runtime, path, given, batch, has_graph)
+    def session(batch: int, has_graph: bool, stream: int) -> Any:
+        make_folder(folder(batch))
+        providers = tensorrt_providers(folder(batch), gpu.index, is_half=may_choose)
+        return fixed_session(runtime, path, providers, options.tuning, batch, has_graph, stream)
 
-    return OnnxGpuBackend(
-        session,
-        runtime,
-        contract,
-        name="onnx-tensorrt",
-        gpu=gpu,
-        batch_size=settings.batch_size or BATCH_SIZE,
-        precision="float16" if is_half else "TF32 allowed",
-        engine=f", TensorRT {tensorrt}",
-        prepared=lambda batch: require_engine(folder(batch)),
+    info = EngineInfo(
+        software=f"ONNX Runtime {runtime.__version__}, TensorRT {tensorrt}",
+        precision="float16" if is_half else TF32,
+        device=Device("gpu", gpu),
+        batch_size=batch,
+        requested_batch_size=batch,
+    )
+    return OnnxGpuEngine(
+        session, runtime, contract, name="onnx-tensorrt", info=info, check=lambda batch: require_engine(folder(batch))
     )
 
 
 def _check_precision(precision: str) -> None:
     if precision == "bfloat16":
         raise BackendError(
-            "onnx-tensorrt computes in float32 with TF32, or in float16: give --precision auto or float16"
+            "onnx-tensorrt computes in float32 with TF32, or in float16: choose --precision auto or float16"
         )
     if precision == "float32":
         raise BackendError(
             "onnx-tensorrt cannot keep to float32: TensorRT uses TF32 by default, and ONNX Runtime's provider has no "
-            "switch for it: give --backend onnx-cuda or --backend tensorrt, which can"
+            "switch for it: choose --backend onnx-cuda or --backend tensorrt, which can"
         )
 
 
 def require_engine(folder: Path) -> None:
-    """After the first run: see that TensorRT has built an engine, and tell if it had to be several.
+    """After the first run, require that TensorRT has built an engine, and log if it had to be several.
 
     Args:
         folder: where the provider keeps them.
@@ -110,7 +105,7 @@ def require_engine(folder: Path) -> None:
     engines = len(list(folder.glob("*.engine")))
     if not engines:
         raise BackendError(
-            f"TensorRT takes no part of the model, there is no engine in {folder}: give --backend onnx-cuda, which "
+            f"TensorRT takes no part of the model, there is no engine in {folder}: choose --backend onnx-cuda, which "
             f"would compute all of it"
         )
     if engines > 1:
@@ -120,15 +115,15 @@ def require_engine(folder: Path) -> None:
         )
 
 
-def cache_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: int, *, is_half: bool) -> Path:
-    """Where the engine of exactly this model, GPU, software, batch size and precision is kept.
+def engine_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: int, *, is_half: bool) -> Path:
+    """The folder for the engine of exactly this model, GPU, software, batch size and precision.
 
     Args:
         path: the model file; its content counts, not its name.
         gpu: the GPU that it is built for.
         onnxruntime: version.
         tensorrt: version.
-        batch: pictures per call.
+        batch: images per call.
         is_half: float16 where TensorRT finds it faster.
     """
     with path.open("rb") as file:
@@ -136,11 +131,11 @@ def cache_folder(path: Path, gpu: Gpu, onnxruntime: str, tensorrt: str, batch: i
     kind = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-")
     precision = "float16" if is_half else "float32"
     name = f"{digest[:16]}_ort{onnxruntime}_trt{tensorrt}_{kind}_sm{gpu.compute_capability}_batch{batch}_{precision}"
-    return caches() / "tensorrt" / name
+    return cache_folder() / "tensorrt" / name
 
 
 def tensorrt_version() -> str:
-    """Of the TensorRT library that ONNX Runtime will use, such as `10.16.0`.
+    """The version of the TensorRT library that ONNX Runtime will use, such as `10.16.0`.
 
     Raises:
         BackendError: if it does not load.
@@ -154,19 +149,23 @@ def tensorrt_version() -> str:
             number = ctypes.CDLL(name).getInferLibVersion()
             return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     raise BackendError(
-        'TensorRT 10 does not load, which ONNX Runtime\'s TensorRT provider needs: pip install "tensorrt>=10.12,<11"'
+        "TensorRT 10 does not load, which ONNX Runtime's TensorRT provider needs: "
+        'pip install "mineral-batch[onnx-trt]"'
     )
 
 
-def _providers(folder: Path, device: int, *, is_half: bool) -> list[Provider]:
-    """With their options: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html."""
+def tensorrt_providers(folder: Path, device: int, *, is_half: bool) -> list[Provider]:
+    """The providers with their options. The parser takes only `True` and `False` for booleans.
+
+    https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+    """
     options = {
         "device_id": str(device),
-        "trt_fp16_enable": str(int(is_half)),
-        "trt_engine_cache_enable": "1",
+        "trt_fp16_enable": str(is_half),
+        "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
-        "trt_cuda_graph_enable": "1",
+        "trt_cuda_graph_enable": "True",
     }
-    return [(TENSORRT, options), without_graphs((CUDA, cuda_options(device, is_exact=False)))]
+    return [(TENSORRT, options), without_graph((CUDA, cuda_options(device, is_exact=False)))]

@@ -1,30 +1,34 @@
-"""Inference engines behind one protocol. A backend's packages are imported when it is opened, not before."""
+"""The engines by name, behind one protocol. An engine's packages are imported when it is opened, not before.
+
+An engine of another package registers itself by the entry-point group `mineral_batch.engines`; CONTRIBUTING.md shows
+how.
+"""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mineral_batch.engines.base import PRECISIONS, Backend, Settings
-from mineral_batch.errors import BackendError, ContractError
+from mineral_batch.engines.base import PRECISIONS, Backend, EngineOptions, Tuning
+from mineral_batch.errors import BackendError, ContractError, MineralError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-
-#: name -> "module:function(path, Settings) -> Backend".
+GROUP = "mineral_batch.engines"
+#: Name -> `module:function`, called as `function(path, EngineOptions)`; it returns a `Backend`.
 BACKENDS = {
     "onnx-cuda": "mineral_batch.engines.onnx_cuda:open_cuda",
     "openvino": "mineral_batch.engines.openvino:open_openvino",
     "onnx-cpu": "mineral_batch.engines.onnx_cpu:open_cpu",
     "onnx-tensorrt": "mineral_batch.engines.onnx_tensorrt:open_tensorrt",
-    "tensorrt": "mineral_batch.engines.tensorrt.engine:open_tensorrt",
+    "tensorrt": "mineral_batch.engines.tensorrt.open:open_tensorrt",
 }
 AUTO = "auto"
-# Fastest first, among those that compute as the model was measured. Left to those who ask: TensorRT, which builds an
-# engine for minutes before the first picture, and OpenVINO, whose gain is bfloat16 and whose float32 is no faster.
+# Fastest first, among those that compute as the model was measured. By name only: TensorRT, which builds an engine for
+# minutes before the first image, and OpenVINO, whose gain is bfloat16 and whose float32 is no faster.
 _AUTO_ORDER = ("onnx-cuda", "onnx-cpu")
 
 
@@ -33,12 +37,17 @@ class Choice:
     """The engine that was opened, and why none of the faster ones.
 
     Attributes:
-        backend: open.
-        passed_over: name -> reason, for each engine that `auto` tried before; empty if one was asked for.
+        backend: the open engine.
+        skipped: name -> reason, for each engine that `auto` tried before; empty if the user named one.
     """
 
     backend: Backend
-    passed_over: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def engine_names() -> tuple[str, ...]:
+    """All engines that can be named here: the built-in ones, then those of other packages."""
+    return (*BACKENDS, *_third_party())
 
 
 def open_backend(
@@ -48,9 +57,12 @@ def open_backend(
     devices: Sequence[int] = (),
     batch_size: int | None = None,
     precision: str = "auto",
+    tuning: Tuning | None = None,
 ) -> Backend:
-    """The backend of `choose_backend`, which see, without the reasons."""
-    return choose_backend(model, name, devices=devices, batch_size=batch_size, precision=precision).backend
+    """Open a model and return the backend alone; see `choose_backend`."""
+    return choose_backend(
+        model, name, devices=devices, batch_size=batch_size, precision=precision, tuning=tuning
+    ).backend
 
 
 def choose_backend(
@@ -60,17 +72,19 @@ def choose_backend(
     devices: Sequence[int] = (),
     batch_size: int | None = None,
     precision: str = "auto",
+    tuning: Tuning | None = None,
 ) -> Choice:
-    """Open a model file on the engine asked for, or with `auto` on the fastest one that truly works here.
+    """Open a model file on the named engine, or with `auto` on the fastest one that works here.
 
-    An engine asked for by name is opened or refused; there is no falling back from it.
+    A named engine is opened or refused; another one never takes its place.
 
     Args:
         model: an ONNX file written by `mineral-export`.
-        name: one of `BACKENDS`, or `auto`.
+        name: one of `engine_names()`, or `auto`.
         devices: indices of the GPUs to use side by side; empty for the first GPU, or the CPU where there is none.
-        batch_size: pictures per call; None for what suits the device.
-        precision: one of `PRECISIONS`; see `Settings`.
+        batch_size: images per call; None for what suits the device.
+        precision: one of `PRECISIONS`; see `EngineOptions`.
+        tuning: further switches; None for the defaults.
 
     Raises:
         BackendError: if the engine cannot be opened; with `auto`, if none can, with each one's reason.
@@ -79,35 +93,59 @@ def choose_backend(
     path = Path(model)
     if not path.is_file():
         raise ContractError(f"no such model file: {path}")
-    settings = Settings(batch_size=batch_size, precision=_known_precision(precision))
+    if precision not in PRECISIONS:
+        raise BackendError(f"no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
+    options = EngineOptions(batch_size=batch_size, precision=precision, tuning=tuning or Tuning())
     if name != AUTO:
-        return Choice(_open(name, path, settings, devices))
+        return Choice(_open(name, path, options, devices))
     reasons: dict[str, str] = {}
     for candidate in _AUTO_ORDER:
         try:
-            return Choice(_open(candidate, path, settings, devices), reasons)
+            return Choice(_open(candidate, path, options, devices), reasons)
         except BackendError as error:
             reasons[candidate] = str(error)
     raise BackendError("no engine works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
 
 
-def _open(name: str, path: Path, settings: Settings, devices: Sequence[int]) -> Backend:
-    """One session, or one on each of several devices behind a `DeviceGroup`."""
-    if name not in BACKENDS:
-        raise BackendError(f"no engine is called '{name}'; there are: {', '.join([AUTO, *BACKENDS])}")
+def _open(name: str, path: Path, options: EngineOptions, devices: Sequence[int]) -> Backend:
+    """One engine, or one on each of several devices behind a `DeviceGroup`."""
     if len(set(devices)) != len(devices):
         raise BackendError(f"a device is named twice: {', '.join(map(str, devices))}")
-    module, function = BACKENDS[name].split(":")
-    opener = getattr(importlib.import_module(module), function)
+    entry = _entry(name)
     if len(devices) <= 1:
-        only: Backend = opener(path, replace(settings, device=devices[0] if devices else None))
-        return only
+        return _open_one(entry, path, replace(options, device=devices[0] if devices else None))
     from mineral_batch.engines.device_group import DeviceGroup
 
-    return DeviceGroup.of(lambda device: opener(path, replace(settings, device=device)), devices)
+    return DeviceGroup.open(lambda device: _open_one(entry, path, replace(options, device=device)), devices)
 
 
-def _known_precision(precision: str) -> str:
-    if precision not in PRECISIONS:
-        raise BackendError(f"no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
-    return precision
+def _entry(name: str) -> EntryPoint:
+    if name in BACKENDS:
+        return EntryPoint(name, BACKENDS[name], GROUP)
+    try:
+        return _third_party()[name]
+    except KeyError:
+        raise BackendError(f"no engine is called '{name}'; there are: {', '.join([AUTO, *engine_names()])}") from None
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    """Engines of other packages; none of them takes the place of a built-in one."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in (AUTO, *BACKENDS)}
+
+
+def _open_one(entry: EntryPoint, path: Path, options: EngineOptions) -> Backend:
+    if entry.name in BACKENDS:
+        backend: Backend = entry.load()(path, options)
+        return backend
+    try:
+        opened = entry.load()(path, options)
+    except MineralError:
+        raise
+    except Exception as error:  # code of another package
+        raise BackendError(f"the engine {entry.name} ({entry.value}) does not open: {error}") from error
+    if not isinstance(opened, Backend):
+        raise BackendError(
+            f"the engine {entry.name} ({entry.value}) returned a {type(opened).__name__}, which is not a "
+            f"mineral_batch.engines.base.Backend: update the package that it comes from"
+        )
+    return opened

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from mineral_batch.engines.onnx_cpu import CPU, check_graph, first_line, make_session, onnxruntime_with
+from mineral_batch.engines.onnx_session import CPU, check_graph, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, ContractError
 from mineral_batch.explain.cam import activation_maps, find_pooled_head, pooled_logits
 from mineral_batch.explain.maps import GRAD_CAM, MAPS_KEY, Explanation, LabelMap, MapSpec

@@ -328,7 +328,7 @@ def _engine(predictor: Predictor) -> dict[str, Any]:
         "device": predictor.device,
         "version": predictor.engine_version,
         "batch_size": predictor.batch_size,
-        "passed_over": dict(predictor.passed_over),
+        "passed_over": dict(predictor.skipped),
     }
 
 

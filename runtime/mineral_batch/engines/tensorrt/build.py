@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda.device import DriverError, gpus
+from mineral_batch.cuda.probe import DriverError, gpus
 from mineral_batch.engines.tensorrt.plan import Profile
 from mineral_batch.errors import BackendError
 from mineral_batch.files import atomic_file

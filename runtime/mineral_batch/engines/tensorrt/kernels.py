@@ -11,14 +11,14 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.engines.cache import caches, make_cache
+from mineral_batch.engines.cache import cache_folder, make_folder
 from mineral_batch.errors import BackendError
 from mineral_batch.files import atomic_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.engines.tensorrt.plan import EngineRecord
 
 _log = logging.getLogger("mineral_batch")
@@ -78,7 +78,7 @@ class Contexts:
         if made == self._known:
             return
         try:
-            make_cache(self._kept.parent)
+            make_folder(self._kept.parent)
             with atomic_file(self._kept) as file:
                 file.write(made)
         except (OSError, BackendError) as error:
@@ -93,4 +93,4 @@ def kernels_path(record: EngineRecord, gpu: Gpu) -> Path:
         gpu: that they are for.
     """
     facts = [record.engine_sha256, record.runtime, record.version, gpu.name, gpu.compute_capability]
-    return caches() / "kernels" / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24] + ".bin")
+    return cache_folder() / "kernels" / (hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24] + ".bin")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.engines.tensorrt.library import Library
 
 SCHEMA_VERSION = 2

@@ -7,7 +7,8 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda.device import cuda_version, page_locked
+from mineral_batch.cuda.pinned import pinned_array
+from mineral_batch.cuda.probe import cuda_version
 from mineral_batch.errors import BackendError
 from mineral_batch.images.gpu.jpeg import MAX_PIXELS
 from mineral_batch.images.gpu.resize import Resizer
@@ -15,7 +16,8 @@ from mineral_batch.images.gpu.resize import Resizer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mineral_batch.cuda.device import Context, Gpu
+    from mineral_batch.cuda.core import CoreContext
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.images.gpu.jpeg import GpuJpeg
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Pixels
@@ -45,7 +47,7 @@ class BatchDecoder:
         max_pixels: of one batch; at least as many as one JPEG may have.
     """
 
-    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, context: Context, codec_threads: int) -> None:
+    def __init__(self, codec: Any, gpu: Gpu, spec: InputSpec, context: CoreContext, codec_threads: int) -> None:
         self._codec = codec
         self._spec = spec
         available = min(_MAX_BATCH_PIXELS, context.free_memory() // _MEMORY_SHARE // _BYTES_PER_PIXEL)
@@ -67,8 +69,8 @@ class BatchDecoder:
             self._resizer = Resizer(context, self._stream, max(spec.width, spec.height))
             held.callback(self._resizer.close)
             self._results = context.allocate(MAX_BATCH * self._size)
-            held.callback(self._results.free)
-            self._host = page_locked((MAX_BATCH, self._size), gpu.index)
+            held.callback(self._results.close)
+            self._host = pinned_array((MAX_BATCH, self._size), gpu)
             context.keep_freed(WORKERS_PER_GPU * self.max_pixels * _BYTES_PER_PIXEL)
             self._held = held.pop_all()
 
@@ -117,7 +119,7 @@ class BatchDecoder:
         if layout != (shape, "|u1", dense):
             return "nvImageCodec decodes it to another layout"
         box, target = jpeg.stored_geometry(self._spec)
-        result = int(self._results) + row * self._size
+        result = self._results.address + row * self._size
         self._resizer.enqueue(array["data"][0], jpeg.size, box, target, self._spec.interpolation, result)
         return ""
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.cuda.device import require_gpu
+from mineral_batch.cuda.probe import require_gpu
 from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.decoder import GPU
 from mineral_batch.images.exif import read_exif

@@ -9,18 +9,17 @@ there. So it is resized on the GPU, and only the model's input is copied back.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from contextlib import ExitStack
 from functools import lru_cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from mineral_batch.cuda.device import Context, Memory, Stream
+    from mineral_batch.cuda.core import CoreContext, CoreMemory, CoreStream
 
 #: The longest side of an image, pixels: it decides how much memory is reserved.
 MAX_SIDE = 16384
@@ -84,13 +83,13 @@ class Resizer:
         largest: longest side of a resized image, pixels.
     """
 
-    def __init__(self, context: Context, stream: Stream, largest: int) -> None:
+    def __init__(self, context: CoreContext, stream: CoreStream, largest: int) -> None:
         self._context = context
         self._stream = stream
-        self._tables: dict[_Axis, tuple[Memory, int]] = {}
-        code = resources.files("mineral_batch.images.gpu").joinpath("resample.ptx").read_text(encoding="ascii")
+        self._tables: dict[_Axis, tuple[CoreMemory, int]] = {}
+        source, ptx = (resources.files(__package__).joinpath(f"resample.{kind}") for kind in ("cu", "ptx"))
         with ExitStack() as held:
-            self._kernel = context.kernel(code, "resample")
+            self._kernel = context.kernel(source.read_text("ascii"), ptx.read_text("ascii"), "resample")
             held.callback(self._kernel.close)
             self._intermediate = _allocated(context, MAX_SIDE * largest * 3, held)
             self._free_tables = [_allocated(context, _table_bytes(largest), held) for _ in range(_CACHED_TABLES)]
@@ -118,7 +117,7 @@ class Resizer:
         (width, height), (new_width, new_height) = size, target
         across = width, (box[0], box[2]), new_width, interpolation
         down = height, (box[1], box[3]), new_height, interpolation
-        intermediate = int(self._intermediate)
+        intermediate = self._intermediate.address
         self._along(across, pixels, intermediate, 3, height * new_width * 3)
         self._along(down, intermediate, result, new_width * 3, new_height * new_width * 3)
 
@@ -126,11 +125,11 @@ class Resizer:
         """Start to resize along one axis, `inner` values apart: `count` values."""
         weights, taps = self._weights(axis)
         size_in, _, size_out, _ = axis
-        arguments: list[Any] = [ctypes.c_uint64(address) for address in (source, result, int(weights))]
-        arguments += [ctypes.c_int(number) for number in (taps, size_in, size_out, inner)]
-        self._kernel.launch(count, [*arguments, ctypes.c_longlong(count)], self._stream)
+        arguments: list[np.generic] = [np.uint64(address) for address in (source, result, weights.address)]
+        arguments += [np.int32(number) for number in (taps, size_in, size_out, inner)]
+        self._kernel.launch(count, [*arguments, np.int64(count)], self._stream)
 
-    def _weights(self, axis: _Axis) -> tuple[Memory, int]:
+    def _weights(self, axis: _Axis) -> tuple[CoreMemory, int]:
         """Return the address of the axis's table on the GPU and its taps; copies it unless it is in the cache.
 
         A copy from ordinary memory waits for all that is on the stream, so a table is not copied for each image. It
@@ -150,9 +149,9 @@ class Resizer:
         self._held.close()
 
 
-def _allocated(context: Context, size: int, held: ExitStack) -> Memory:
+def _allocated(context: CoreContext, size: int, held: ExitStack) -> CoreMemory:
     memory = context.allocate(size)
-    held.callback(memory.free)
+    held.callback(memory.close)
     return memory
 
 

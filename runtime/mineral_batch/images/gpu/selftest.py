@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as PILImage
 
-from mineral_batch.cuda.device import gate
+from mineral_batch.cuda.capture_lock import capture_lock
 from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.geometry import resize
@@ -17,7 +17,7 @@ from mineral_batch.images.gpu.batch import install_command
 from mineral_batch.images.gpu.jpeg import GpuJpeg
 
 if TYPE_CHECKING:
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.images.gpu.batch import BatchDecoder
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Pixels
@@ -67,7 +67,7 @@ def require_alive(decoder: BatchDecoder, reason: str) -> None:
 
 
 def _decode(decoder: BatchDecoder, kind: str) -> Pixels | str:
-    with gate.shared():
+    with capture_lock.shared():
         [result] = decoder.run([GpuJpeg(_test_jpegs(_SIZE)[kind], _SIZE, None)])
     return result
 

@@ -10,13 +10,14 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda.device import Context, gate
+from mineral_batch.cuda.capture_lock import capture_lock
+from mineral_batch.cuda.core import CoreContext
 from mineral_batch.errors import BackendError, MineralError, one_line
 from mineral_batch.images.gpu.batch import BatchDecoder, install_command
 from mineral_batch.images.gpu.selftest import check_pixels, require_alive, warm_up_jpeg
 
 if TYPE_CHECKING:
-    from mineral_batch.cuda.device import Gpu
+    from mineral_batch.cuda.probe import Gpu
     from mineral_batch.images.gpu.jpeg import GpuJpeg
     from mineral_batch.images.gpu.queue import JpegQueue
     from mineral_batch.model.contract import InputSpec
@@ -59,8 +60,8 @@ class GpuWorker:
         """Open, serve and close in the worker's own thread, where its context is current."""
         try:
             with ExitStack() as held:
-                context = Context(self._gpu)
-                held.callback(context.release)
+                context = CoreContext(self._gpu)
+                held.callback(context.close)
                 held.enter_context(context.current())
                 self._serve_until_closed(context, is_open)
         # nvImageCodec raises RuntimeError, the driver DriverError.
@@ -79,18 +80,18 @@ class GpuWorker:
             )
         is_open.set_exception(error)
 
-    def _serve_until_closed(self, context: Context, is_open: Future[None]) -> None:
-        with gate.shared():
+    def _serve_until_closed(self, context: CoreContext, is_open: Future[None]) -> None:
+        with capture_lock.shared():
             decoder = BatchDecoder(self._codec, self._gpu, self._spec, context, self._codec_threads)
         try:
-            with gate.shared():
+            with capture_lock.shared():
                 decoder.warm_up(warm_up_jpeg())
             check_pixels(decoder, self._gpu, self._spec, self._codec.__version__)
             self._queue.register_worker()
             is_open.set_result(None)
             self._serve(decoder)
         finally:
-            with gate.shared():
+            with capture_lock.shared():
                 decoder.close()
 
     def _serve(self, decoder: BatchDecoder) -> None:
@@ -120,7 +121,7 @@ class GpuWorker:
             Exception: if the GPU is not healthy.
         """
         try:
-            with gate.shared():
+            with capture_lock.shared():
                 results = decoder.run(jpegs)
         except Exception as error:
             reason = one_line(error)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import Image, InputSpec
-from mineral_batch.cuda import device as cuda_driver
+from mineral_batch.cuda import probe
 from mineral_batch.images.decoder import CpuDecoder
 from mineral_batch.images.gpu import decoder as decoder_module
 from mineral_batch.images.gpu import jpeg as jpeg_module
@@ -34,7 +34,7 @@ SPEC = InputSpec(height=24, width=32, interpolation="bicubic")
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     machine = Machine()
     machine.install(monkeypatch)
-    assert cuda_driver.gpus() == GPUS
+    assert probe.gpus() == GPUS
     for module in (jpeg_module, decoder_module):
         monkeypatch.setattr(module, "MIN_PIXELS", 1000)  # so that the tests' pictures are big
     monkeypatch.setattr(selftest, "_SIZE", (120, 90))

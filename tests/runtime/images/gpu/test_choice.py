@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from mineral_batch import Predictor, decoder_choice
+from mineral_batch.engines.base import Device, EngineInfo
 from mineral_batch.images.decoder import CpuDecoder, DecodeOptions
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.gpu.decoder import GpuDecoder
 from mineral_batch.results import run as runs
 
+from ....fakes.nvimgcodec import GPUS
 from .conftest import SPEC
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def test_auto_takes_the_processor_where_there_is_nothing_to_choose(
 class Engine:
     """An engine on a GPU that takes some time for a batch."""
 
-    device = "GPU 0 (NVIDIA L4), TF32 allowed"
+    info = EngineInfo("a fake", "float32", Device("gpu", GPUS[0]))
     workers = 2
 
     def __init__(self, seconds: float = 0.0) -> None:
@@ -122,7 +124,7 @@ def test_auto_measures_both_ways_where_the_engine_waits(machine: Machine, jpegs:
 def test_auto_measures_both_ways_where_the_engine_shares_the_processor(machine: Machine, jpegs: Path) -> None:
     """There even a processor that decodes fast enough has better things to do."""
     engine = Engine()
-    engine.device = "CPU, float32"
+    engine.info = EngineInfo("a fake", "float32")
     _, why = choose(jpegs, engine, batch_size=1)
     assert engine.sizes == []
     assert ", the GPU " in why

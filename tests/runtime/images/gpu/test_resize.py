@@ -1,4 +1,4 @@
-"""The resize kernel, compiled as C++, against Pillow; and its driver calls against a driver in C."""
+"""The resize kernel, compiled as C++, against Pillow. `tests/gpu_stubs` launches it through cuda-core."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from mineral_batch.cuda import device as cuda_driver
-from mineral_batch.images.gpu.resize import Resizer, table
+from mineral_batch.images.gpu.resize import table
 
-from ....fakes.nvimgcodec import GPUS
-from ...conftest import scene
 from .conftest import SPEC
 
 if TYPE_CHECKING:
@@ -42,109 +39,11 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "                    int size_out, int inner, long long count)\n{\n    blockDim.x = 64;\n"
         "    for (blockIdx.x = 0; blockIdx.x * 64LL < count + 64; ++blockIdx.x)\n"
         "        for (threadIdx.x = 0; threadIdx.x < 64; ++threadIdx.x)\n"
-        "            resample(in, out, table, taps, size_in, size_out, inner, count);\n}\n" + DRIVER
+        "            resample(in, out, table, taps, size_in, size_out, inner, count);\n}\n"
     )
     library = folder / "kernel.so"
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"], check=True)
     return ctypes.CDLL(str(library))
-
-
-#: A driver in C, with the types of cuda.h: what goes wrong between Python and C does so here as on a GPU. Memory is the
-#: processor's, above 4 GiB like all of it, and a kernel runs at once.
-DRIVER = r"""
-#include <cstdlib>
-#include <cstring>
-typedef unsigned long long Pointer;
-typedef struct Opaque *Handle;
-static int depth;
-extern "C" {
-int cuDeviceGet(int *device, int index) { *device = index; return 0; }
-int cuDeviceGetAttribute(int *value, int which, int device) { *value = which == 115; return device == 1 ? 0 : 1; }
-int cuDeviceGetDefaultMemPool(Handle *pool, int device)
-{
-    *pool = (Handle)0x7f4000000000;
-    return device == 1 ? 0 : 1;
-}
-int cuMemPoolSetAttribute(Handle pool, int which, void *value)
-{
-    return pool == (Handle)0x7f4000000000 && which == 4 && *(unsigned long long *)value == 5ull << 32 ? 0 : 1;
-}
-int cuMemGetInfo_v2(size_t *free, size_t *total) { *free = (size_t)5 << 32; *total = (size_t)6 << 32; return 0; }
-int cuDevicePrimaryCtxRetain(Handle *context, int device) { *context = (Handle)(0x7f0000000000 + device); return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return device == 1 ? 0 : 1; }
-int cuCtxPushCurrent_v2(Handle context) { ++depth; return context == (Handle)0x7f0000000001 ? 0 : 201; }
-int cuCtxPopCurrent_v2(Handle *context) { --depth; *context = 0; return 0; }
-int cuCtxSynchronize() { return depth == 1 ? 0 : 201; }
-int cuMemHostAlloc(void **memory, size_t size, unsigned flags) { *memory = malloc(size); return flags == 1 ? 0 : 1; }
-int cuMemFreeHost(void *memory) { free(memory); return 0; }
-int cuStreamCreate(Handle *stream, unsigned flags) { *stream = (Handle)0x7f1000000000; return flags == 1 ? 0 : 1; }
-int cuStreamSynchronize(Handle stream) { return stream == (Handle)0x7f1000000000 ? 0 : 400; }
-int cuStreamDestroy_v2(Handle stream) { return stream == (Handle)0x7f1000000000 ? 0 : 400; }
-int cuMemAlloc_v2(Pointer *memory, size_t size) { *memory = (Pointer)malloc(size); return 0; }
-int cuMemFree_v2(Pointer memory) { free((void *)memory); return 0; }
-int cuMemsetD8_v2(Pointer memory, unsigned char value, size_t size) { memset((void *)memory, value, size); return 0; }
-int cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t size, Handle stream)
-{
-    memcpy((void *)to, from, size);
-    return cuStreamSynchronize(stream);
-}
-int cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t size, Handle stream)
-{
-    memcpy(to, (const void *)from, size);
-    return cuStreamSynchronize(stream);
-}
-int cuModuleLoadData(Handle *module, const void *image)
-{
-    *module = (Handle)0x7f2000000000;
-    return strstr((const char *)image, ".visible .entry resample(") ? 0 : 218;
-}
-int cuModuleGetFunction(Handle *function, Handle module, const char *name)
-{
-    *function = (Handle)0x7f3000000000;
-    return module == (Handle)0x7f2000000000 && !strcmp(name, "resample") ? 0 : 500;
-}
-int cuModuleUnload(Handle module) { return module == (Handle)0x7f2000000000 ? 0 : 400; }
-int cuLaunchKernel(Handle function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned shared, Handle stream, void **args, void **extra)
-{
-    if (function != (Handle)0x7f3000000000 || y * z * block_y * block_z != 1 || block_x > 1024 || shared || extra)
-        return 1;
-    blockDim.x = block_x;
-    for (blockIdx.x = 0; blockIdx.x < x; ++blockIdx.x)
-        for (threadIdx.x = 0; threadIdx.x < block_x; ++threadIdx.x)
-            resample(*(unsigned char **)args[0], *(unsigned char **)args[1], *(int **)args[2], *(int *)args[3],
-                     *(int *)args[4], *(int *)args[5], *(int *)args[6], *(long long *)args[7]);
-    return cuStreamSynchronize(stream);
-}
-}
-"""
-
-
-def test_the_driver_is_called_with_the_right_types(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a lane but nvImageCodec, from the context to the result, on `DRIVER`."""
-    monkeypatch.setattr(cuda_driver, "_driver", lambda: kernel)
-    picture = scene(200, 90, 5)
-    pixels = np.asarray(picture)
-    context = cuda_driver.Context(GPUS[1])
-    with context.current():
-        assert context.free_memory() == 5 << 32
-        context.keep_freed(5 << 32)
-        stream = context.stream()
-        args, result = context.allocate(pixels.nbytes), context.allocate(24 * 32 * 3)
-        resizer = Resizer(context, stream, 32)
-        context.to_gpu(args, pixels, stream)
-        resizer.enqueue(int(args), picture.size, (0.0, 0.0, 200.0, 90.0), (32, 24), "bicubic", int(result))
-        answer = np.empty((24, 32, 3), np.uint8)
-        context.from_gpu(answer, result, stream)
-        stream.synchronize()
-        resizer.close()
-        for memory in (args, result):
-            memory.free()
-        stream.close()
-    context.release()
-    locked = cuda_driver.page_locked((2, 3), 1)
-    assert not locked.any()
-    np.testing.assert_array_equal(answer, np.asarray(picture.resize((32, 24), PILImage.Resampling.BICUBIC)))
 
 
 def on_kernel(kernel: Any, pixels: NDArray[np.uint8], weights: NDArray[np.int32], inner: int) -> NDArray[np.uint8]:

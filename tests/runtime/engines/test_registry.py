@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
-from mineral_batch.cuda import device as cuda_driver
-from mineral_batch.cuda.device import DriverError, Gpu
+from mineral_batch.cuda import probe
+from mineral_batch.cuda.probe import DriverError, Gpu
 from mineral_batch.engines.registry import BACKENDS, choose_backend, open_backend
 from mineral_batch.model.onnx_file import write_contract
 
@@ -103,7 +103,7 @@ def test_an_unknown_engine_is_answered_with_the_known_ones(model_path: Path) -> 
 
 def test_a_batch_of_the_wrong_shape_is_a_backend_error(model_path: Path) -> None:
     backend = open_backend(model_path, "onnx-cpu")
-    with pytest.raises(BackendError, match="batch of 2") as caught:
+    with pytest.raises(BackendError, match=r"onnx-cpu got uint8 \(2, 8, 8, 3\); it takes uint8") as caught:
         backend.infer(np.zeros((2, 8, 8, 3), np.uint8))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -112,7 +112,7 @@ def test_a_batch_of_the_wrong_shape_is_a_backend_error(model_path: Path) -> None
 def test_cuda_without_its_package_is_refused_and_the_package_named(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
+    monkeypatch.setattr(probe, "gpus", lambda: [GPU])
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
 
 
@@ -128,13 +128,13 @@ def test_cuda_that_would_run_on_the_cpu_is_refused(model_path: Path, monkeypatch
         __version__="1.99",
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", pretender)
-    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
+    monkeypatch.setattr(probe, "gpus", lambda: [GPU])
     message = refused(BackendError, model_path, "onnx-cuda")
     assert "would run on CPUExecutionProvider" in message
     choice = choose_backend(model_path, "auto")
     assert choice.backend.name == "onnx-cpu"
-    assert list(choice.passed_over) == ["onnx-cuda"]
-    assert "would run on CPUExecutionProvider" in choice.passed_over["onnx-cuda"]
+    assert list(choice.skipped) == ["onnx-cuda"]
+    assert "would run on CPUExecutionProvider" in choice.skipped["onnx-cuda"]
 
 
 @pytest.mark.parametrize("name", ["onnx-cuda", "onnx-tensorrt"])
@@ -144,7 +144,7 @@ def test_without_a_gpu_that_is_all_there_is_to_say(
     def none() -> list[Gpu]:
         raise DriverError("no NVIDIA driver")
 
-    monkeypatch.setattr(cuda_driver, "gpus", none)
+    monkeypatch.setattr(probe, "gpus", none)
     assert refused(BackendError, model_path, name) == (
         f"{name} needs an NVIDIA GPU: no NVIDIA driver; install the NVIDIA driver, or use a machine that has one"
     )
@@ -152,7 +152,7 @@ def test_without_a_gpu_that_is_all_there_is_to_say(
 
 def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(cuda_driver, "gpus", lambda: [GPU])
+    monkeypatch.setattr(probe, "gpus", lambda: [GPU])
     assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
     assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
     message = refused(BackendError, model_path, "auto")
