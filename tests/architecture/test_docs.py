@@ -21,7 +21,7 @@ from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_card, starter_path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", starter_card()]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), ROOT / "CONTRIBUTING.md", starter_card()]
 PROGRAMS = {
     "mineral-batch": mineral_batch.cli.main,
     "mineral-train": mineral_train.cli.main,
