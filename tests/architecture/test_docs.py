@@ -66,7 +66,7 @@ def test_the_documents_show_commands() -> None:
 @pytest.mark.parametrize(("document", "command"), ALL_COMMANDS, ids=lambda value: str(value)[-60:])
 def test_every_command_shown_is_understood(document: Path, command: str) -> None:
     """Parsed by the program itself, not run: an option that was renamed fails here."""
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(command, comments=True)
     group = PROGRAMS[Path(program).name]
     context = click.Context(group, info_name=program)
     name, found, rest = group.resolve_command(context, [word for word in words if word != "..."])
