@@ -60,3 +60,12 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path, bare_model_path: Pa
         assert result.exit_code == 1
         assert said in result.output
         assert len(result.output.splitlines()) == 1
+
+
+def test_a_plan_shows_the_contract_beside_it_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    plan = tmp_path / "model.plan"
+    plan.write_bytes(b"opaque")
+    result = info(plan)
+    assert result.exit_code == 1
+    assert "model.plan.json" in result.output
+    assert "ONNX model" not in result.output

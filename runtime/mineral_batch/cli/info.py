@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.engines.registry import PLAN_SUFFIXES
+from mineral_batch.engines.tensorrt.plan import read_record
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
 
@@ -18,8 +20,12 @@ if TYPE_CHECKING:
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="The whole contract as JSON.")
 def info(model: Path | None, as_json: bool) -> None:
-    """Show the labels, thresholds, input and origin of MODEL (default: the starter model)."""
-    contract = read_contract(model or starter_path())
+    """Show the labels, thresholds, input and origin of MODEL (default: the starter model).
+
+    MODEL is an ONNX file, or a TensorRT plan with its .json beside it.
+    """
+    path = model or starter_path()
+    contract = read_record(path).contract if path.suffix in PLAN_SUFFIXES else read_contract(path)
     click.echo(contract.to_json() if as_json else describe(contract))
 
 

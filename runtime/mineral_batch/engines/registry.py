@@ -27,6 +27,8 @@ BACKENDS = {
     "tensorrt": "mineral_batch.engines.tensorrt.open:open_tensorrt",
 }
 AUTO = "auto"
+#: Of TensorRT's own files, which are no ONNX models.
+PLAN_SUFFIXES = (".plan", ".engine")
 # Fastest first, among those that compute as the model was measured. By name only: TensorRT, which builds an engine for
 # minutes before the first image, and OpenVINO, whose gain is bfloat16 and whose float32 is no faster.
 _AUTO_ORDER = ("onnx-cuda", "onnx-cpu")
@@ -76,10 +78,10 @@ def choose_backend(
 ) -> Choice:
     """Open a model file on the named engine, or with `auto` on the fastest one that works here.
 
-    A named engine is opened or refused; another one never takes its place.
+    A named engine is opened or refused; another one never takes its place. A TensorRT plan needs no name.
 
     Args:
-        model: an ONNX file written by `mineral-export`.
+        model: an ONNX file or a TensorRT plan written by `mineral-export`.
         name: one of `engine_names()`, or `auto`.
         devices: indices of the GPUs to use side by side; empty for the first GPU, or the CPU where there is none.
         batch_size: images per call; None for what suits the device.
@@ -96,6 +98,8 @@ def choose_backend(
     if precision not in PRECISIONS:
         raise BackendError(f"no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
     options = EngineOptions(batch_size=batch_size, precision=precision, tuning=tuning or Tuning())
+    if name == AUTO and path.suffix in PLAN_SUFFIXES:
+        name = "tensorrt"  # the only engine that runs them
     if name != AUTO:
         return Choice(_open(name, path, options, devices))
     reasons: dict[str, str] = {}

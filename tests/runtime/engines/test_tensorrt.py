@@ -9,6 +9,7 @@ import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -111,6 +112,11 @@ def refused(path: Path, **options: Any) -> str:
         open_backend(path, "tensorrt", **options)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+def test_a_plan_needs_no_backend_by_name(machine: Machine, engine: Path) -> None:
+    with closing(open_backend(engine)) as backend:
+        assert backend.name == "tensorrt"
 
 
 def test_a_record_is_read_back_as_it_was_written(engine: Path, contract: ModelContract) -> None:

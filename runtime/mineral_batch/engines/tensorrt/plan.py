@@ -15,6 +15,7 @@ import shlex
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
+from mineral_batch.engines.registry import PLAN_SUFFIXES
 from mineral_batch.errors import BackendError, ContractError
 from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mineral_batch.engines.tensorrt.library import Library
 
 SCHEMA_VERSION = 2
-SUFFIXES = (".plan", ".engine")
+SUFFIXES = PLAN_SUFFIXES
 # What --hardware-compatible promises: Ampere and everything newer.
 _AMPERE = (8, 0)
 
