@@ -39,8 +39,9 @@ def _webp_regions(content: bytes) -> Iterator[_Region]:
     at = 12
     while at + 8 <= len(content):
         size = int.from_bytes(content[at + 4 : at + 8], "little")
+        kind, head = content[at : at + 4], content[at + 8 : at + 18]
         # A plain image takes next to no data, and its run of most probable symbols may be zeros.
-        if content[at : at + 4] == b"VP8 " and 8 * size > _PLAIN * _vp8_pixels(content[at + 8 : at + 18]):
+        if kind in _WEBP_SIZES and 8 * size > _PLAIN * _WEBP_SIZES[kind](head):
             yield at + 8, at + 8 + size, 4 * _HOLE
         at += 8 + size + size % 2
 
@@ -49,6 +50,15 @@ def _vp8_pixels(frame: bytes) -> int:
     """Return width times height from the head of a key frame (RFC 6386 9.1)."""
     width, height = (int.from_bytes(frame[at : at + 2], "little") & 0x3FFF for at in (6, 8))
     return width * height
+
+
+def _vp8l_pixels(frame: bytes) -> int:
+    """Return width times height from the head of a lossless image."""
+    size = int.from_bytes(frame[1:5], "little")
+    return ((size & 0x3FFF) + 1) * ((size >> 14 & 0x3FFF) + 1)
+
+
+_WEBP_SIZES = {b"VP8 ": _vp8_pixels, b"VP8L": _vp8l_pixels}
 
 
 def _jpeg2000_regions(content: bytes) -> Iterator[_Region]:

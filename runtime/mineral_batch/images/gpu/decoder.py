@@ -109,7 +109,7 @@ class GpuDecoder:
         jpeg = inspect_jpeg(content)
         pixels = self._decode_on_gpu(jpeg) if isinstance(jpeg, GpuJpeg) else jpeg
         if not isinstance(pixels, str) and _may_be_incomplete(pixels):
-            pixels = "a plain lower edge, as damaged files have"
+            pixels = "a plain corner, as damaged files have"
         if isinstance(pixels, str) or isinstance(jpeg, str):
             self._count(f"on the CPU: {pixels}")
             with self._cpu_slots:
@@ -138,11 +138,12 @@ class GpuDecoder:
 
 
 def _may_be_incomplete(pixels: Pixels) -> bool:
-    """Return whether the last stored row is of one color, with which decoders fill what a damaged file lacks.
+    """Return whether the end of the last stored row is of one color, with which decoders fill what a file lacks.
 
-    GPU decoders do not report damage; the CPU's does.
+    GPU decoders do not report damage; the CPU's does. White and black are common backgrounds.
     """
-    return bool((pixels[-1] == pixels[-1, 0]).all())
+    end = pixels[-1, -max(1, pixels.shape[1] // 8) :]
+    return bool((end == end[0]).all()) and not (end[0] == 255).all() and not (end[0] == 0).all()
 
 
 def _transposed(pixels: Pixels, transpose: PILImage.Transpose | None) -> Pixels:
