@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mineral_batch.results.run import model_digest
+from mineral_batch.results.fingerprint import file_digest
 from mineral_batch.system import cpu_count
 
 _PACKAGES = (
@@ -113,4 +113,4 @@ def in_words(record: dict[str, Any]) -> list[str]:
 
 def model_facts(path: Path) -> dict[str, str]:
     """Name, size and hash of a model file."""
-    return {"model": f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {model_digest(path)[:16]}"}
+    return {"model": f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_digest(path)[:16]}"}

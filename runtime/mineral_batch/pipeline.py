@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import decode_image
 from mineral_batch.images.processes import PIECE, Answered, DecodeProcesses
 from mineral_batch.system import cpu_count
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from mineral_batch.engines.base import Backend
+    from mineral_batch.model.contract import ModelContract
     from mineral_batch.types import Source
 
     _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
@@ -260,12 +262,34 @@ def _batch(
         return list(images)  # type: ignore[arg-type]  # mypy does not narrow through all()
     with times.measure("engine"):
         probabilities = backend.infer(pixels[start : start + len(images)])
-    return [_result(image, row) for image, row in zip(images, probabilities, strict=True)]
+    contract = backend.contract
+    if probabilities.shape != (len(images), len(contract.labels)):
+        raise BackendError(
+            f"the model's output has the shape {probabilities.shape} for {len(images)} images and "
+            f"{len(contract.labels)} labels: it is not what its contract says"
+        )
+    is_valid = np.all((probabilities >= 0) & (probabilities <= 1), axis=1)  # False for NaN
+    return [
+        _result(image, row, contract) if valid or isinstance(image, Failure) else _invalid(image, row)
+        for image, row, valid in zip(images, probabilities, is_valid, strict=True)
+    ]
 
 
-def _result(image: Image | Failure, probabilities: Probabilities) -> Result:
+def _result(image: Image | Failure, probabilities: Probabilities, contract: ModelContract) -> Result:
     if isinstance(image, Failure):
         return image
-    if not np.isfinite(probabilities).all():
-        return Failure(image.path, "infer", "the model's answer is not a number")
-    return Prediction(image.path, probabilities.copy(), image.width, image.height, image.exif)
+    return Prediction(
+        image.path,
+        probabilities.copy(),
+        image.width,
+        image.height,
+        image.exif,
+        labels=contract.labels,
+        thresholds=contract.thresholds,
+    )
+
+
+def _invalid(image: Image, probabilities: Probabilities) -> Failure:
+    is_number = np.isfinite(probabilities).all()
+    reason = "outside 0 to 1, so not a probability" if is_number else "not a number"
+    return Failure(image.path, "infer", f"the model's output is {reason}")

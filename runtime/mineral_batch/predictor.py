@@ -134,33 +134,27 @@ class Predictor:
         return self._backend.identity
 
     @property
-    def decoder(self) -> Decoder:
-        """What decodes; with `auto` there is none before the first pictures are known.
-
-        Raises:
-            BackendError: if it is not chosen yet.
-        """
-        if self._decoder is None:
-            raise BackendError("the decoder is chosen when the first pictures are known: call choose_decoder first")
+    def decoder(self) -> Decoder | None:
+        """The decoder; with `decode="auto"` None until the first images are known (see `choose_decoder`)."""
         return self._decoder
 
     def choose_decoder(
         self, sources: Iterator[Source | Failure], earlier: str | None = None
-    ) -> Iterator[Source | Failure]:
-        """With `decode="auto"`, choose by the first of these sources, once; all of them are given back.
+    ) -> tuple[Decoder, Iterator[Source | Failure]]:
+        """Return the decoder and all of the sources; with `decode="auto"` the first of them decide, once.
 
         Args:
             sources: of the run.
             earlier: `version` of the decoder that an earlier part of the run was made with.
         """
-        if self._decoder is not None:
-            return sources
-        first, sources = peek(sources)
-        self._decoder, self.decoder_choice = choose_decoder(
-            first, self._decoding, earlier, self._backend, self.batch_size
-        )
-        _log.warning("%s", self.decoder_choice)
-        return sources
+        with self._starting:
+            if self._decoder is None:
+                first, sources = peek(sources)
+                self._decoder, self.decoder_choice = choose_decoder(
+                    first, self._decoding, earlier, self._backend, self.batch_size
+                )
+                _log.warning("%s", self.decoder_choice)
+            return self._decoder, sources
 
     def predict(
         self, inputs: Iterable[Input], *, with_exif: bool = False, times: StageTimes | None = None
@@ -184,23 +178,23 @@ class Predictor:
     def _predict(
         self, inputs: Iterable[Input], *, with_exif: bool, times: StageTimes | None
     ) -> Generator[Result, None, None]:
-        sources = self.choose_decoder(_sources(inputs))
+        decoder, sources = self.choose_decoder(_sources(inputs))
         results = pipeline.run(
             sources,
             self._backend,
             batch_size=self.batch_size,
-            decode=partial(self.decoder.decode, with_exif=with_exif),
-            decode_threads=self._decoding.threads or self.decoder.threads,
-            processes=self._decode_processes(),
+            decode=partial(decoder.decode, with_exif=with_exif),
+            decode_threads=self._decoding.threads or decoder.threads,
+            processes=self._decode_processes(decoder),
             with_exif=with_exif,
             times=times,
         )
         with closing(results):
             yield from results
 
-    def _decode_processes(self) -> DecodeProcesses | None:
+    def _decode_processes(self, decoder: Decoder) -> DecodeProcesses | None:
         """The decode processes, started when they are first needed; None where threads or a GPU decode."""
-        if self._process_count and self._processes is None and self.decoder.name == CPU:
+        if self._process_count and self._processes is None and decoder.name == CPU:
             with self._starting:
                 if self._processes is None:
                     self._processes = DecodeProcesses(

@@ -1,6 +1,6 @@
-"""`python -m mineral_train`, which is what `torchrun` starts."""
+"""`python -m mineral_train`: the command mineral-train."""
 
 from mineral_train.cli import main
 
-if __name__ == "__main__":  # processes that are spawned import this module too
-    main(prog_name="mineral-train")
+if __name__ == "__main__":
+    main(prog_name="python -m mineral_train")

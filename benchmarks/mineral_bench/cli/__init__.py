@@ -30,7 +30,11 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_BENCH"},
+)
 @click.version_option(package_name="mineral-batch")
 def main() -> None:
     """Measure on your machine, with your model and your photographs."""

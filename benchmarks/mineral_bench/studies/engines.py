@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.results.run import model_digest
+from mineral_batch.results.fingerprint import file_digest
 from mineral_bench import comparison
 from mineral_bench.comparison import Comparison, compare
 from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
@@ -67,7 +67,7 @@ class Engine:
     def describe(self) -> Entry:
         """What is measured."""
         form, file = self._artefact, find_artefact(self._artefact.name).weights
-        facts = self._batch, self._backend.workers, file.stat().st_size, model_digest(file)
+        facts = self._batch, self._backend.workers, file.stat().st_size, file_digest(file)
         return Entry(form.name, form.engine, form.precision, form.contract, *facts)
 
     def prepare(self, pixels: Pixels, pictures: int) -> None:

@@ -15,7 +15,11 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_EXPORT"},
+)
 @click.version_option(package_name="mineral-batch")
 def main() -> None:
     """Turn a trained checkpoint into a file that runs without PyTorch."""

@@ -1,4 +1,4 @@
-"""`mineral-batch check`: whether tables are whole and right."""
+"""`mineral-batch check`: checks the tables of a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _SHOWN = 20
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_context
 def check(ctx: click.Context, path: Path) -> None:
-    r"""Check PATH: a table that `predict` wrote, its run.json, or the whole folder.
+    """Check PATH: a table that `predict` wrote, its run.json, or the whole folder.
 
-    Prints one line per problem, and exits with 0 if there is none, else with 1.
+    Prints one line per problem. The exit code is 0 if there is none, else 1.
 
     \b
     predictions.csv      path, minerals, [width, height, captured, latitude,
                          longitude,] one probability per label
     predictions.parquet  the same; minerals is a list
-    predictions.jsonl    an object per picture: path, minerals, probabilities,
+    predictions.jsonl    an object per image: path, minerals, probabilities,
                          or path, failure {stage, reason}
     failures.csv         path, stage (read, decode, infer), reason
-    run.json             schema 1: what made the tables, and their counts
+    run.json             schema 1: how the tables were made, and their counts
 
-    Beside its run.json a table must have the labels and as many rows as that says, and `minerals` must be those at or
-    above the model's thresholds.
-    """
+    A table is compared with the run.json beside it: its labels, its number of rows, and that `minerals` lists the
+    labels at or above the model's thresholds.
+    """  # noqa: D301 - click's own mark, which a raw docstring would show
     problems = find_problems(path)
     shown = list(islice(problems, _SHOWN))
     for problem in shown:

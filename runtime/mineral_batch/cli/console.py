@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from contextlib import suppress
 from typing import Any
 
 import click
 
+from mineral_batch.cli.config import add_config_option
 from mineral_batch.errors import MineralError
 from mineral_batch.system import pip_install
 
-EXIT_SOME_PICTURES_FAILED = 3
+EXIT_SOME_IMAGES_FAILED = 3
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line. A full disk or a closed stream costs the line, never the run that it reports on."""
+    try:
+        click.echo(text, err=err)
+    except (OSError, ValueError):
+        # What is still buffered would fail again when the interpreter ends.
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
 
 class LazyGroup(click.Group):
@@ -34,7 +48,7 @@ class LazyGroup(click.Group):
             return None
         module, attribute = self._table[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return command if isinstance(command, click.Group) else add_config_option(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of sub-commands from the table alone."""

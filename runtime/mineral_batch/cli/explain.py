@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.errors import DataError
 from mineral_batch.images.discover import read_list
 from mineral_batch.model.starter import starter_path
@@ -89,7 +89,7 @@ def explain(
     if not result.images:
         raise DataError(f"none of {len(result.failures)} images could be read: see {output / 'failures.csv'}")
     if result.failures:
-        ctx.exit(EXIT_SOME_PICTURES_FAILED)
+        ctx.exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def _opening(explainer: Explainer) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _DELIMITERS = (",", ";", "\t")
 _LISTED = 8
+_NEEDS_QUOTES = re.compile(r'["\r\n]')
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,11 @@ def csv_line(cells: Iterable[object]) -> str:
     >>> csv_line(["a\rb", 1, None])
     '"a\rb","1",""'
     """
-    row = ["" if cell is None else cell for cell in cells]
-    has_return = any("\r" in cell for cell in row if isinstance(cell, str))
+    row = ["" if cell is None else str(cell) for cell in cells]
+    plain = ",".join(row)
+    if len(row) > 1 and plain.count(",") == len(row) - 1 and not _NEEDS_QUOTES.search(plain):
+        return plain
+    has_return = "\r" in plain
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(row)
     return line.getvalue()[:-1]

@@ -1,8 +1,8 @@
 """What a run has done so far, safe at every moment: a SQLite file in the output folder.
 
-Results are committed while the run goes on; the tables are written from here when it is complete, in the order of the
-files, so that a run which was killed and started again ends with the same bytes as one that was not. The journal stays
-beside the tables: the same command later does only what is new or changed.
+Results are committed while the run goes on; the tables are written from here when it is complete, in a fixed order, so
+that a run which was killed and started again ends with the same bytes as one that was not. The journal stays beside the
+tables: the same command later predicts only what is new or changed, and rows of other inputs stay until `prune`.
 """
 
 from __future__ import annotations
@@ -10,39 +10,54 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.types import ExifInfo, Failure, Prediction
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from types import TracebackType
-
-    from mineral_batch.types import Result, Source
+from mineral_batch.files import cannot_write
+from mineral_batch.types import ExifInfo, Failure, Prediction, Result, Source
 
 JOURNAL = "journal.sqlite"
 
 # How long results may wait for their commit: what a kill can cost.
 _SECONDS_BETWEEN_COMMITS = 1.0
+# Results that are written to SQLite at once.
+_ROWS_AT_ONCE = 256
+# Sources that are compared with earlier results at once: so many, or as many as have these bytes together, because the
+# members of a compressed archive are in memory.
+_SOURCES_AT_ONCE = 512
+_BYTES_AT_ONCE = 32 * 2**20
 
 # Of the tables below; kept in SQLite's own `user_version`, which is 0 in a new file.
-_SCHEMA_VERSION = 1
-# Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' answers.
+_SCHEMA_VERSION = 2
+# Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' results.
 _TABLES = {
     "fingerprint": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
     "listing": "position INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, "
     "modified INTEGER NOT NULL",
     "result": "name BLOB PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, probabilities BLOB, "
     "width INTEGER, height INTEGER, has_capture INTEGER NOT NULL, time TEXT, latitude REAL, longitude REAL, "
-    "stage TEXT, reason TEXT",
+    "stage TEXT, reason TEXT, checksum INTEGER",
 }
-# A result is this run's if the file is still what it was. A view of this connection only, kept in no file.
-_ANSWERED = "CREATE TEMP VIEW answered AS SELECT * FROM listing JOIN result USING (name, size, modified)"
+_IDENTITY = "name, size, modified"
+_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason"
+_COLUMNS = f"{_IDENTITY}, {_VALUES}, checksum"
+# Views of this connection only, kept in no file. A listed image's result counts if the file is still what it was.
+_VIEWS = (
+    f"CREATE TEMP VIEW answered AS SELECT position, {_COLUMNS} FROM listing JOIN result USING ({_IDENTITY})",  # noqa: S608
+    f"CREATE TEMP VIEW kept AS SELECT {_COLUMNS} FROM result "  # noqa: S608
+    "WHERE NOT EXISTS (SELECT 1 FROM listing WHERE listing.name = result.name)",
+)
+_DAMAGED = "the saved result is damaged: name this image again to predict it again"
+
+_Row = Sequence[Any]
 
 
 class Journal:
@@ -51,8 +66,11 @@ class Journal:
     Args:
         folder: of the output; made if absent.
         fingerprint: everything that changes results, as text. A journal made under another one is refused.
-        restart: forget what an earlier run did.
-        with_exif: results without when and where the picture was taken do not count as done.
+        restart: forget what earlier runs did.
+        with_exif: results without when and where the image was taken do not count as done.
+
+    Attributes:
+        damaged: saved results of this run's images whose checksum is wrong; the images are predicted again.
 
     Raises:
         DataError: if another run is writing there, the fingerprint differs, or the folder cannot be written.
@@ -68,11 +86,15 @@ class Journal:
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / JOURNAL
+        self.damaged = 0
         self._with_exif = with_exif
+        self._position = 0
+        self._in_flight: dict[str, tuple[int, int]] = {}
+        self._unwritten: list[_Row] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"cannot make the folder {folder}: {error.strerror}; choose another with -o") from None
+            raise cannot_write(self.folder, error, fix="choose another folder with -o") from None
         with self._explaining():
             # A process that was just killed may need a moment to let go of the file.
             self._db = sqlite3.connect(self.path, timeout=1, isolation_level=None)
@@ -84,7 +106,7 @@ class Journal:
             raise
 
     def _open(self, fingerprint: Mapping[str, str], restart: bool) -> None:
-        """Lock the file until it is closed, or this process ends however it ends; make or check what is in it."""
+        """Lock the file until it is closed, or this process ends however it ends; create or check what is in it."""
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
@@ -92,25 +114,35 @@ class Journal:
         self._db.execute("PRAGMA cache_size = -256")
         # One transaction: a kill in the middle leaves the file as it was, be it empty.
         self._db.execute("BEGIN EXCLUSIVE")
-        self._make_tables(restart)
+        self._create_tables(restart)
         self._check(fingerprint)
         self._db.execute("COMMIT")
-        self._db.execute(_ANSWERED)
+        for view in _VIEWS:
+            self._db.execute(view)
+        self._has_results = self._db.execute("SELECT EXISTS (SELECT 1 FROM result)").fetchone()[0] == 1
         self._begin()
 
-    def _make_tables(self, restart: bool) -> None:
+    def _create_tables(self, restart: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA_VERSION) and not restart:
+        if version not in (0, 1, _SCHEMA_VERSION) and not restart:
             raise DataError(
                 f"{self.path} was made by another release of mineral-batch (version {version} of its tables, this one "
-                f"reads {_SCHEMA_VERSION}): choose another folder with -o, or give --restart to forget what it holds"
+                f"reads {_SCHEMA_VERSION}): choose another folder with -o, or discard its results with --restart"
             )
         for table, columns in _TABLES.items():
             if restart:
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+        if version == 1 and not restart:
+            self._add_checksums()
         self._db.execute("DELETE FROM listing")
         self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _add_checksums(self) -> None:
+        """Bring the tables of version 1 up to date."""
+        self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
+        self._db.create_function("checksum_of", -1, lambda *row: _checksum(row), deterministic=True)
+        self._db.execute(f"UPDATE result SET checksum = checksum_of({_IDENTITY}, {_VALUES})")  # noqa: S608
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
         earlier = dict(self._db.execute("SELECT key, value FROM fingerprint"))
@@ -118,8 +150,8 @@ class Journal:
         if differing:
             changes = "; ".join(f"{key} was {earlier.get(key, 'unknown')}, is {fingerprint[key]}" for key in differing)
             raise DataError(
-                f"{self.folder} holds results made otherwise ({changes}): "
-                f"choose another folder with -o, or give --restart to forget them"
+                f"the results in {self.folder} were made differently ({changes}): "
+                f"choose another folder with -o, or discard them with --restart"
             )
         self._db.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?)", fingerprint.items())
 
@@ -130,94 +162,148 @@ class Journal:
     def unfinished(
         self, sources: Iterator[Source | Failure], reused: Callable[[None], object] = lambda _: None
     ) -> Iterator[Source | Failure]:
-        """Note the order of all sources and pass on, once each, those without a valid result.
+        """Note the order of all sources and yield, once each, those without a valid result.
 
         A result is valid while the file's size and time of change are what they were. What could not be read (as
-        against decoded) is tried again: a network folder may be back. `reused` is called for each valid one.
+        opposed to decoded) is tried again: a network folder may be back. `reused` is called for each valid one.
+
+        Sources are compared in chunks that grow while all of them have results, so that a run which has nothing to do
+        is quick, and one that has does not wait for a chunk to fill.
         """
-        for source in sources:
-            if isinstance(source, Failure):
-                if self._list(source.path, 0, 0):
-                    yield source
-            elif self._list(source.name, source.size, source.modified):
-                if self._has(source):
-                    reused(None)
-                else:
-                    yield source
+        size = 1
+        while chunk := _draw(sources, size):
+            unfinished, done = self._list(chunk)
+            for _ in range(done):
+                reused(None)
+            size = 1 if unfinished else min(2 * size, _SOURCES_AT_ONCE)
+            for source in unfinished:
+                name, *identity = _identity(source)
+                self._in_flight[name] = (identity[0], identity[1])
+                yield source
 
-    def _list(self, name: str, size: int, modified: int) -> bool:
-        """Note one source; False if it is in this run's list already."""
+    def _list(self, chunk: Sequence[Source | Failure]) -> tuple[list[Source | Failure], int]:
+        """Note sources; return those without a result, and how many have one. A name that is listed is left out."""
+        first = self._position
+        rows = []
+        for self._position, source in enumerate(chunk, first + 1):
+            name, size, modified = _identity(source)
+            rows.append((self._position, os.fsencode(name), size, modified))
         with self._explaining():
-            cursor = self._db.execute(
-                "INSERT OR IGNORE INTO listing (name, size, modified) VALUES (?, ?, ?)",
-                (os.fsencode(name), size, modified),
-            )
-        return cursor.rowcount == 1
-
-    def _has(self, source: Source) -> bool:
-        with self._explaining():
+            listed = self._db.executemany("INSERT OR IGNORE INTO listing VALUES (?, ?, ?, ?)", rows).rowcount
+            if listed == len(rows) and not self._has_results:
+                return list(chunk), 0
             known = self._db.execute(
-                "SELECT 1 FROM result WHERE name = ? AND size = ? AND modified = ? AND stage IS NOT 'read' "
-                "AND (has_capture >= ? OR stage IS NOT NULL)",
-                (os.fsencode(source.name), source.size, source.modified, self._with_exif),
-            )
-            return known.fetchone() is not None
+                f"SELECT position, result.{_COLUMNS.replace(', ', ', result.')} FROM listing "  # noqa: S608
+                "LEFT JOIN result USING (name, size, modified) WHERE position > ? ORDER BY position",
+                (first,),
+            ).fetchall()
+        unfinished = [chunk[position - first - 1] for position, *row in known if not self._is_done(row)]
+        return unfinished, len(known) - len(unfinished)
+
+    def _is_done(self, row: _Row) -> bool:
+        if row[0] is None:
+            return False
+        if not _is_intact(row):
+            self.damaged += 1
+            return False
+        has_exif, stage = row[6], row[10]
+        return stage != "read" and (stage is not None or has_exif >= self._with_exif)
 
     def add(self, result: Result) -> None:
-        """Keep the result of a listed source; committed within a second.
+        """Save the result of a listed source; committed within a second.
 
         Raises:
             DataError: if the disk is full or gone; everything committed before is safe.
         """
+        identity = self._in_flight.pop(result.path, None)
+        if identity is None:
+            identity = self._listed_identity(result.path)
+        row = (os.fsencode(result.path), *identity, *_values(result))
+        self._unwritten.append((*row, _checksum(row)))
+        if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
+            self.commit()
+        elif len(self._unwritten) >= _ROWS_AT_ONCE:
+            self._write()
+
+    def _listed_identity(self, name: str) -> tuple[int, int]:
         with self._explaining():
-            self._db.execute(
-                "INSERT OR REPLACE INTO result SELECT name, size, modified, ?, ?, ?, ?, ?, ?, ?, ?, ? "
-                "FROM listing WHERE name = ?",
-                (*_columns(result), os.fsencode(result.path)),
-            )
-            if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
-                self.commit()
+            found = self._db.execute("SELECT size, modified FROM listing WHERE name = ?", (os.fsencode(name),))
+            size, modified = found.fetchone()
+        return size, modified
+
+    def _write(self) -> None:
+        with self._explaining():
+            places = ", ".join("?" * (_COLUMNS.count(",") + 1))
+            self._db.executemany(f"INSERT OR REPLACE INTO result ({_COLUMNS}) VALUES ({places})", self._unwritten)  # noqa: S608
+            self._unwritten.clear()
 
     def commit(self) -> None:
         """Make everything added so far survive a kill."""
+        self._write()
         with self._explaining():
             self._db.execute("COMMIT")
             self._begin()
 
     def note(self, key: str, value: str) -> None:
-        """Keep a fact about the results that no later run is refused for; it stays until a `restart`."""
+        """Save a fact about the results that no later run is refused for; it stays until a `restart`."""
         with self._explaining():
             self._db.execute("INSERT OR REPLACE INTO fingerprint VALUES (?, ?)", (key, value))
 
     def facts(self) -> dict[str, str]:
-        """The fingerprint, and what was noted beside it by this run or an earlier one."""
+        """Return the fingerprint, and what was noted beside it by this run or an earlier one."""
         with self._explaining():
             return dict(self._db.execute("SELECT key, value FROM fingerprint"))
 
     def counts(self) -> tuple[int, int]:
-        """How many listed sources have a prediction, and how many a failure."""
+        """Return how many listed sources have a prediction, and how many a failure."""
+        return self._counts("answered")
+
+    def kept(self) -> int:
+        """Return how many results are of images that this run has not listed."""
+        return sum(self._counts("kept"))
+
+    def _counts(self, view: str) -> tuple[int, int]:
+        self._write()
         with self._explaining():
-            counts = self._db.execute("SELECT count(probabilities), count(stage) FROM answered")
+            counts = self._db.execute(f"SELECT count(probabilities), count(stage) FROM {view}")  # noqa: S608
             predicted, failed = counts.fetchone()
         return predicted, failed
 
-    def failures(self) -> dict[str, int]:
-        """How many listed sources failed, by stage."""
-        with self._explaining():
-            stages = self._db.execute("SELECT stage, count(*) FROM answered GROUP BY stage ORDER BY stage")
-            return {stage: count for stage, count in stages if stage is not None}
+    def has_prediction(self, name: str) -> bool:
+        """Return whether an image has a prediction, by an earlier run or this one."""
+        return self._exists("name = ? AND stage IS NULL", os.fsencode(name))
 
-    def results(self) -> Iterator[Result]:
-        """The results of all listed sources that have one, in the order of the list."""
+    def has_results_below(self, root: str) -> bool:
+        """Return whether there is a result of an image in this folder or archive."""
+        below = os.fsencode(root).rstrip(b"/") + b"/"
+        return self._exists("name >= ? AND name < ?", below, below[:-1] + b"0")  # "0" is the character after "/"
+
+    def _exists(self, condition: str, *values: bytes) -> bool:
         with self._explaining():
-            rows = self._db.execute(
-                "SELECT name, probabilities, width, height, has_capture, time, latitude, longitude, stage, reason "
-                "FROM answered ORDER BY position"
-            )
-            yield from map(_result, rows)
+            found = self._db.execute(f"SELECT EXISTS (SELECT 1 FROM result WHERE {condition})", values)  # noqa: S608
+            return bool(found.fetchone()[0])
+
+    def prune(self) -> int:
+        """Remove the results of images that this run has not listed; return how many."""
+        with self._explaining():
+            return self._db.execute("DELETE FROM result WHERE name IN (SELECT name FROM kept)").rowcount
+
+    def results(self, *, kept: bool = True) -> Iterator[Result]:
+        """Yield the results of other inputs of earlier runs by name, then those of all listed sources in their order.
+
+        Args:
+            kept: False leaves out those of earlier runs.
+        """
+        self._write()
+        with self._explaining():
+            if kept:
+                yield from map(_result, self._db.execute(f"SELECT {_COLUMNS} FROM kept ORDER BY name"))  # noqa: S608
+            yield from map(_result, self._db.execute(f"SELECT {_COLUMNS} FROM answered ORDER BY position"))  # noqa: S608
 
     def close(self) -> None:
         """Commit and let go of the file. Never raises: it also runs while an error is on its way."""
+        with suppress(sqlite3.Error, DataError):
+            self._write()
         with suppress(sqlite3.Error):
             self._db.execute("COMMIT")
         self._db.close()
@@ -232,7 +318,7 @@ class Journal:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """SQLite's errors inside the block, as one line for the user."""
+        """Turn SQLite's errors inside the block into one line for the user."""
         try:
             yield
         except sqlite3.Error as error:
@@ -247,13 +333,13 @@ class Journal:
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return DataError(f"cannot write {self.path} ({error}): choose another folder with -o")
         return DataError(
-            f"cannot write {self.path} ({error}); what was done before is safe: "
-            f"make room and start the same command again"
+            f"cannot write {self.path} ({error}); the results so far are saved: "
+            f"free some space and rerun the same command"
         )
 
 
 def made_with(folder: str | Path) -> dict[str, str]:
-    """The fingerprint of the results in an output folder; empty if there are none, or they cannot be read now."""
+    """Return the fingerprint of the results in an output folder; empty if there are none, or they cannot be read."""
     path = Path(folder) / JOURNAL
     if not path.is_file():
         return {}
@@ -262,19 +348,54 @@ def made_with(folder: str | Path) -> dict[str, str]:
     return {}
 
 
-def _columns(result: Result) -> tuple[object, ...]:
-    """The columns of `result` behind the first three."""
+def _draw(sources: Iterator[Source | Failure], count: int) -> list[Source | Failure]:
+    chunk, size = [], 0
+    for source in islice(sources, count):
+        chunk.append(source)
+        size += 0 if isinstance(source, Failure) else source.size
+        if size >= _BYTES_AT_ONCE:
+            break
+    return chunk
+
+
+def _identity(source: Source | Failure) -> tuple[str, int, int]:
+    """Name, size, time of change."""
+    if isinstance(source, Failure):
+        return source.path, 0, 0
+    return source.name, source.size, _signed(source.modified)
+
+
+def _signed(value: int) -> int:
+    """The number as SQLite holds it, in 64 bits: a file may say that it is of the year 2400."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _values(result: Result) -> tuple[Any, ...]:
+    """The columns of `result` behind the first three, as SQLite gives them back."""
     if isinstance(result, Failure):
-        return None, None, None, 0, None, None, None, result.stage, result.reason
+        reason = result.reason.encode("utf-8", "backslashreplace").decode()
+        return None, None, None, 0, None, None, None, result.stage, reason
     probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
-    taken = result.exif or ExifInfo()
-    place = (taken.time, taken.latitude, taken.longitude)
-    return probabilities, result.width, result.height, result.exif is not None, *place, None, None
+    exif = result.exif or ExifInfo()
+    place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
+    return probabilities, result.width, result.height, int(result.exif is not None), exif.time, *place, None, None
 
 
-def _result(row: tuple[Any, ...]) -> Result:
-    name, probabilities, width, height, has_capture, time_, latitude, longitude, stage, reason = row
+def _checksum(row: _Row) -> int:
+    """CRC-32 of all columns of `result` but the last."""
+    name, size, modified, probabilities, *rest = row
+    return zlib.crc32(repr((size, modified, *rest)).encode(), zlib.crc32(probabilities or b"", zlib.crc32(name)))
+
+
+def _is_intact(row: _Row) -> bool:
+    return bool(row[-1] == _checksum(row[:-1]))
+
+
+def _result(row: _Row) -> Result:
+    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, _ = row
+    if not _is_intact(row):
+        return Failure(os.fsdecode(name), "read", _DAMAGED)
     if probabilities is None:
         return Failure(os.fsdecode(name), stage, reason)
-    exif = ExifInfo(time_, latitude, longitude) if has_capture else None
+    exif = ExifInfo(time_, latitude, longitude) if has_exif else None
     return Prediction(os.fsdecode(name), np.frombuffer(probabilities, "<f4"), width, height, exif)

@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter
+from mineral_batch.results.rows import TableRow
 from mineral_batch.results.schema import format_number
-from mineral_batch.types import Failure, Result
+from mineral_batch.types import Failure
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 
@@ -28,12 +29,12 @@ class PerImageCsv:
         self._folder = folder
         self._contract = contract
 
-    def write(self, result: Result) -> None:
+    def write(self, row: TableRow | Failure) -> None:
         """Write one image's file; a failure has none."""
-        if isinstance(result, Failure):
+        if isinstance(row, Failure):
             return
-        values = zip(self._contract.labels, result.probabilities.tolist(), self._contract.thresholds, strict=True)
-        with self._create(result.path) as file:
+        values = zip(self._contract.labels, row.values, self._contract.thresholds, strict=True)
+        with self._create(row.result.path) as file:
             table = CsvWriter(file, ["mineral", "probability", "present"])
             for label, value, threshold in values:
                 table.write([label, format_number(value), int(value >= threshold)])

@@ -1,67 +1,84 @@
-"""A run into an output folder: resumable, one at a time, and with a certificate of what was done."""
+"""A run into an output folder: resumable, one at a time, with a manifest of what was done.
+
+Rows of an earlier run never leave the tables on their own: a run with other inputs adds its rows to those that are
+there, and an image that is no longer found keeps its row until a run with `prune`.
+"""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import platform
-import sys
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import PIL
-
-from mineral_batch.errors import ContractError, DataError, MineralError
-from mineral_batch.files import atomic_file
-from mineral_batch.images.archives import is_archive
-from mineral_batch.images.discover import find_sources
-from mineral_batch.model.onnx_file import graph_digest
+from mineral_batch.errors import DataError, MineralError
+from mineral_batch.images.decoder import Decoder
+from mineral_batch.images.names import formula_safe
 from mineral_batch.pipeline import StageTimes
+from mineral_batch.predictor import Predictor
+from mineral_batch.results.csv import listed
+from mineral_batch.results.fingerprint import DECODER, ENGINE_LATER, fingerprint
+from mineral_batch.results.inputs import InputRoots, Inputs, check_inputs
 from mineral_batch.results.journal import Journal, made_with
-from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION
+from mineral_batch.results.manifest import (
+    describe_engine,
+    describe_model,
+    describe_software,
+    refuse_edited_tables,
+    timestamp,
+    write_manifest,
+)
+from mineral_batch.results.rows import TableCounts
+from mineral_batch.results.schema import FAILURES, SCHEMA_VERSION
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
-from mineral_batch.types import Failure
+from mineral_batch.system import peak_memory_mib
+from mineral_batch.types import Failure, Result, Source
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from mineral_batch.model.contract import ModelContract
-    from mineral_batch.predictor import Predictor
-    from mineral_batch.types import Result, Source
-
-# Of the inputs named, so many are told in the certificate.
-_INPUTS_TOLD = 100
-# What the fingerprint calls it.
-_DECODER = "decoder"
-# Noted beside it: what else the engine was for some of the results. A GPU short of memory takes smaller batches.
-_ENGINE_LATER = "engine later"
+# Of the inputs named, so many are in the manifest.
+_INPUTS_IN_MANIFEST = 100
 _NEXT = "; "
 
 
 @dataclass(frozen=True)
-class Report:
+class RunSummary:
     """What a run did.
 
     Attributes:
-        predicted: pictures with a prediction, earlier runs' included.
-        failed: pictures without.
-        reused: of both, how many an earlier run had done.
+        predicted: rows of predictions.csv, those of earlier runs included.
+        failed: rows of failures.csv, likewise.
+        new: images that this run predicted or failed to predict.
+        kept: of the rows, how many are of images that are not among this run's inputs.
+        damaged: saved results that were damaged on disk, and predicted again.
         seconds: of this run, without opening the model.
-        complete: False if it was stopped; the tables are then as they were.
+        complete: False if it was stopped; the tables are then as they were, and the numbers are of what is saved.
+        counts: of the rows that were written; None if it was stopped.
+        warnings: a line for each thing that the user should know.
     """
 
     predicted: int
     failed: int
-    reused: int
+    new: int
+    kept: int
+    damaged: int
     seconds: float
     complete: bool
+    counts: TableCounts | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def reused(self) -> int:
+        """Images among this run's inputs that an earlier run had done."""
+        return self.predicted + self.failed - self.new - self.kept
+
+    @property
+    def is_model_at_fault(self) -> bool:
+        """Whether the images could be read, but the model's output was never a probability."""
+        counts = self.counts
+        return counts is not None and not counts.predicted and 0 < counts.failed == counts.failures["infer"]
 
 
 def run(
@@ -71,62 +88,107 @@ def run(
     tables: Tables = CSV_ONLY,
     *,
     restart: bool = False,
+    prune: bool = False,
+    options: Mapping[str, Any] | None = None,
     seen: Callable[[Result | None], object] = lambda result: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Report:
+) -> RunSummary:
     """Predict everything under `inputs` and write the tables, doing only what earlier runs into `folder` did not.
 
     Stopped at any moment, even by a kill, and started again, it ends with the same tables as one that was not.
 
     Args:
         predictor: the open model.
-        inputs: see `mineral_batch.images.discover.find_sources`.
-        folder: where the tables come; made if absent.
+        inputs: see `mineral_batch.images.discover.find_sources`; one that does not exist is a row of failures.csv.
+        folder: where the tables go; made if absent.
         tables: which ones; those that an earlier run left are brought up to date, too.
-        restart: do everything again, whatever an earlier run did.
-        seen: called with each new result, and with None for each source that an earlier run had done.
-        stop: asked before each source; once it says True the batches in flight are finished and the run ends.
+        restart: do everything again and forget the rows of earlier runs.
+        prune: remove the rows of images that are not among these inputs.
+        options: of the command, for run.json.
+        seen: called with each new result, and with None for each image that an earlier run had done.
+        stop: called before each image; once it returns True the batches in flight are finished and the run ends.
 
     Raises:
-        DataError: if there is nothing to do, another run is writing there, an input has vanished, the disk is full, or
-            an earlier run was made with another model or other options.
-        BackendError: if the engine fails. What was predicted before either is kept.
+        DataError: if there is nothing to do, another run is writing there, an input has vanished, a table was edited,
+            the disk is full, or an earlier run was made with another model or other options.
+        BackendError: if the engine fails. What was predicted before is saved.
     """
-    tables = tables.including(folder)
-    require(tables)
-    sources = _not_empty(find_sources(inputs), inputs)
-    # Before the fingerprint, which names the decoder; a run that goes on keeps the one that it began with.
-    sources = predictor.choose_decoder(sources, None if restart else made_with(folder).get(_DECODER))
-    attempt = _Attempt(predictor, inputs, folder, tables)
-    identity = fingerprint(predictor)
+    given, tables = check_run(inputs, folder, tables)
+    # The decoder is part of the fingerprint; a run that goes on keeps the one that it began with.
+    earlier = None if restart else made_with(folder).get(DECODER)
+    decoder, sources = predictor.choose_decoder(given.sources(), earlier)
+    attempt = _Attempt(predictor, decoder, given, folder, tables)
+    identity = fingerprint(predictor, decoder)
     with Journal(folder, identity, restart=restart, with_exif=tables.needs_exif) as journal:
+        _refuse_vanished(given, journal)
         try:
-            complete = attempt.predict(journal, sources, seen, stop)
+            complete = attempt.predict(journal, _not_kept(sources, given, journal), seen, stop)
         except MineralError:
             with suppress(MineralError):
-                attempt.leave_partial(journal)
+                attempt.write_partial(journal)
             raise
-        report = attempt.report(journal, complete)
-        if complete:
-            write_tables(folder, journal.results(), predictor.contract, tables)
-            attempt.certify(report, journal.facts(), journal.failures())
-        else:
-            attempt.leave_partial(journal)
-    return report
+        if not complete:
+            attempt.write_partial(journal)
+            return attempt.summary(journal)
+        if prune:
+            journal.prune()
+        refuse_edited_tables(folder)
+        counts = write_tables(folder, journal.results(), predictor.contract, tables)
+        summary = replace(
+            attempt.summary(journal),
+            complete=True,
+            counts=counts,
+            predicted=counts.predicted,
+            failed=counts.failed,
+            kept=journal.kept(),
+        )
+        write_manifest(folder, attempt.record(summary, counts, journal.facts(), options or {}))
+    return summary
+
+
+def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tuple[Inputs, Tables]:
+    """Find before a model is opened what would stop a run; return the inputs, and the tables to write.
+
+    Raises:
+        DataError: as `run` does.
+    """
+    given, tables = check_inputs(inputs), tables.including(folder)
+    require(tables)
+    refuse_edited_tables(folder)
+    return given, tables
+
+
+def _refuse_vanished(inputs: Inputs, journal: Journal) -> None:
+    """An input that an earlier run had images from, and that now gives none, is most likely not mounted."""
+    vanished = [name for name in (*inputs.empty, *inputs.missing) if journal.has_results_below(formula_safe(name))]
+    if vanished:
+        raise DataError(
+            f"no images in {listed(vanished)} now, but an earlier run into {journal.folder} had some from there: "
+            f"bring it back, or leave it out of the command (its rows stay in the tables)"
+        )
+
+
+def _not_kept(sources: Iterator[Source | Failure], inputs: Inputs, journal: Journal) -> Iterator[Source | Failure]:
+    """The sources without the missing files whose rows an earlier run wrote: those rows stay."""
+    missing = len(inputs.missing)
+    for index, source in enumerate(sources):
+        if index >= missing or not isinstance(source, Failure) or not journal.has_prediction(source.path):
+            yield source
 
 
 class _Attempt:
-    """One run, from its first source to its certificate."""
+    """One run, from its first image to its manifest."""
 
-    def __init__(self, predictor: Predictor, inputs: Sequence[str | Path], folder: Path, tables: Tables) -> None:
+    def __init__(self, predictor: Predictor, decoder: Decoder, inputs: Inputs, folder: Path, tables: Tables) -> None:
         self._predictor = predictor
+        self._decoder = decoder
         self._inputs = inputs
         self._folder = folder
         self._tables = tables
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
         self._times = StageTimes()
-        self._decoded_before = dict(predictor.decoder.counts)
+        self._decoded_before = dict(decoder.counts)
         self._engine_version = predictor.engine_identity
         self._done = 0
 
@@ -137,8 +199,8 @@ class _Attempt:
         seen: Callable[[Result | None], object],
         stop: Callable[[], bool],
     ) -> bool:
-        """Predict what the journal lacks; False if it was stopped."""
-        roots, wanted = _Roots(self._inputs), _Stoppable(sources, stop)
+        """Predict what the journal lacks; return False if it was stopped."""
+        roots, wanted = InputRoots(self._inputs.existing), _Stoppable(sources, stop)
         results = self._predictor.predict(
             journal.unfinished(iter(wanted), seen), with_exif=self._tables.needs_exif, times=self._times
         )
@@ -156,214 +218,92 @@ class _Attempt:
         return not wanted.stopped
 
     def _note_engine(self, journal: Journal) -> None:
-        """Before the first answers of a batch whose engine is not the fingerprint's, so that a kill cannot lose it."""
+        """Before the first results of a batch whose engine is not the fingerprint's, so that a kill cannot lose it."""
         version = self._predictor.engine_version
         if version != self._engine_version:
             self._engine_version = version
-            noted = journal.facts().get(_ENGINE_LATER)
+            noted = journal.facts().get(ENGINE_LATER)
             known = noted.split(_NEXT) if noted else []
-            told = f"{self._predictor.backend}, {version}"
-            if told not in known:
-                journal.note(_ENGINE_LATER, _NEXT.join([*known, told]))
+            engine = f"{self._predictor.backend}, {version}"
+            if engine not in known:
+                journal.note(ENGINE_LATER, _NEXT.join([*known, engine]))
 
-    def report(self, journal: Journal, complete: bool) -> Report:
+    def summary(self, journal: Journal) -> RunSummary:
+        """Return what was done so far; without the tables' own counts."""
         predicted, failed = journal.counts()
-        reused = predicted + failed - self._done
-        return Report(predicted, failed, reused, time.monotonic() - self._clock, complete)
+        return RunSummary(
+            predicted=predicted,
+            failed=failed,
+            new=self._done,
+            kept=0,
+            damaged=journal.damaged,
+            seconds=time.monotonic() - self._clock,
+            complete=False,
+            warnings=tuple(self._inputs.warnings()),
+        )
 
-    def leave_partial(self, journal: Journal) -> None:
-        """Let the user see what there is, if there is anything."""
+    def write_partial(self, journal: Journal) -> None:
+        """Write the table of what there is so far, if there is anything."""
         if journal.counts()[0]:
-            write_partial(self._folder, journal.results(), self._predictor.contract, self._tables)
+            write_partial(self._folder, journal.results(kept=False), self._predictor.contract, self._tables)
 
-    def certify(self, report: Report, identity: dict[str, str], failures: dict[str, int]) -> None:
-        """Write run.json: with what, on what and how fast the tables beside it were made.
-
-        Raises:
-            DataError: if the disk is full or gone.
-        """
-        certificate = {
+    def record(
+        self, summary: RunSummary, counts: TableCounts, identity: Mapping[str, str], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what run.json says of this run."""
+        return {
             "schema": SCHEMA_VERSION,
-            "started": self._started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "inputs": [str(given) for given in self._inputs[:_INPUTS_TOLD]],
-            "inputs_named": len(self._inputs),
-            "tables": [*self._tables.files, *([FAILURES] if report.failed else [])],
+            "started": timestamp(self._started),
+            "finished": timestamp(),
+            "inputs": list(self._inputs.named[:_INPUTS_IN_MANIFEST]),
+            "inputs_named": len(self._inputs.named),
+            "inputs_missing": len(self._inputs.missing),
+            "inputs_without_images": list(self._inputs.empty[:_INPUTS_IN_MANIFEST]),
+            "options": dict(options),
+            "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],
             "columns": list(self._tables.columns),
-            "model": _model(self._predictor.model, self._predictor.contract),
-            "fingerprint": identity,
-            "engine": _engine(self._predictor),
-            "decoder": _decoder(self._predictor, self._decoded_before),
+            "model": describe_model(self._predictor.model, self._predictor.contract),
+            "fingerprint": dict(identity),
+            "engine": describe_engine(self._predictor),
+            "decoder": self._decoding(),
             "pictures": {
-                "predicted": report.predicted,
-                "failed": report.failed,
-                "failed_by_stage": failures,
-                "from_earlier_runs": report.reused,
+                "predicted": counts.predicted,
+                "failed": counts.failed,
+                "failed_by_stage": dict(sorted(counts.failures.items())),
+                "from_earlier_runs": summary.reused,
+                "of_other_inputs": summary.kept,
+                "damaged_results_predicted_again": summary.damaged,
             },
-            "seconds": round(report.seconds, 3),
-            "pictures_per_second": round(self._done / report.seconds, 2) if self._done else None,
+            "seconds": round(summary.seconds, 3),
+            "pictures_per_second": round(self._done / summary.seconds, 2) if self._done else None,
             "stage_seconds": self._times.rounded(),
-            "peak_memory_mib": _peak_memory(),
-            "versions": _versions(),
+            "peak_memory_mib": None if (peak := peak_memory_mib()) is None else round(peak, 1),
+            "versions": describe_software(),
             "machine": {"system": platform.platform(), "processor": platform.machine()},
         }
-        try:
-            with atomic_file(self._folder / RUN_MANIFEST) as file:
-                file.write(json.dumps(certificate, indent=2).encode("ascii") + b"\n")
-        except OSError as error:
-            raise DataError(
-                f"cannot write {self._folder / RUN_MANIFEST}: {error.strerror or error}; the tables are complete: "
-                f"make room and start the same command again"
-            ) from None
 
-
-def _not_empty(sources: Iterator[Source | Failure], inputs: Sequence[str | Path]) -> Iterator[Source | Failure]:
-    """The same sources, once it is known that there is one: a mistyped name must not leave a folder behind."""
-    first = next(sources, None)
-    if first is None:
-        raise DataError(f"no photographs under {', '.join(map(str, inputs))}: no file has the suffix of a picture")
-
-    def again() -> Iterator[Source | Failure]:
-        yield first
-        yield from sources
-
-    return again()
+    def _decoding(self) -> dict[str, Any]:
+        """`pictures` says where those of this run were decoded, and why not on the GPU, where there is a choice."""
+        counts = self._decoder.counts
+        return {
+            "name": self._decoder.name,
+            "version": self._decoder.version,
+            "chosen": self._predictor.decoder_choice,
+            "pictures": {where: counts[where] - self._decoded_before.get(where, 0) for where in sorted(counts)},
+        }
 
 
 class _Stoppable:
-    """Sources, until a stop is asked for."""
+    """Sources until `stop` returns True."""
 
-    def __init__(self, sources: Iterable[Source | Failure], is_asked: Callable[[], bool]) -> None:
+    def __init__(self, sources: Iterable[Source | Failure], stop: Callable[[], bool]) -> None:
         self.stopped = False
         self._sources = sources
-        self._is_asked = is_asked
+        self._stop = stop
 
     def __iter__(self) -> Iterator[Source | Failure]:
         for source in self._sources:
-            if self._is_asked():
+            if self._stop():
                 self.stopped = True
                 return
             yield source
-
-
-class _Roots:
-    """The folders and archives that a run reads from, to tell a file that cannot be read from a drive that is gone."""
-
-    def __init__(self, inputs: Iterable[str | Path]) -> None:
-        self._devices: dict[str, int] = {}
-        for given in inputs:
-            root = _root(Path(given))
-            with suppress(OSError):
-                self._devices.setdefault(str(root), root.stat().st_dev)
-
-    def require(self, failure: Failure, journal: Path) -> None:
-        """Raises `DataError` if the file could not be read because what it lies in has vanished."""
-        path = Path(failure.path)
-        for root in (path, *path.parents):
-            device = self._devices.get(str(root))
-            if device is not None and not _is_on(root, device):
-                raise DataError(
-                    f"{root} is no longer there; what was predicted is safe in {journal}: "
-                    f"bring it back and start the same command again"
-                )
-
-
-def _root(given: Path) -> Path:
-    """The folder or archive behind something named on the command line: for a file or a glob what it lies in."""
-    while glob.has_magic(str(given)) and not given.exists():
-        given = given.parent
-    return given if is_archive(given.name) or given.is_dir() else given.parent
-
-
-def _is_on(root: Path, device: int) -> bool:
-    """False where a drive was taken out, also where its empty mount point has stayed."""
-    try:
-        return root.stat().st_dev == device
-    except OSError:
-        return False
-
-
-def fingerprint(predictor: Predictor) -> dict[str, str]:
-    """Everything that changes a probability: results made under different ones are not mixed.
-
-    Thresholds are not in it: they decide what the column `minerals` says, which is written anew from the journal.
-    """
-    contract = predictor.contract
-    described = json.dumps([contract.labels, vars(contract.input)])
-    return {
-        "model": _graph(predictor.model)[:16],
-        "labels and input": hashlib.sha256(described.encode()).hexdigest()[:16],
-        "engine": f"{predictor.backend}, {predictor.engine_identity}",
-        _DECODER: predictor.decoder.version,
-    }
-
-
-def _graph(model: Path) -> str:
-    """The digest of what a model computes; of the whole file where that is no ONNX."""
-    try:
-        return graph_digest(model)
-    except ContractError:
-        return model_digest(model)
-
-
-def model_digest(path: Path) -> str:
-    """SHA-256 of a model file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _model(path: Path, contract: ModelContract) -> dict[str, Any]:
-    return {
-        "name": contract.name,
-        "file": str(path),
-        "sha256": model_digest(path),
-        "labels": list(contract.labels),
-        "thresholds": list(contract.thresholds),
-    }
-
-
-def _engine(predictor: Predictor) -> dict[str, Any]:
-    return {
-        "backend": predictor.backend,
-        "device": predictor.device,
-        "version": predictor.engine_version,
-        "batch_size": predictor.batch_size,
-        "passed_over": dict(predictor.skipped),
-    }
-
-
-def _decoder(predictor: Predictor, before: Mapping[str, int]) -> dict[str, Any]:
-    """`pictures` says where those of this run were decoded, and why not on the GPU, where there is a choice."""
-    counts = predictor.decoder.counts
-    return {
-        "name": predictor.decoder.name,
-        "version": predictor.decoder.version,
-        "chosen": predictor.decoder_choice,
-        "pictures": {where: counts[where] - before.get(where, 0) for where in sorted(counts)},
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "mineral-batch": _version("mineral-batch"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def _version(*distributions: str) -> str:
-    for name in distributions:
-        with suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return "unknown"
-
-
-def _peak_memory() -> float | None:
-    """The most that this process has held, MiB; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -16,7 +16,7 @@ from mineral_batch import BackendError, ContractError, InputSpec, ModelContract,
 from mineral_batch.engines import openvino as engine
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.model.onnx_file import write_contract
-from mineral_batch.results import run as runs
+from mineral_batch.results.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +108,8 @@ def test_a_run_says_what_it_computed_in_and_is_not_mixed_with_another(model_path
     for precision in ("auto", "float32"):
         with Predictor(model_path, backend="openvino", precision=precision) as predictor:
             assert all(isinstance(result, Prediction) for result in predictor.predict([album]))
-            prints.append(runs.fingerprint(predictor)["engine"])
+            assert predictor.decoder is not None
+            prints.append(fingerprint(predictor, predictor.decoder)["engine"])
             assert predictor.device.removeprefix("CPU, ") in prints[-1]
     assert prints[1].endswith("float32")
 

@@ -7,13 +7,16 @@ from mineral_batch.cli.console import LazyGroup
 _COMMANDS = {
     "fit": ("mineral_train.cli.fit:fit", "Train a model on a manifest; resumes where it stopped."),
     "data": ("mineral_train.cli.data:data", "Make a manifest from folders or a CSV: check, merge, split."),
-    "calibrate": ("mineral_train.cli.calibrate:calibrate", "Make a model's probabilities mean what they say."),
     "synth": ("mineral_train.cli.synth:synth", "Generate labelled synthetic specimen images."),
     "tables": ("mineral_train.cli.tables:tables", "Train and print the paper's Tables 3, 4 and 5."),
 }
 
 
-@click.group(cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_TRAIN"},
+)
 @click.version_option(package_name="mineral-batch")
 def main() -> None:
     """Train a multi-label mineral classifier on your own photographs."""

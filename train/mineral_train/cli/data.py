@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data import census
@@ -97,7 +97,7 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     if labels != MINERALS:
         click.echo(f"train with: mineral-train fit {output} --labels {_labels_file(output)}")
     if prepared.rejected:
-        context.exit(EXIT_SOME_PICTURES_FAILED)
+        context.exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def _label_set(source: Path, label_set: str | None) -> tuple[str, ...]:

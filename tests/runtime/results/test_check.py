@@ -70,7 +70,7 @@ DAMAGE = {
     "no number": (r",0\.9\b", ",nan", "line 2: no probability from 0 to 1 for gold"),
     "a missing field": (r",0\.9\b", "", "line 2: 9 fields instead of 10"),
     "a missing row": (r"1\.jpg.*\n", "", "2 predictions, run.json says 3"),
-    "a row twice": (r"(1\.jpg.*\n)", r"\1\1", "line 4: '1.jpg' comes twice"),
+    "a row twice": (r"(1\.jpg.*\n)", r"\1\1", "line 4: duplicate path '1.jpg'"),
     "no path": (r"1\.jpg", "", "line 3: no path"),
     "an unknown mineral": (r"gold;agate", "gold;ruby", "line 2: minerals 'gold;ruby' are not distinct labels"),
     "a mineral twice": (r"gold;agate", "gold;gold", "line 2: minerals 'gold;gold' are not distinct labels"),
@@ -79,15 +79,19 @@ DAMAGE = {
     "one too many": (r"1\.jpg,,", "1.jpg,gold,", "line 3: gold is listed at 0.1, its threshold is 0.5"),
     "a width of 0": (r"640", "0", "line 2: width '0' is out of range"),
     "a latitude beyond the pole": (r"-12\.51", "-91", "line 2: latitude '-91' is out of range"),
-    "a time that is none": (r"2024-05-17T14:03:22\+02:00", "2024:05:17", "line 2: captured '2024:05:17' is no time"),
-    "a renamed label": (r",gold\n", ",golden\n", "the columns behind longitude are not the labels of run.json"),
+    "a time that is none": (
+        r"2024-05-17T14:03:22\+02:00",
+        "2024:05:17",
+        "line 2: captured '2024:05:17' is not an ISO 8601 time",
+    ),
+    "a renamed label": (r",gold\n", ",golden\n", "the columns after longitude are not the labels of run.json"),
     "a renamed column": (r"path,minerals", "file,minerals", "the columns must begin with path, minerals"),
-    "a column twice": (r",agate,", ",gold,", "columns come twice: gold"),
+    "a column twice": (r",agate,", ",gold,", "duplicate column names: gold"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_to_the_table_is_told(results: Path, damage: str) -> None:
+def test_damage_to_the_table_is_reported(results: Path, damage: str) -> None:
     pattern, replacement, told = DAMAGE[damage]
     edit(results / "predictions.csv", lambda text: re.sub(pattern, replacement, text, count=1))
     problems = list(check(results))
@@ -108,13 +112,13 @@ JSON_DAMAGE = {
     "other labels": (r'"gold": 0\.9', '"ruby": 0.9', "line 1: its labels are not those of"),
     "a text for a number": (r'"gold": 0\.9', '"gold": "much"', "line 1: no probability from 0 to 1 for gold"),
     "true for a number": (r'"gold": 0\.9', '"gold": true', "line 1: no probability from 0 to 1 for gold"),
-    "a stage that is none": (r'"decode"', '"dream"', "line 4: stage 'dream' is none of read, decode, infer"),
+    "a stage that is none": (r'"decode"', '"dream"', "line 4: stage 'dream' is not one of read, decode, infer"),
     "a failure less": (r'\{"path": "bad.*\n', "", "0 failures, run.json says 1"),
 }
 
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
-def test_damage_to_the_lines_is_told(results: Path, damage: str) -> None:
+def test_damage_to_the_lines_is_reported(results: Path, damage: str) -> None:
     pattern, replacement, told = JSON_DAMAGE[damage]
     edit(results / "predictions.jsonl", lambda text: re.sub(pattern, replacement, text, count=1))
     problems = list(check(results))
@@ -128,10 +132,10 @@ def test_damage_to_the_lines_is_told(results: Path, damage: str) -> None:
         ("path,stage,reason\nbad.jpg,decode,\n", "line 2: the reason must be one line"),
         ("path,stage,reason\nbad.jpg,decode\n", "line 2: 2 fields instead of 3"),
         ("path,stage,reason\na,read,x\nb,read,x\n", "2 rows, run.json says 1"),
-        ("path,stage,reason\na,read,x\na,read,x\n", "line 3: 'a' comes twice"),
+        ("path,stage,reason\na,read,x\na,read,x\n", "line 3: duplicate path 'a'"),
     ],
 )
-def test_damage_to_the_failures_is_told(results: Path, text: str, told: str) -> None:
+def test_damage_to_the_failures_is_reported(results: Path, text: str, told: str) -> None:
     (results / "failures.csv").write_text(text)
     assert any(problem.startswith(f"failures.csv: {told}") for problem in check(results))
 
@@ -144,18 +148,18 @@ def test_damage_to_the_failures_is_told(results: Path, text: str, told: str) -> 
         ({"finished": "yesterday"}, "started 2026"),
         ({"model": {"labels": ["agate"], "thresholds": []}}, "there must be one threshold per label"),
         ({"pictures": {"predicted": 3, "failed": 1, "failed_by_stage": {"read": 2}}}, "the failures by stage"),
-        ({"pictures": {"predicted": "three", "failed": 1}}, "not a certificate of this schema"),
-        ({"pictures": []}, "not a certificate of this schema"),
+        ({"pictures": {"predicted": "three", "failed": 1}}, "not a run.json of this schema"),
+        ({"pictures": []}, "not a run.json of this schema"),
         ({"tables": []}, "predictions.csv is not among its tables"),
     ],
 )
-def test_a_certificate_that_contradicts_itself_is_told(results: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_run_json_that_contradicts_itself_is_reported(results: Path, changes: dict[str, Any], told: str) -> None:
     certify(results, **changes)
     assert any(problem.startswith(f"run.json: {told}") for problem in check(results))
     assert any(problem.startswith(told) for problem in check(results / "run.json"))
 
 
-def test_tables_that_are_missing_or_too_many_are_told(results: Path) -> None:
+def test_missing_and_extra_tables_are_reported(results: Path) -> None:
     (results / "predictions.jsonl").unlink()
     next((results / "per-image").iterdir()).unlink()
     assert list(check(results)) == [
@@ -163,7 +167,7 @@ def test_tables_that_are_missing_or_too_many_are_told(results: Path) -> None:
         "per-image: 2 files, run.json says 3",
     ]
     certify(results, tables=["predictions.csv"])
-    assert list(check(results)) == ["failures.csv: there, though run.json does not name it"]
+    assert list(check(results)) == ["failures.csv: exists, though run.json does not name it"]
     (results / "run.json").unlink()
     assert "no run into this folder is complete" in next(check(results))
 
@@ -189,7 +193,7 @@ def test_what_cannot_be_checked_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         list(check(tmp_path / "none"))
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="no check for"):
+    with pytest.raises(DataError, match="cannot check"):
         list(check(tmp_path / "notes.txt"))
     (tmp_path / "empty.csv").write_text("")
     assert list(check(tmp_path / "empty.csv"))

@@ -29,8 +29,9 @@ from mineral_batch.files import atomic_file
 from mineral_batch.images.discover import find_sources
 from mineral_batch.model.onnx_file import graph_digest, write_contract
 from mineral_batch.results.check import check
+from mineral_batch.results.fingerprint import fingerprint
 from mineral_batch.results.journal import Journal
-from mineral_batch.results.run import fingerprint, run
+from mineral_batch.results.run import run
 from mineral_batch.results.write import Tables
 from mineral_batch.types import Source
 
@@ -62,7 +63,7 @@ def table(folder: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def certificate(folder: Path) -> dict[str, Any]:
+def manifest(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return record
 
@@ -168,7 +169,7 @@ def test_the_same_command_again_does_nothing_and_changes_nothing(
     report = run(predictor, [album], tmp_path / "out", ALL)
     assert (report.reused, report.predicted) == (11, 11)
     assert outcome(tmp_path / "out") == before
-    assert certificate(tmp_path / "out")["pictures_per_second"] is None
+    assert manifest(tmp_path / "out")["pictures_per_second"] is None
 
 
 def test_new_changed_and_removed_pictures_are_noticed(album: Path, tmp_path: Path, predictor: Predictor) -> None:
@@ -180,11 +181,14 @@ def test_new_changed_and_removed_pictures_are_noticed(album: Path, tmp_path: Pat
     (album / "09.png").unlink()
     os.utime(album / "07.png", (1, 1))
     report = run(predictor, [album], out, Tables(columns=("size",)))
-    assert (report.predicted, report.reused) == (11, 8)
+    assert (report.predicted, report.new, report.reused, report.kept) == (12, 3, 8, 1)
     after = {row["path"]: row for row in table(out)}
     changed = {Path(path).name for path in before.keys() & after.keys() if before[path] != after[path]}
     assert changed == {"05.png"}
-    assert {Path(path).name for path in before.keys() ^ after.keys()} == {"new.png", "09.png"}
+    assert {Path(path).name for path in before.keys() ^ after.keys()} == {"new.png"}
+    assert list(check(out)) == []
+    assert run(predictor, [album], out, Tables(columns=("size",)), prune=True).predicted == 11
+    assert str(album / "09.png") not in {row["path"] for row in table(out)}
     assert not (out / "per-image" / str(album).lstrip("/") / "09.png.csv").exists()
     assert list(check(out)) == []
 
@@ -221,7 +225,7 @@ def test_another_model_labels_or_decoding_is_refused_and_named(album: Path, tmp_
     graph.graph.initializer[3].raw_data = b"\0" * len(graph.graph.initializer[3].raw_data)
     onnx.save(graph, str(model))
     with Predictor(model, backend="onnx-cpu") as other:
-        with pytest.raises(DataError, match=r"holds results made otherwise \(model was .*-o, or give --restart"):
+        with pytest.raises(DataError, match=r"were made differently \(model was .*-o, or discard them with --restart"):
             run(other, [album], out)
         assert outcome(out) == before
         assert run(other, [album], out, restart=True).reused == 0
@@ -240,12 +244,17 @@ def test_the_digest_is_of_the_graph_alone(tmp_path: Path, model_path: Path, cont
     assert graph_digest(model) != before
 
 
+def of(predictor: Predictor) -> dict[str, str]:
+    assert predictor.decoder is not None
+    return fingerprint(predictor, predictor.decoder)
+
+
 def test_everything_that_changes_results_is_in_the_fingerprint(model_path: Path, predictor: Predictor) -> None:
     with Predictor(model_path, backend="onnx-cpu", exact=True) as exact:
-        assert {key for key, value in fingerprint(exact).items() if fingerprint(predictor)[key] != value} == {"decoder"}
+        assert {key for key, value in of(exact).items() if of(predictor)[key] != value} == {"decoder"}
     with Predictor(model_path, backend="onnx-cpu", batch_size=64, decode_threads=1) as other:
-        assert fingerprint(other) == fingerprint(predictor)
-    assert fingerprint(predictor)["engine"] == f"onnx-cpu, ONNX Runtime {onnxruntime.__version__}, float32"
+        assert of(other) == of(predictor)
+    assert of(predictor)["engine"] == f"onnx-cpu, ONNX Runtime {onnxruntime.__version__}, float32"
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
@@ -264,7 +273,7 @@ def test_an_input_that_vanishes_ends_the_run_and_loses_nothing(
         if next(count) == 2:
             album.rename(away)
 
-    with pytest.raises(DataError, match="album is no longer there; what was predicted is safe") as caught:
+    with pytest.raises(DataError, match="album is no longer there; the results so far are saved") as caught:
         run(predictor, [album], out, seen=unplug)
     assert len(str(caught.value).splitlines()) == 1
     done = len(table(out, "predictions.partial.csv"))
@@ -415,7 +424,7 @@ def test_killed_before_any_operation_on_files_it_ends_with_the_same_bytes(
         assert outcome(tmp_path / "out" / str(last)) == reference, last
 
 
-# ---- columns and certificate -----------------------------------------------------------------------------------------
+# ---- columns and manifest -----------------------------------------------------------------------------------------
 
 
 def with_exif(path: Path, source: Path, **fields: Any) -> None:
@@ -476,22 +485,24 @@ def test_damaged_metadata_costs_only_itself(album: Path, tmp_path: Path, predict
         assert result.exif.latitude is None or -90 <= result.exif.latitude <= 90
 
 
-def test_the_certificate_says_what_was_done(album: Path, tmp_path: Path, predictor: Predictor) -> None:
+def test_run_json_says_what_was_done(album: Path, tmp_path: Path, predictor: Predictor) -> None:
     (album / "04.png").write_bytes(b"damaged")
     (album / "05.png").write_bytes(b"")
     inputs = [album, *[album / "00.png"] * 150]
     run(predictor, inputs, tmp_path / "out", ALL)
-    record = certificate(tmp_path / "out")
+    record = manifest(tmp_path / "out")
     assert record["schema"] == 1
     assert record["pictures"] == {
         "predicted": 9,
         "failed": 2,
         "failed_by_stage": {"decode": 1, "read": 1},
         "from_earlier_runs": 0,
+        "of_other_inputs": 0,
+        "damaged_results_predicted_again": 0,
     }
     assert (len(record["inputs"]), record["inputs_named"]) == (100, 151)
     assert record["tables"] == ["predictions.csv", "predictions.jsonl", "per-image", "failures.csv"]
-    assert record["fingerprint"] == fingerprint(predictor)
+    assert record["fingerprint"] == of(predictor)
     assert record["engine"]["backend"] == "onnx-cpu"
     assert set(record["stage_seconds"]) == {"decode", "engine", "engine_waited", "results_waited"}
     assert record["stage_seconds"]["decode"] > 0
@@ -533,8 +544,8 @@ def peak(tmp_path: Path, album: Path, model_path: Path, pictures: int) -> float:
     program = [sys.executable, "-c", "from mineral_batch.cli import main; main()", "predict", "-q"]
     options = ["-o", str(out), "-m", str(model_path), "--backend", "onnx-cpu", "--format", "jsonl", "--batch-size", "8"]
     subprocess.run([*program, *options, str(folder), str(folder / "shard.tar")], check=True, timeout=900)
-    assert certificate(out)["pictures"]["predicted"] == pictures // 2 * 2
-    return float(certificate(out)["peak_memory_mib"])
+    assert manifest(out)["pictures"]["predicted"] == pictures // 2 * 2
+    return float(manifest(out)["peak_memory_mib"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much memory was held")

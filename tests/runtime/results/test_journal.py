@@ -58,7 +58,6 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
             journal.add(answer(item))
         assert [result.path for result in journal.results()] == ["b", "a", "folder", "c"]
         assert journal.counts() == (3, 1)
-        assert journal.failures() == {"read": 1}
 
 
 def test_results_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -86,7 +85,8 @@ def test_new_changed_and_removed_pictures(tmp_path: Path) -> None:
         now = [source("new"), source("same"), source("grown", size=9), source("touched", modified=9)]
         assert work(journal, now, value=0.75) == ["new", "grown", "touched"]
         found = {result.path: float(result.probabilities[0]) for result in journal.results()}
-    assert found == {"new": 0.75, "same": 0.5, "grown": 0.75, "touched": 0.75}
+        assert journal.kept() == 1
+    assert found == {"removed": 0.5, "new": 0.75, "same": 0.5, "grown": 0.75, "touched": 0.75}
 
 
 def test_a_changed_picture_has_no_result_until_it_is_done_again(tmp_path: Path) -> None:
@@ -188,6 +188,11 @@ class Dying(sqlite3.Connection):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().execute(*arguments)
 
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        if next(Dying.counter) == Dying.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().executemany(*arguments)
+
     counter: Iterator[int]
     last: int
 
@@ -256,7 +261,7 @@ def test_a_damaged_journal_is_said(tmp_path: Path, content: bytes) -> None:
 
 def test_a_folder_that_cannot_hold_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"cannot make the folder .*-o"):
+    with pytest.raises(DataError, match=r"cannot write .*-o"):
         Journal(tmp_path / "file/out", MADE_WITH)
     (tmp_path / JOURNAL).mkdir()
     with pytest.raises(DataError, match=r"unable to open.*-o"):
@@ -296,7 +301,7 @@ def test_on_a_full_disk_everything_committed_is_safe(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1
-    assert "what was done before is safe" in lines[0]
+    assert "the results so far are saved" in lines[0]
     written = int(done.stdout)
     assert written > 100
     with Journal(tmp_path, {"model": "abc"}) as journal:
@@ -310,12 +315,19 @@ def test_the_disk_is_given_up_at_each_operation_with_one_line(tmp_path: Path, mo
     class Full(sqlite3.Connection):
         broken = False
 
-        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        def fail(self) -> None:
             if self.broken:
                 error = sqlite3.OperationalError("database or disk is full")
                 error.sqlite_errorcode = sqlite3.SQLITE_FULL
                 raise error
+
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            self.fail()
             return super().execute(*arguments)
+
+        def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+            self.fail()
+            return super().executemany(*arguments)
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Full, **k))
@@ -324,10 +336,10 @@ def test_the_disk_is_given_up_at_each_operation_with_one_line(tmp_path: Path, mo
         monkeypatch.setattr(Full, "broken", True)
         operations = [
             lambda: list(journal.unfinished(iter([source("b")]))),
-            lambda: journal.add(answer(source("a"))),
+            lambda: (journal.add(answer(source("a"))), journal.commit()),
             journal.commit,
             journal.counts,
-            journal.failures,
+            journal.kept,
             lambda: list(journal.results()),
         ]
         for operation in operations:

@@ -1,0 +1,82 @@
+"""`--config FILE`: options of every command from a TOML file, a table for each command."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+#: Where a context's `meta` has the name of the file.
+CONFIG = "mineral_batch.config"
+
+
+def add_config_option(command: click.Command) -> click.Command:
+    """Give a command the option `--config`, once; what is given on the command line counts more than the file."""
+    if all(parameter.name != "config" for parameter in command.params):
+        option = click.Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            is_eager=True,
+            expose_value=False,
+            callback=_read,
+            help="TOML file with options in a table for each command, such as [predict].",
+        )
+        before_help = len(command.params)
+        command.params.insert(before_help, option)
+    return command
+
+
+def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Make the file's values the defaults of this command."""
+    del parameter
+    if path is None:
+        return
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path} is not a TOML file: {error}") from None
+    name = ctx.command.name or ""
+    values = tables.get(name, {})
+    if not isinstance(values, dict):
+        raise click.UsageError(f"{path}: write the options of {name} below a line [{name}]")
+    parameters = _parameters(ctx.command)
+    for key in values:
+        if key.replace("_", "-") not in parameters:
+            raise click.UsageError(_unknown(path, name, key, parameters))
+    ctx.default_map = {parameters[key.replace("_", "-")]: value for key, value in values.items()}
+    ctx.meta[CONFIG] = str(path)
+
+
+def _parameters(command: click.Command) -> dict[str, str]:
+    """What a file may call the parameters (`batch-size`) -> their own names."""
+    names = {}
+    for parameter in command.params:
+        if parameter.name is None or parameter.name == "config":
+            continue
+        options = [option.lstrip("-") for option in (*parameter.opts, *parameter.secondary_opts)]
+        for name in (*options, parameter.name.replace("_", "-")):
+            names[name] = parameter.name
+    return names
+
+
+def _unknown(path: Path, command: str, key: str, parameters: dict[str, str]) -> str:
+    near = difflib.get_close_matches(key.replace("_", "-"), parameters, n=1)
+    guess = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(parameters))}"
+    return f"{path}: [{command}] has no option {key}{guess}"
+
+
+def chosen_options(ctx: click.Context, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the options of a command as they came out of command line, environment and file, ready for JSON."""
+    options = {name: _plain(value) for name, value in ctx.params.items() if name not in without}
+    return options | ({"config": ctx.meta[CONFIG]} if CONFIG in ctx.meta else {})
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
