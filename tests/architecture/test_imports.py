@@ -82,7 +82,17 @@ def test_importing_the_base_package_loads_its_few_dependencies_only() -> None:
     program = "import mineral_batch; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = set(run(program).stdout.split()) - set(sys.stdlib_module_names)
     third_party = {name for name in loaded if not name.startswith(("_", "mineral_batch"))}
-    assert third_party <= {"numpy", "PIL", "click", "tqdm", "defusedxml", "olefile", "cython_runtime", "sitecustomize"}
+    assert third_party <= {
+        "numpy",
+        "PIL",
+        "simplejpeg",
+        "click",
+        "tqdm",
+        "defusedxml",
+        "olefile",
+        "cython_runtime",
+        "sitecustomize",
+    }
 
 
 @pytest.mark.parametrize("package", [name for name in COMMANDS if has_command(name)])

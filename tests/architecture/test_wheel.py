@@ -81,7 +81,7 @@ def test_the_commands_and_extras_are_declared(wheel: Path) -> None:
     for extra in ("cpu", "gpu", "trt", "train", "export"):
         assert f"Provides-Extra: {extra}" in metadata
     needed = {line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
-    assert {line.split()[1].split(">")[0] for line in needed} == {"click", "numpy", "pillow", "tqdm"}
+    assert {line.split()[1].split(">")[0] for line in needed} == {"click", "numpy", "pillow", "simplejpeg", "tqdm"}
 
 
 def test_it_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:

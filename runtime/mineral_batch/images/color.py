@@ -1,17 +1,93 @@
-"""Any pixel format -> 8-bit RGB."""
+"""Any pixel format and color profile -> 8-bit sRGB."""
 
 from __future__ import annotations
 
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image as PILImage
+from PIL import ImageCms
 
 from mineral_batch.errors import ImageError
 
+if TYPE_CHECKING:
+    from mineral_batch.types import Pixels
 
-def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Convert a loaded image of any mode to RGB; transparency is composited on white."""
+# A profile whose colors differ from sRGB by no more than this, of 255, is sRGB in one of its many versions.
+_SAME = 2
+# The color space of a profile, as it is named in its header -> the mode that it applies to.
+_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+
+
+class ColorTransform:
+    """Converts 8-bit images of one color profile to sRGB.
+
+    Args:
+        profile: the ICC profile.
+
+    Raises:
+        ImageCms.PyCMSError: if it is damaged.
+    """
+
+    def __init__(self, profile: bytes) -> None:
+        self.mode = _MODES.get(profile[16:20], "")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        self._transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), self.mode, "RGB")
+
+    def apply(self, image: PILImage.Image) -> PILImage.Image:
+        """Convert an image of this profile's mode, or RGB whose channels are all the same where that is `L`."""
+        if image.mode == "RGB" and self.mode == "L":
+            image = image.getchannel("R")
+        converted = ImageCms.applyTransform(image, self._transform)
+        assert converted is not None
+        return converted
+
+    def apply_to_pixels(self, pixels: Pixels) -> Pixels:
+        """Convert (H, W, 3) uint8."""
+        return np.asarray(self.apply(PILImage.fromarray(pixels)), dtype=np.uint8)
+
+
+def color_transform(image: PILImage.Image) -> ColorTransform | None:
+    """Return what converts an open image to sRGB; None if it is sRGB, or has no profile that fits its pixels."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes):
+        return None
+    transform = _transform(profile)
+    is_grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    mode = "L" if is_grey else "CMYK" if image.mode == "CMYK" else "RGB"
+    return transform if transform is not None and transform.mode == mode else None
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes) -> ColorTransform | None:
+    # A damaged profile, which is metadata, costs no image. lcms and Pillow raise several kinds of errors.
+    try:
+        transform = ColorTransform(profile)
+    except Exception:
+        return None
+    if transform.mode == "CMYK":
+        return transform
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(27, 27, 3)
+    if transform.mode == "L":
+        colors[..., 1:] = colors[..., :1]
+    difference = np.abs(transform.apply_to_pixels(colors).astype(int) - colors).max()
+    return transform if difference > _SAME else None
+
+
+def to_rgb(image: PILImage.Image, cmyk: ColorTransform | None = None) -> PILImage.Image:
+    """Convert a loaded image of any mode to RGB, in the color space of its profile; transparency becomes white.
+
+    Args:
+        image: the image.
+        cmyk: how CMYK is converted, which leads to sRGB; None for the plain formula.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode == "CMYK" and cmyk is not None:
+        return cmyk.apply(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled_to_8_bits(image).convert("RGB")
     if image.has_transparency_data:

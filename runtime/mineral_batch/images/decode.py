@@ -6,15 +6,17 @@ An image that cannot be read is a value, `Failure`, that keeps its place in the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError, MissingDecoderError, one_line
-from mineral_batch.images.color import to_rgb
+from mineral_batch.images.color import ColorTransform, color_transform, to_rgb
 from mineral_batch.images.exif import read_exif
 from mineral_batch.images.formats import open_image
 from mineral_batch.images.geometry import SIDEWAYS, resize, upright_transpose
+from mineral_batch.images.holes import check_holes
+from mineral_batch.images.jpeg.decode import load_jpeg
 from mineral_batch.images.limits import check_pixels, read_file
 from mineral_batch.types import Failure, Image
 
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
 
 
-# Formats whose decoders compute a smaller version of the whole image. (HEIC's would return the file's thumbnail.)
-_SCALABLE = frozenset({"JPEG", "MPO"})
+# Their decoder can compute a smaller version of the whole image. (HEIC's would return the file's thumbnail.)
+_JPEG = frozenset({"JPEG", "MPO"})
 
 
 def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = None) -> PILImage.Image:
     """Decode a photo upright, as RGB.
 
-    EXIF orientation is applied, transparency is composited on white, 16-bit channels are scaled to 8, the first
-    frame of an animation is taken. The content decides the format, not the file's name. Colour profiles are not
-    applied. HEIC needs pillow-heif, which is imported when the first such image comes.
+    EXIF orientation is applied, colors are converted to sRGB by the file's profile, transparency is composited on
+    white, 16-bit channels are scaled to 8, the first frame of an animation is taken. The content decides the format,
+    not the file's name. HEIC needs pillow-heif, which is imported when the first such image comes.
 
     Args:
         source: a path, or the file's bytes.
@@ -47,7 +49,8 @@ def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = Non
     """
     content = source if isinstance(source, bytes) else read_file(Path(source))
     try:
-        return _decode(content, target)[0]
+        decoded = _decode(content, target)
+        return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
     except ImageError:
         raise
     except Exception as error:  # see decode_image
@@ -87,9 +90,11 @@ def decode_image(
     except (OSError, ImageError) as error:
         return Failure(name, "read", one_line(error))
     try:
-        image, (width, height) = _decode(content, None if exact else (spec.width, spec.height))
-        exif = read_exif(content) if with_exif else None
-        return Image(name, resize(image, spec), width, height, exif)
+        decoded = _decode(content, None if exact else (spec.width, spec.height))
+        pixels = resize(decoded.image, spec)
+        if decoded.transform:  # after resizing, where there are few pixels to convert
+            pixels = decoded.transform.apply_to_pixels(pixels)
+        return Image(name, pixels, *decoded.size, read_exif(content) if with_exif else None)
     except MissingDecoderError as error:  # like a file that cannot be read, it is tried again in the next run
         return Failure(name, "read", one_line(error))
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, MemoryError, ...).
@@ -97,18 +102,45 @@ def decode_image(
         return Failure(name, "decode", one_line(error))
 
 
-def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> tuple[PILImage.Image, tuple[int, int]]:
-    """Return the upright RGB image, and (width, height) of the upright photo before any scaling by the decoder."""
+class _Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        image: upright, RGB in the color space of the file's profile.
+        size: (width, height) of the upright photo before any scaling by the decoder.
+        transform: what converts the image to sRGB; None if it is sRGB.
+    """
+
+    image: PILImage.Image
+    size: tuple[int, int]
+    transform: ColorTransform | None
+
+
+def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> _Decoded:
     # A caller's own image is copied: closing and turning must not touch it.
     with content.copy() if isinstance(content, PILImage.Image) else open_image(content) as image:
         check_pixels(*image.size)
         width, height = image.size
-        if target is not None and image.format in _SCALABLE:
+        if target is not None and image.format in _JPEG:
             image.draft(None, (2 * max(target), 2 * max(target)))
-        # Only now is the orientation known: Pillow turns a TIFF itself while loading it, and a PNG may carry the tag
-        # behind its pixels.
-        image.load()
-        transpose = upright_transpose(image)
-        rgb = to_rgb(image)
-        upright = (width, height) if transpose not in SIDEWAYS else (height, width)
-        return (rgb if transpose is None else rgb.transpose(transpose)), upright
+        loaded = _load(image, content)
+        # Only now are orientation and profile known: Pillow turns a TIFF itself while loading it, and a PNG may carry
+        # metadata behind its pixels.
+        transpose, transform = upright_transpose(image), color_transform(image)
+        is_cmyk = transform is not None and transform.mode == "CMYK"
+        rgb = to_rgb(loaded, transform if is_cmyk else None)
+        return _Decoded(
+            rgb if transpose is None else rgb.transpose(transpose),
+            (width, height) if transpose not in SIDEWAYS else (height, width),
+            None if is_cmyk else transform,
+        )
+
+
+def _load(image: PILImage.Image, content: bytes | PILImage.Image) -> PILImage.Image:
+    """Decode the pixels of an open image, unless there is damage that Pillow does not notice."""
+    if isinstance(content, bytes):
+        if image.format in _JPEG:
+            return load_jpeg(image, content)
+        check_holes(content, image.format)
+    image.load()
+    return image

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mineral_batch.errors import ContractError
-from mineral_batch.files import atomic_file
+from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.model.onnx_file import GRAPH, read_fields, reading
 from mineral_batch.model.protobuf import FIXED32, VARINT, Field, encoded_varint, fields, length_field, varint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -48,8 +48,29 @@ def calibrate_graph(source: str | Path, target: str | Path, scale: Sequence[floa
         bias: (L,).
 
     Raises:
-        ContractError: if the file is not ONNX, does not end that way, or cannot be written.
+        ContractError: if the file is not ONNX, or does not end that way.
+        DataError: if the target cannot be written.
     """
+    scales, biases = np.array(scale, np.float32), np.array(bias, np.float32)
+    _rewrite(source, target, lambda graph: graph.calibrated(source, scales, biases))
+
+
+def write_logits_model(source: str | Path, target: str | Path) -> None:
+    """Write `source` with its last sigmoid left out: its first output are logits, which no rounding near 1 cuts off.
+
+    Args:
+        source: as for `calibrate_graph`.
+        target: where to write.
+
+    Raises:
+        ContractError: as `calibrate_graph`.
+        DataError: as `calibrate_graph`.
+    """
+    _rewrite(source, target, lambda graph: graph.without_sigmoid(source))
+
+
+def _rewrite(source: str | Path, target: str | Path, change: Callable[[_Graph], bytes]) -> None:
+    """Write a model with another graph message; everything else as it is."""
     with reading(source) as file:
         outer = read_fields(file)
         payloads = []
@@ -58,15 +79,11 @@ def calibrate_graph(source: str | Path, target: str | Path, scale: Sequence[floa
             payloads.append(file.read(field.stop - file.tell()))
     # A message that is there twice is merged by every parser, its lists one behind the other.
     message = b"".join(data for field, data in zip(outer, payloads, strict=True) if field.number == GRAPH)
-    graph = _Graph.parse(message)
-    changed = graph.calibrated(source, np.array(scale, np.float32), np.array(bias, np.float32))
+    changed = change(_Graph.parse(message))
     rest = [data for field, data in zip(outer, payloads, strict=True) if field.number != GRAPH]
-    try:
-        with atomic_file(target) as out:
-            for part in (*rest[:1], length_field(GRAPH, changed), *rest[1:]):
-                out.write(part)
-    except OSError as error:
-        raise ContractError(f"cannot write the model file {target}: {error.strerror or error}") from None
+    with write_errors(target), atomic_file(target) as out:
+        for part in (*rest[:1], length_field(GRAPH, changed), *rest[1:]):
+            out.write(part)
 
 
 @dataclass(frozen=True)
@@ -104,14 +121,7 @@ class _Graph:
 
     def calibrated(self, source: str | Path, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
         """The message with the map in it."""
-        producer = {name: node for node in self.nodes for name in node.outputs}
-        last = producer.get(self.outputs[0]) if self.outputs else None
-        if last is None or last.operator != "Sigmoid" or last.inputs[0] not in producer:
-            raise ContractError(
-                f"{source} does not end with a sigmoid over its logits, so it cannot be calibrated: calibrate the "
-                "float32 model that it was made from, and convert that again"
-            )
-        logits = producer[last.inputs[0]]
+        last, logits = self._end(source)
         if _SCALE in self.initializers:
             old_scale, old_bias = (self._values(self.initializers[name]) for name in (_SCALE, _BIAS))
             return self._with_tensors({_SCALE: scale * old_scale, _BIAS: scale * old_bias + bias})
@@ -121,6 +131,26 @@ class _Graph:
             shifted = scale * self._values(self.initializers[offset]) + bias
             return self._with_tensors({weights: scale[:, None] * old, offset: shifted})
         return self._with_map_behind(logits, last.inputs[0], scale, bias)
+
+    def without_sigmoid(self, source: str | Path) -> bytes:
+        """The message with `Identity` in the place of the last sigmoid."""
+        last, _ = self._end(source)
+        parts = [
+            length_field(_OPERATOR, b"Identity") if part.number == _OPERATOR else self.message[part.start : part.stop]
+            for part in self._parts(last.field)
+        ]
+        return self._joined({last.field.start: length_field(_NODE, b"".join(parts))})
+
+    def _end(self, source: str | Path) -> tuple[_Node, _Node]:
+        """The sigmoid that gives the first output, and what gives its logits."""
+        producer = {name: node for node in self.nodes for name in node.outputs}
+        last = producer.get(self.outputs[0]) if self.outputs else None
+        if last is None or last.operator != "Sigmoid" or last.inputs[0] not in producer:
+            raise ContractError(
+                f"{source} does not end with a sigmoid over its logits, so it cannot be calibrated: calibrate the "
+                "float32 model that it was made from, and convert that again"
+            )
+        return last, producer[last.inputs[0]]
 
     def _is_linear(self, node: _Node) -> bool:
         """Whether it is x W^T + b with float32 constants that nothing else uses."""

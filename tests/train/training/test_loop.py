@@ -253,8 +253,9 @@ def test_it_begins_with_the_weights_of_another_run(recipe, coloured_manifest, tm
     config = recipe(epochs=1, lr=1e-12, init=str(tmp_path / "a"))
     fit(config, coloured_manifest, tmp_path / "b", HERE)
     states = [load_checkpoint(tmp_path / run)[0].state_dict() for run in "ab"]
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=1e-6)
+    # The head of each is calibrated when its run ends.
+    for name in [name for name in states[0] if not name.startswith("head.")]:
+        torch.testing.assert_close(states[1][name], states[0][name], rtol=0, atol=1e-6)
     other = replace(config, model=replace(config.model, labels=("gold", "agate", "pyrite", "quartz")))
     with pytest.raises(DataError, match="or in another order"):
         fit(other, coloured_manifest, tmp_path / "c", HERE)

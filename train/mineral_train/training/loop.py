@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.evaluation.thresholds import Rule
 from mineral_batch.system import keep_freed_memory
 from mineral_train.data.dataset import PhotoDataset
 from mineral_train.data.manifest import Manifest, read_manifest
 from mineral_train.model.network import input_spec, parameters_by_part
 from mineral_train.training import checkpoint, optim
+from mineral_train.training.calibrate import calibrate_checkpoint
 from mineral_train.training.config import DoesNotFitError, RunOptions, TrainConfig
 from mineral_train.training.describe import make_contract
 from mineral_train.training.distributed import Process, join, plan_epoch
@@ -155,8 +157,26 @@ class Trainer:
                 log(record)
                 say(record.line(self.config.epochs))
                 on_epoch(record)
+        self._calibrate(say)
         say(str(self._result()))
         return self._result()
+
+    def _calibrate(self, say: Callable[[str], None]) -> None:
+        """Calibrate the best checkpoint on the validation split, unless an earlier sitting did."""
+        model, contract = checkpoint.load_checkpoint(self.folder.path)
+        if contract.is_calibrated:
+            return
+        device, batch = self.process.device, self.config.batch
+        logits = predict_logits(model.to(device), self.data.val, self.process, batch=batch, workers=self._workers)
+        try:
+            self._in_main(lambda: self._save_calibrated(logits.numpy()))
+        except DataError as error:
+            say(f"warning: the model is not calibrated: {error}")
+
+    def _save_calibrated(self, logits: NDArray[np.float32]) -> None:
+        rule = Rule("f1") if self.config.tune_thresholds else None
+        words = f"validation split of {self.data.name}"
+        calibrate_checkpoint(self.folder.path, logits, self._truth, words, rule=rule)
 
     def _epoch(self) -> EpochRecord:
         start, epoch = time.perf_counter(), self.progress.epoch + 1

@@ -108,6 +108,8 @@ class GpuDecoder:
             return Failure(name, "read", one_line(error))
         jpeg = inspect_jpeg(content)
         pixels = self._decode_on_gpu(jpeg) if isinstance(jpeg, GpuJpeg) else jpeg
+        if not isinstance(pixels, str) and _may_be_incomplete(pixels):
+            pixels = "a plain corner, as damaged files have"
         if isinstance(pixels, str) or isinstance(jpeg, str):
             self._count(f"on the CPU: {pixels}")
             with self._cpu_slots:
@@ -115,7 +117,10 @@ class GpuDecoder:
         self._count("on the GPU")
         width, height = jpeg.size if jpeg.transpose not in SIDEWAYS else jpeg.size[::-1]
         exif = read_exif(content) if with_exif else None
-        return Image(name, _transposed(pixels, jpeg.transpose), width, height, exif)
+        pixels = _transposed(pixels, jpeg.transpose)
+        if jpeg.transform:
+            pixels = jpeg.transform.apply_to_pixels(pixels)
+        return Image(name, pixels, width, height, exif)
 
     def _decode_on_gpu(self, jpeg: GpuJpeg) -> Pixels | str:
         self._queue.put(jpeg)
@@ -130,6 +135,15 @@ class GpuDecoder:
         self._queue.close()
         for worker in self._workers:
             worker.join()
+
+
+def _may_be_incomplete(pixels: Pixels) -> bool:
+    """Return whether the end of the last stored row is of one color, with which decoders fill what a file lacks.
+
+    GPU decoders do not report damage; the CPU's does. White and black are common backgrounds.
+    """
+    end = pixels[-1, -max(1, pixels.shape[1] // 8) :]
+    return bool((end == end[0]).all()) and not (end[0] == 255).all() and not (end[0] == 0).all()
 
 
 def _transposed(pixels: Pixels, transpose: PILImage.Transpose | None) -> Pixels:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as PILImage
 
+from mineral_batch.images.color import color_transform
 from mineral_batch.images.geometry import SIDEWAYS, upright_transpose, visible_box
 from mineral_batch.images.gpu.resize import MAX_SIDE
+from mineral_batch.images.jpeg.damage import check_structure
 
 if TYPE_CHECKING:
+    from mineral_batch.images.color import ColorTransform
     from mineral_batch.images.geometry import Box
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Pixels
@@ -32,12 +35,14 @@ class GpuJpeg:
         content: the file's bytes.
         size: (width, height) as stored.
         transpose: what makes it upright.
+        transform: what converts it to sRGB; None if it is sRGB.
         result: the pixels that the model sees, not upright yet; or the reason why the GPU does not decode it.
     """
 
     content: bytes
     size: tuple[int, int]
     transpose: PILImage.Transpose | None
+    transform: ColorTransform | None = None
     result: Future[Pixels | str] = field(default_factory=Future)
 
     @property
@@ -57,8 +62,11 @@ def inspect_jpeg(content: bytes | PILImage.Image) -> GpuJpeg | str:
     if not isinstance(content, bytes) or not content.startswith(_START):
         return "not a JPEG"
     try:
+        check_structure(content)
         with PILImage.open(io.BytesIO(content)) as image:
-            return _reason_for_cpu(image, content) or GpuJpeg(content, image.size, upright_transpose(image))
+            return _reason_for_cpu(image, content) or GpuJpeg(
+                content, image.size, upright_transpose(image), color_transform(image)
+            )
     # Damaged headers make Pillow raise almost anything; decoding on the CPU gives the reason for the image's row.
     except Exception:
         return "damaged"

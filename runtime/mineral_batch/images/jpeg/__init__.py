@@ -1,0 +1,1 @@
+"""JPEG: decoding with libjpeg-turbo's warnings, and what its structure tells about damage."""

@@ -1,0 +1,130 @@
+"""`mineral-train calibrate`: make the probabilities of a model mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.errors import DataError
+from mineral_batch.evaluation.thresholds import Rule
+from mineral_train.data.manifest import SPLITS, read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mineral_batch.model.contract import ModelContract
+    from mineral_batch.types import Failure
+    from mineral_train.data.manifest import Manifest
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("--split", default="val", show_default=True, type=click.Choice(SPLITS), help="Of MANIFEST.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write. [default: in place of MODEL]")
+@click.option(
+    "--tune", metavar="RULE", help="Choose thresholds too, on the same images: f1, precision=0.9, recall=0.9."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@click.pass_context
+def calibrate(
+    context: click.Context, model: Path, manifest: Path, split: str, output: Path | None, tune: str | None, quiet: bool
+) -> None:
+    """Calibrate MODEL (a run's folder or an ONNX file) on a split of MANIFEST that it was not trained on.
+
+    Afterwards a probability says how often such an answer is right: of the answers of 0.8, eight in ten. The ranking
+    of the images is the same as before, and so is the average precision. Thresholds move with the probabilities, so
+    that the same minerals are called present as before, unless --tune chooses new ones; thresholds that were all left
+    at 0.5 stay there.
+
+    `fit` does this by itself when it ends.
+    """
+    rule = Rule.parse(tune) if tune else None
+    if not model.exists():
+        raise DataError(f"there is no model {model}: name a run's folder or an ONNX file")
+    calibrate_one = _checkpoint if model.is_dir() else _onnx
+    contract, failures = calibrate_one(model, manifest, split, output, rule, quiet)
+    click.echo("\n".join(report(contract, output or model)))
+    if failures:
+        first = failures[0].path
+        click.echo(f"{len(failures)} images could not be read and were left out, the first: {first}", err=True)
+        context.exit(EXIT_SOME_PICTURES_FAILED)
+
+
+def report(contract: ModelContract, target: Path) -> list[str]:
+    """What was done, in lines for the user."""
+    calibration = contract.calibration
+    assert calibration is not None
+    before, after = calibration.before, calibration.after
+    without = [label for label, count in zip(contract.labels, calibration.positives, strict=True) if not count]
+    lines = [
+        f"{target} is calibrated on {calibration.images} images ({calibration.dataset}):",
+        f"  expected calibration error {before.ece:.4f} before, {after.ece:.4f} after (cross-validated)",
+        f"  log loss {before.log_loss:.4f} before, {after.log_loss:.4f} after",
+        f"  Brier score {before.brier:.4f} before, {after.brier:.4f} after",
+    ]
+    if without:
+        more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
+        lines.append(
+            f"  in none of these images, so that the map of all minerals stands for them: "
+            f"{', '.join(without[:_SHOWN])}{more}"
+        )
+    origin = contract.provenance.get("thresholds")
+    if isinstance(origin, dict):
+        promise = _without_promise(origin.get("without_promise"), contract)
+        lines.append(f"  thresholds by {origin.get('rule')}{promise}")
+    return lines
+
+
+def _without_promise(names: object, contract: ModelContract) -> str:
+    return f"; no promise for {len(names)} of {len(contract.labels)} minerals" if isinstance(names, list) else ""
+
+
+def _rows_of(manifest: Path, labels: tuple[str, ...], split: str) -> Manifest:
+    table = read_manifest(manifest, labels)
+    if not table.select(split):
+        raise DataError(f"{manifest} has no rows of split {split!r}: name another with --split")
+    return table
+
+
+def _checkpoint(
+    folder: Path, manifest: Path, split: str, output: Path | None, rule: Rule | None, quiet: bool
+) -> tuple[ModelContract, list[Failure]]:
+    from mineral_train.data.dataset import PhotoDataset
+    from mineral_train.training.calibrate import calibrate_checkpoint
+    from mineral_train.training.checkpoint import load_checkpoint
+    from mineral_train.training.distributed import Process, choose_device
+    from mineral_train.training.evaluate import predict_logits
+
+    del quiet  # a checkpoint's images are predicted in one go
+    model, contract = load_checkpoint(folder)
+    table = _rows_of(manifest, contract.labels, split)
+    dataset = PhotoDataset(table.select(split), table.labels, contract.input, None)
+    device = choose_device("auto")
+    logits = predict_logits(model.to(device), dataset, Process(0, 1, device), batch=16, workers=0)
+    words = f"split {split} of {manifest.name}"
+    return calibrate_checkpoint(folder, logits.numpy(), table.targets(split), words, target=output, rule=rule), []
+
+
+def _onnx(
+    path: Path, manifest: Path, split: str, output: Path | None, rule: Rule | None, quiet: bool
+) -> tuple[ModelContract, list[Failure]]:
+    from tqdm import tqdm
+
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_train.training.calibrate import calibrate_onnx
+
+    def progress(results: Iterable[object], total: int) -> Iterable[object]:
+        bar: Iterable[object] = tqdm(results, total=total, desc="predicting", unit=" images", disable=quiet or None)
+        return bar
+
+    table = _rows_of(manifest, read_contract(path).labels, split)
+    words = f"split {split} of {manifest.name}"
+    return calibrate_onnx(
+        path, table.select(split), table.targets(split), words, target=output, rule=rule, progress=progress
+    )
