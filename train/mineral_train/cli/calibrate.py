@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.console import EXIT_SOME_PICTURES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.thresholds import Rule
 from mineral_train.data.manifest import SPLITS, read_manifest
@@ -53,7 +53,7 @@ def calibrate(
     if failures:
         first = failures[0].path
         click.echo(f"{len(failures)} images could not be read and were left out, the first: {first}", err=True)
-        context.exit(EXIT_SOME_PICTURES_FAILED)
+        context.exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def report(contract: ModelContract, target: Path) -> list[str]:
