@@ -13,6 +13,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import InputSpec, ModelContract
+from mineral_batch.model.calibration import Calibration, ProbabilityScores
 from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
@@ -29,8 +30,14 @@ SPEC = InputSpec(height=24, width=32, interpolation="bilinear")
 
 @pytest.fixture(scope="session")
 def contract() -> ModelContract:
-    """Five labels, an input of 24 rows and 32 columns."""
-    return ModelContract(labels=LABELS, thresholds=THRESHOLDS, input=SPEC, name="tiny", licence="CC0-1.0")
+    """Five labels, an input of 24 rows and 32 columns, calibrated."""
+    scores = ProbabilityScores(0.01, 0.1, 0.02)
+    count = len(LABELS)
+    calibration = Calibration(
+        "Platt", "twenty images", 20, "2026-01-02", (1.0,) * count, (0.0,) * count, (4,) * count, scores, scores
+    )
+    known = {"name": "tiny", "licence": "CC0-1.0", "calibration": calibration}
+    return ModelContract(labels=LABELS, thresholds=THRESHOLDS, input=SPEC, **known)
 
 
 @pytest.fixture(scope="session")

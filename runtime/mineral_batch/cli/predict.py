@@ -19,9 +19,12 @@ from mineral_batch.engines.registry import AUTO, BACKENDS
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.discover import read_list
+from mineral_batch.model.calibration import uncalibrated
+from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
+from mineral_batch.results.prevalence import ESTIMATE
 from mineral_batch.results.run import RunSummary
 from mineral_batch.results.schema import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS
 from mineral_batch.results.write import Tables
@@ -66,6 +69,12 @@ _PATH = click.Path(path_type=Path)
     help=f"{PER_IMAGE}: also write a CSV per image, in a copy of the tree below OUTPUT/{PER_IMAGE}.",
 )
 @click.option("--columns", default="", callback=_columns, help=f"Extra columns, comma-separated: {', '.join(COLUMNS)}.")
+@click.option(
+    "--prevalence",
+    metavar=f"FILE|{ESTIMATE}",
+    help="Correct probabilities for the prevalences here: of a CSV (mineral,prevalence), or estimated from the images.",
+)
+@click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals.")
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
 @click.option("--prune", is_flag=True, help="Remove rows of images that are not among INPUTS (any more).")
 @click.option(
@@ -104,6 +113,8 @@ def predict(
     formats: tuple[str, ...],
     layout: str,
     columns: tuple[str, ...],
+    prevalence: str | None,
+    decimals: int | None,
     restart: bool,
     prune: bool,
     backend: str,
@@ -131,7 +142,7 @@ def predict(
     named = [*inputs, *map(Path, read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
-    tables = Tables(formats, layout == PER_IMAGE, columns)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals)
     given, _ = runs.check_run(named, output, tables)
     for warning in given.warnings():
         say(f"Warning: {warning}", err=True)
@@ -146,8 +157,9 @@ def predict(
         exact=exact,
         decode=decode,
     ) as predictor:
-        if not quiet:
-            say(_opening(predictor, is_starter=model is None), err=True)
+        runs.check_prevalence(predictor.contract, predictor.model, tables)
+        for line in _opening(predictor, is_starter=model is None, quiet=quiet):
+            say(line, err=True)
         with Stop() as stop, Progress(given.existing, log_every, quiet) as progress:
             try:
                 summary = runs.run(
@@ -167,7 +179,7 @@ def predict(
         say(_stopped(summary, output), err=True)
         ctx.exit(128 + (stop.signal or signal.SIGINT))
     if not quiet:
-        say(_closing(summary, output))
+        say(_closing(summary, output, predictor.contract))
     if summary.is_model_at_fault:
         raise ContractError(
             f"the model's output is not a probability for any of {summary.failed} images: the images were read, "
@@ -179,7 +191,12 @@ def predict(
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
 
 
-def _opening(predictor: Predictor, *, is_starter: bool) -> str:
+def _opening(predictor: Predictor, *, is_starter: bool, quiet: bool) -> list[str]:
+    caveats = [] if predictor.contract.is_calibrated else [f"Warning: {uncalibrated(predictor.model)}"]
+    return caveats if quiet else [*_introduction(predictor, is_starter=is_starter), *caveats]
+
+
+def _introduction(predictor: Predictor, *, is_starter: bool) -> list[str]:
     contract = predictor.contract
     lines = [f"{contract.name}: {len(contract.labels)} minerals, {predictor.backend} on {predictor.device}"]
     if predictor.skipped and first_gpu() is None:
@@ -193,7 +210,7 @@ def _opening(predictor: Predictor, *, is_starter: bool) -> str:
             f"This is the small starter model{score}: for a first look, not for decisions. "
             f"What it can and cannot do: {starter_card()}"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _stopped(summary: RunSummary | None, output: Path) -> str:
@@ -202,7 +219,7 @@ def _stopped(summary: RunSummary | None, output: Path) -> str:
     return f"Stopped{done}. Results saved in {output}{partial}; rerun the same command to resume."
 
 
-def _closing(summary: RunSummary, output: Path) -> str:
+def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
     new, reused = summary.new, summary.reused
     lines = [f"{new} images in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
     if reused:
@@ -218,4 +235,11 @@ def _closing(summary: RunSummary, output: Path) -> str:
     lines += [f"  {name:<20} in {n} images" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:
         lines.append(f"  and {len(minerals) - _SHOWN} more minerals")
+    if summary.counts and summary.counts.blank:
+        lines.append(
+            f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "
+            "(--columns best shows the most probable)"
+        )
+    if not contract.is_calibrated:
+        lines.append("The probabilities are not calibrated: see the warning above.")
     return "\n".join([*lines, f"Table: {output / PREDICTIONS}"])

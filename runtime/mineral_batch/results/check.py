@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 # Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
 _ROUNDING = 1e-6
-_LIMITS = {"width": (1, math.inf), "height": (1, math.inf), "latitude": (-90, 90), "longitude": (-180, 180)}
+_LIMITS = {
+    "width": (1, math.inf),
+    "height": (1, math.inf),
+    "latitude": (-90, 90),
+    "longitude": (-180, 180),
+    "margin": (0, 1),
+}
+
+# Of a margin of probabilities with seven digits.
+_MARGIN = 1e-6
 
 
 @dataclass
@@ -260,6 +269,7 @@ def _check_rows(rows: Iterable[_Row], labels: Sequence[str], expected: _Expected
             yield f"{row.where}: no probability from 0 to 1 for {', '.join(wrong[:3]) or 'every label'}"
             continue
         probabilities = {label: value for label, value in zip(labels, values, strict=True) if value is not None}
+        yield from _check_best(row, probabilities)
         yield from _check_minerals(row, probabilities, dict(zip(labels, expected.thresholds, strict=False)))
     yield from _count("predictions", count, expected.predicted)
 
@@ -278,12 +288,28 @@ def _check_extra(row: _Row) -> Iterator[str]:
             if value is not None and not is_time(value):
                 yield f"{row.where}: captured {value!r} is not an ISO 8601 time"
             continue
+        if name in ("best", "second", "calibrated"):
+            continue
         low, high = _LIMITS[name]
         number = _number(value)
         if value is None and name in ("latitude", "longitude"):
             continue
         if number is None or not low <= number <= high:
             yield f"{row.where}: {name} {value!r} is out of range"
+
+
+def _check_best(row: _Row, probabilities: dict[str, float]) -> Iterator[str]:
+    """The two most probable labels and their distance, if the table has them."""
+    if "best" not in row.extra:
+        return
+    order = sorted(probabilities, key=lambda label: -probabilities[label])[:2]
+    first, second = (probabilities[label] for label in order) if len(order) > 1 else (probabilities[order[0]], 0.0)
+    named = [probabilities.get(str(row.extra.get(name))) for name in ("best", "second")[: len(order)]]
+    margin = _number(row.extra.get("margin"))
+    if named != [first, second][: len(order)] or margin is None or abs(margin - (first - second)) > _MARGIN:
+        yield f"{row.where}: best, second and margin are not those of the probabilities"
+    if row.extra.get("calibrated") not in ("yes", "no"):
+        yield f"{row.where}: calibrated {row.extra.get('calibrated')!r} is neither yes nor no"
 
 
 def _check_minerals(row: _Row, probabilities: dict[str, float], thresholds: dict[str, float]) -> Iterator[str]:

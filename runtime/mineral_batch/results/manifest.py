@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -144,7 +144,17 @@ def describe_model(path: Path, contract: ModelContract) -> dict[str, Any]:
         "sha256": file_digest(path),
         "labels": list(contract.labels),
         "thresholds": list(contract.thresholds),
+        "thresholds_by": contract.provenance.get("thresholds"),
+        "calibration": describe_calibration(contract),
     }
+
+
+def describe_calibration(contract: ModelContract) -> dict[str, Any] | None:
+    """Return on what and when the model was calibrated, and how well; None if its probabilities are not calibrated."""
+    if contract.calibration is None:
+        return None
+    record = asdict(contract.calibration)
+    return {name: record[name] for name in ("dataset", "images", "date", "before", "after")}
 
 
 def describe_engine(predictor: Predictor) -> dict[str, Any]:

@@ -21,7 +21,11 @@ class Parquet:
 
     def __init__(self, file: BinaryIO, contract: ModelContract, extra: Sequence[str] = ()) -> None:
         arrow, parquet = import_pyarrow()
-        kinds = {"width": arrow.int32(), "height": arrow.int32(), "captured": arrow.string()}
+        kinds = {
+            "width": arrow.int32(),
+            "height": arrow.int32(),
+            **dict.fromkeys(("captured", "best", "second", "calibrated"), arrow.string()),
+        }
         names = [("path", arrow.string()), ("minerals", arrow.list_(arrow.string()))]
         names += [(name, kinds.get(name, arrow.float64())) for name in extra]
         names += [(label, arrow.float32()) for label in contract.labels]
@@ -29,6 +33,7 @@ class Parquet:
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._arrow = arrow
         self._extra = extra
+        self._contract = contract
         self._rows: list[list[Any]] = []
 
     def write(self, row: TableRow | Failure) -> None:
@@ -36,7 +41,7 @@ class Parquet:
         if isinstance(row, Failure):
             return
         path = os.fsencode(row.result.path).decode("utf-8", "backslashreplace")
-        self._rows.append([path, row.minerals, *extra_values(row.result, self._extra), *row.values])
+        self._rows.append([path, row.minerals, *extra_values(row, self._extra, self._contract), *row.values])
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.results.schema import format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
 
 _BLOCK = 1024
@@ -39,11 +40,13 @@ class TableCounts:
         predicted: rows of predictions.csv.
         failures: rows of failures.csv, by stage.
         minerals: images that each mineral is present in.
+        blank: rows in which no mineral is present.
     """
 
     predicted: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     minerals: Counter[str] = field(default_factory=Counter)
+    blank: int = 0
 
     @property
     def failed(self) -> int:
@@ -57,6 +60,7 @@ class TableCounts:
         else:
             self.predicted += 1
             self.minerals.update(row.minerals)
+            self.blank += not row.minerals
 
 
 class Sink(Protocol):
@@ -84,10 +88,20 @@ def _block(predictions: Sequence[Prediction], contract: ModelContract) -> Iterat
         yield TableRow(prediction, row, [contract.labels[index] for index in indices])
 
 
-def extra_values(result: Prediction, names: Sequence[str]) -> list[Any]:
+def rounded(results: Iterable[Result], decimals: int) -> Iterator[Result]:
+    """Yield the results with rounded probabilities; what is present follows the rounded ones, as a reader sees them."""
+    for result in results:
+        if isinstance(result, Prediction):
+            yield replace(result, probabilities=result.probabilities.round(decimals))
+        else:
+            yield result
+
+
+def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -> list[Any]:
     """Return the values of extra columns, see `mineral_batch.results.schema.COLUMNS`."""
     if not names:
         return []
+    result = row.result
     exif = result.exif or ExifInfo()
     values = {
         "width": result.width,
@@ -95,5 +109,18 @@ def extra_values(result: Prediction, names: Sequence[str]) -> list[Any]:
         "captured": exif.time,
         "latitude": exif.latitude,
         "longitude": exif.longitude,
+        **(_best(row, contract) if "best" in names else {}),
     }
     return [values[name] for name in names]
+
+
+def _best(row: TableRow, contract: ModelContract) -> dict[str, Any]:
+    """The columns `best`; of equal probabilities the first label comes first."""
+    first, *rest = sorted(range(len(row.values)), key=lambda index: -row.values[index])
+    second = rest[0] if rest else None
+    return {
+        "best": contract.labels[first],
+        "second": "" if second is None else contract.labels[second],
+        "margin": float(format_number(row.values[first] - (0.0 if second is None else row.values[second]))),
+        "calibrated": "yes" if contract.is_calibrated else "no",
+    }

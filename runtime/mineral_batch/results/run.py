@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.images.decoder import Decoder
 from mineral_batch.images.names import formula_safe
+from mineral_batch.model.contract import ModelContract
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.csv import listed
@@ -32,7 +34,14 @@ from mineral_batch.results.manifest import (
     timestamp,
     write_manifest,
 )
-from mineral_batch.results.rows import TableCounts
+from mineral_batch.results.prevalence import (
+    ESTIMATE,
+    PrevalenceShift,
+    require_calibrated,
+    shift_by_estimate,
+    shift_to_file,
+)
+from mineral_batch.results.rows import TableCounts, rounded
 from mineral_batch.results.schema import FAILURES, SCHEMA_VERSION
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
 from mineral_batch.system import peak_memory_mib
@@ -114,6 +123,7 @@ def run(
         BackendError: if the engine fails. What was predicted before is saved.
     """
     given, tables = check_run(inputs, folder, tables)
+    check_prevalence(predictor.contract, predictor.model, tables)
     # The decoder is part of the fingerprint; a run that goes on keeps the one that it began with.
     earlier = None if restart else made_with(folder).get(DECODER)
     decoder, sources = predictor.choose_decoder(given.sources(), earlier)
@@ -133,7 +143,8 @@ def run(
         if prune:
             journal.prune()
         refuse_edited_tables(folder)
-        counts = write_tables(folder, journal.results(), predictor.contract, tables)
+        shift = _shift(predictor.contract, tables, journal.results)
+        counts = write_tables(folder, _adjusted(journal.results(), shift, tables), predictor.contract, tables)
         summary = replace(
             attempt.summary(journal),
             complete=True,
@@ -142,7 +153,8 @@ def run(
             failed=counts.failed,
             kept=journal.kept(),
         )
-        write_manifest(folder, attempt.record(summary, counts, journal.facts(), options or {}))
+        record = attempt.record(summary, counts, journal.facts(), options or {})
+        write_manifest(folder, {**record, "prevalence": shift and shift.record(), "decimals": tables.decimals})
     return summary
 
 
@@ -156,6 +168,19 @@ def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tup
     require(tables)
     refuse_edited_tables(folder)
     return given, tables
+
+
+def check_prevalence(contract: ModelContract, model: Path, tables: Tables) -> None:
+    """Find before the images are predicted what would stop the correction for prevalences.
+
+    Raises:
+        ContractError: if the model is not calibrated.
+        DataError: if the file of prevalences is wrong.
+    """
+    if tables.prevalence is not None:
+        require_calibrated(contract, model)
+        if tables.prevalence != ESTIMATE:
+            shift_to_file(contract, tables.prevalence)
 
 
 def _refuse_vanished(inputs: Inputs, journal: Journal) -> None:
@@ -174,6 +199,22 @@ def _not_kept(sources: Iterator[Source | Failure], inputs: Inputs, journal: Jour
     for index, source in enumerate(sources):
         if index >= missing or not isinstance(source, Failure) or not journal.has_prediction(source.path):
             yield source
+
+
+def _shift(contract: ModelContract, tables: Tables, results: Callable[[], Iterable[Result]]) -> PrevalenceShift | None:
+    """The correction of the probabilities that the tables want, estimated from the results or read from a file."""
+    if tables.prevalence is None:
+        return None
+    if tables.prevalence == ESTIMATE:
+        return shift_by_estimate(contract, results())
+    return shift_to_file(contract, tables.prevalence)
+
+
+def _adjusted(results: Iterable[Result], shift: PrevalenceShift | None, tables: Tables) -> Iterable[Result]:
+    """The results with the probabilities as the tables have them."""
+    if shift is not None:
+        results = shift(results)
+    return results if tables.decimals is None else rounded(results, tables.decimals)
 
 
 class _Attempt:
@@ -245,7 +286,10 @@ class _Attempt:
     def write_partial(self, journal: Journal) -> None:
         """Write the table of what there is so far, if there is anything."""
         if journal.counts()[0]:
-            write_partial(self._folder, journal.results(kept=False), self._predictor.contract, self._tables)
+            contract, tables = self._predictor.contract, self._tables
+            shift = _shift(contract, tables, partial(journal.results, kept=False))
+            results = _adjusted(journal.results(kept=False), shift, tables)
+            write_partial(self._folder, results, contract, tables)
 
     def record(
         self, summary: RunSummary, counts: TableCounts, identity: Mapping[str, str], options: Mapping[str, Any]

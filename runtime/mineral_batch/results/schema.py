@@ -17,6 +17,9 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | width, height | `size`: pixels of the upright image |
 | captured | `captured`: ISO 8601, empty where the EXIF data do not say |
 | latitude, longitude | `gps`: decimal degrees, north and east positive, empty where the EXIF data do not say |
+| best, second | `best`: the two most probable labels, whatever their thresholds |
+| margin | `best`: the probability of the first less that of the second |
+| calibrated | `best`: `yes` if the model is calibrated, so that a probability says how often it is right, else `no` |
 | one per label | its probability, 0..1; seven significant digits as text, float32 in Parquet |
 | stage | `read` (the file), `decode` (its content) or `infer` (the model's output) |
 | reason | one line |
@@ -40,7 +43,12 @@ RUN_MANIFEST = "run.json"
 #: What `Tables.formats` may hold, and the file of each.
 FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET}
 #: What `Tables.columns` may hold, and the columns of each.
-COLUMNS = {"size": ("width", "height"), "captured": ("captured",), "gps": ("latitude", "longitude")}
+COLUMNS = {
+    "size": ("width", "height"),
+    "captured": ("captured",),
+    "gps": ("latitude", "longitude"),
+    "best": ("best", "second", "margin", "calibrated"),
+}
 #: The columns in front of the labels, the extra ones included.
 LEADING = ("path", "minerals", *(name for names in COLUMNS.values() for name in names))
 FAILURE_COLUMNS = ("path", "stage", "reason")

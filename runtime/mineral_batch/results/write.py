@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,11 +42,15 @@ class Tables:
         formats: of `FORMATS`; csv is always written.
         per_image: also a CSV per image.
         columns: of `COLUMNS`.
+        prevalence: correct the probabilities for the prevalences in this file, or `estimate` them from the results.
+        decimals: round the probabilities to so many; None for seven significant digits.
     """
 
     formats: tuple[str, ...] = ("csv",)
     per_image: bool = False
     columns: tuple[str, ...] = ()
+    prevalence: str | None = None
+    decimals: int | None = None
 
     @property
     def needs_exif(self) -> bool:
@@ -67,7 +71,7 @@ class Tables:
     def including(self, folder: Path) -> Tables:
         """Return these and those that an earlier run left, which are brought up to date so that all tables agree."""
         formats = tuple(name for name, file in FORMATS.items() if name in self.formats or (folder / file).exists())
-        return Tables(formats, self.per_image or (folder / PER_IMAGE).exists(), self.columns)
+        return replace(self, formats=formats, per_image=self.per_image or (folder / PER_IMAGE).exists())
 
 
 #: predictions.csv and failures.csv.
@@ -90,6 +94,7 @@ class PredictionsCsv:
     def __init__(self, file: BinaryIO, contract: ModelContract, extra: Sequence[str] = ()) -> None:
         self._file = file
         self._extra = extra
+        self._contract = contract
         self._numbers = ",%.7g" * len(contract.labels) + "\n"  # no number needs quoting, and one format is fastest
         CsvWriter(file, ["path", "minerals", *extra, *contract.labels])
 
@@ -97,7 +102,9 @@ class PredictionsCsv:
         """Append a row for a prediction."""
         if isinstance(row, Failure):
             return
-        leading = csv_line([row.result.path, SEPARATOR.join(row.minerals), *extra_values(row.result, self._extra)])
+        leading = csv_line(
+            [row.result.path, SEPARATOR.join(row.minerals), *extra_values(row, self._extra, self._contract)]
+        )
         self._file.write(encode(leading + self._numbers % tuple(row.values)))
 
 
@@ -118,7 +125,7 @@ class JsonLines:
 
     def __init__(self, file: BinaryIO, contract: ModelContract, extra: Sequence[str] = ()) -> None:
         self._file = file
-        self._labels = contract.labels
+        self._contract = contract
         self._extra = extra
 
     def write(self, row: TableRow | Failure) -> None:
@@ -134,8 +141,8 @@ class JsonLines:
         return {
             "path": row.result.path,
             "minerals": row.minerals,
-            **dict(zip(self._extra, extra_values(row.result, self._extra), strict=True)),
-            "probabilities": dict(zip(self._labels, numbers, strict=True)),
+            **dict(zip(self._extra, extra_values(row, self._extra, self._contract), strict=True)),
+            "probabilities": dict(zip(self._contract.labels, numbers, strict=True)),
         }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image as PILImage
 from mineral_batch import BackendError, Predictor
 from mineral_batch.cli import main
 from mineral_batch.engines.onnx_cpu import OnnxCpuEngine
+from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -374,3 +377,79 @@ def test_the_command_works_in_a_process_of_its_own(album: Path, model_path: Path
     assert len(table(album / "results/predictions.csv")) == 2
     assert "Traceback" not in done.stderr
     assert "2 images" in done.stdout
+
+
+def test_the_columns_best_show_the_two_most_probable_minerals(
+    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    assert predict(album, "--columns", "best").exit_code == 0
+    for row in table(tmp_path / "out" / "predictions.csv"):
+        values = {label: float(row[label]) for label in contract.labels}
+        first, second = sorted(values, key=lambda label: -values[label])[:2]
+        assert (row["best"], row["second"], row["calibrated"]) == (first, second, "yes")
+        assert float(row["margin"]) == pytest.approx(values[first] - values[second], abs=1e-6)
+    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
+
+
+def test_images_without_a_mineral_are_counted_at_the_end(predict: Any, album: Path, tmp_path: Path) -> None:
+    output = predict(album).output
+    blank = sum(not row["minerals"] for row in table(tmp_path / "out" / "predictions.csv"))
+    assert (f"{blank} of 11 images have no mineral at or above its threshold" in output) == (blank > 0)
+
+
+def test_probabilities_are_rounded_on_request(
+    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    assert predict(album, "--round", "2", "--format", "jsonl", "--columns", "best").exit_code == 0
+    for row in table(tmp_path / "out" / "predictions.csv"):
+        assert all(len(row[label]) <= 4 for label in contract.labels)
+    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["decimals"] == 2
+
+
+@pytest.mark.parametrize("source", ["estimate", "file"])
+def test_prevalences_correct_the_tables_and_not_the_journal(
+    predict: Any, album: Path, tmp_path: Path, contract: ModelContract, source: str
+) -> None:
+    results = tmp_path / "out"
+    assert predict(album).exit_code == 0
+    plain = (results / "predictions.csv").read_bytes()
+    label = contract.labels[0]
+    csv_file = tmp_path / "prevalence.csv"
+    csv_file.write_text(f'mineral,prevalence\n"{label}",0.9\n', encoding="utf-8")
+    assert predict(album, "--prevalence", source if source == "estimate" else csv_file).exit_code == 0
+    assert (results / "predictions.csv").read_bytes() != plain
+    record = json.loads((results / "run.json").read_text())["prevalence"]
+    assert record["source"] == (source if source == "estimate" else str(csv_file))
+    assert set(record["minerals"]) == set(contract.labels)
+    assert CliRunner().invoke(main, ["check", str(results)]).exit_code == 0
+    assert predict(album).exit_code == 0
+    assert (results / "predictions.csv").read_bytes() == plain
+    assert json.loads((results / "run.json").read_text())["prevalence"] is None
+
+
+@pytest.fixture
+def uncalibrated(model_path: Path, tmp_path: Path, contract: ModelContract) -> Path:
+    path = tmp_path / "uncalibrated.onnx"
+    shutil.copy(model_path, path)
+    write_contract(path, replace(contract, calibration=None))
+    return path
+
+
+def test_a_model_that_is_not_calibrated_is_used_with_a_warning_and_marked(
+    predict: Any, album: Path, tmp_path: Path, uncalibrated: Path
+) -> None:
+    result = predict(album, "--model", uncalibrated, "--columns", "best", "--quiet")
+    assert result.exit_code == 0
+    assert f"Warning: {uncalibrated} is not calibrated" in result.stderr
+    assert f"mineral-train calibrate {uncalibrated} MANIFEST.csv --split val" in result.stderr
+    assert {row["calibrated"] for row in table(tmp_path / "out" / "predictions.csv")} == {"no"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["model"]["calibration"] is None
+
+
+def test_prevalences_of_a_model_that_is_not_calibrated_are_refused_before_the_run(
+    predict: Any, album: Path, tmp_path: Path, uncalibrated: Path
+) -> None:
+    result = predict(album, "--model", uncalibrated, "--prevalence", "estimate")
+    assert_one_line_error(result, "is not calibrated", "mineral-train calibrate")
+    assert not (tmp_path / "out" / "predictions.csv").exists()
