@@ -1,9 +1,9 @@
-"""Batch recognition of minerals in photographs: the part that a user deploys.
+"""Recognition of minerals in whole folders of images: the part that a user deploys.
 
->>> from mineral_batch import Predictor
+>>> from mineral_batch import Failure, Predictor
 >>> with Predictor() as predictor:                                        # doctest: +SKIP
 ...     for result in predictor.predict(["photos"]):
-...         print(result.path, predictor.contract.labels[result.probabilities.argmax()])
+...         print(result.path, result.reason if isinstance(result, Failure) else result.minerals)
 """
 
 from mineral_batch.errors import BackendError, ContractError, DataError, MineralError

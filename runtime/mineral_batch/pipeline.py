@@ -261,8 +261,21 @@ def _batch(
     if all(isinstance(image, Failure) for image in images):
         return list(images)  # type: ignore[arg-type]  # mypy does not narrow through all()
     with times.measure("engine"):
-        probabilities = backend.infer(pixels[start : start + len(images)])
-    contract = backend.contract
+        return infer(backend, pixels[start : start + len(images)], images)
+
+
+def infer(backend: Backend, pixels: Pixels, images: Sequence[Image | Failure]) -> list[Result]:
+    """Return the results of one batch.
+
+    Args:
+        backend: the open engine.
+        pixels: (N, H, W, 3) uint8.
+        images: N, that the pixels are of; a failure stays one.
+
+    Raises:
+        BackendError: if the engine fails, or its output is not of the shape that the contract says.
+    """
+    probabilities, contract = backend.infer(pixels), backend.contract
     if probabilities.shape != (len(images), len(contract.labels)):
         raise BackendError(
             f"the model's output has the shape {probabilities.shape} for {len(images)} images and "

@@ -1,4 +1,4 @@
-"""The Python interface: a model, opened once, that answers for photographs."""
+"""The Python interface: a model, opened once, that recognises minerals in images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import weakref
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self, cast, overload
 
 import numpy as np
 from PIL import Image as PILImage
@@ -25,10 +25,10 @@ from mineral_batch.images.discover import find_sources
 from mineral_batch.images.processes import DecodeProcesses, is_supported
 from mineral_batch.model.starter import starter_path
 from mineral_batch.system import cpu_count
-from mineral_batch.types import Failure, Pixels, Source
+from mineral_batch.types import Failure, Pixels, Probabilities, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from mineral_batch.engines.base import Backend
@@ -41,8 +41,11 @@ _log = logging.getLogger("mineral_batch")
 # With fewer, the engine's thread and the tables take so much of the machine that processes gain nothing.
 _CPUS_FOR_PROCESSES = 4
 
-#: What can be predicted: names of folders and files, sources, failures (passed on), and pictures in memory.
-Input = str | Path | Source | Failure | PILImage.Image | Pixels
+#: What can be predicted: names of folders and files; images in memory, as the bytes of a file, a binary file object, a
+#: PIL image or an array (H, W, 3) of uint8, RGB; sources; failures, which are passed on.
+Input = str | Path | bytes | BinaryIO | PILImage.Image | Pixels | Source | Failure
+
+_CLOSED = "this Predictor is closed: open a new one"
 
 
 class Predictor:
@@ -50,7 +53,24 @@ class Predictor:
 
     >>> with Predictor() as predictor:                                    # doctest: +SKIP
     ...     for result in predictor.predict(["photos"]):
-    ...         print(result.path, result.probabilities.max())
+    ...         if isinstance(result, Prediction):
+    ...             print(result.path, result.minerals, result.best)
+    ...         else:
+    ...             print(result.path, "failed:", result.reason)
+
+    An image that cannot be read is a `Failure` in its place and ends nothing. What raises:
+
+    | exception | when | exit code of the command |
+    |---|---|---|
+    | `ContractError` | the file is not a model, or contradicts its contract | 1 |
+    | `BackendError` | the engine cannot be opened or fails, or the predictor is closed | 1 |
+    | `DataError` | an input does not exist, or an argument is of the wrong kind | 1 |
+
+    The command's other exit codes: 0 all images predicted, 2 wrong usage, 3 some images could not be read, 130 and 143
+    stopped by Ctrl-C and SIGTERM.
+
+    Several threads may use one predictor at the same time. A predictor can be pickled: unpickling opens the same model
+    with the same options again. After a fork, open one in the child.
 
     Args:
         model: an ONNX file from `mineral-export onnx`; None for the starter model that comes with the package.
@@ -84,9 +104,21 @@ class Predictor:
         decode: str = CPU,
     ) -> None:
         check_decoder_name(decode)
+        self._options = {
+            "backend": backend,
+            "devices": tuple(devices),
+            "precision": precision,
+            "batch_size": batch_size,
+            "decode_threads": decode_threads,
+            "decode_processes": decode_processes,
+            "exact": exact,
+            "decode": decode,
+        }
         self.model = Path(model) if model is not None else starter_path()
         choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
         self._backend = choice.backend
+        self._engine = _SharedEngine(choice.backend)
+        self._closed = False
         #: Engines that `auto` tried before the one that is open, and why each was not it.
         self.skipped = choice.skipped
         self.batch_size = batch_size or self._backend.batch_size
@@ -156,21 +188,33 @@ class Predictor:
                 _log.warning("%s", self.decoder_choice)
             return self._decoder, sources
 
+    @overload
+    def predict(self, inputs: str | bytes, *, with_exif: bool = False, times: StageTimes | None = None) -> NoReturn: ...
+
+    @overload
     def predict(
         self, inputs: Iterable[Input], *, with_exif: bool = False, times: StageTimes | None = None
+    ) -> Generator[Result, None, None]: ...
+
+    def predict(
+        self, inputs: Iterable[Input] | str | bytes, *, with_exif: bool = False, times: StageTimes | None = None
     ) -> Generator[Result, None, None]:
-        """One `Prediction` or `Failure` per photograph, lazily and in order.
+        """Return one `Prediction` or `Failure` per image, lazily and in order.
 
         Args:
-            inputs: folders, files, globs, archives (see `mineral_batch.images.discover`); images in memory, as PIL
-                images or (H, W, 3) uint8 RGB arrays, whose results are named `picture 0`, `picture 1`, ...
-            with_exif: read when and where each picture was taken, too.
+            inputs: see `Input`; folders, files, globs and archives as in `mineral_batch.images.discover`. Results of
+                images in memory are named `picture 0`, `picture 1`, ...
+            with_exif: also read when and where each image was taken.
             times: where the seconds of each stage are added.
 
         Raises:
-            DataError: if an input does not exist.
-            BackendError: if the engine fails.
+            DataError: if `inputs` is a single input, or an input does not exist.
+            BackendError: if the engine fails, or the predictor is closed.
         """
+        if isinstance(inputs, (str, bytes, Path, PILImage.Image)) or not hasattr(inputs, "__iter__"):
+            raise DataError("predict takes a list of inputs, as in predict(['photos']); for one image use predict_one")
+        if self._closed:
+            raise BackendError(_CLOSED)
         results = self._predict(inputs, with_exif=with_exif, times=times)
         self._unfinished.add(results)
         return results
@@ -178,10 +222,12 @@ class Predictor:
     def _predict(
         self, inputs: Iterable[Input], *, with_exif: bool, times: StageTimes | None
     ) -> Generator[Result, None, None]:
+        if self._closed:
+            raise BackendError(_CLOSED)
         decoder, sources = self.choose_decoder(_sources(inputs))
         results = pipeline.run(
             sources,
-            self._backend,
+            self._engine,
             batch_size=self.batch_size,
             decode=partial(decoder.decode, with_exif=with_exif),
             decode_threads=self._decoding.threads or decoder.threads,
@@ -191,6 +237,31 @@ class Predictor:
         )
         with closing(results):
             yield from results
+
+    def predict_one(self, image: Input, *, with_exif: bool = False) -> Result:
+        """Return the `Prediction` or `Failure` of one image, without the threads that many images need.
+
+        Args:
+            image: a file, or an image in memory; see `Input`.
+            with_exif: also read when and where it was taken.
+
+        Raises:
+            DataError: if it is not one image: a folder, an archive, a glob, or the name of no file.
+            BackendError: if the engine fails, or the predictor is closed.
+        """
+        if self._closed:
+            raise BackendError(_CLOSED)
+        sources = list(itertools.islice(_sources([image]), 2))
+        if len(sources) != 1:
+            raise DataError(f"{image!s} is {'more than one' if sources else 'no'} image: use predict([...])")
+        decoder, remaining = self.choose_decoder(iter(sources))
+        source = next(remaining)
+        if isinstance(source, Failure):
+            return source
+        decoded = decoder.decode(source.name, source.read, with_exif=with_exif)
+        if isinstance(decoded, Failure):
+            return decoded
+        return pipeline.infer(self._engine, decoded.pixels[None], [decoded])[0]
 
     def _decode_processes(self, decoder: Decoder) -> DecodeProcesses | None:
         """The decode processes, started when they are first needed; None where threads or a GPU decode."""
@@ -203,11 +274,12 @@ class Predictor:
         return self._processes
 
     def close(self) -> None:
-        """End what `predict` has begun, then close the decoder and the engine; each whatever becomes of the others.
+        """End what `predict` has begun, then close the decoder and the engine, even if one of them fails to close.
 
-        Results that nobody draws any more may still be held, by the traceback of the error that ended the drawing:
+        Results that nobody draws any more may still be held by the traceback of the error that ended the drawing:
         their threads would go on with a decoder and an engine that are closed.
         """
+        self._closed = True
         with ExitStack() as steps:  # in the order from the last one
             steps.callback(self._backend.close)
             if self._decoder is not None:
@@ -217,6 +289,10 @@ class Predictor:
                 self._processes = None
             for results in list(self._unfinished):
                 steps.callback(results.close)
+
+    def __reduce__(self) -> tuple[Callable[..., Predictor], tuple[str, dict[str, Any]]]:
+        """Pickle the options: unpickling opens the model again."""
+        return _open_again, (str(self.model.resolve()), self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -236,24 +312,60 @@ def _process_count(wanted: int | None, backend: Backend) -> int:
     return cpu_count() if is_worth_it else 0
 
 
+def _open_again(model: str, options: dict[str, Any]) -> Predictor:
+    return Predictor(model, **options)
+
+
+class _SharedEngine:
+    """An engine that any number of threads may call: no more at once than it has workers.
+
+    Args:
+        backend: open; it stays the caller's.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._permits = threading.BoundedSemaphore(backend.workers)
+
+    def infer(self, pixels: Pixels) -> Probabilities:
+        """(N, H, W, 3) uint8 -> (N, L) float32, which stay the caller's."""
+        with self._permits:
+            return self._backend.infer(pixels).copy()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
 def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
-    """Pictures in memory one by one, names in the stretches between them, so that each file still comes once."""
-    pictures = itertools.count()
-    for are_names, stretch in itertools.groupby(inputs, key=lambda given: isinstance(given, (str, Path))):
+    """Images in memory one by one, names in the stretches between them, so that each file still comes once."""
+    numbers = itertools.count()
+    for are_names, stretch in itertools.groupby(inputs, key=lambda value: isinstance(value, (str, Path))):
         if are_names:
             yield from find_sources(cast("Iterator[str | Path]", stretch))
             continue
-        for given in stretch:
-            yield given if isinstance(given, (Source, Failure)) else _in_memory(f"picture {next(pictures)}", given)
+        for value in stretch:
+            yield value if isinstance(value, (Source, Failure)) else _in_memory(f"picture {next(numbers)}", value)
 
 
-def _in_memory(name: str, picture: object) -> Source:
-    image = picture if isinstance(picture, PILImage.Image) else PILImage.fromarray(_checked(picture))
-    return Source(name, 0, 0, lambda: image)
+def _in_memory(name: str, value: object) -> Source | Failure:
+    content = value.read() if hasattr(value, "read") else value
+    if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3 and content.shape[2] == 3:
+        content = PILImage.fromarray(content)
+    if isinstance(content, (bytearray, memoryview)):
+        content = bytes(content)
+    if isinstance(content, (bytes, PILImage.Image)):
+        return Source(name, 0, 0, partial(_given, content))
+    return Failure(name, "read", f"{_kind(content)} is not an image: {_EXPECTED}")
 
 
-def _checked(picture: object) -> Pixels:
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
-        return picture
-    what = f"an array {picture.shape} of {picture.dtype}" if isinstance(picture, np.ndarray) else f"{type(picture)}"
-    raise DataError(f"a picture is a PIL image or an array (H, W, 3) of uint8, RGB; got {what}")
+_EXPECTED = "give bytes, a binary file, a PIL image or an array (H, W, 3) of uint8, RGB"
+
+
+def _given(content: bytes | PILImage.Image) -> bytes | PILImage.Image:
+    return content
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} of {value.dtype}"
+    return f"an object of type {type(value).__name__}"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
+import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +20,8 @@ from mineral_batch import BackendError, DataError, Failure, Image, ModelContract
 from mineral_batch import predictor as predictor_module
 from mineral_batch.cli import main
 from mineral_batch.engines.registry import open_backend
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from mineral_batch.images import decode
+from mineral_batch.results.run import run
 
 pytest.importorskip("onnxruntime")
 
@@ -57,10 +60,114 @@ def test_pictures_in_memory_beside_files(album: Path, model_path: Path) -> None:
         np.testing.assert_array_equal(result.probabilities, results[1].probabilities)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), 7])
-def test_what_is_no_picture_is_said(model_path: Path, wrong: Any) -> None:
-    with Predictor(model_path, backend="onnx-cpu") as predictor, pytest.raises(DataError, match="uint8, RGB"):
-        list(predictor.predict([wrong]))
+JUNK = [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), 7, b"not an image", io.StringIO("text")]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda value: type(value).__name__)
+def test_junk_in_memory_is_a_failure_in_its_place(album: Path, model_path: Path, junk: Any) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        failure, result = predictor.predict([junk, album / "00.png"])
+        assert predictor.predict_one(junk) == failure
+    assert isinstance(failure, Failure)
+    assert failure.path == "picture 0"
+    assert isinstance(result, Prediction)
+
+
+def test_bytes_and_file_objects_are_images(album: Path, model_path: Path) -> None:
+    path = album / "04.png"
+    content = path.read_bytes()
+    with Predictor(model_path, backend="onnx-cpu") as predictor, path.open("rb") as file:
+        inputs: list[Any] = [content, bytearray(content), memoryview(content), io.BytesIO(content), file, path]
+        results = list(predictor.predict(inputs))
+    for result in results:
+        assert isinstance(result, Prediction)
+        np.testing.assert_array_equal(result.probabilities, results[-1].probabilities)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("single", ["photo.jpg", b"content", PILImage.new("RGB", (4, 4)), Path("photo.jpg"), 7])
+def test_a_single_input_is_refused_with_the_fix(model_path: Path, single: Any) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor, pytest.raises(DataError, match="predict_one"):
+        predictor.predict(single)
+
+
+def test_one_image_is_answered_as_many_are(album: Path, model_path: Path) -> None:
+    path = album / "04.png"
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        alone, (together,) = predictor.predict_one(path), predictor.predict([path])
+        assert isinstance(alone, Prediction)
+        assert isinstance(together, Prediction)
+        np.testing.assert_array_equal(alone.probabilities, together.probabilities)
+        assert (alone.path, alone.width, alone.height) == (together.path, together.width, together.height)
+        assert isinstance(predictor.predict_one(b"damaged"), Failure)
+        assert predictor.predict_one(Failure("a", "read", "gone")) == Failure("a", "read", "gone")
+        with pytest.raises(DataError, match=r"more than one image: use predict"):
+            predictor.predict_one(album)
+        with pytest.raises(DataError, match="no such file"):
+            predictor.predict_one("nowhere.jpg")
+
+
+def test_a_result_says_its_minerals_and_the_best(album: Path, model_path: Path, contract: ModelContract) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        results = list(predictor.predict([album]))
+    for result in results:
+        assert isinstance(result, Prediction)
+        by_label = dict(zip(contract.labels, result.probabilities.tolist(), strict=True))
+        present = {
+            name for name, cut in zip(contract.labels, contract.thresholds, strict=True) if by_label[name] >= cut
+        }
+        assert set(result.minerals) == present
+        assert result.minerals == sorted(result.minerals, key=by_label.__getitem__, reverse=True)
+        assert result.best == max(by_label.items(), key=lambda item: item[1])
+
+
+def test_after_closing_every_use_is_one_clear_error(album: Path, model_path: Path) -> None:
+    predictor = Predictor(model_path, backend="onnx-cpu")
+    begun = predictor.predict([album])
+    predictor.close()
+    predictor.close()
+    for use in (lambda: predictor.predict([album]), lambda: predictor.predict_one(album / "00.png")):
+        with pytest.raises(BackendError, match="this Predictor is closed: open a new one"):
+            use()
+    assert list(begun) == [], "what was begun has ended"
+
+
+def test_several_threads_share_one_predictor(album: Path, model_path: Path) -> None:
+    with Predictor(model_path, backend="onnx-cpu", batch_size=3) as predictor:
+        alone = list(predictor.predict([album]))
+        paths = sorted(album.iterdir())
+        with ThreadPoolExecutor(4) as pool:
+            many = [pool.submit(lambda: list(predictor.predict([album]))) for _ in range(4)]
+            single = [pool.submit(predictor.predict_one, path) for path in paths * 4]
+            answers = [future.result() for future in many]
+            ones = [future.result() for future in single]
+    for results in [*answers, ones[:11], ones[-11:]]:
+        for result, expected in zip(results, alone, strict=True):
+            assert isinstance(result, Prediction)
+            np.testing.assert_array_equal(result.probabilities, expected.probabilities)  # type: ignore[union-attr]
+
+
+def test_a_predictor_can_be_pickled(album: Path, model_path: Path) -> None:
+    with Predictor(model_path, backend="onnx-cpu", batch_size=3, exact=True) as predictor:
+        expected = list(predictor.predict([album]))
+        data = pickle.dumps(predictor)
+    with pickle.loads(data) as again:
+        assert (again.batch_size, again.backend) == (3, "onnx-cpu")
+        for result, other in zip(again.predict([album]), expected, strict=True):
+            np.testing.assert_array_equal(result.probabilities, other.probabilities)
+
+
+def test_lack_of_memory_is_no_verdict_on_the_image(
+    album: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that cannot be read it is tried again by the next run."""
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "resize", lambda *_: (_ for _ in ()).throw(MemoryError))
+            summary = run(predictor, [album], tmp_path / "out")
+            assert (summary.predicted, summary.failed) == (0, 11)
+            assert summary.counts is not None
+            assert summary.counts.failures == {"read": 11}
+        assert run(predictor, [album], tmp_path / "out").predicted == 11
 
 
 def test_nothing_is_read_before_the_first_result_is_asked_for(model_path: Path, tmp_path: Path) -> None:

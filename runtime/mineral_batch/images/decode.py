@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Their decoder can compute a smaller version of the whole image. (HEIC's would return the file's thumbnail.)
 _JPEG = frozenset({"JPEG", "MPO"})
 
+_NO_MEMORY = "not enough memory to decode it; the next run tries again"
+
 
 def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = None) -> PILImage.Image:
     """Decode a photo upright, as RGB.
@@ -89,15 +91,20 @@ def decode_image(
         content = read()
     except (OSError, ImageError) as error:
         return Failure(name, "read", one_line(error))
+    except MemoryError:
+        return Failure(name, "read", _NO_MEMORY)
     try:
         decoded = _decode(content, None if exact else (spec.width, spec.height))
         pixels = resize(decoded.image, spec)
         if decoded.transform:  # after resizing, where there are few pixels to convert
             pixels = decoded.transform.apply_to_pixels(pixels)
         return Image(name, pixels, *decoded.size, read_exif(content) if with_exif else None)
-    except MissingDecoderError as error:  # like a file that cannot be read, it is tried again in the next run
+    # What the machine lacks is no verdict on the image: like a file that cannot be read, the next run tries it again.
+    except MissingDecoderError as error:
         return Failure(name, "read", one_line(error))
-    # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, MemoryError, ...).
+    except MemoryError:
+        return Failure(name, "read", _NO_MEMORY)
+    # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, ...).
     except Exception as error:
         return Failure(name, "decode", one_line(error))
 
