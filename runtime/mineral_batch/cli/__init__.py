@@ -9,6 +9,7 @@ _COMMANDS = {
     "evaluate": ("mineral_batch.cli.evaluate:evaluate", "Compare a table with labels: AP per mineral, mAP, P/R/F1."),
     "check": ("mineral_batch.cli.check:check", "Check that the tables of a run are complete and consistent."),
     "report": ("mineral_batch.cli.report:report", "Build an HTML page of a run: gallery, figures, accuracy."),
+    "review": ("mineral_batch.cli.review:review", "Confirm and correct predictions in the browser."),
     "explain": ("mineral_batch.cli.explain:explain", "Show where in the images the model sees each mineral."),
     "info": ("mineral_batch.cli.info:info", "Show what a model file contains: labels, input, accuracy."),
     "doctor": ("mineral_batch.cli.doctor:doctor", "Show what is installed and what works, and how to fix the rest."),

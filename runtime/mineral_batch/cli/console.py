@@ -77,6 +77,8 @@ _EXTRA_OF = {
     "pyarrow": "parquet",
     "sklearn": "dev",
     "matplotlib": "report",
+    "starlette": "review",
+    "uvicorn": "review",
 }
 
 

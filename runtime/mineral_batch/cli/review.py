@@ -1,0 +1,99 @@
+"""`mineral-batch review`: confirm and correct in the browser what a run predicted."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import threading
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from mineral_batch.errors import DataError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("results", type=_PATH)
+@click.option("--labels", type=_PATH, help="Existing labels (CSV: path,labels) to show and to check.")
+@click.option("--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: shows its maps.")
+@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
+@click.option("--reviewer", help="Your name beside your decisions; default: your user name.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: any free port.")
+@click.option("--no-browser", is_flag=True, help="Print the address without opening it.")
+@click.option("--export", "export", type=_PATH, metavar="CSV", help="Write the decided labels and exit.")
+def review(
+    results: Path,
+    labels: Path | None,
+    explained: Path | None,
+    photos: Path | None,
+    reviewer: str | None,
+    port: int,
+    no_browser: bool,
+    export: Path | None,
+) -> None:
+    """Confirm and correct the predictions in RESULTS in your browser.
+
+    The page is served to this machine only, under a secret address. Every decision is saved at once in
+    RESULTS/review.sqlite, with your name and the time; RESULTS/labels.csv has them as labels for training and for
+    evaluate when you stop with Ctrl-C, or at any moment with --export.
+    """
+    from mineral_batch.review.decisions import Decisions, read_decisions
+    from mineral_batch.review.labels import LABELS, write_labels
+
+    if export is not None:
+        decided = read_decisions(results)
+        write_labels(export, decided)
+        click.echo(f"{sum(d.status == 'labelled' for d in decided)} labelled images: {export}")
+        return
+    from mineral_batch.report.explained import Explained, read_explained
+    from mineral_batch.report.thumbnails import find_base
+    from mineral_batch.results.read import read_results
+    from mineral_batch.review.session import Review, read_given
+
+    read = read_results(results)
+    given = read_given(labels, read) if labels else {}
+    maps = read_explained(explained, read) if explained else Explained({}, 0)
+    base = photos or find_base(read.predictions.paths, [Path(), results, results.parent])
+    with Decisions(results) as decisions:
+        session = Review(read, decisions, base, reviewer or _user(), given, maps)
+        _serve(session, port, is_opened=not no_browser)
+        write_labels(results / LABELS, decisions)
+        click.echo(f"{len(decisions)} images decided; labels: {results / LABELS}", err=True)
+
+
+def _serve(session: object, port: int, *, is_opened: bool) -> None:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    from mineral_batch.review.server import HOST, make_app, new_token
+    from mineral_batch.review.session import Review
+
+    assert isinstance(session, Review)
+    with socket.socket() as listening:
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((HOST, port))
+            listening.listen(64)  # the page may ask before the server runs
+        except OSError as error:
+            raise DataError(f"cannot serve on port {port}: {error.strerror}; leave out --port") from None
+        port, token = listening.getsockname()[1], new_token()
+        address = f"http://{HOST}:{port}/{token}/"
+        click.echo(f"Review {len(session.paths)} images at {address} (Ctrl-C stops)", err=True)
+        if is_opened:
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+        config = uvicorn.Config(
+            make_app(session, token, port), log_level="warning", timeout_keep_alive=5, limit_concurrency=64, ws="none"
+        )
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "reviewer"

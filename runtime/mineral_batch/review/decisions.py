@@ -1,0 +1,216 @@
+"""What people decided about the images of a run: append-only, safe the moment it is made.
+
+Each decision is one committed row of `review.sqlite` in the run's folder; undoing one appends a row that says so. The
+file is locked while a review is open, so that two sessions cannot decide past each other.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+from mineral_batch.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+DECISIONS = "review.sqlite"
+
+Status = Literal["labelled", "unsure", "rejected"]
+STATUSES: tuple[str, ...] = get_args(Status)
+
+_SCHEMA_VERSION = 1
+_TABLE = """
+CREATE TABLE IF NOT EXISTS decision (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    path BLOB NOT NULL,
+    status TEXT NOT NULL,
+    minerals TEXT NOT NULL,
+    machine TEXT NOT NULL,
+    reviewer TEXT NOT NULL,
+    time TEXT NOT NULL,
+    undoes INTEGER REFERENCES decision (number)
+)
+"""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a person said about one image.
+
+    Attributes:
+        path: the image, as the run's tables name it.
+        status: `labelled` with all minerals that it shows (none for an empty tuple); `unsure`; or `rejected`, which
+            says only that it does not show `minerals`.
+        minerals: labels.
+        machine: the labels that the model gave, beside which the person decided.
+        reviewer: who.
+        time: when, ISO 8601 in UTC.
+        number: the order of decisions.
+    """
+
+    path: str
+    status: str
+    minerals: tuple[str, ...]
+    machine: tuple[str, ...]
+    reviewer: str
+    time: str
+    number: int = 0
+
+
+class Decisions:
+    """The decisions about one run; safe from several threads.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        DataError: if another session has it open, or it cannot be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / DECISIONS
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("BEGIN EXCLUSIVE")
+            self._check_version()
+            self._db.execute(_TABLE)
+            self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+            self._current = self._replayed()
+        except sqlite3.DatabaseError as error:
+            self._refuse(error)
+
+    def _check_version(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _SCHEMA_VERSION):
+            self._db.close()
+            raise DataError(
+                f"{self.path} was made by another release of mineral-batch (version {version}, this one reads "
+                f"{_SCHEMA_VERSION}): move it away to begin anew"
+            )
+
+    def _refuse(self, error: sqlite3.DatabaseError) -> None:
+        if "locked" in str(error):
+            raise DataError(
+                f"another review of {self.path.parent} is open: use its address, or stop it first"
+            ) from None
+        raise DataError(f"cannot use {self.path}: {error}; move it away to begin anew") from None
+
+    def _replayed(self) -> dict[str, list[Decision]]:
+        """Path -> its decisions that were not undone, the last one in force."""
+        current: dict[str, list[Decision]] = {}
+        for row in self._db.execute(
+            "SELECT path, status, minerals, machine, reviewer, time, number FROM decision WHERE undoes IS NULL "
+            "AND number NOT IN (SELECT undoes FROM decision WHERE undoes IS NOT NULL) ORDER BY number"
+        ):
+            path, status, minerals, machine, reviewer, time, number = row
+            decision = Decision(
+                path.decode("utf-8", "surrogateescape"),
+                status,
+                tuple(json.loads(minerals)),
+                tuple(json.loads(machine)),
+                reviewer,
+                time,
+                number,
+            )
+            current.setdefault(decision.path, []).append(decision)
+        return current
+
+    def decide(
+        self, path: str, status: str, minerals: Sequence[str], *, machine: Sequence[str], reviewer: str
+    ) -> Decision:
+        """Record a decision; it is on disk when this returns.
+
+        Raises:
+            DataError: if the disk refuses it.
+        """
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._lock:
+            number = self._insert(path, status, minerals, machine, reviewer, time, None)
+            decision = Decision(path, status, tuple(minerals), tuple(machine), reviewer, time, number)
+            self._current.setdefault(path, []).append(decision)
+        return decision
+
+    def undo(self, *, reviewer: str) -> Decision | None:
+        """Take back the last decision that is in force and return it; None if there is none.
+
+        Raises:
+            DataError: if the disk refuses it.
+        """
+        with self._lock:
+            last = max((stack[-1] for stack in self._current.values()), key=lambda d: d.number, default=None)
+            if last is None:
+                return None
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            self._insert(last.path, "undo", (), (), reviewer, time, last.number)
+            self._current[last.path].pop()
+            if not self._current[last.path]:
+                del self._current[last.path]
+        return last
+
+    def _insert(
+        self,
+        path: str,
+        status: str,
+        minerals: Sequence[str],
+        machine: Sequence[str],
+        reviewer: str,
+        time: str,
+        undoes: int | None,
+    ) -> int:
+        name = path.encode("utf-8", "surrogateescape")
+        values = (name, status, json.dumps(list(minerals)), json.dumps(list(machine)), reviewer, time, undoes)
+        try:
+            done = self._db.execute(
+                "INSERT INTO decision (path, status, minerals, machine, reviewer, time, undoes) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"cannot write {self.path}: {error}; free some space, then decide again") from None
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def get(self, path: str) -> Decision | None:
+        """The decision in force about an image."""
+        stack = self._current.get(path)
+        return stack[-1] if stack else None
+
+    def __iter__(self) -> Iterator[Decision]:
+        """The decisions in force, in the order in which they were made."""
+        return iter(sorted((stack[-1] for stack in self._current.values()), key=lambda d: d.number))
+
+    def __len__(self) -> int:
+        """How many images have a decision."""
+        return len(self._current)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_decisions(folder: str | Path) -> list[Decision]:
+    """The decisions about a run, for reading only; empty if nobody reviewed it.
+
+    Raises:
+        DataError: if a review is open, or the file is damaged.
+    """
+    if not (Path(folder) / DECISIONS).is_file():
+        return []
+    with Decisions(folder) as decisions:
+        return list(decisions)

@@ -1,0 +1,265 @@
+"""One review of one run: its images, their order, what is decided."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mineral_batch.errors import DataError, ImageError
+from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels
+from mineral_batch.images.decode import open_rgb
+from mineral_batch.report.explained import Explained
+from mineral_batch.results.csv import shown
+from mineral_batch.review import order
+from mineral_batch.review.decisions import STATUSES, Decision, Decisions
+from mineral_batch.review.reading import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mineral_batch.results.read import Results
+
+#: Longest side of what the page shows, pixels.
+LARGE, SMALL = 1600, 320
+_CANDIDATES = 9
+_PAGE = 60
+_LONGEST_LABEL = 100
+_QUALITY = 85
+
+
+class UnknownError(Exception):
+    """A request that names what does not exist; in words."""
+
+
+@dataclass
+class Review:
+    """What the server shows and records.
+
+    Attributes:
+        results: of the run.
+        decisions: open.
+        base: where relative paths start.
+        reviewer: who decides.
+        given: labels that exist already: row -> names.
+        maps: of `mineral-batch explain`.
+    """
+
+    results: Results
+    decisions: Decisions
+    base: Path
+    reviewer: str
+    given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    maps: Explained = field(default_factory=lambda: Explained({}, 0))
+
+    def __post_init__(self) -> None:
+        self._index = {path: row for row, path in enumerate(self.results.predictions.paths)}
+        self._orders: dict[tuple[str, int], Sequence[int]] = {}
+        self._reader = Reader(self.base)
+        self.jpeg = lru_cache(maxsize=128)(self._jpeg)
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Of all images."""
+        return self.results.predictions.paths
+
+    def labels(self) -> list[str]:
+        """The model's labels, then those that people added."""
+        added = {name for decision in self.decisions for name in decision.minerals}
+        added |= {name for names in self.given.values() for name in names}
+        model = self.results.predictions.labels
+        return [*model, *sorted(added - set(model))]
+
+    def state(self) -> dict[str, Any]:
+        """What the page needs first."""
+        counts = dict.fromkeys(STATUSES, 0)
+        for decision in self.decisions:
+            counts[decision.status] += 1
+        orders = {name: text for name, text in order.ORDERS.items() if name != "mistakes" or self.given}
+        return {
+            "images": len(self.paths),
+            "labels": self.labels(),
+            "orders": orders,
+            "counts": counts,
+            "reviewer": self.reviewer,
+            "page": _PAGE,
+        }
+
+    def queue(self, name: str, label: str, offset: int, limit: int, *, undecided: bool) -> dict[str, Any]:
+        """A stretch of the images in one order.
+
+        Args:
+            name: one of `order.ORDERS`.
+            label: for the order `mineral`.
+            offset: place in the order.
+            limit: how many at most.
+            undecided: leave out images that have a decision.
+
+        Raises:
+            UnknownError: if there is no such order or label.
+        """
+        rows = self._order(name, label)
+        items: list[dict[str, Any]] = []
+        place = max(0, offset)
+        while place < len(rows) and len(items) < min(limit, 4 * _PAGE):
+            row = int(rows[place])
+            if not (undecided and self.decisions.get(self.paths[row])):
+                items.append(self.item(row) | {"place": place})
+            place += 1
+        return {"items": items, "next": place, "total": len(rows)}
+
+    def _order(self, name: str, label: str) -> Sequence[int]:
+        if name not in order.ORDERS:
+            raise UnknownError(f"no order is called {name}")
+        predictions = self.results.predictions
+        if name == "mineral" and label not in predictions.labels:
+            raise UnknownError(f"the model has no label {label}")
+        key = name, predictions.labels.index(label) if name == "mineral" else -1
+        if key not in self._orders:
+            self._orders[key] = self._ordered(*key)
+        return self._orders[key]
+
+    def _ordered(self, name: str, label: int) -> Sequence[int]:
+        scores = self.results.predictions.scores
+        if name == "teaches":
+            return order.teaches(scores)  # type: ignore[return-value]
+        if name == "mineral":
+            return order.by_mineral(scores, label)  # type: ignore[return-value]
+        if name == "mistakes":
+            return order.mistakes(scores, *self._given_matrix())  # type: ignore[return-value]
+        return range(len(self.paths))
+
+    def _given_matrix(self) -> tuple[Any, Any]:
+        labels = self.results.predictions.labels
+        present = np.zeros((len(self.paths), len(labels)), bool)
+        known = np.zeros(len(self.paths), bool)
+        for row, names in self.given.items():
+            known[row] = True
+            for name in names:
+                if name in labels:
+                    present[row, labels.index(name)] = True
+        return present, known
+
+    def item(self, row: int) -> dict[str, Any]:
+        """One image for the page.
+
+        Raises:
+            UnknownError: if there is no such image.
+        """
+        self._require(row)
+        predictions = self.results.predictions
+        decision = self.decisions.get(self.paths[row])
+        return {
+            "row": row,
+            "name": shown(self.paths[row]),
+            "candidates": [
+                {"label": predictions.labels[index], "probability": round(value, 4)}
+                for index, value in order.top(predictions.scores[row], _CANDIDATES)
+            ],
+            "machine": self.machine(row),
+            "given": list(self.given[row]) if row in self.given else None,
+            "maps": [predictions.labels[overlay.label] for overlay in self.maps.overlays.get(row, ())],
+            "decision": _described(decision),
+        }
+
+    def machine(self, row: int) -> list[str]:
+        """The labels that the model gave an image, as its table says."""
+        labels = self.results.predictions.labels
+        return [labels[index] for index in np.flatnonzero(self.results.predictions.called[row])]
+
+    def decide(self, row: int, status: str, minerals: Sequence[str]) -> None:
+        """Record a decision.
+
+        Raises:
+            UnknownError: if there is no such image or status, or a label is not a usable name.
+            DataError: if the disk refuses it.
+        """
+        self._require(row)
+        if status not in STATUSES:
+            raise UnknownError(f"no status is called {status}")
+        clean = tuple(dict.fromkeys(_label(name) for name in minerals))
+        self.decisions.decide(self.paths[row], status, clean, machine=self.machine(row), reviewer=self.reviewer)
+
+    def undo(self) -> int | None:
+        """Take back the last decision; the row of its image."""
+        decision = self.decisions.undo(reviewer=self.reviewer)
+        return None if decision is None else self._index.get(decision.path, 0)
+
+    def _jpeg(self, row: int, side: int) -> bytes:
+        """An image as JPEG, upright, its longest side at most `side` pixels.
+
+        Raises:
+            UnknownError: if there is no such image, it is no longer there, or cannot be read.
+        """
+        self._require(row)
+        read = self._reader.find(self.paths[row])
+        if read is None:
+            raise UnknownError(f"{shown(self.paths[row])} is no longer there")
+        try:
+            content = read()
+            image = open_rgb(content, target=(side, side)) if isinstance(content, bytes) else content.convert("RGB")
+        except (OSError, ImageError) as error:
+            raise UnknownError(f"{shown(self.paths[row])}: {error}") from None
+        image.thumbnail((side, side))
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=_QUALITY)
+        return out.getvalue()
+
+    def map(self, row: int, number: int) -> bytes:
+        """A map of where the model looks, as PNG.
+
+        Raises:
+            UnknownError: if there is none of that number.
+        """
+        self._require(row)
+        overlays = self.maps.overlays.get(row, ())
+        if not 0 <= number < len(overlays):
+            raise UnknownError(f"no map {number} of image {row}")
+        try:
+            return overlays[number].file.read_bytes()
+        except OSError as error:
+            raise UnknownError(f"{overlays[number].file.name}: {error.strerror}") from None
+
+    def _require(self, row: int) -> None:
+        if not 0 <= row < len(self.paths):
+            raise UnknownError(f"no image has the number {row}")
+
+
+def read_given(path: Path, results: Results) -> dict[int, tuple[str, ...]]:
+    """Existing labels of a run's images: row -> names.
+
+    Raises:
+        DataError: if the table cannot be read, or none of its images is in the run.
+    """
+    rows, _ = name_labels(read_labels(path), results.predictions.labels)
+    matches = match_paths(results.predictions.paths, [row.path for row in rows])
+    matches.log(results.predictions.paths)
+    if not matches.index:
+        raise DataError(f"none of the {len(rows)} images of {path} is in {results.table}")
+    return {matches.index[row.path]: row.labels for row in rows if row.path in matches.index}
+
+
+def _described(decision: Decision | None) -> dict[str, Any] | None:
+    if decision is None:
+        return None
+    return {
+        "status": decision.status,
+        "minerals": list(decision.minerals),
+        "reviewer": decision.reviewer,
+        "time": decision.time,
+    }
+
+
+def _label(name: str) -> str:
+    """A label as a table can hold it."""
+    clean = " ".join(name.split()).strip()
+    if not clean or len(clean) > _LONGEST_LABEL or ";" in clean or not clean.isprintable():
+        raise UnknownError(f"'{clean[:40]}' cannot be a label: 1 to {_LONGEST_LABEL} printable characters without ';'")
+    return clean
+
+
+__all__ = ["LARGE", "SMALL", "Review", "UnknownError", "read_given"]

@@ -1,0 +1,134 @@
+"""The review page in Chromium, by keyboard alone."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mineral_batch.review.decisions import read_decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .serving import Server
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium on the PATH")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+def opened(browser: Any, server: Server, width: int = 1200) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda r: r.url.startswith(server.address) or page.problems.append(f"asked for {r.url}"))
+    page.goto(server.address)
+    page.wait_for_selector("#candidates button")
+    return page
+
+
+def progress(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.getElementById('progress').textContent === text", arg=text)
+
+
+def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, results: Path) -> None:
+    page = opened(browser, server)
+    page.select_option("#order", "file")
+    page.wait_for_function("() => document.getElementById('name').textContent.includes('a.jpg')")
+    page.keyboard.press("0")  # none of them
+    progress(page, "1 of 5 labelled")
+    page.keyboard.type("gol")  # any label by its first letters
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    progress(page, "2 of 5 labelled")
+    page.keyboard.press("Shift+U")
+    progress(page, "2 of 5 labelled, 1 unsure")
+    page.keyboard.press("Shift+Z")
+    progress(page, "2 of 5 labelled")
+    page.keyboard.press("Shift+U")
+    progress(page, "2 of 5 labelled, 1 unsure")
+    page.keyboard.type("zircon")  # a label that the model does not know
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    progress(page, "3 of 5 labelled, 1 unsure")
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    progress(page, "4 of 5 labelled, 1 unsure")
+    page.wait_for_selector("#done:not([hidden])")
+    assert not page.problems
+    server.process.kill()
+    server.process.wait()
+    decided = {d.path: d for d in read_decisions(results)}
+    statuses = [decided[path].status for path in sorted(decided)]
+    assert sorted(statuses) == ["labelled"] * 4 + ["unsure"]
+    assert decided["photos/a.jpg"].minerals == ()
+    assert any("gold" in d.minerals for d in decided.values())
+    assert any("zircon" in d.minerals for d in decided.values())
+
+
+def test_the_grid_rejects_by_click_and_labels_the_rest(browser: Any, server: Server, results: Path) -> None:
+    page = opened(browser, server)
+    page.keyboard.press("Shift+G")
+    page.wait_for_selector("#tiles button")
+    page.select_option("#mineral", "gold")
+    page.wait_for_function("() => document.getElementById('question').textContent.includes('gold')")
+    page.click("#tiles button:first-child")
+    page.click("#confirm")
+    progress(page, "4 of 5 labelled, 1 rejected")
+    assert not page.problems
+    server.process.kill()
+    server.process.wait()
+    assert sum("gold" in d.minerals and d.status == "labelled" for d in read_decisions(results)) == 4
+
+
+def test_two_tabs_see_each_others_decisions(browser: Any, server: Server) -> None:
+    first, second = opened(browser, server), opened(browser, server)
+    first.keyboard.press("0")
+    progress(first, "1 of 5 labelled")
+    second.keyboard.press("0")
+    second.wait_for_function("() => /^[12] of 5 labelled/.test(document.getElementById('progress').textContent)")
+    assert not first.problems + second.problems
+
+
+def test_a_server_that_stopped_is_said_and_the_page_stays(browser: Any, server: Server) -> None:
+    page = opened(browser, server)
+    server.process.kill()
+    server.process.wait()
+    page.keyboard.press("0")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "Start mineral-batch review again" in page.text_content("#problem")
+
+
+@pytest.mark.parametrize("width", [360, 400, 800])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_narrow_screens_in_both_schemes(browser: Any, server: Server, width: int, scheme: str) -> None:
+    page = opened(browser, server, width)
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.keyboard.press("Shift+G")
+    page.wait_for_selector("#tiles button")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_every_control_has_a_name(browser: Any, server: Server) -> None:
+    page = opened(browser, server)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select, a')].filter(e => e.checkVisibility()
+        && !e.textContent.trim() && !e.getAttribute('aria-label') && !e.closest('label')).map(e => e.outerHTML)"""
+    )
+    assert not nameless

@@ -1,0 +1,239 @@
+"""The review's server: what it shows and records, and whom it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from mineral_batch.cli import main
+from mineral_batch.review.decisions import Decisions, read_decisions
+
+from .serving import NAMES, Server, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def labelled(row: int, *minerals: str) -> dict[str, object]:
+    return {"row": row, "status": "labelled", "minerals": list(minerals)}
+
+
+def test_every_image_comes_up_once_with_its_candidates_in_order(shared: Server) -> None:
+    found = shared.api("api/queue?order=teaches&limit=100")
+    assert sorted(item["row"] for item in found["items"]) == list(range(len(NAMES)))
+    assert found["total"] == len(NAMES)
+    for item in found["items"]:
+        values = [candidate["probability"] for candidate in item["candidates"]]
+        assert values == sorted(values, reverse=True)
+
+
+def test_one_mineral_comes_from_sure_to_unsure(shared: Server) -> None:
+    items = shared.api("api/queue?order=mineral&label=gold&limit=100")["items"]
+    gold = [next(c["probability"] for c in item["candidates"] if c["label"] == "gold") for item in items]
+    assert gold == sorted(gold, reverse=True)
+
+
+def test_images_are_served_by_number_with_hostile_names_and_all(shared: Server) -> None:
+    for row in range(len(NAMES)):
+        status, content, headers = shared.ask(f"{shared.root}image/{row}")
+        assert (status, headers["content-type"]) == (200, "image/jpeg")
+        assert Image.open(io.BytesIO(content)).size == (60 + row, 40)
+
+
+def test_a_decision_is_on_disk_when_it_is_answered_also_after_kill_9(server: Server, results: Path) -> None:
+    for row in range(3):
+        server.api("api/decide", {"decisions": [labelled(row, "gold", "new mineral")]})
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    decided = read_decisions(results)
+    assert [decision.path for decision in decided] == [f"photos/{name}" for name in NAMES[:3]]
+    assert {decision.minerals for decision in decided} == {("gold", "new mineral")}
+    assert {decision.reviewer for decision in decided} == {"Ada"}
+
+
+def test_undo_takes_back_the_last_decision_and_keeps_the_record(server: Server, results: Path) -> None:
+    server.api("api/decide", {"decisions": [labelled(0, "gold")]})
+    server.api("api/decide", {"decisions": [labelled(0, "agate")]})
+    assert server.api("api/undo", {})["row"] == 0
+    assert server.api("api/item/0")["decision"]["minerals"] == ["gold"]
+    assert server.api("api/undo", {})["row"] == 0
+    assert server.api("api/item/0")["decision"] is None
+    assert server.api("api/undo", {})["row"] is None
+    server.process.kill()
+    server.process.wait()
+    with Decisions(results) as decisions:
+        assert decisions._db.execute("SELECT count(*) FROM decision").fetchone()[0] == 4
+
+
+def test_decided_images_leave_the_queue_and_labels_come_out_at_any_moment(server: Server) -> None:
+    server.api("api/decide", {"decisions": [labelled(1, "gold"), labelled(2), {**labelled(3), "status": "unsure"}]})
+    server.api("api/decide", {"decisions": [{"row": 4, "status": "rejected", "minerals": ["quartz"]}]})
+    left = server.api("api/queue?order=file&undecided=1")["items"]
+    assert [item["row"] for item in left] == [0]
+    _, content, headers = server.ask(f"{server.root}labels.csv")
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"))))
+    assert [(row["path"], row["labels"]) for row in rows] == [
+        (f"photos/{NAMES[1]}", "gold"),
+        (f"photos/{NAMES[2]}", ""),
+    ]
+    assert headers["content-type"].startswith("text/csv")
+
+
+def test_ctrl_c_leaves_a_table_of_labels_that_evaluate_reads(server: Server, results: Path) -> None:
+    server.api("api/decide", {"decisions": [labelled(row, "quartz") for row in range(3)]})
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(30) == 0, server.process.stderr.read()
+    done = CliRunner().invoke(
+        main, ["evaluate", str(results / "predictions.csv"), str(results / "labels.csv"), "--bootstrap", "0"]
+    )
+    assert done.exit_code == 0, done.output
+
+
+def test_a_second_session_is_refused_in_one_line(server: Server, results: Path) -> None:
+    done = CliRunner().invoke(main, ["review", str(results), "--no-browser"])
+    assert done.exit_code == 1
+    assert "another review of" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_an_image_that_vanished_is_said_and_the_others_stay(server: Server, results: Path) -> None:
+    (results.parent / "photos" / NAMES[0]).unlink()
+    status, content, _ = server.ask(f"{server.root}image/0")
+    assert status == 404
+    assert b"no longer there" in content
+    assert server.ask(f"{server.root}image/1")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/state", "/wrong-token/api/state", "/wrong-token/", "/../../etc/passwd", "/%2e%2e/etc/passwd"]
+)
+def test_without_the_token_there_is_nothing(shared: Server, path: str) -> None:
+    status, content, _ = shared.ask(path)
+    assert status == 404
+    assert b"root:" not in content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../predictions.csv",
+        "review.sqlite",
+        "%2e%2e/predictions.csv",
+        "..%2f..%2fetc%2fpasswd",
+        "image/../../x",
+        "image/99",
+        "image/-1",
+        "image/a",
+        "map/0/0",
+        "page.html",
+        "../review.sqlite",
+    ],
+)
+def test_no_path_leads_out_of_the_run(shared: Server, path: str) -> None:
+    status, content, _ = shared.ask(shared.root + path)
+    assert status in (307, 404)
+    assert b"SQLite" not in content
+    assert b"agate," not in content
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", ""])
+def test_another_host_name_is_refused_which_defeats_dns_rebinding(shared: Server, host: str) -> None:
+    status, _, _ = shared.ask(shared.root + "api/state", headers={"Host": host.format(port=shared.port)})
+    assert status in (400, 403)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+    ],
+)
+def test_a_post_that_is_not_from_the_page_changes_nothing(shared: Server, headers: dict[str, str]) -> None:
+    body = {"decisions": [labelled(0, "gold")]}
+    assert shared.ask(f"{shared.root}api/decide", body, headers=headers)[0] == 403
+    assert shared.api("api/item/0")["decision"] is None
+
+
+@pytest.mark.parametrize("body", [[], {}, {"decisions": [{"row": 0}]}, {"decisions": 3}, {"decisions": [labelled(99)]}])
+def test_a_post_that_is_not_understood_is_an_answer_not_a_traceback(shared: Server, body: object) -> None:
+    status, content, _ = shared.ask(f"{shared.root}api/decide", body)
+    assert status in (400, 404)
+    assert b"Traceback" not in content
+
+
+@pytest.mark.parametrize("name", ["", " ", "a;b", "x" * 101, "tab\tinside\n\x00"])
+def test_a_label_that_no_table_can_hold_is_refused(shared: Server, name: str) -> None:
+    assert shared.ask(f"{shared.root}api/decide", {"decisions": [labelled(0, name)]})[0] == 404
+    assert shared.api("api/item/0")["decision"] is None
+
+
+def test_a_body_of_ten_megabytes_is_refused(shared: Server) -> None:
+    status, content, _ = shared.ask(f"{shared.root}api/decide", {"decisions": ["x" * 10_000_000]})
+    assert status == 400
+    assert b"more than" in content
+    assert shared.api("api/state")["images"] == len(NAMES)
+
+
+def test_a_slow_client_holds_up_nobody(shared: Server) -> None:
+    head = (
+        f"POST {shared.root}api/decide HTTP/1.1\r\nHost: 127.0.0.1:{shared.port}\r\n"
+        f"Origin: http://127.0.0.1:{shared.port}\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
+    slow = [socket.create_connection(("127.0.0.1", shared.port)) for _ in range(20)]
+    for connection in slow:
+        connection.sendall(head.encode() + b"{")
+    assert shared.api("api/state")["images"] == len(NAMES)
+    for connection in slow:
+        connection.close()
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(shared: Server) -> None:
+    for path in ("", "review.js", "api/state", "image/0", "nothing"):
+        _, _, headers = shared.ask(shared.root + path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+    page = shared.ask(shared.root)[1].decode()
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_existing_labels_are_shown_and_likely_mistakes_come_first(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra review is not installed")
+    labels = tmp_path / "labels.csv"
+    labels.write_text('path,labels\na.jpg,gold\n"photos/c""quoted"".jpg",\n')
+    with serving(results, "--labels", str(labels)) as server:
+        items = server.api("api/queue?order=mistakes")["items"]
+        assert {item["row"] for item in items} <= {0, 2}
+        assert server.api("api/item/0")["given"] == ["gold"]
+        assert server.api("api/item/1")["given"] is None
+
+
+def test_exporting_without_a_review_writes_an_empty_table(results: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["review", str(results), "--export", str(tmp_path / "out.csv")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out.csv").read_text() == "path,labels,machine_labels,reviewer,time\n"
+
+
+def test_wrong_results_and_a_taken_port_are_one_line(tmp_path: Path, results: Path) -> None:
+    assert "no predictions.csv" in CliRunner().invoke(main, ["review", str(tmp_path), "--no-browser"]).output
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = CliRunner().invoke(main, ["review", str(results), "--no-browser", "--port", port])
+    assert done.exit_code == 1
+    assert f"cannot serve on port {port}" in done.output
+    assert json.dumps(done.output).count("\\n") == 1
