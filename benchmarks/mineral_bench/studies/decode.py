@@ -210,7 +210,7 @@ def _look_at(source: Source) -> _Looked | Failure:
 
 def _kind(content: bytes) -> tuple[str, str]:
     """Format and size in words."""
-    with open_image(content) as picture:
+    with open_image(content)[0] as picture:
         megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
     limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
     return kind, f"up to {limit:g} MP" if limit else f"over {_LARGEST[-1]:g} MP"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SAME = 2
 # The color space of a profile, as it is named in its header -> the mode that it applies to.
 _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+_UNUSED_ALPHA = frozenset({"TGA", "BMP", "DIB"})
 
 
 class ColorTransform:
@@ -90,11 +91,18 @@ def to_rgb(image: PILImage.Image, cmyk: ColorTransform | None = None) -> PILImag
         return cmyk.apply(image)
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled_to_8_bits(image).convert("RGB")
-    if image.has_transparency_data:
+    if image.has_transparency_data and not _ignores_alpha(image):
         rgba = image.convert("RGBA")
         white = PILImage.new("RGBA", rgba.size, "white")
         return PILImage.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _ignores_alpha(image: PILImage.Image) -> bool:
+    """Return whether the fourth channel of a TGA or BMP is unused, which many programs leave at zero."""
+    if image.format not in _UNUSED_ALPHA or image.mode not in ("RGBA", "LA"):
+        return False
+    return image.getchannel("A").getextrema() == (0, 0)
 
 
 def _scaled_to_8_bits(image: PILImage.Image) -> PILImage.Image:

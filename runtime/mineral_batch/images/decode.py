@@ -18,6 +18,8 @@ from mineral_batch.images.geometry import SIDEWAYS, resize, upright_transpose
 from mineral_batch.images.holes import check_holes
 from mineral_batch.images.jpeg.decode import load_jpeg
 from mineral_batch.images.limits import check_pixels, read_file
+from mineral_batch.images.tiff.load import load_tiff
+from mineral_batch.images.tiff.pages import read_pages
 from mineral_batch.types import Failure, Image
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ class _Decoded(NamedTuple):
 
 def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> _Decoded:
     # A caller's own image is copied: closing and turning must not touch it.
-    with content.copy() if isinstance(content, PILImage.Image) else open_image(content) as image:
+    image, content = (content.copy(), b"") if isinstance(content, PILImage.Image) else open_image(content)
+    with image:
         check_pixels(*image.size)
         width, height = image.size
         if target is not None and image.format in _JPEG:
@@ -143,11 +146,12 @@ def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> 
         )
 
 
-def _load(image: PILImage.Image, content: bytes | PILImage.Image) -> PILImage.Image:
+def _load(image: PILImage.Image, content: bytes) -> PILImage.Image:
     """Decode the pixels of an open image, unless there is damage that Pillow does not notice."""
-    if isinstance(content, bytes):
-        if image.format in _JPEG:
-            return load_jpeg(image, content)
-        check_holes(content, image.format)
+    if content and image.format in _JPEG:
+        return load_jpeg(image, content)
+    if content and image.format == "TIFF":
+        return load_tiff(image, read_pages(content)[0])
+    check_holes(content, image.format)
     image.load()
     return image

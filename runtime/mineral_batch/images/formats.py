@@ -12,6 +12,11 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError, _imaging
 
 from mineral_batch.errors import ImageError, MissingDecoderError
+from mineral_batch.images.metadata import without_metadata
+from mineral_batch.images.raw import is_raw, open_raw
+from mineral_batch.images.tiff.load import open_tiff
+from mineral_batch.images.tiff.pages import is_tiff, main_page, read_pages, with_first_page, with_xmp_as_bytes
+from mineral_batch.images.tiff.read import can_read
 
 # Pillow passes these to Ghostscript or to the operating system, which would execute what the file contains.
 _EXECUTED = frozenset({"EPS", "WMF"})
@@ -20,6 +25,8 @@ _EXECUTED = frozenset({"EPS", "WMF"})
 _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _GENERAL_BRANDS = frozenset({b"mif1", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
+# ISO/IEC 18181-2: a bare codestream, or a container.
+_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 def _silence_libtiff() -> None:
@@ -38,21 +45,74 @@ def _silence_libtiff() -> None:
 _silence_libtiff()
 
 
-def open_image(content: bytes) -> PILImage.Image:
+def open_image(content: bytes) -> tuple[PILImage.Image, bytes]:
     """Open a file: format, size and metadata are read, the pixels are decoded on `load`.
+
+    Camera raw, and TIFFs that Pillow decodes wrongly, are decoded at once.
+
+    Returns:
+        The image, and the bytes that it reads: those of the file, in which the photo is made the first image of a
+        TIFF, and metadata that Pillow cannot read are left out; none if it is decoded already.
 
     Raises:
         ImageError: if the format is unknown or not supported; `MissingDecoderError` if it needs an optional package.
     """
-    if _is_heif(content):
-        _register_heif()
+    if is_raw(content):
+        return open_raw(content), b""
+    if is_tiff(content):
+        return _open_tiff(content)
+    _register_optional(content)
+    image: PILImage.Image
     try:
         image = PILImage.open(io.BytesIO(content))
-    except UnidentifiedImageError:
-        raise ImageError("not an image, or in a format that is not supported") from None
+    # Damaged metadata make Pillow's readers raise almost anything.
+    except Exception as error:
+        content = without_metadata(content)
+        image = _opened(content, error)
     if image.format in _EXECUTED:
         raise ImageError(f"{image.format} is not a photo format and is not opened")
-    return image
+    return image, content
+
+
+def _open_tiff(content: bytes) -> tuple[PILImage.Image, bytes]:
+    pages = read_pages(content)
+    page = main_page(pages)
+    if page is None:
+        raise ImageError("image file is truncated")
+    if can_read(page):
+        return open_tiff(content, page), b""
+    if page is not pages[0]:
+        content = with_first_page(content, page)
+    content = with_xmp_as_bytes(content, page)
+    try:
+        return PILImage.open(io.BytesIO(content)), content
+    except Exception as error:
+        if can_read(page, ordinary=True):
+            return open_tiff(content, page), b""
+        content = without_metadata(content)
+        return _opened(content, error), content
+
+
+def _opened(content: bytes, earlier: Exception) -> PILImage.Image:
+    """Open a file whose metadata was removed, because opening the whole file failed."""
+    try:
+        return PILImage.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if isinstance(earlier, UnidentifiedImageError):
+            raise ImageError("not an image, or in a format that is not supported") from None
+        raise earlier from None
+
+
+def _register_optional(content: bytes) -> None:
+    """Register the decoder that a file needs with Pillow, if it is an optional package.
+
+    Raises:
+        MissingDecoderError: if it is not installed.
+    """
+    if _is_heif(content):
+        _register("HEIF", "HEIC", "pillow_heif", "heif")
+    elif content.startswith(_JXL_SIGNATURES):
+        _register("JXL", "JPEG XL", "pillow_jxl", "jxl")
 
 
 def _is_heif(content: bytes) -> bool:
@@ -64,16 +124,13 @@ def _is_heif(content: bytes) -> bool:
     return bool(brands & _HEVC_BRANDS or (brands & _GENERAL_BRANDS and not brands & _AVIF_BRANDS))
 
 
-def _register_heif() -> None:
-    """Register the HEIC decoder with Pillow.
-
-    Raises:
-        MissingDecoderError: if pillow-heif is not installed.
-    """
+def _register(kind: str, name: str, module: str, extra: str) -> None:
     PILImage.init()  # Pillow's own formats first, so that AVIF stays Pillow's
-    if "HEIF" in PILImage.OPEN:
+    if kind in PILImage.OPEN:
         return
     try:
-        importlib.import_module("pillow_heif").register_heif_opener()
+        plugin = importlib.import_module(module)
     except ImportError:
-        raise MissingDecoderError("HEIC needs an optional package: pip install 'mineral-batch[heif]'") from None
+        raise MissingDecoderError(f"{name} needs an optional package: pip install 'mineral-batch[{extra}]'") from None
+    if hasattr(plugin, "register_heif_opener"):  # the other one registers itself
+        plugin.register_heif_opener()

@@ -16,9 +16,9 @@ Box = tuple[float, float, float, float]
 
 _FILTERS = {"bilinear": PILImage.Resampling.BILINEAR, "bicubic": PILImage.Resampling.BICUBIC}
 
-# EXIF orientation (tag 274) -> what makes the image upright; 1 and unknown values need nothing.
-_ORIENTATION_TAG = 274
-_UPRIGHT = {
+#: EXIF orientation (tag 274) -> what makes the image upright; 1 and unknown values need nothing.
+ORIENTATION_TAG = 274
+UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
     3: PILImage.Transpose.ROTATE_180,
     4: PILImage.Transpose.FLIP_TOP_BOTTOM,
@@ -28,7 +28,7 @@ _UPRIGHT = {
     8: PILImage.Transpose.ROTATE_90,
 }
 #: The transpositions that exchange width and height.
-SIDEWAYS = (_UPRIGHT[5], _UPRIGHT[6], _UPRIGHT[7], _UPRIGHT[8])
+SIDEWAYS = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])
 
 
 def upright_transpose(image: PILImage.Image) -> PILImage.Transpose | None:
@@ -36,10 +36,10 @@ def upright_transpose(image: PILImage.Image) -> PILImage.Transpose | None:
     if image.format == "HEIF":  # its decoder turns it by its own boxes; the EXIF tag is only information
         return None
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:
         return None
-    return _UPRIGHT.get(value) if isinstance(value, int) else None
+    return UPRIGHT.get(value) if isinstance(value, int) else None
 
 
 def resize(image: PILImage.Image, spec: InputSpec) -> Pixels:
