@@ -1,7 +1,7 @@
-"""What is installed, what of it works here, and the command that mends what does not.
+"""What is installed, what works here, and the command that fixes what does not.
 
 Each engine is tried in a process of its own: one that crashes (a CUDA library without its driver does) is a finding,
-not the end of the examination. Nothing but the base packages is imported in this one.
+not the end of the diagnosis. This process imports nothing but the base packages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +27,7 @@ from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import MineralError
 from mineral_batch.images.decoder import GPU, DecodeOptions
 from mineral_batch.images.decoders import open_decoder
-from mineral_batch.system import cpu_count
+from mineral_batch.system import cpu_count, cpu_flags, cpu_name, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,18 +44,18 @@ _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "a
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _CODECS = ("jpg", "libjpeg_turbo", "zlib", "webp", "avif", "jpg_2000", "libtiff")
 _SECONDS_FOR_AN_ENGINE = 600  # TensorRT builds for minutes
-_TIMED_PICTURES = 3
+_TIMED_CALLS = 3
 
 
 @dataclass(frozen=True)
-class Engine:
-    """How one engine did.
+class EngineTrial:
+    """How one engine did in a trial.
 
     Attributes:
         name: as in `mineral_batch.engines.registry.BACKENDS`.
-        works: whether it opened the model and answered for a picture.
+        works: whether it opened the model and answered for an image.
         device: what it ran on, in words; empty if it does not work.
-        seconds: of one picture, the best of a few, on one worker; None if it does not work.
+        seconds: for one image, the best of a few, on one worker; None if it does not work.
         difference: largest, between its probabilities and those of onnx-cpu; None where one of them does not work.
         reason: why it does not work, one line.
     """
@@ -74,7 +73,7 @@ class GpuDecoding:
     """Whether a GPU decodes JPEGs (`predict --decode gpu`).
 
     Attributes:
-        works: whether a picture that is known came out right.
+        works: whether a known image was decoded correctly.
         version: of what decodes; empty if it does not work.
         reason: why it does not work, one line.
     """
@@ -86,7 +85,7 @@ class GpuDecoding:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to mend or to gain, and how."""
+    """Something to fix or to gain, and the command that does it."""
 
     what: str
     fix: str
@@ -94,14 +93,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is there, before any engine is tried.
+    """What is installed, before any engine is tried.
 
     Attributes:
         python: version.
         system: in words.
-        processor: its name.
-        processors: how many this process may use.
-        cpu_features: those of `_CPU_FEATURES` that it has.
+        processor: the CPU's name.
+        cpu_count: how many CPUs this process may use.
+        cpu_features: those of `_CPU_FEATURES` that the CPU has.
         packages: name -> version, of those installed.
         codecs: of Pillow, name -> whether it is there; `heif` is a package of its own.
         driver: version of the NVIDIA driver; empty if there is none.
@@ -113,7 +112,7 @@ class Machine:
     python: str
     system: str
     processor: str
-    processors: int
+    cpu_count: int
     cpu_features: tuple[str, ...]
     packages: Mapping[str, str]
     codecs: Mapping[str, bool]
@@ -124,40 +123,40 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The whole examination."""
+class Diagnosis:
+    """The whole diagnosis."""
 
     machine: Machine
-    engines: Sequence[Engine]
+    engines: Sequence[EngineTrial]
     gpu_decoding: GpuDecoding
     findings: Sequence[Finding] = field(default_factory=list)
 
     @property
     def works(self) -> bool:
-        """Whether a picture can be predicted here."""
+        """Whether an image can be predicted here."""
         return any(engine.works for engine in self.engines)
 
 
-def examine(model: Path | None) -> Report:
-    """Look at the machine and try every engine.
+def examine(model: Path | None) -> Diagnosis:
+    """Examine the machine and try every engine.
 
     Args:
         model: ONNX file to try them with; None to try none.
     """
-    machine = look_around()
-    tried = _compared([_tried(name, model) for name in BACKENDS]) if model else []
+    machine = inspect_machine()
+    tried = _with_differences([_try_engine(name, model) for name in BACKENDS]) if model else []
     engines = [engine for engine, _ in tried]
-    return Report(machine, engines, _tried_decoding(), list(findings(machine, engines)))
+    return Diagnosis(machine, engines, _try_decoding(), list(findings(machine, engines)))
 
 
-def look_around() -> Machine:
-    """The machine and what is installed on it."""
+def inspect_machine() -> Machine:
+    """Return the machine and what is installed on it."""
     machine = Machine(
         python=platform.python_version(),
         system=platform.platform(),
-        processor=_cpuinfo("model name") or platform.processor() or platform.machine(),
-        processors=cpu_count(),
-        cpu_features=_cpu_features(),
+        processor=cpu_name() or platform.processor() or platform.machine(),
+        cpu_count=cpu_count(),
+        cpu_features=tuple(name for name in _CPU_FEATURES if name in cpu_flags()),
         packages=_packages(),
         codecs={name: bool(features.check(name)) for name in _CODECS} | {"heif": find_spec("pillow_heif") is not None},
         driver=_nvidia_driver(),
@@ -168,36 +167,36 @@ def look_around() -> Machine:
         return replace(machine, no_gpu=str(error))
 
 
-def findings(machine: Machine, engines: Sequence[Engine]) -> Iterator[Finding]:
-    """What to mend, each with the exact command, the gravest first."""
+def findings(machine: Machine, engines: Sequence[EngineTrial]) -> Iterator[Finding]:
+    """Yield what to fix, each with the exact command, the most serious first."""
     pip = f"{_quoted(sys.executable)} -m pip"
-    yield from _of_onnxruntime(machine, engines, pip)
+    yield from _onnxruntime_findings(machine, engines, pip)
     if engines and not any(engine.works for engine in engines):
-        yield Finding("no engine works, so nothing can be predicted", f'{pip} install "mineral-batch[cpu]"')
+        yield Finding("no engine works, so nothing can be predicted", pip_install("cpu", pip=pip))
     has_openvino = any(engine.name == "openvino" and engine.works for engine in engines)
     if engines and not has_openvino and not machine.gpus and _BFLOAT16 & set(machine.cpu_features):
         yield Finding(
-            "this processor computes in bfloat16: OpenVINO (--backend openvino) is about twice as fast here, "
-            "and a little less exact",
+            "this CPU computes in bfloat16: OpenVINO (--backend openvino) is about twice as fast here, "
+            "and slightly less accurate",
             f"{pip} install openvino",
         )
-    yield from _of_pillow(machine, pip)
+    yield from _pillow_findings(machine, pip)
 
 
-def _of_onnxruntime(machine: Machine, engines: Sequence[Engine], pip: str) -> Iterator[Finding]:
+def _onnxruntime_findings(machine: Machine, engines: Sequence[EngineTrial], pip: str) -> Iterator[Finding]:
     has_cpu, has_gpu = "onnxruntime" in machine.packages, "onnxruntime-gpu" in machine.packages
     wanted = "gpu" if machine.gpus else "cpu"
-    both_away = f"{pip} uninstall -y onnxruntime onnxruntime-gpu"
+    uninstall_both = f"{pip} uninstall -y onnxruntime onnxruntime-gpu"
     cuda_works = any(engine.name == "onnx-cuda" and engine.works for engine in engines)
     if has_cpu and has_gpu:
         yield Finding(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            f'{both_away} && {pip} install "mineral-batch[{wanted}]"',
+            f"{uninstall_both} && {pip_install(wanted, pip=pip)}",
         )
     elif machine.gpus and not has_gpu:
         yield Finding(
             f"{machine.gpus[0].name} is not used: onnxruntime-gpu is not installed",
-            f'{both_away} && {pip} install "mineral-batch[gpu]"',
+            f"{uninstall_both} && {pip_install('gpu', pip=pip)}",
         )
     elif machine.gpus and engines and not cuda_works:
         yield Finding(
@@ -206,45 +205,45 @@ def _of_onnxruntime(machine: Machine, engines: Sequence[Engine], pip: str) -> It
         )
     elif machine.driver and not machine.gpus:
         yield Finding(
-            f"there is an NVIDIA driver and no GPU: {machine.no_gpu}", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
+            f"there is an NVIDIA driver but no GPU: {machine.no_gpu}", "nvidia-smi; echo $CUDA_VISIBLE_DEVICES"
         )
 
 
-def _of_pillow(machine: Machine, pip: str) -> Iterator[Finding]:
+def _pillow_findings(machine: Machine, pip: str) -> Iterator[Finding]:
     others = ("libjpeg_turbo", "heif")
     absent = [name for name, is_there in machine.codecs.items() if not is_there and name not in others]
     renew = f"{pip} install --upgrade --force-reinstall --only-binary :all: pillow"
     if absent:
-        yield Finding(f"this Pillow cannot read some files, for want of {', '.join(absent)}", renew)
+        yield Finding(f"this Pillow cannot read some files, because it lacks {', '.join(absent)}", renew)
     if not machine.codecs.get("libjpeg_turbo"):
         yield Finding("this Pillow was built without libjpeg-turbo: JPEGs decode several times slower", renew)
     if not machine.codecs.get("heif"):
-        yield Finding("HEIC pictures, as telephones take them, cannot be read", f'{pip} install "mineral-batch[heif]"')
+        yield Finding("HEIC images, as phones take them, cannot be read", pip_install("heif", pip=pip))
 
 
-def _tried(name: str, model: Path) -> tuple[Engine, list[float]]:
+def _try_engine(name: str, model: Path) -> tuple[EngineTrial, list[float]]:
     """One engine in a process of its own, and its probabilities."""
     try:
-        told = _told_by_a_process("trial", name, str(model))
-        probabilities = told.pop("probabilities")
-        return Engine(name, **told), probabilities
+        answer = _call_in_process("trial", name, str(model))
+        probabilities = answer.pop("probabilities")
+        return EngineTrial(name, **answer), probabilities
     except _NoAnswerError as error:
-        return Engine(name, works=False, reason=str(error)), []
+        return EngineTrial(name, works=False, reason=str(error)), []
 
 
-def _tried_decoding() -> GpuDecoding:
+def _try_decoding() -> GpuDecoding:
     try:
-        return GpuDecoding(**_told_by_a_process("decoding_trial"))
+        return GpuDecoding(**_call_in_process("decoding_trial"))
     except _NoAnswerError as error:
         return GpuDecoding(works=False, reason=str(error))
 
 
 class _NoAnswerError(Exception):
-    """Why a process told nothing, in one line."""
+    """Why a process printed no answer, in one line."""
 
 
-def _told_by_a_process(function: str, *arguments: str) -> dict[str, Any]:
-    """What a function of this module prints, called in a process of its own."""
+def _call_in_process(function: str, *arguments: str) -> dict[str, Any]:
+    """Call a function of this module in a process of its own, and return what it printed."""
     code = f"import sys; from mineral_batch.doctor import {function}; {function}(*sys.argv[1:])"
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and code
@@ -258,44 +257,44 @@ def _told_by_a_process(function: str, *arguments: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         raise _NoAnswerError(f"no answer within {_SECONDS_FOR_AN_ENGINE} seconds") from None
     try:
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no error message"])[-1]
         raise _NoAnswerError(f"the process ended with code {done.returncode}: {last}") from None
-    return told
+    return answer
 
 
 def trial(name: str, model: str) -> None:
-    """Open a model on one engine, run one picture, and print how that went as one line of JSON."""
-    told: dict[str, Any] = {"works": False, "probabilities": []}
+    """Open a model on one engine, run one image, and print the result as one line of JSON."""
+    answer: dict[str, Any] = {"works": False, "probabilities": []}
     try:
-        # A batch of one for everybody: the smallest memory and the shortest build.
+        # A batch of one for every engine: the least memory and the shortest build.
         backend = open_backend(model, name, batch_size=1)
-        pixels = _picture(backend.contract.input.shape)
+        pixels = _test_image(backend.contract.input.shape)
         probabilities = backend.infer(pixels)[0].tolist()
-        seconds = min(_timed(lambda: backend.infer(pixels)) for _ in range(_TIMED_PICTURES))
-        told = {"works": True, "device": backend.device, "seconds": seconds, "probabilities": probabilities}
+        seconds = min(_timed(lambda: backend.infer(pixels)) for _ in range(_TIMED_CALLS))
+        answer = {"works": True, "device": backend.device, "seconds": seconds, "probabilities": probabilities}
         backend.close()
     except MineralError as error:
-        told["reason"] = str(error)
-    print(json.dumps(told))  # noqa: T201 - read by the parent
+        answer["reason"] = str(error)
+    print(json.dumps(answer))  # noqa: T201 - read by the parent
 
 
 def decoding_trial() -> None:
-    """Open the decoder on the first GPU, which tries it on a picture, and print how that went as one line of JSON."""
+    """Open the decoder on the first GPU, which tries it on an image, and print the result as one line of JSON."""
     from mineral_batch.model.contract import InputSpec
 
-    told: dict[str, Any] = {"works": False}
+    answer: dict[str, Any] = {"works": False}
     try:
         decoder = open_decoder(GPU, DecodeOptions(InputSpec()))
-        told = {"works": True, "version": decoder.version}
+        answer = {"works": True, "version": decoder.version}
         decoder.close()
     except MineralError as error:
-        told["reason"] = str(error)
-    print(json.dumps(told))  # noqa: T201 - read by the parent
+        answer["reason"] = str(error)
+    print(json.dumps(answer))  # noqa: T201 - read by the parent
 
 
-def _compared(tried: Sequence[tuple[Engine, list[float]]]) -> list[tuple[Engine, list[float]]]:
+def _with_differences(tried: Sequence[tuple[EngineTrial, list[float]]]) -> list[tuple[EngineTrial, list[float]]]:
     """With each engine's difference from onnx-cpu."""
     reference = next((given for engine, given in tried if engine.name == "onnx-cpu"), [])
     return [
@@ -306,8 +305,8 @@ def _compared(tried: Sequence[tuple[Engine, list[float]]]) -> list[tuple[Engine,
     ]
 
 
-def _picture(shape: tuple[int, int, int]) -> Pixels:
-    """(1, H, W, 3): one picture with edges, gradients and colours, the same everywhere."""
+def _test_image(shape: tuple[int, int, int]) -> Pixels:
+    """(1, H, W, 3): an image with edges, gradients and colours, the same everywhere."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     waves = np.stack([np.sin(x / (5 + c) + y / (11 - 2 * c)) for c in range(3)], axis=-1)
     pixels: Pixels = (127.5 + 127.5 * waves)[None].astype(np.uint8)
@@ -328,29 +327,13 @@ def _packages() -> dict[str, str]:
     return {name: installed[name] for name in _PACKAGES if name in installed} | named
 
 
-@cache
-def _cpuinfo(key: str) -> str:
-    """The first value of a key in Linux's /proc/cpuinfo; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _cpu_features() -> tuple[str, ...]:
-    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
-    return tuple(name for name in _CPU_FEATURES if name in flags)
-
-
 def _nvidia_driver() -> str:
     """The driver's version by `nvidia-smi`; empty without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
     try:
-        told = subprocess.run(  # noqa: S603 - found on the user's own path
+        answer = subprocess.run(  # noqa: S603 - found on the user's own path
             [program, "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -359,7 +342,7 @@ def _nvidia_driver() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return told.stdout.splitlines()[0].strip() if told.returncode == 0 and told.stdout.strip() else ""
+    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else ""
 
 
 def _quoted(path: str) -> str:

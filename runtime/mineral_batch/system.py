@@ -135,13 +135,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-def pip_install(extra: str) -> str:
+def pip_install(extra: str, *, pip: str = "pip") -> str:
     """Return the command that adds one of the package's extras, from where the package itself came.
 
     >>> pip_install("cpu")                                                # doctest: +SKIP
     "pip install '.[cpu]'"
     """
-    return f"pip install '{_origin()}[{extra}]'"
+    return f"{pip} install '{_origin()}[{extra}]'"
 
 
 @cache

@@ -407,5 +407,5 @@ def test_without_nncf_one_line_says_what_to_install(cnn, tmp_path, photos, monke
     target = tmp_path / "int8.onnx"
     done = CliRunner().invoke(main, ["int8", str(cnn), "--calibrate", str(photos), "-o", str(target)])
     assert done.exit_code == 1
-    assert 'pip install "mineral-batch[int8]"' in done.output
+    assert "[int8]'" in done.output
     assert not target.exists()

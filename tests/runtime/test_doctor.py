@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mineral_batch import doctor
 from mineral_batch.cli import main
 from mineral_batch.cuda.probe import Gpu
-from mineral_batch.doctor import Engine, Machine, findings
+from mineral_batch.doctor import EngineTrial, Machine, findings
 from mineral_batch.engines.registry import BACKENDS
 
 if TYPE_CHECKING:
@@ -27,16 +27,16 @@ HEALTHY = Machine(
     python="3.12.1",
     system="Linux",
     processor="a processor",
-    processors=8,
+    cpu_count=8,
     cpu_features=("avx2",),
     packages={"onnxruntime": "1.32.0", "openvino": "2026.4.1"},
     codecs=CODECS,
     no_gpu="no NVIDIA driver",
 )
 CPU_ENGINES = [
-    Engine("onnx-cuda", works=False, reason="no GPU"),
-    Engine("openvino", works=True, device="CPU, float32", seconds=0.01),
-    Engine("onnx-cpu", works=True, device="CPU, float32", seconds=0.02),
+    EngineTrial("onnx-cuda", works=False, reason="no GPU"),
+    EngineTrial("openvino", works=True, device="CPU, float32", seconds=0.01),
+    EngineTrial("onnx-cpu", works=True, device="CPU, float32", seconds=0.02),
 ]
 
 
@@ -86,7 +86,7 @@ def test_the_text_has_a_line_for_each_engine(model_path: Path) -> None:
     assert any(line.startswith("onnx-cpu       yes  CPU, float32, ") for line in lines)
 
 
-def test_without_a_starter_model_it_asks_for_one_after_telling_the_rest(
+def test_without_a_starter_model_it_asks_for_a_model_after_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import mineral_batch.cli.doctor as command
@@ -95,11 +95,11 @@ def test_without_a_starter_model_it_asks_for_one_after_telling_the_rest(
     result = invoke()
     assert result.exit_code == 1
     assert "packages   " in result.stdout
-    assert result.stderr.splitlines()[-1].endswith("name one with --model")
+    assert result.stderr.splitlines()[-1].endswith("name a model with --model")
 
 
 @pytest.mark.parametrize("content", [None, b"no model"])
-def test_a_model_that_is_none_is_an_error(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_a_model_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "model.onnx"
     if content:
         path.write_bytes(content)
@@ -109,62 +109,62 @@ def test_a_model_that_is_none_is_an_error(tmp_path: Path, content: bytes | None)
 
 
 def test_an_engine_that_crashes_or_hangs_is_a_finding(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By another program in the place of Python: what `_tried` sees is a process that dies or does not end."""
+    """By another program in the place of Python: what `_try_engine` sees is a process that dies or does not end."""
     with monkeypatch.context() as patched:
         patched.setattr(sys, "executable", "/bin/false")
-        engine, probabilities = doctor._tried("onnx-cpu", model_path)
+        engine, probabilities = doctor._try_engine("onnx-cpu", model_path)
     assert (engine.works, probabilities) == (False, [])
     assert "the process ended with code 1" in engine.reason
     monkeypatch.setattr(doctor, "_SECONDS_FOR_AN_ENGINE", 0.01)
-    assert "no answer within" in doctor._tried("onnx-cpu", model_path)[0].reason
+    assert "no answer within" in doctor._try_engine("onnx-cpu", model_path)[0].reason
 
 
-def mended(machine: Machine, engines: list[Engine] = CPU_ENGINES) -> list[str]:
+def fixes(machine: Machine, engines: list[EngineTrial] = CPU_ENGINES) -> list[str]:
     return [f"{finding.what} | {finding.fix}" for finding in findings(machine, engines)]
 
 
-def test_where_all_is_well_there_is_nothing_to_mend() -> None:
-    assert mended(HEALTHY) == []
+def test_a_healthy_machine_has_no_findings() -> None:
+    assert fixes(HEALTHY) == []
 
 
 def test_both_onnxruntimes_are_a_clash_solved_for_the_machine() -> None:
     both = replace(HEALTHY, packages={"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"})
-    (cpu,) = mended(both)
-    (gpu,) = mended(replace(both, gpus=(GPU,)))
+    (cpu,) = fixes(both)
+    (gpu,) = fixes(replace(both, gpus=(GPU,)))
     for said, extra in ((cpu, "cpu"), (gpu, "gpu")):
         assert "overwrite each other" in said
         assert "pip uninstall -y onnxruntime onnxruntime-gpu && " in said
-        assert said.endswith(f'pip install "mineral-batch[{extra}]"')
+        assert said.endswith(f"[{extra}]'")
 
 
-def test_a_gpu_that_is_not_used_is_said() -> None:
-    (said,) = mended(replace(HEALTHY, gpus=(GPU,)))
+def test_an_unused_gpu_is_a_finding() -> None:
+    (said,) = fixes(replace(HEALTHY, gpus=(GPU,)))
     assert said.startswith("NVIDIA L4 is not used")
-    assert said.endswith('"mineral-batch[gpu]"')
-    (libraries,) = mended(replace(HEALTHY, gpus=(GPU,), packages={"onnxruntime-gpu": "1.31.1"}))
+    assert said.endswith("[gpu]'")
+    (libraries,) = fixes(replace(HEALTHY, gpus=(GPU,), packages={"onnxruntime-gpu": "1.31.1"}))
     assert libraries.endswith('"onnxruntime-gpu[cuda,cudnn]"')
 
 
-def test_openvino_is_recommended_to_processors_only() -> None:
+def test_openvino_is_recommended_on_cpus_only() -> None:
     without = [engine for engine in CPU_ENGINES if engine.name != "openvino"]
-    (said,) = mended(replace(HEALTHY, cpu_features=("avx512_bf16",)), without)
+    (said,) = fixes(replace(HEALTHY, cpu_features=("avx512_bf16",)), without)
     assert "twice as fast" in said
     assert said.endswith("pip install openvino")
-    working = [Engine("onnx-cuda", works=True, device="GPU 0")]
-    assert mended(replace(HEALTHY, gpus=(GPU,), packages={"onnxruntime-gpu": "1"}), working) == []
+    working = [EngineTrial("onnx-cuda", works=True, device="GPU 0")]
+    assert fixes(replace(HEALTHY, gpus=(GPU,), packages={"onnxruntime-gpu": "1"}), working) == []
 
 
 def test_no_engine_and_no_codec() -> None:
-    said = mended(
+    said = fixes(
         replace(HEALTHY, codecs={**CODECS, "webp": False, "libjpeg_turbo": False, "heif": False}),
-        [Engine("onnx-cpu", False)],
+        [EngineTrial("onnx-cpu", False)],
     )
-    assert any(line.startswith("no engine works") and "mineral-batch[cpu]" in line for line in said)
-    assert any("for want of webp |" in line for line in said)
+    assert any(line.startswith("no engine works") and "[cpu]'" in line for line in said)
+    assert any("lacks webp |" in line for line in said)
     assert any("libjpeg-turbo" in line for line in said)
-    assert any("HEIC" in line and line.endswith('"mineral-batch[heif]"') for line in said)
+    assert any("HEIC" in line and line.endswith("[heif]'") for line in said)
 
 
-def test_a_driver_without_a_gpu_is_said() -> None:
-    (said,) = mended(replace(HEALTHY, driver="580.1", no_gpu="cuInit: 100"))
+def test_a_driver_without_a_gpu_is_a_finding() -> None:
+    (said,) = fixes(replace(HEALTHY, driver="580.1", no_gpu="cuInit: 100"))
     assert "cuInit: 100" in said

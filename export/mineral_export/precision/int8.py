@@ -21,6 +21,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.system import pip_install
 from mineral_export.precision.fp16 import converted
 from mineral_export.precision.qdq import (
     DEQUANTISE,
@@ -331,9 +332,7 @@ def _nncf() -> Any:
     try:
         import nncf
     except ImportError as error:
-        raise BackendError(
-            f'INT8 needs nncf, which does not load ({error}): pip install "mineral-batch[int8]"'
-        ) from error
+        raise BackendError(f"INT8 needs nncf, which does not load ({error}): {pip_install('int8')}") from error
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -1,4 +1,4 @@
-"""`mineral-batch doctor`: what is installed, what works, and how to mend what does not."""
+"""`mineral-batch doctor`: what is installed, what works, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.doctor import Engine, Machine, Report, examine
+from mineral_batch.doctor import Diagnosis, EngineTrial, Machine, examine
 from mineral_batch.errors import ContractError, MineralError
 from mineral_batch.model.starter import starter_path
 
@@ -19,39 +19,41 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="ONNX file to try; default: the starter model.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(model: Path | None, as_json: bool) -> None:
-    """Show what is installed, try every engine on one picture, and say what to install.
+    """Show what is installed, try every engine on one image, and say what to install.
 
-    Every engine really opens the model, in a process of its own. Exit code 0: at least one of them answers.
+    Each engine opens the model in a process of its own. The exit code is 0 if at least one engine works.
     """
     if model is not None and not model.is_file():
         raise ContractError(f"no such model file: {model}")
     path = model or (starter_path() if starter_path().is_file() else None)
-    report = examine(path)
-    click.echo(json.dumps(asdict(report), indent=2) if as_json else "\n".join(_text(report)))
+    diagnosis = examine(path)
+    click.echo(json.dumps(asdict(diagnosis), indent=2) if as_json else "\n".join(_text(diagnosis)))
     if path is None:
-        raise MineralError("no engine was tried, because this installation has no starter model: name one with --model")
-    if not report.works:
+        raise MineralError(
+            "no engine was tried, because this installation has no starter model: name a model with --model"
+        )
+    if not diagnosis.works:
         raise MineralError("no engine works here: see above")
 
 
-def _text(report: Report) -> Iterator[str]:
-    yield from _machine_lines(report.machine)
+def _text(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from _machine_lines(diagnosis.machine)
     yield ""
-    yield from map(_engine_line, report.engines)
-    decoding = report.gpu_decoding
+    yield from map(_engine_line, diagnosis.engines)
+    decoding = diagnosis.gpu_decoding
     yield f"{'GPU decoding':<14} " + (f"yes  {decoding.version}" if decoding.works else f"no   {decoding.reason}")
-    if report.findings:
+    if diagnosis.findings:
         yield ""
-    for finding in report.findings:
-        yield f"To mend: {finding.what}"
+    for finding in diagnosis.findings:
+        yield f"To fix: {finding.what}"
         yield f"    {finding.fix}"
 
 
 def _machine_lines(machine: Machine) -> Iterator[str]:
     yield f"system     {machine.system}, Python {machine.python}"
-    yield f"processor  {machine.processor}, {machine.processors} usable ({' '.join(machine.cpu_features) or 'plain'})"
+    yield f"CPU        {machine.processor}, {machine.cpu_count} usable ({' '.join(machine.cpu_features) or 'plain'})"
     if not machine.gpus:
         yield f"GPU        none: {machine.no_gpu}"
     for gpu in machine.gpus:
@@ -64,10 +66,10 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     yield f"Pillow     {' '.join(there)}" + (f"; not {' '.join(absent)}" if absent else "")
 
 
-def _engine_line(engine: Engine) -> str:
+def _engine_line(engine: EngineTrial) -> str:
     if not engine.works:
         return f"{engine.name:<14} no   {engine.reason}"
-    milliseconds = f"{1000 * (engine.seconds or 0):.1f} ms a picture on one worker"
+    milliseconds = f"{1000 * (engine.seconds or 0):.1f} ms per image on one worker"
     is_compared = engine.difference is not None and engine.name != "onnx-cpu"
     difference = f", within {engine.difference:.1g} of onnx-cpu" if is_compared else ""
     return f"{engine.name:<14} yes  {engine.device}, {milliseconds}{difference}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from mineral_batch.cuda.capture_lock import capture_lock
 from mineral_batch.cuda.probe import DriverError
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mineral_batch.types import Pixels
 
 #: What installs the two packages.
-INSTALL = 'pip install "mineral-batch[gpu]"'
 _THREADS_PER_BLOCK = 256
 
 _log = logging.getLogger("mineral_batch")
@@ -71,7 +71,7 @@ class CoreContext:
             self._core: Any = importlib.import_module("cuda.core")
             self._driver: Any = importlib.import_module("cuda.bindings.driver")
         except ImportError as error:
-            raise DriverError(f"cuda-core is not installed ({error}): {INSTALL}") from None
+            raise DriverError(f"cuda-core is not installed ({error}): {pip_install('gpu')}") from None
         self._gpu = gpu
         with self.current():
             # Memory that is allocated in a stream's order is ready for, and freed by, what runs on that stream.

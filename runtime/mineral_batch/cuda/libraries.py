@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mineral_batch.cuda.probe import cuda_version
 from mineral_batch.errors import BackendError
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +75,7 @@ def why_provider_does_not_load(runtime: Any, provider: str) -> str:
         ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
     except OSError as error:
         extra = "onnx-trt" if provider.startswith("Tensorrt") else "gpu"
-        return f'{error}: pip install "mineral-batch[{extra}]" installs the libraries of NVIDIA that it needs'
+        return f"{error}: {pip_install(extra)} installs the NVIDIA libraries that it needs"
     return ""
 
 

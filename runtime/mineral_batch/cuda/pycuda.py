@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.cuda.core import INSTALL, CoreGraph, driver_errors
+from mineral_batch.cuda.core import CoreGraph, driver_errors
 from mineral_batch.cuda.probe import DriverError
 from mineral_batch.errors import BackendError
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +87,9 @@ class PycudaContext:
         try:
             core = importlib.import_module("cuda.core")
         except ImportError as error:
-            raise DriverError(f"pycuda has no CUDA graphs, and cuda-core does not load ({error}): {INSTALL}") from None
+            raise DriverError(
+                f"pycuda has no CUDA graphs, and cuda-core does not load ({error}): {pip_install('gpu')}"
+            ) from None
         with driver_errors():
             return CoreGraph(core, stream, work)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.engines.base import check_signature
 from mineral_batch.errors import BackendError
 from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,9 +49,7 @@ def onnxruntime_with(provider: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendError(
-            f'ONNX Runtime does not load ({first_line(error)}): pip install "mineral-batch[{extra}]"'
-        ) from error
+        raise BackendError(f"ONNX Runtime does not load ({first_line(error)}): {pip_install(extra)}") from error
     if provider in onnxruntime.get_available_providers():
         return onnxruntime
     if is_clash():
@@ -59,7 +58,7 @@ def onnxruntime_with(provider: str) -> Any:
         )
     raise BackendError(
         f"the installed ONNX Runtime {onnxruntime.__version__} has no {provider}: "
-        f'pip uninstall -y onnxruntime, then pip install "mineral-batch[{extra}]"'
+        f"pip uninstall -y onnxruntime, then {pip_install(extra)}"
     )
 
 

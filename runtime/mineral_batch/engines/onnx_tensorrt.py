@@ -24,6 +24,7 @@ from mineral_batch.engines.onnx_gpu import OnnxGpuEngine
 from mineral_batch.engines.onnx_session import onnxruntime_with
 from mineral_batch.errors import BackendError
 from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,8 +150,7 @@ def tensorrt_version() -> str:
             number = ctypes.CDLL(name).getInferLibVersion()
             return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     raise BackendError(
-        "TensorRT 10 does not load, which ONNX Runtime's TensorRT provider needs: "
-        'pip install "mineral-batch[onnx-trt]"'
+        f"TensorRT 10 does not load, which ONNX Runtime's TensorRT provider needs: {pip_install('onnx-trt')}"
     )
 
 

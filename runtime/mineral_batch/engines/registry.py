@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.engines.base import PRECISIONS, Backend, EngineOptions, Tuning
 from mineral_batch.errors import BackendError, ContractError, MineralError
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -108,7 +110,18 @@ def choose_backend(
             return Choice(_open(candidate, path, options, devices), reasons)
         except BackendError as error:
             reasons[candidate] = str(error)
+    if not _is_installed("onnxruntime"):
+        raise BackendError(
+            f"no inference engine is installed: {pip_install('cpu')}, or with an NVIDIA GPU {pip_install('gpu')}"
+        )
     raise BackendError("no engine works here: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # set to None in sys.modules
+        return False
 
 
 def _open(name: str, path: Path, options: EngineOptions, devices: Sequence[int]) -> Backend:

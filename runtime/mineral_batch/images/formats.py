@@ -17,6 +17,7 @@ from mineral_batch.images.raw import is_raw, open_raw
 from mineral_batch.images.tiff.load import open_tiff
 from mineral_batch.images.tiff.pages import is_tiff, main_page, read_pages, with_first_page, with_xmp_as_bytes
 from mineral_batch.images.tiff.read import can_read
+from mineral_batch.system import pip_install
 
 # Pillow passes these to Ghostscript or to the operating system, which would execute what the file contains.
 _EXECUTED = frozenset({"EPS", "WMF"})
@@ -131,6 +132,6 @@ def _register(kind: str, name: str, module: str, extra: str) -> None:
     try:
         plugin = importlib.import_module(module)
     except ImportError:
-        raise MissingDecoderError(f"{name} needs an optional package: pip install 'mineral-batch[{extra}]'") from None
+        raise MissingDecoderError(f"{name} needs an optional package: {pip_install(extra)}") from None
     if hasattr(plugin, "register_heif_opener"):  # the other one registers itself
         plugin.register_heif_opener()

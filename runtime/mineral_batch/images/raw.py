@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError, MissingDecoderError
 from mineral_batch.images.tiff.pages import SENSOR_DATA, is_tiff, read_pages
+from mineral_batch.system import pip_install
 
 # CR2, CR3, RAF, ORF (three kinds), RW2 and X3F: offset and bytes that name them.
 _SIGNATURES = (
@@ -50,7 +51,7 @@ def open_raw(content: bytes) -> PILImage.Image:
     try:
         rawpy: Any = importlib.import_module("rawpy")
     except ImportError:
-        raise MissingDecoderError("camera raw needs an optional package: pip install 'mineral-batch[raw]'") from None
+        raise MissingDecoderError(f"camera raw needs an optional package: {pip_install('raw')}") from None
     try:
         with rawpy.imread(io.BytesIO(content)) as raw:
             preview = _preview(raw, rawpy)

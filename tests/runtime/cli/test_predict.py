@@ -210,7 +210,7 @@ def test_without_onnxruntime_one_line_names_the_extra(
     predict: Any, album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert_one_line_error(predict(album), "mineral-batch[cpu]")
+    assert_one_line_error(predict(album), "[cpu]'")
 
 
 # ---- runs that do not end well ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mineral_batch.cuda.probe import DriverError
 from mineral_batch.cuda.staging import StagingBuffers
 from mineral_batch.engines import onnx_cuda
 from mineral_batch.engines.registry import open_backend
+from mineral_batch.system import pip_install
 
 from ...fakes.cuda import CudaError
 from .conftest import BATCH_BYTES, H200, becomes_true, expected, images, is_soon_true
@@ -70,8 +71,8 @@ def test_without_room_for_the_next_batch_they_go_one_after_the_other_and_that_is
         np.testing.assert_allclose(backend.infer(pixels), expected(model_path, pixels), rtol=1e-6)
     assert backend.workers == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "GPU 0: cuda-core is not installed (import of cuda.core halted; None in sys.modules): pip install "
-        '"mineral-batch[gpu]": slower, each batch is copied and then computed'
+        "GPU 0: cuda-core is not installed (import of cuda.core halted; None in sys.modules): "
+        f"{pip_install('gpu')}: slower, each batch is copied and then computed"
     ]
     copies = runtime.of("update")
     assert len(copies) == 3 * -(-count // 4)

@@ -113,7 +113,7 @@ def test_cuda_without_its_package_is_refused_and_the_package_named(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "gpus", lambda: [GPU])
-    assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
+    assert "[gpu]'" in refused(BackendError, model_path, "onnx-cuda")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -153,7 +153,8 @@ def test_without_a_gpu_that_is_all_there_is_to_say(
 def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(probe, "gpus", lambda: [GPU])
-    assert "mineral-batch[cpu]" in refused(BackendError, model_path, "onnx-cpu")
-    assert "mineral-batch[gpu]" in refused(BackendError, model_path, "onnx-cuda")
+    assert "[cpu]'" in refused(BackendError, model_path, "onnx-cpu")
+    assert "[gpu]'" in refused(BackendError, model_path, "onnx-cuda")
     message = refused(BackendError, model_path, "auto")
-    assert all(f"{name}: " in message for name in ("onnx-cuda", "onnx-cpu"))
+    assert message.startswith("no inference engine is installed: pip install ")
+    assert message.endswith("[gpu]'")

@@ -313,7 +313,7 @@ def test_a_heic_is_predicted_by_the_next_run_once_its_package_is_there(
         run(predictor, [album], tmp_path / "out", ALL)
     (failure,) = table(tmp_path / "out", "failures.csv")
     assert failure["path"].endswith("telephone.heic")
-    assert "mineral-batch[heif]" in failure["reason"]
+    assert "[heif]'" in failure["reason"]
     report = run(predictor, [album], tmp_path / "out", ALL)
     assert (report.reused, report.predicted, report.failed) == (11, 12, 0)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "reference")
