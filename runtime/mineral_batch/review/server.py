@@ -165,6 +165,7 @@ class _Pages:
             int(ask.get("offset", 0)),
             int(ask.get("limit", 20)),
             undecided=ask.get("undecided") == "1",
+            called=ask.get("called") == "1",
         )
         return JSONResponse(found)
 

@@ -89,7 +89,9 @@ class Review:
             "page": _PAGE,
         }
 
-    def queue(self, name: str, label: str, offset: int, limit: int, *, undecided: bool) -> dict[str, Any]:
+    def queue(
+        self, name: str, label: str, offset: int, limit: int, *, undecided: bool, called: bool = False
+    ) -> dict[str, Any]:
         """A stretch of the images in one order.
 
         Args:
@@ -98,11 +100,15 @@ class Review:
             offset: place in the order.
             limit: how many at most.
             undecided: leave out images that have a decision.
+            called: in the order `mineral`, only images in which the model reports it.
 
         Raises:
             UnknownError: if there is no such order or label.
         """
         rows = self._order(name, label)
+        if called and name == "mineral":
+            reported = self.results.predictions.called[:, self.results.predictions.labels.index(label)]
+            rows = [row for row in rows if reported[row]]
         items: list[dict[str, Any]] = []
         place = max(0, offset)
         while place < len(rows) and len(items) < min(limit, 4 * _PAGE):

@@ -84,8 +84,10 @@ def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, re
 def test_the_grid_rejects_by_click_and_labels_the_rest(browser: Any, server: Server, results: Path) -> None:
     page = opened(browser, server)
     page.keyboard.press("Shift+G")
-    page.wait_for_selector("#tiles button")
+    page.wait_for_selector("#below-field:not([hidden])")
     page.select_option("#mineral", "gold")
+    page.wait_for_function("() => document.getElementById('done').textContent.includes('reports gold')")
+    page.check("#below")
     page.wait_for_function("() => document.getElementById('question').textContent.includes('gold')")
     page.click("#tiles button:first-child")
     page.click("#confirm")
@@ -121,6 +123,8 @@ def test_it_fits_narrow_screens_in_both_schemes(browser: Any, server: Server, wi
     page.emulate_media(color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.keyboard.press("Shift+G")
+    page.wait_for_selector("#below-field:not([hidden])")
+    page.check("#below")
     page.wait_for_selector("#tiles button")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -51,7 +51,7 @@ async function load() {
   const limit = page.isGrid ? page.size : 20;
   const query = new URLSearchParams({
     order: $("order").value, label: $("mineral").value, offset: page.next, limit,
-    undecided: $("undecided").checked ? "1" : "0",
+    undecided: $("undecided").checked ? "1" : "0", called: page.isGrid && !$("below").checked ? "1" : "0",
   });
   const found = await ask(`api/queue?${query}`);
   page.items.push(...found.items);
@@ -62,6 +62,7 @@ async function load() {
 async function restart() {
   Object.assign(page, { items: [], at: 0, next: 0, isEnd: false });
   $("mineral-field").hidden = $("order").value !== "mineral";
+  $("below-field").hidden = !page.isGrid;
   await load();
   show();
 }
@@ -82,6 +83,8 @@ function show() {
   $("single").hidden = page.isGrid || !current();
   $("grid").hidden = !page.isGrid || page.items.length === 0;
   $("done").hidden = page.isGrid ? page.items.length > 0 : Boolean(current());
+  $("done").textContent = page.isGrid && !$("below").checked
+    ? `Nothing left in which the model reports ${$("mineral").value}.` : "Nothing left in this order.";
   showProgress();
   if (page.isGrid) showGrid();
   else if (current()) showImage(current());
@@ -352,7 +355,7 @@ async function start() {
   Object.assign(page, { labels: state.labels, images: state.images, counts: state.counts, size: state.page });
   fill($("order"), Object.entries(state.orders));
   fill($("mineral"), state.labels.map((label) => [label, label]));
-  for (const id of ["order", "mineral", "undecided"]) $(id).addEventListener("change", () => act(restart));
+  for (const id of ["order", "mineral", "undecided", "below"]) $(id).addEventListener("change", () => act(restart));
   const clicks = {
     mode: toggleGrid, undo, confirm: confirmPage, help: () => $("keys").showModal(),
     accept: () => decide("labelled", [...page.chosen]), none: () => decide("labelled", []), unsure: () => decide("unsure", []),
