@@ -6,7 +6,7 @@ const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 const page = {
   labels: [], images: 0, counts: {}, size: 60,
   items: [], at: 0, next: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
-  chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false,
+  chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false,
 };
 
 class Refused extends Error {}
@@ -43,6 +43,13 @@ async function act(action) {
   } finally {
     page.isBusy = false;
   }
+  if (page.isStale) changed();
+}
+
+/** Another order was chosen: never dropped, or the page would show something else than its controls say. */
+function changed() {
+  page.isStale = page.isBusy;
+  if (!page.isBusy) act(restart);
 }
 
 // ---------------------------------------------------------------- the order
@@ -355,7 +362,7 @@ async function start() {
   Object.assign(page, { labels: state.labels, images: state.images, counts: state.counts, size: state.page });
   fill($("order"), Object.entries(state.orders));
   fill($("mineral"), state.labels.map((label) => [label, label]));
-  for (const id of ["order", "mineral", "undecided", "below"]) $(id).addEventListener("change", () => act(restart));
+  for (const id of ["order", "mineral", "undecided", "below"]) $(id).addEventListener("change", changed);
   const clicks = {
     mode: toggleGrid, undo, confirm: confirmPage, help: () => $("keys").showModal(),
     accept: () => decide("labelled", [...page.chosen]), none: () => decide("labelled", []), unsure: () => decide("unsure", []),
