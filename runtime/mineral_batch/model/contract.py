@@ -130,6 +130,24 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Familiarity:
+    """What the graph's output `familiarity` is (see `mineral_batch.model.familiarity`).
+
+    Attributes:
+        method: its name and source.
+        dataset: the images that it was fitted on, in words.
+        images: how many.
+    """
+
+    method: str
+    dataset: str
+    images: int
+
+    def __post_init__(self) -> None:
+        require(is_int(self.images) and self.images > 0, f"familiarity.images must be above 0, got {self.images!r}")
+
+
+@dataclass(frozen=True)
 class ModelContract:
     """Everything a runtime must know to use a model's weights rightly.
 
@@ -144,6 +162,7 @@ class ModelContract:
         provenance: free facts about the making: recipe, data, versions, date, source checkpoint.
         measured: accuracy on held-out data, None when never measured.
         calibration: how the probabilities were calibrated, None if they were not.
+        familiarity: what the graph's output `familiarity` is, None if it has none.
         schema_version: of this record.
 
     Raises:
@@ -159,6 +178,7 @@ class ModelContract:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured | None = None
     calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -202,7 +222,7 @@ class ModelContract:
             record = json.loads(text)
         except ValueError as error:
             raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
-        nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics}
+        nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics, "familiarity": Familiarity}
         contract: ModelContract = _build(cls, _upgraded(_with_numerics(record)), "contract", nested)
         return contract
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mineral_batch.errors import ContractError
-from mineral_batch.model.onnx_calibration import calibrate_graph, write_logits_model
+from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_graph, read_metadata
 
 SCALE, BIAS = np.array([0.5, 2.0, 1.25], np.float32), np.array([-1.0, 0.5, -4.0], np.float32)
@@ -129,13 +129,6 @@ def test_a_gemm_of_another_kind_gets_operations_of_its_own(tmp_path, attributes)
     z = np.log(expected / (1 - expected))
     np.testing.assert_allclose(answers(path)[0], sigmoid(SCALE * z + BIAS), atol=1e-5)
     assert [node.operator for node in read_graph(path)[0]] == ["Gemm", "Mul", "Add", "Sigmoid"]
-
-
-@pytest.mark.parametrize("make", [linear, summed, with_maps])
-def test_a_model_of_logits_is_the_same_without_its_sigmoid(tmp_path, make):
-    path = make(tmp_path / "model.onnx")
-    write_logits_model(path, tmp_path / "logits.onnx")
-    np.testing.assert_allclose(answers(tmp_path / "logits.onnx")[0], logits(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_graph_that_does_not_end_with_a_sigmoid_is_refused(tmp_path):

@@ -8,6 +8,10 @@ _COMMANDS = {
     "fit": ("mineral_train.cli.fit:fit", "Train a model on a manifest; resumes where it stopped."),
     "data": ("mineral_train.cli.data:data", "Make a manifest from folders or a CSV: check, merge, split."),
     "calibrate": ("mineral_train.cli.calibrate:calibrate", "Make a model's probabilities mean what they say."),
+    "familiarity": (
+        "mineral_train.cli.familiarity:familiarity",
+        "Let a model say what is unlike its training images.",
+    ),
     "synth": ("mineral_train.cli.synth:synth", "Generate labelled synthetic specimen images."),
     "tables": ("mineral_train.cli.tables:tables", "Train and print the paper's Tables 3, 4 and 5."),
 }

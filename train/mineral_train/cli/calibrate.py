@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mineral_batch.model.contract import ModelContract
-    from mineral_batch.types import Failure
+    from mineral_batch.types import Failure, Image
     from mineral_train.data.manifest import Manifest
 
 _SHOWN = 5
@@ -119,8 +119,10 @@ def _onnx(
     from mineral_batch.model.onnx_file import read_contract
     from mineral_train.training.calibrate import calibrate_onnx
 
-    def progress(results: Iterable[object], total: int) -> Iterable[object]:
-        bar: Iterable[object] = tqdm(results, total=total, desc="predicting", unit=" images", disable=quiet or None)
+    def progress(decoded: Iterable[Image | Failure], total: int) -> Iterable[Image | Failure]:
+        bar: Iterable[Image | Failure] = tqdm(
+            decoded, total=total, desc="predicting", unit=" images", disable=quiet or None
+        )
         return bar
 
     table = _rows_of(manifest, read_contract(path).labels, split)

@@ -8,9 +8,7 @@ one is calibrated.
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,23 +20,26 @@ from mineral_batch.evaluation.thresholds import (
     promise_thresholds,
     tune_thresholds,
 )
-from mineral_batch.model.onnx_calibration import calibrate_graph, write_logits_model
+from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
-from mineral_batch.types import Failure
+from mineral_batch.model.onnx_graph import load_graph
 from mineral_train.calibration import fit_calibration
+from mineral_train.training.onnx_values import graph_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from mineral_batch.evaluation.thresholds import Rule
     from mineral_batch.model.calibration import Calibration
     from mineral_batch.model.contract import ModelContract
+    from mineral_batch.types import Failure
     from mineral_train.data.manifest import Row
     from mineral_train.model.network import MineralNet
+    from mineral_train.training.onnx_values import Progress
 
-    Progress = Callable[[Iterable[object], int], Iterable[object]]
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -120,42 +121,18 @@ def calibrate_onnx(
         DataError: if no image can be read, or the images cannot calibrate it.
     """
     contract = read_contract(path)
-    logits, failures = _predict_logits(path, rows, progress)
-    answered = ~np.isnan(logits).any(axis=1)
-    if not answered.any():
-        raise DataError(
-            f"none of the {len(rows)} images can be read: the first is {failures[0].path}, {failures[0].reason}"
-        )
-    logits, truth = logits[answered], truth[answered]
+    last, _ = load_graph(path).end(path)
+    values, failures = graph_values(path, last.inputs[0], [row.path for row in rows], progress)
+    answered = np.isfinite(values).all(axis=1)
+    if answered.sum() < len(rows) - len(failures):
+        raise DataError(f"{path} answers with numbers that are not finite: it cannot be calibrated")
+    logits, truth = values[answered], truth[answered]
     calibration = fit_calibration(logits, truth, dataset=dataset)
     calibrated = calibrated_contract(contract, calibration, logits, truth, rule)
     target = target or path
     calibrate_graph(path, target, calibration.scale, calibration.bias)
     write_contract(target, calibrated)
     return calibrated, failures
-
-
-def _predict_logits(
-    path: Path, rows: Sequence[Row], progress: Progress | None
-) -> tuple[NDArray[np.float64], list[Failure]]:
-    """Logits (N, L), a row of NaN for an image that cannot be read, and those images."""
-    from mineral_batch.predictor import Predictor
-
-    with tempfile.TemporaryDirectory() as folder:
-        bare = Path(folder) / "logits.onnx"
-        write_logits_model(path, bare)
-        with Predictor(bare, backend="onnx-cpu") as predictor:
-            results: Iterable[object] = predictor.predict([row.path for row in rows])
-            if progress is not None:
-                results = progress(results, len(rows))
-            table = np.full((len(rows), len(predictor.contract.labels)), np.nan)
-            failures = []
-            for row, result in zip(table, results, strict=True):
-                if isinstance(result, Failure):
-                    failures.append(result)
-                else:
-                    row[:] = result.probabilities  # type: ignore[attr-defined]  # logits, from this model
-    return table, failures
 
 
 def calibrated_contract(

@@ -1,0 +1,46 @@
+"""`mineral-train familiarity`: let a model say when an image looks like nothing that it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_train.data.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mineral_batch.types import Failure, Image
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("manifest", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write. [default: in place of MODEL]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -> None:
+    """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
+
+    Afterwards `mineral-batch predict --columns familiarity` says for every image how many training images look stranger
+    to the model: 0.03 means that it is stranger than 97 % of them. It is a question of its own: a photograph of a
+    mineral that is not among the labels is familiar, and has low probabilities.
+    """
+    from tqdm import tqdm
+
+    from mineral_batch.model.onnx_file import read_contract
+    from mineral_train.training.familiarize import familiarize_onnx
+
+    def progress(decoded: Iterable[Image | Failure], total: int) -> Iterable[Image | Failure]:
+        bar: Iterable[Image | Failure] = tqdm(
+            decoded, total=total, desc="features", unit=" images", disable=quiet or None
+        )
+        return bar
+
+    table = read_manifest(manifest, read_contract(model).labels)
+    train, held = ([row.path for row in table.select(split)] for split in ("train", "val"))
+    words = f"split train of {manifest.name}"
+    contract = familiarize_onnx(model, train, held, words, target=output, progress=progress)
+    assert contract.familiarity is not None
+    click.echo(f"{output or model} has a familiarity, fitted to {contract.familiarity.images} images ({words})")
