@@ -11,7 +11,8 @@ from PIL import Image
 
 from mineral_batch.minerals import MINERALS
 from mineral_train.cli import main
-from mineral_train.data.manifest import SPLITS, read_labels, read_manifest
+from mineral_train.data.labels import read_labels
+from mineral_train.data.manifest import SPLITS, read_manifest
 
 
 def run(*arguments: object) -> Result:

@@ -19,13 +19,13 @@ from mineral_train.model.presets import PRESETS
 from mineral_train.training import loop
 from mineral_train.training.checkpoint import load_checkpoint, load_state
 from mineral_train.training.config import TrainConfig
-from mineral_train.training.run_state import STATE
+from mineral_train.training.run_folder import STATE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TINY = [
-    "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48", "--no-pretrained",
+    "--recipe", "paper", "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48", "--no-pretrained",
     "--epochs", "2", "--batch", "8", "--lr", "1e-3", "--workers", "0", "--device", "cpu", "--quiet",
 ]  # fmt: skip
 

@@ -15,7 +15,8 @@ from mineral_batch.images.decode import load_image
 from mineral_batch.model.contract import InputSpec
 from mineral_batch.types import Image
 from mineral_train.data import dataset as dataset_module
-from mineral_train.data.dataset import Augment, PhotoDataset
+from mineral_train.data.augment import Augment
+from mineral_train.data.dataset import PhotoDataset
 from mineral_train.data.manifest import Row
 
 LABELS = ("gold", "quartz", "ruby")
@@ -147,7 +148,7 @@ def test_options_that_make_no_sense_are_refused(rows: list[Row]) -> None:
     with pytest.raises(DataError, match="crop is a range of area shares"):
         Augment(crop=(0.9, 0.1))
     for policy in ("mixup", "rand-z9", "rand-m0.5.5"):
-        with pytest.raises(DataError, match=r"none of timm's RandAugment; an example is 'rand-m9-mstd0\.5'"):
+        with pytest.raises(DataError, match=r"not a RandAugment policy of timm; use for example 'rand-m9-mstd0\.5'"):
             PhotoDataset(rows, LABELS, SPEC, Augment(policy=policy))
     with pytest.raises(DataError, match="labels not among the 1 labels"):
         PhotoDataset(rows, LABELS[:1], SPEC)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
-from mineral_train.data.manifest import SPLITS, Manifest, Row, read_labels, read_manifest, write_manifest, write_table
+from mineral_train.data.labels import read_labels
+from mineral_train.data.manifest import SPLITS, Manifest, Row, read_manifest, write_manifest, write_table
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12).filter(

@@ -6,7 +6,7 @@ import pytest
 
 from mineral_train.training.config import TrainConfig
 from mineral_train.training.logs import EpochRecord
-from mineral_train.training.run_state import Progress
+from mineral_train.training.run_folder import Progress
 
 LOSSES = (3.0, 2.0, 1.0, 1.5)
 MAPS = (0.4, 0.6, 0.5, 0.6)

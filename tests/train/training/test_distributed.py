@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mineral_batch.errors import MineralError
 from mineral_train.training.checkpoint import load_state
 from mineral_train.training.distributed import choose_device, plan_epoch, share_batch_norm
-from mineral_train.training.run_state import STATE
+from mineral_train.training.run_folder import STATE
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mineral_batch.errors import MineralError
-from mineral_train.training.optim import freeze_stages, still_statistics, train_what_learns
+from mineral_train.training.optim import freeze_stages, freeze_statistics, train_what_learns
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_a_stage_must_be_left_to_learn(tiny_model):
         freeze_stages(backbone, 4)
 
 
-def test_still_statistics_neither_move_nor_use_the_batch(tiny_model, images):
+def test_freeze_statistics_neither_move_nor_use_the_batch(tiny_model, images):
     backbone = tiny_model("test_efficientnet").backbone
     start = {name: tensor.clone() for name, tensor in backbone.named_buffers()}
     backbone.train()
-    still_statistics(backbone)
+    freeze_statistics(backbone)
     together, alone = backbone(images), torch.cat([backbone(image) for image in images.split(1)])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(tensor, start[name]) for name, tensor in backbone.named_buffers())

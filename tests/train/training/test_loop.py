@@ -25,7 +25,7 @@ from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.evaluate import evaluate_model
 from mineral_train.training.learner import Learner, positive_weights
 from mineral_train.training.loop import fit
-from mineral_train.training.run_state import STATE
+from mineral_train.training.run_folder import STATE
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)
 
@@ -318,7 +318,7 @@ def test_half_precision_on_a_cpu_is_refused(recipe, coloured_manifest, tmp_path)
         ({"epochs": 0}, "at least 1"),
         ({"lr": 0.0}, "above 0"),
         ({"ema": 1.0}, "below 1"),
-        ({"warmup_epochs": 5.0, "epochs": 5}, "leaves nothing"),
+        ({"warmup_epochs": 5.0, "epochs": 5}, "must be below"),
     ],
 )
 def test_a_recipe_checks_itself(changes, words):

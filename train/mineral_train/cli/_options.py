@@ -1,35 +1,40 @@
-"""The options that the commands which train have in common. Their defaults are the recipe's own."""
+"""The options that `fit` and `tables` share, and how they become a recipe.
+
+Every option that sets a field of the recipe or the model has the default None: what the user did not give comes from
+`--set`, then from the recipe, then from the dataclass.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
+from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
-from mineral_train.data.manifest import read_labels
-from mineral_train.model.presets import Head, ModelConfig, Projection
+from mineral_train.data.labels import nearest, read_labels
+from mineral_train.model.presets import PRESETS, Head, Method, ModelConfig, Projection
 from mineral_train.training import config as recipes
+from mineral_train.training.config import RunOptions, TrainConfig
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from mineral_train.training.config import RunOptions, TrainConfig
-
-    Command = Callable[..., Any]
-    Decorator = Callable[[Command], Command]
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 EXIT_INTERRUPTED = 130
 
-_DEFAULTS = {f.name: f.default for f in fields(recipes.TrainConfig)}
-_MODEL_FIELDS = {f.name for f in fields(ModelConfig)} - {"labels", "backbone"}
-_RUN_FIELDS = {f.name for f in fields(recipes.RunOptions)}
+_RECIPE_DEFAULTS = {f.name: f.default for f in fields(TrainConfig) if f.name != "model"}
+_MODEL_DEFAULTS = {f.name: f.default for f in fields(ModelConfig) if f.name not in ("labels", "backbone")}
+_RUN_FIELDS = {f.name for f in fields(RunOptions)}
+
+#: What `--set` and a recipe file may name, with the paper's value.
+SETTINGS: Mapping[str, Any] = {"preset": "", "backbone": "", **_MODEL_DEFAULTS, **_RECIPE_DEFAULTS}
 
 
 def group(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, listed by `--help` in the given order."""
+    """Combine options into one decorator; `--help` lists them in this order."""
 
     def decorate(command: Command) -> Command:
         for decorator in reversed(decorators):
@@ -39,102 +44,185 @@ def group(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def recipe(flag: str, text: str, choices: Any = None) -> Decorator:
-    """An option that sets one field of the recipe."""
-    default = _DEFAULTS[flag.removeprefix("--").replace("-", "_")]
+def setting(flag: str, text: str, choices: Any = None, *, shown: bool = False) -> Decorator:
+    """Make an option that sets one field of the recipe or the model."""
+    name = flag.removeprefix("--").replace("-", "_")
+    default = SETTINGS[name]
+    hint = "" if isinstance(default, bool) or name in _MODEL_DEFAULTS else f" [paper: {default or 'none'}]"
+    if isinstance(default, bool):
+        return click.option(flag, is_flag=True, default=None, help=text, hidden=not shown)
     kind = click.Choice(get_args(choices)) if choices else type(default)
-    return click.option(flag, type=kind, default=default, show_default=True, help=text)
-
-
-def model(flag: str, kind: Any, text: str) -> Decorator:
-    """An option that changes one field of the preset."""
-    return click.option(flag, type=kind, default=None, help=f"{text} [default: the preset's]")
+    return click.option(flag, type=kind, default=None, help=text + hint, hidden=not shown)
 
 
 labels_option = click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="Own label set: a text file, one a line. [default: the paper's 36]",
+    help="Your own label set: a text file, one name per line. [default: the paper's 36]",
 )
 
-model_options = group(
-    model("--image-size", int, "Height and width of the input, pixels."),
-    model("--stages", int, "How many of the backbone's last stages give the tokens."),
-    model("--projection", click.Choice(get_args(Projection)), "How tokens become the decoder's memory."),
-    model("--head", click.Choice(get_args(Head)), "How label states become logits."),
-    model("--width", int, "Width of the decoder."),
-    model("--blocks", int, "Decoder blocks."),
-    model("--heads", int, "Attention heads."),
-    model("--ffn", int, "Hidden width of the decoder's feed-forward network."),
-    model("--dropout", float, "In the decoder."),
-    model("--drop-path", float, "Stochastic depth of the backbone."),
-)
 
-recipe_options = group(
-    click.option("--no-pretrained", is_flag=True, help="Begin with a random backbone."),
-    recipe("--positive-weight", "Weigh rare labels up in the loss.", recipes.PositiveWeight),
-    recipe("--smoothing", "Label smoothing."),
-    recipe("--augment", "RandAugment policy in timm's notation, or none."),
-    recipe("--flip", "Probability of the mirror image."),
-    recipe("--crop", "Smallest share of the area that a random crop keeps; 1 = no crop."),
-    recipe("--epochs", "Passes over the training split."),
-    recipe("--batch", "Images of one optimiser step, over all GPUs and pieces."),
-    recipe("--accumulate", "Cut each GPU's share of a batch into so many pieces, to fit its memory."),
-    recipe("--lr", "Peak learning rate."),
-    recipe("--head-lr", "Learning rate after the backbone, times --lr."),
-    recipe("--layer-decay", "Factor by which each lower layer of the backbone learns slower."),
-    recipe("--weight-decay", "Of matrices; not of norms, biases and embeddings."),
-    recipe("--schedule", "Of the learning rate, after the warm-up.", recipes.Schedule),
-    recipe("--warmup-epochs", "The learning rate rises from 0 over these."),
-    recipe("--min-lr", "Where cosine ends, times --lr."),
-    recipe("--clip", "Largest norm of the gradient; 0 = any."),
-    recipe("--freeze-epochs", "The backbone and its BatchNorm statistics stand still in these."),
-    recipe("--freeze-stages", "The stem and so many of the lowest stages (transformer blocks) never learn."),
-    click.option("--freeze-norm", is_flag=True, help="The backbone's BatchNorm keeps its pretrained statistics."),
-    recipe("--ema", "Decay of the weights' moving average, e.g. 0.999; 0 = none."),
-    recipe(
-        "--best", "The epoch to keep has the highest mAP, or the lowest loss, of the validation split.", recipes.Best
-    ),
-    recipe("--patience", "Stop after so many epochs without a better one; 0 = never."),
-    recipe("--precision", "Of the matrix products; fp16 needs CUDA.", recipes.Precision),
-    recipe("--seed", "Of everything random."),
-)
+def model_options(*, shown: bool) -> Decorator:
+    """Make the options that change a preset."""
+    return group(
+        setting("--image-size", "Height and width of the input, pixels.", shown=True),
+        setting("--stages", "How many of the backbone's last stages give the tokens.", shown=shown),
+        setting("--projection", "How tokens become the decoder's memory.", Projection, shown=shown),
+        setting("--head", "How label states become logits.", Head, shown=shown),
+        setting("--width", "Width of the decoder.", shown=shown),
+        setting("--blocks", "Decoder blocks.", shown=shown),
+        setting("--heads", "Attention heads.", shown=shown),
+        setting("--ffn", "Hidden width of the decoder's feed-forward network.", shown=shown),
+        setting("--dropout", "Dropout in the decoder.", shown=shown),
+        setting("--drop-path", "Stochastic depth of the backbone.", shown=shown),
+    )
 
-run_options = group(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option("--workers", type=click.IntRange(0), help="Processes that decode. [default: by the cores]"),
-    click.option("--cache", is_flag=True, help="Keep decoded images in shared memory."),
-    click.option("--compile", is_flag=True, help="torch.compile the model."),
-    click.option("--deterministic", is_flag=True, help="On a GPU: the same bits each time, slower."),
-    click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs too."),
-    click.option(
-        "--save-every", type=click.IntRange(0), default=0, metavar="STEPS", help="Save the state within epochs."
-    ),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
-)
+
+method_option = setting("--method", "How the backbone's features become logits.", Method)
+loss_option = setting("--loss", "Which loss.", recipes.LossName)
+tune_option = setting("--tune-thresholds", "Choose thresholds of the best F1 on the validation split, not 0.5.")
+
+
+def recipe_options(*, shown: bool) -> Decorator:
+    """Make the options of the recipe; those that most users need are always shown."""
+    return group(
+        click.option("--no-pretrained", is_flag=True, help="Start with a random backbone.", hidden=not shown),
+        setting("--epochs", "Passes over the training split.", shown=True),
+        setting("--batch", "Images per optimiser step, over all GPUs.", shown=True),
+        setting("--lr", "Peak learning rate.", shown=True),
+        setting("--accumulate", "Split each GPU's share of a batch to fit its memory.", shown=shown),
+        setting("--positive-weight", "Weigh rare labels up in the loss.", recipes.PositiveWeight, shown=shown),
+        setting("--smoothing", "Label smoothing.", shown=shown),
+        setting("--augment", "RandAugment policy in timm's notation, or none.", shown=shown),
+        setting("--flip", "Probability of the mirror image.", shown=shown),
+        setting("--crop", "Smallest share of the area that a random crop keeps; 1 = no crop.", shown=shown),
+        setting("--head-lr", "Learning rate after the backbone, as a multiple of --lr.", shown=shown),
+        setting("--layer-decay", "Factor by which each lower layer of the backbone learns slower.", shown=shown),
+        setting("--weight-decay", "AdamW's weight decay, on matrices only.", shown=shown),
+        setting("--schedule", "Learning rate after the warm-up.", recipes.Schedule, shown=shown),
+        setting("--warmup-epochs", "Epochs over which the learning rate rises from 0.", shown=shown),
+        setting("--min-lr", "Where cosine ends, as a multiple of --lr.", shown=shown),
+        setting("--clip", "Largest norm of the gradient; 0 = no limit.", shown=shown),
+        setting("--freeze-epochs", "Freeze the backbone in these first epochs.", shown=shown),
+        setting("--freeze-stages", "Freeze the stem and this many of the lowest stages.", shown=shown),
+        setting("--freeze-norm", "Keep the backbone's pretrained BatchNorm statistics.", shown=shown),
+        setting("--ema", "Decay of the weights' moving average, e.g. 0.999; 0 = none.", shown=shown),
+        setting("--best", "Keep the epoch of the highest mAP, or of the lowest loss.", recipes.Best, shown=shown),
+        setting("--patience", "Stop after this many epochs without a better one; 0 = never.", shown=shown),
+        setting("--precision", "Precision of the matrix products; fp16 needs CUDA.", recipes.Precision, shown=shown),
+        setting("--seed", "Seed of everything random.", shown=True),
+    )
+
+
+def run_options(*, shown: bool) -> Decorator:
+    """Make the options of how a run is carried out here."""
+    return group(
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--workers", type=click.IntRange(0), help="Processes that decode images.", hidden=not shown),
+        click.option("--cache", is_flag=True, help="Keep decoded images in shared memory.", hidden=not shown),
+        click.option("--compile", is_flag=True, help="Compile the model with torch.compile.", hidden=not shown),
+        click.option(
+            "--deterministic", is_flag=True, help="Equal bits each time; slower: one CPU thread.", hidden=not shown
+        ),
+        click.option("--skip-damaged", is_flag=True, help="Go on without images that cannot be decoded."),
+        click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs.", hidden=not shown),
+        click.option(
+            "--save-every",
+            type=click.IntRange(0),
+            default=0,
+            metavar="STEPS",
+            help="Save the state every STEPS optimiser steps. [default: every 5 minutes]",
+            hidden=not shown,
+        ),
+        click.option("--quiet", is_flag=True, help="No progress bar.", hidden=not shown),
+    )
 
 
 def chosen_labels(chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    """The label set of a command's options."""
+    """Return the label set of a command's options."""
     return read_labels(chosen["labels"]) if chosen["labels"] else MINERALS
 
 
-def model_changes(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the model that a command's options change."""
-    return {name: chosen[name] for name in _MODEL_FIELDS & chosen.keys() if chosen[name] is not None}
+def given(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the user gave as options."""
+    return {name: value for name, value in chosen.items() if name in SETTINGS and value not in (None, "")}
 
 
-def make_recipe(chosen: Mapping[str, Any], model: ModelConfig, pretrained: str) -> TrainConfig:
-    """The recipe of a command's options.
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Read the `key=value` of `--set`.
 
     Raises:
-        MineralError: when a value is outside its range.
+        DataError: if a text is not of that form.
     """
-    values = {name: value for name, value in chosen.items() if name in _DEFAULTS}
-    policy = "" if chosen["augment"] == "none" else chosen["augment"]
-    return recipes.TrainConfig(**{**values, "model": model, "pretrained": pretrained, "augment": policy})
+    pairs = [text.partition("=") for text in texts]
+    for text, (key, sign, value) in zip(texts, pairs, strict=True):
+        if not (key and sign and value):
+            raise DataError(f"--set takes key=value, for example --set epochs=20; got {text!r}")
+    return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert settings to the types of their fields.
+
+    Raises:
+        DataError: if there is no such setting, or a value is of another type.
+    """
+    return {name: _typed(name, value) for name, value in settings.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name not in SETTINGS:
+        guess = nearest(name, SETTINGS)
+        hint = f"did you mean {guess}?" if guess else "`mineral-train fit --settings` lists them"
+        raise DataError(f"no setting {name!r}; {hint}")
+    if name == "augment" and value == "none":
+        return ""
+    kind = type(SETTINGS[name])
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+    elif kind is float and not isinstance(value, bool):
+        return _number(name, value, float)
+    elif kind is int and not isinstance(value, bool | float):
+        return _number(name, value, int)
+    elif kind is str and isinstance(value, str):
+        return value
+    raise DataError(f"the setting {name} must be of type {kind.__name__}, got {value!r}")
+
+
+def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise DataError(f"the setting {name} must be a number ({kind.__name__}), got {value!r}") from None
+
+
+def make_recipe(settings: Mapping[str, Any], model: ModelConfig) -> TrainConfig:
+    """Make the recipe of checked settings; those that change a model change `model`.
+
+    Raises:
+        MineralError: if a value is outside its range.
+    """
+    changes = {name: value for name, value in settings.items() if name in _MODEL_DEFAULTS}
+    values = {name: value for name, value in settings.items() if name in _RECIPE_DEFAULTS}
+    return TrainConfig(replace(model, **changes), **values)
+
+
+def preset_model(settings: Mapping[str, Any], default: ModelConfig) -> ModelConfig:
+    """Return the model that `preset` or `backbone` names, else `default`.
+
+    Raises:
+        DataError: if there is no such preset.
+    """
+    if settings.get("backbone"):
+        return replace(PRESETS["vit-b16-384"], backbone=settings["backbone"])
+    name = settings.get("preset")
+    if name and name not in PRESETS:
+        raise DataError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name] if name else default
 
 
 def make_options(chosen: Mapping[str, Any]) -> RunOptions:
-    """How the command's options want it carried out."""
-    return recipes.RunOptions(**{name: value for name, value in chosen.items() if name in _RUN_FIELDS})
+    """Make the run options of a command's options."""
+    return RunOptions(**{name: value for name, value in chosen.items() if name in _RUN_FIELDS})

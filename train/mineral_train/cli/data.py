@@ -14,8 +14,9 @@ from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data import census
 from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
-from mineral_train.data.folders import TableFormat, folder_names
-from mineral_train.data.manifest import SEPARATOR, SPLITS, read_labels, write_manifest, write_table, write_text
+from mineral_train.data.folders import TableFormat, folder_names, is_negative
+from mineral_train.data.labels import SEPARATOR, label_faults, raise_faults, read_labels
+from mineral_train.data.manifest import SPLITS, write_manifest, write_table, write_text
 from mineral_train.data.prepare import Preparation, Prepared, prepare
 from mineral_train.data.splits import PAPER_SHARES
 
@@ -103,7 +104,11 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
 def _label_set(source: Path, label_set: str | None) -> tuple[str, ...]:
     if label_set is None:
         return MINERALS
-    return tuple(folder_names(source)) if label_set == FOLDERS else read_labels(label_set)
+    if label_set != FOLDERS:
+        return read_labels(label_set)
+    names = tuple(name for name in folder_names(source) if not is_negative(name))
+    raise_faults(f"the folders of {source}", label_faults(names))
+    return names
 
 
 def _preparation(

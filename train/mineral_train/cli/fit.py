@@ -2,66 +2,135 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
+from mineral_batch.errors import ContractError, DataError, MineralError
+from mineral_batch.model.onnx_file import read_contract
 from mineral_train.cli import _options
-from mineral_train.model.presets import PRESETS, Method, ModelConfig
-from mineral_train.training.config import LossName
+from mineral_train.data.manifest import read_manifest
+from mineral_train.model.presets import PRESETS, ModelConfig
+from mineral_train.training.config import STARTER, TrainConfig
+from mineral_train.training.recipes import STARTER_MODEL, default_recipe, load_recipe
+
+_SIGTERM = 15
+_EXIT_TERMINATED = 143
+
+
+def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo("\n".join(f"{name} = {json.dumps(value)}" for name, value in _options.SETTINGS.items()))
+        context.exit()
 
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="A model by name. [default: vit-b16-384]")
-@click.option("--backbone", help="In place of a preset: any timm model, with the paper's decoder.")
+@click.option(
+    "--recipe",
+    metavar="few|paper|FILE",
+    help="few: for thousands of images, from the starter model. paper: Wu et al. 2022. FILE: TOML lines key = value. "
+    "[default: by the number of training images]",
+)
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="A model by name. [default: the recipe's]")
+@click.option("--backbone", help="In place of a preset: any timm model, with the paper's decoder.", hidden=True)
 @_options.labels_option
-@_options.model("--method", click.Choice(get_args(Method)), "What turns the backbone's features into logits.")
-@_options.model_options
-@click.option("--pretrained", default="hub", show_default=True, metavar="FILE|hub", help="The backbone's weights.")
-@click.option("--init", default="", metavar="CHECKPOINT", help="Begin with all weights of a checkpoint folder.")
-@_options.recipe("--loss", "The loss.", LossName)
-@_options.recipe_options
-@click.option("--tune-thresholds", is_flag=True, help="Thresholds of best F1 on the validation split, not 0.5.")
-@_options.run_options
-@click.option("--sync-bn", "sync_batch_norm", is_flag=True, help="Share BatchNorm statistics between GPUs.")
-@click.option("--restart", is_flag=True, help="Throw the run in the folder away and begin again.")
+@_options.method_option
+@_options.model_options(shown=False)
+@click.option("--pretrained", default=None, metavar="FILE|hub", help="The backbone's weights.", hidden=True)
+@click.option(
+    "--init",
+    default=None,
+    metavar="RUN|FILE.onnx|starter",
+    help="Start with the weights of a run or an exported model.",
+)
+@_options.loss_option
+@_options.recipe_options(shown=False)
+@_options.tune_option
+@_options.run_options(shown=False)
+@click.option("--sync-bn", "sync_batch_norm", is_flag=True, help="Share BatchNorm statistics of GPUs.", hidden=True)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting. [repeat]")
+@click.option("--settings", "_", is_flag=True, is_eager=True, expose_value=False, callback=_print_settings,
+              help="List all settings with the paper's values, then exit.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Delete the run in the folder and start again.")
 def fit(manifest: Path, run: Path, **chosen: Any) -> None:
     """Train a model on MANIFEST and keep the best epoch by its validation split.
 
-    The defaults are the paper's recipe. The same command goes on where it stopped, to the same weights. Several GPUs:
-    torchrun --nproc-per-node 4 -m mineral_train fit ...
+    The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...
     """
-    config = _options.make_recipe(chosen, _model(chosen), _pretrained(chosen))
+    _require_consistent(chosen)
+    labels = _options.chosen_labels(chosen)
+    name, why = chosen["recipe"], ""
+    if name is None:
+        name, why = default_recipe(len(read_manifest(manifest, labels).select("train")))
+    config = _config(name, chosen, labels)
     options = _options.make_options(chosen)
     from mineral_train.training.loop import fit as fit_run
+    from mineral_train.training.stop import RunStopped
 
+    if why and os.environ.get("RANK", "0") == "0":
+        click.echo(f"recipe {name}: {why}")
+    again = "the same command without --restart" if options.restart else "the same command"
     try:
         fit_run(config, manifest, run, options, say=click.echo)
+    except RunStopped as stopped:
+        click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
+        raise SystemExit(_EXIT_TERMINATED if stopped.number == _SIGTERM else _options.EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
-        again = "the same command without --restart" if options.restart else "the same command"
-        click.echo(f"\nstopped; {again} goes on from the last state saved in {run}", err=True)
+        click.echo(f"\nstopped; {_what_is_saved(run, again)}", err=True)
         raise SystemExit(_options.EXIT_INTERRUPTED) from None
-    if os.environ.get("RANK", "0") == "0":  # of those that torchrun started
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started
         click.echo(f"next: mineral-export onnx {run} -o model.onnx")
 
 
-def _model(chosen: dict[str, Any]) -> ModelConfig:
+def _what_is_saved(run: Path, again: str) -> str:
+    saved = (run / "last" / "state.safetensors").exists()
+    return f"{again} resumes from the last state saved in {run}" if saved else "no state was saved yet"
+
+
+def _require_consistent(chosen: Mapping[str, Any]) -> None:
     if chosen["preset"] and chosen["backbone"]:
         raise click.UsageError("--preset and --backbone exclude each other")
-    base = PRESETS[chosen["preset"] or "vit-b16-384"]
-    if chosen["backbone"]:
-        base = replace(base, backbone=chosen["backbone"])
-    return replace(base, labels=_options.chosen_labels(chosen), **_options.model_changes(chosen))
-
-
-def _pretrained(chosen: dict[str, Any]) -> str:
-    if not chosen["no_pretrained"]:
-        return str(chosen["pretrained"])
-    if chosen["pretrained"] != "hub":
+    if chosen["no_pretrained"] and chosen["pretrained"]:
         raise click.UsageError("--pretrained and --no-pretrained exclude each other")
-    return "none"
+    if chosen["init"] and (chosen["no_pretrained"] or chosen["pretrained"]):
+        raise click.UsageError("--init gives all weights; leave out --pretrained and --no-pretrained")
+
+
+def _config(recipe: str, chosen: Mapping[str, Any], labels: tuple[str, ...]) -> TrainConfig:
+    """The recipe's settings, changed by `--set`, changed by the options."""
+    from_user = {**_options.parse_settings(chosen["settings"]), **_options.given(chosen)}
+    if chosen["no_pretrained"]:
+        from_user["pretrained"] = "none"
+    settings = _options.check_settings({**load_recipe(recipe), **from_user})
+    other_start = {"preset", "backbone", "pretrained"} & from_user.keys()
+    if recipe == "few" and other_start and "init" not in from_user:
+        # Not from the starter: let the new head settle first.
+        settings |= {"init": "", "freeze_epochs": settings.get("freeze_epochs", 1)}
+    model = _options.preset_model(settings, _model_of(settings.get("init", "")))
+    return _options.make_recipe(settings, replace(model, labels=labels))
+
+
+def _model_of(init: str) -> ModelConfig:
+    """The model of the weights to begin with; the paper's if there are none."""
+    if not init:
+        return PRESETS["vit-b16-384"]
+    if init == STARTER and not Path(init).exists():
+        return STARTER_MODEL
+    if Path(init).suffix != ".onnx":
+        from mineral_train.training.checkpoint import read_config
+
+        return ModelConfig.from_json(read_config(init)["model"])
+    try:
+        record = read_contract(init).provenance["recipe"]["model"]
+        return ModelConfig.from_json(record)
+    except (KeyError, TypeError, ContractError, MineralError) as error:
+        if isinstance(error, ContractError):
+            raise
+        raise DataError(f"{init} does not say which architecture it has: name it with --preset or --backbone") from None

@@ -23,7 +23,7 @@ _TOO_LARGE = "did not fit this GPU"
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
-@click.option("--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this one. [repeat]")
+@click.option("--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this table. [repeat]")
 @click.option(
     "--rows", "runs", multiple=True, metavar="RUN", help="Only this row, e.g. resnet-101-asymmetric. [repeat]"
 )
@@ -32,9 +32,9 @@ _TOO_LARGE = "did not fit this GPU"
     "--weights", multiple=True, metavar="PRESET=FILE", help="A backbone's weights, not from the hub. [repeat]"
 )
 @_options.labels_option
-@_options.model_options
-@_options.recipe_options
-@_options.run_options
+@_options.model_options(shown=True)
+@_options.recipe_options(shown=True)
+@_options.run_options(shown=True)
 def tables(manifest: Path, folder: Path, **chosen: Any) -> None:
     """Train and print the paper's Tables 3, 4 and 5 on MANIFEST, beside the paper's figures.
 
@@ -54,9 +54,11 @@ def tables(manifest: Path, folder: Path, **chosen: Any) -> None:
 
 def _configs(rows: list[paper.Row], chosen: dict[str, Any]) -> dict[str, TrainConfig]:
     """Recipe of every run, by its name."""
-    common = ModelConfig(labels=_options.chosen_labels(chosen))
-    recipe = _options.make_recipe(chosen, common, "none" if chosen["no_pretrained"] else "hub")
-    changes = _options.model_changes(chosen)
+    settings = _options.check_settings(_options.given(chosen))
+    if chosen["no_pretrained"]:
+        settings["pretrained"] = "none"
+    recipe = _options.make_recipe(settings, ModelConfig(labels=_options.chosen_labels(chosen)))
+    changes = {name: value for name, value in settings.items() if hasattr(recipe.model, name)}
     stand_ins, weights = _pairs("--stand-in", chosen["stand_in"]), _pairs("--weights", chosen["weights"])
     return {row.run: paper.row_config(row, recipe, changes, stand_ins, weights) for row in rows}
 

@@ -1,4 +1,4 @@
-"""Labelled images as people keep them: one folder per mineral, or a table of their own. Both become rows.
+"""Rows from labelled images as people keep them: one folder per mineral, or a table of their own.
 
 The public download of the paper's photographs (Zeng et al. 2021, Minerals 11, 506) is 36 folders with a mineral's
 name each; an image of several minerals lies in several of them, byte for byte the same.
@@ -14,7 +14,8 @@ from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import canonical
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import classes, connected, identical_files
-from mineral_train.data.manifest import SEPARATOR, SPLITS, Row, describe_unknown, read_table, split_labels
+from mineral_train.data.labels import NEGATIVE_NAMES, SEPARATOR, describe_unknown, split_labels
+from mineral_train.data.manifest import SPLITS, Row, absolute_path, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +25,10 @@ _SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid":
 
 
 def folder_names(root: Path) -> list[str]:
-    """The names of the folders in `root` in alphabetical order, hidden ones left out.
+    """List the folders in `root` in alphabetical order, without hidden ones.
 
     Raises:
-        DataError: if `root` is no folder or has none in it.
+        DataError: if `root` is not a folder or has none in it.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
@@ -37,29 +38,42 @@ def folder_names(root: Path) -> list[str]:
     return names
 
 
+def is_negative(name: str) -> bool:
+    """Whether a folder holds photographs that show none of the labels."""
+    return name.casefold() in NEGATIVE_NAMES
+
+
 def rows_from_folders(root: Path, labels: Sequence[str], *, ignore_unknown: bool = False) -> list[Row]:
-    """One row per image under `root/<mineral>/`, at any depth; its split is empty.
+    """Make one row per image under `root/<label>/`, at any depth; its split is empty.
+
+    The images under `root/none/` (or `_none`) have no label: they show none of the label set.
 
     Args:
         root: the folder of folders.
         labels: the label set.
-        ignore_unknown: leave folders out that are named after no label.
+        ignore_unknown: leave out folders that are not named after a label.
 
     Raises:
-        DataError: if a folder is named after no label, or there are no images.
+        DataError: if a folder is not named after a label, or there are no images.
     """
-    found = {name: canonical(name, labels) for name in folder_names(root)}
-    unknown = [name for name, label in found.items() if label is None]
+    meaning = {name: () if is_negative(name) else _meaning(name, labels) for name in folder_names(root)}
+    unknown = [name for name, label in meaning.items() if label is None]
     if unknown and not ignore_unknown:
         raise DataError(
-            f"{root}: folders named after no label: {describe_unknown(unknown, labels)}; rename them, leave them "
-            "out with --ignore-unknown, or make every folder a label with --labels folders"
+            f"{root}: folders not named after a label: {describe_unknown(unknown, labels)}; rename them (`none` is for "
+            "photographs that show none of the labels), leave them out with --ignore-unknown, or make every folder a "
+            "label with --labels folders"
         )
-    named = [(name, label) for name, label in found.items() if label is not None]
-    rows = [Row(path.absolute(), (label,), "") for name, label in named for path in _images(root / name)]
+    known = [(name, names) for name, names in meaning.items() if names is not None]
+    rows = [Row(path.absolute(), names, "") for name, names in known for path in _images(root / name)]
     if not rows:
         raise DataError(f"{root} has no images in folders named after minerals")
     return rows
+
+
+def _meaning(name: str, labels: Sequence[str]) -> tuple[str, ...] | None:
+    label = canonical(name, labels)
+    return None if label is None else (label,)
 
 
 def _images(folder: Path) -> Iterator[Path]:
@@ -71,7 +85,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Where a CSV has what.
+    """The columns of a CSV and how it writes labels.
 
     Attributes:
         path_column: name of the column of paths.
@@ -92,7 +106,7 @@ class TableFormat:
 def rows_from_table(
     table: Path, labels: Sequence[str], columns: TableFormat | None = None, *, ignore_unknown: bool = False
 ) -> list[Row]:
-    """One row per record of a CSV with an image's path and its labels; other columns are kept.
+    """Make one row per record of a CSV with an image's path and its labels; other columns are kept.
 
     Args:
         table: the CSV, UTF-8 with a header.
@@ -131,7 +145,9 @@ def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path, wh
     names = split_labels(record[columns.labels_column], columns.separator)
     split = _split(record[columns.split_column], where) if columns.split_column else ""
     taken = {columns.path_column, columns.labels_column, "path", "labels", "split"}
-    return Row(folder / path, names, split, {name: text for name, text in record.items() if name not in taken})
+    return Row(
+        absolute_path(folder, path), names, split, {name: text for name, text in record.items() if name not in taken}
+    )
 
 
 def _split(text: str, where: str) -> str:
@@ -155,7 +171,7 @@ def _with_known_labels(rows: Sequence[Row], labels: Sequence[str], table: Path, 
 
 
 def merge_identical(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
-    """One row for all that have the same path or the same bytes, with the labels of all, in the order of `labels`.
+    """Merge rows that have the same path or the same bytes; the labels are united, in the order of `labels`.
 
     It has the path, the split and the other columns of the first of them.
     """

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 State = dict[str, Tensor]
 
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_TIMEOUT = 10.0  # seconds
+_NOT_FOUND = 404
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -62,21 +66,55 @@ def load_backbone(config: ModelConfig, pretrained: bool | Path) -> tuple[nn.Modu
     return _from_file(config, pretrained)
 
 
+def require_hub_weights(name: str) -> None:
+    """Check that a backbone's weights are in the hub's cache or can be reached, within a few seconds.
+
+    Raises:
+        DataError: with the address, the file and what to do without a network.
+    """
+    if not pretrained_cfg(name).has_weights:
+        raise DataError(f"timm has no weights for {name}: use --pretrained FILE or --no-pretrained")
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository = pretrained_cfg(name).hf_hub_id
+    if not repository:
+        return  # timm downloads it from elsewhere
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in _HUB_FILES):
+        return
+    address = hf_hub_url(repository, _HUB_FILES[0])
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        get_hf_file_metadata(address, timeout=_HUB_TIMEOUT)
+    except HfHubHTTPError as error:
+        if error.response.status_code == _NOT_FOUND:  # the hub answers; the file has another name
+            return
+        raise _no_weights(name, address, error) from error
+    except Exception as error:  # the hub's client raises errors of several libraries' own
+        raise _no_weights(name, address, error) from error
+
+
+def _no_weights(name: str, address: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return DataError(
+        f"cannot get the weights of {name} from {address} ({reason}); download that file (safetensors) on another "
+        "machine and give it with --pretrained FILE, or go on from the model that is installed: --recipe few, or use "
+        "--no-pretrained for random weights"
+    )
+
+
 def _from_hub(config: ModelConfig) -> tuple[nn.Module, Loaded]:
     name = config.backbone
-    if not pretrained_cfg(name).has_weights:
-        raise DataError(f"timm names no weights for {name}: use --pretrained FILE or --no-pretrained")
-    # Without a network its client tells of a dozen attempts; one line at the end is enough.
+    require_hub_weights(name)
+    # Without a network its client reports a dozen attempts; one line at the end is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         backbone = create_backbone(name, config.image_size, config.drop_path, pretrained=True)
     except DataError:
         raise
     except Exception as error:  # the hub's client raises errors of several libraries' own
-        raise DataError(
-            f"cannot get the weights of {name} from timm's hub ({type(error).__name__}); without a network use "
-            "--pretrained FILE, or --no-pretrained for random weights"
-        ) from error
+        raise _no_weights(name, pretrained_cfg(name).hf_hub_id or "timm's hub", error) from error
     return backbone, Loaded(f"timm's hub ({name})", len(backbone.state_dict()))
 
 
@@ -133,7 +171,7 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} is no torch file, or needs more than tensors to be read, which is not safe: save "
+            f"{path} is not a torch file, or needs more than tensors to be read, which is not safe: save "
             "model.state_dict() as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:

@@ -1,47 +1,51 @@
-"""Checkpoints: weights in safetensors, everything else in JSON, never pickle; written whole or not at all.
+"""Checkpoints: weights in safetensors, everything else in JSON, never pickle; each file appears whole or not at all.
 
 A checkpoint is a folder with `model.safetensors` and `config.json`:
 `{"checkpoint": id, "model": ModelConfig, "contract": ModelContract, ...}`. Both files carry the same id, so that a pair
 from two different epochs, left by a kill between two renames, is noticed. The state from which a run resumes is one
-safetensors file with a JSON record in its header, for one rename replaces it.
+safetensors file with a JSON record in its header, because one file can be replaced atomically.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import secrets
+import shutil
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file
+from mineral_batch.files import cannot_write
 from mineral_batch.model.contract import ModelContract
 from mineral_train.model.network import MineralNet, ModelConfig, build_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import torch
-
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
 def save_checkpoint(folder: str | Path, model: MineralNet, contract: ModelContract, **extra: Any) -> None:
-    """Write a checkpoint, replacing one that is there.
+    """Write a checkpoint, replacing the one that is there.
 
     Args:
-        folder: made if absent.
+        folder: created if missing.
         model: its weights and configuration.
-        contract: what to tell whoever uses the weights.
+        contract: of these weights.
         extra: further JSON values for `config.json`, for example `train`.
 
     Raises:
-        DataError: when it cannot be written (disk full, no permission); an earlier checkpoint is untouched.
+        DataError: if it cannot be written (disk full, no permission); an earlier checkpoint is untouched.
     """
     folder = Path(folder)
     identity = uuid.uuid4().hex
@@ -51,17 +55,22 @@ def save_checkpoint(folder: str | Path, model: MineralNet, contract: ModelContra
         "contract": json.loads(contract.to_json()),
         **extra,
     }
-    with _writing(folder / WEIGHTS) as weights, _writing(folder / CONFIG) as config:
-        save_file(_contiguous(model.state_dict()), weights.name, {"checkpoint": identity})
-        config.write(json.dumps(record, ensure_ascii=False, indent=1).encode())
+    # Both are complete before the first is renamed: a full disk leaves the earlier pair.
+    with _staged(folder / WEIGHTS) as weights, _staged(folder / CONFIG) as config:
+        with _write_errors(folder / WEIGHTS):
+            save_file(_contiguous(model.state_dict()), weights, {"checkpoint": identity})
+        with _write_errors(folder / CONFIG):
+            config.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+        _publish(weights, folder / WEIGHTS)
+        _publish(config, folder / CONFIG)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[MineralNet, ModelContract]:
-    """The model, on the CPU and in evaluation mode, and its contract.
+    """Load the model, on the CPU and in evaluation mode, and its contract.
 
     Raises:
-        DataError: when the folder is no checkpoint, is damaged, or its parts do not fit together.
-        ContractError: when the contract contradicts itself.
+        DataError: if the folder is not a checkpoint, is damaged, or its parts do not fit together.
+        ContractError: if the contract contradicts itself.
     """
     folder = Path(folder)
     record = read_config(folder)
@@ -72,49 +81,60 @@ def load_checkpoint(folder: str | Path) -> tuple[MineralNet, ModelContract]:
             f"{folder / CONFIG}: the labels of the model and of the contract differ; "
             "restore the file as training wrote it"
         )
-    tensors, header = read_tensors(folder / WEIGHTS)
-    if header.get("checkpoint") != record.get("checkpoint"):
-        raise DataError(
-            f"{folder}: {WEIGHTS} and {CONFIG} are not of one moment; the same `mineral-train fit` again repairs it"
-        )
-    load_weights(model, tensors, folder / WEIGHTS)
+    require_pair(folder)
+    load_weights(model, read_tensors(folder / WEIGHTS)[0], folder / WEIGHTS)
     return model.eval(), contract
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The JSON object in a checkpoint's `config.json`.
+def require_pair(folder: Path) -> None:
+    """Check that both files of a checkpoint are there, whole, and from the same moment; reads only their headers.
 
     Raises:
-        DataError: when the folder is no checkpoint.
+        DataError: naming the file that is missing or damaged.
+    """
+    identity = read_config(folder).get("checkpoint")
+    with _reading(folder / WEIGHTS) as file:
+        header = file.metadata() or {}
+    if header.get("checkpoint") != identity:
+        raise DataError(
+            f"{folder}: {WEIGHTS} and {CONFIG} are from different epochs; rerun the same `mineral-train fit` command"
+        )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read the JSON object in a checkpoint's `config.json`.
+
+    Raises:
+        DataError: if the folder is not a checkpoint.
     """
     path = Path(folder) / CONFIG
     try:
         record = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"{folder} is no checkpoint: it has no {CONFIG}; give the folder that `mineral-train fit -o` wrote"
+            f"{folder} is not a checkpoint: it has no {CONFIG}; give the folder that `mineral-train fit -o` wrote"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
     missing = {"model", "contract"} - set(record if isinstance(record, dict) else ())
     if missing:
-        raise DataError(f"{path} is not a checkpoint's: it has no {sorted(missing)[0]!r}")
+        raise DataError(f"{path} does not belong to a checkpoint: it has no {sorted(missing)[0]!r}")
     return dict(record)
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Put `tensors` into `model`, each into its place.
+    """Copy `tensors` into `model` by name.
 
     Raises:
-        DataError: when a name or a shape differs.
+        DataError: if a name or a shape differs.
     """
     mine = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    odd = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if odd:
+    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    if different:
         raise DataError(
-            f"{source} does not fit the model: {odd[0]} has shape {theirs.get(odd[0], 'none')} where the model has "
-            f"{mine.get(odd[0], 'none')}, and {len(odd) - 1} more differ; "
+            f"{source} does not fit the model: {different[0]} has shape {theirs.get(different[0], 'none')} where the "
+            f"model has {mine.get(different[0], 'none')}, and {len(different) - 1} more differ; "
             "it belongs to another configuration or label set"
         )
     model.load_state_dict(tensors)
@@ -124,48 +144,102 @@ def save_state(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[
     """Write tensors and a JSON record as one file.
 
     Raises:
-        DataError: when it cannot be written; an earlier file is untouched.
+        DataError: if a tensor has a value that is not finite, or the file cannot be written; an earlier file is
+            untouched.
     """
-    with _writing(path) as file:
-        save_file(_contiguous(tensors), file.name, {"state": json.dumps(record, ensure_ascii=False)})
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise DataError(f"{broken[0]} and {len(broken) - 1} more tensors have values that are not finite")
+    with _staged(path) as staged, _write_errors(path):
+        save_file(_contiguous(tensors), staged, {"state": json.dumps(record, ensure_ascii=False)})
+        _publish(staged, path)
 
 
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_state` wrote, on the CPU.
+    """Read what `save_state` wrote, on the CPU.
 
     Raises:
-        DataError: when the file is damaged.
+        DataError: if the file is damaged.
     """
     tensors, header = read_tensors(path)
     if "state" not in header:
-        raise DataError(f"{path} is not the state of a training run; begin again with --restart")
+        raise DataError(f"{path} is not the state of a training run; start again with --restart")
     return tensors, json.loads(header["state"])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, on the CPU, and the text fields of its header.
+    """Read the tensors of a safetensors file, on the CPU, and the text fields of its header.
 
     Raises:
-        DataError: when the file is missing or damaged.
+        DataError: if the file is missing or damaged.
     """
+    with _reading(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; opening checks the header and the file's length."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read {path}: {error}; it is missing or was cut off") from None
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[BinaryIO]:
-    """`atomic_file` in a folder that is made if absent, with errors that tell the user what to do."""
+def _staged(path: Path) -> Iterator[Path]:
+    """Create a private folder beside `path` and give a path inside it; the folder is removed at the end.
+
+    A folder, because safetensors writes a temporary file of its own beside the one it is given. Its name is one that
+    `files.remove_leftovers` knows.
+    """
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    with _write_errors(path):
+        folder.mkdir(parents=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write {path}: {error}; make room or give another folder") from None
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(staged: Path, path: Path) -> None:
+    """Flush a complete file to disk and rename it to `path`, with the permissions that a new file has here.
+
+    safetensors creates its files with mode 0600, whatever the umask.
+    """
+    with _write_errors(path):
+        probe = staged.with_name("mode")
+        probe.touch()
+        staged.chmod(probe.stat().st_mode & 0o777)
+        # Opened again by its name: safetensors renamed its own file to it, so a handle from before is another file.
+        _sync(staged, os.O_RDWR)
+        staged.replace(path)
+        if os.name == "posix":
+            _sync(path.parent, os.O_RDONLY)  # the rename itself
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the block into one line that names `path`; safetensors hides the system's number in a text."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise cannot_write(path, OSError(code, os.strerror(code) if number else str(error))) from None
 
 
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Safetensors stores the usual row-major order only; a CNN's weights may be channels-last."""
+    """Copy to the CPU in row-major order, the only one safetensors stores; a CNN's weights may be channels-last."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -16,13 +16,16 @@ from mineral_train.model.presets import ModelConfig
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mineral_train.data.dataset import Augment
+    from mineral_train.data.augment import Augment
 
 LossName = Literal["asymmetric", "focal", "bce"]
 PositiveWeight = Literal["none", "sqrt-inverse"]
 Schedule = Literal["constant", "cosine"]
 Best = Literal["map", "loss"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+#: What `init` calls the model that comes with the package.
+STARTER = "starter"
 
 
 class DoesNotFitError(MineralError):
@@ -33,39 +36,39 @@ class DoesNotFitError(MineralError):
 class TrainConfig:
     """Everything that changes the weights. The defaults are the recipe of Wu et al. 2022, section 3.
 
-    The paper states AdamW, learning rate 1e-5, batch 16, 50 epochs, RandAugment and the asymmetric loss. It is silent
-    on schedule, warm-up and weight decay: here constant, none, and AdamW's usual 0.01. It stops "by validation";
+    The paper states AdamW, learning rate 1e-5, batch 16, 50 epochs, RandAugment and the asymmetric loss. It does not
+    state schedule, warm-up and weight decay: here constant, none, and AdamW's usual 0.01. It stops "by validation";
     here the epoch with the best validation mAP is kept, and `patience` ends the run earlier.
 
     Attributes:
         model: the network.
         pretrained: `hub` for timm's published weights of the backbone, `none`, or the path of a weight file.
-        init: checkpoint folder whose weights the run starts from, empty for none.
+        init: where all weights come from: a checkpoint folder, an exported ONNX file, or `starter`; empty for none.
         loss: which loss.
         positive_weight: `sqrt-inverse` multiplies the positive term of label k by sqrt(negatives_k / positives_k).
         smoothing: label smoothing e: targets become `y (1 - e) + e / 2`.
-        augment: timm's RandAugment policy for training images, empty for none (see `dataset.Augment`).
+        augment: timm's RandAugment policy for training images, empty for none (see `augment.Augment`).
         flip: probability of the mirror image.
         crop: smallest share of an image's area that a random crop keeps, 1 = the whole image, as in the paper.
         epochs: passes over the training split.
         batch: images of one optimiser step, over all processes and pieces.
         accumulate: pieces into which a process cuts its share of a batch, to fit its memory.
         lr: peak learning rate of the backbone's last layer.
-        head_lr: times `lr` is the learning rate of everything after the backbone.
-        layer_decay: each layer below the backbone's last learns this factor slower; 1 = all alike.
+        head_lr: the learning rate of everything after the backbone, as a multiple of `lr`.
+        layer_decay: factor by which each lower layer of the backbone learns slower; 1 = all alike.
         weight_decay: AdamW's, on matrices only: not on norms, biases and embeddings.
         schedule: of the learning rate after the warm-up.
         warmup_epochs: over these the learning rate rises linearly from 0.
         min_lr: fraction of `lr` where `cosine` ends.
-        clip: largest global norm of the gradient, 0 = any.
-        freeze_epochs: during these the backbone does not learn, and its BatchNorm statistics and dropout are still.
-        freeze_stages: the stem and so many of the backbone's lowest stages (blocks of a transformer) never learn, and
-            their BatchNorm statistics are still: on small data little is lost, and a step costs half the time.
-        freeze_norm: the backbone's BatchNorm layers keep the statistics of their pretraining, which those of a small
-            batch are a poor estimate of; their scales and shifts do learn.
+        clip: largest global norm of the gradient, 0 = no limit.
+        freeze_epochs: in these first epochs the backbone is frozen, with its BatchNorm statistics and dropout.
+        freeze_stages: the stem and this many of the backbone's lowest stages (blocks of a transformer) stay frozen
+            with their BatchNorm statistics: on small data little is lost, and a step costs half the time.
+        freeze_norm: the backbone's BatchNorm layers keep the statistics of their pretraining, because those of a small
+            batch estimate them poorly; their scales and shifts still learn.
         ema: decay of the exponential moving average of the weights that is validated and kept, 0 = none.
-        best: by what of the validation split the epoch to keep is chosen: `map`, or `loss`, which is steadier where
-            many labels have one or two validation images, whose ranks decide the mAP by chance.
+        best: how the epoch to keep is chosen on the validation split: `map`, or `loss`, which is steadier if many
+            labels have one or two validation images, whose ranks decide the mAP by chance.
         patience: stop after this many epochs without a better one, 0 = never.
         precision: of the matrix products; weights, normalisation and loss stay float32.
         tune_thresholds: put the validation split's best thresholds into the contract, instead of 0.5.
@@ -125,11 +128,11 @@ class TrainConfig:
         _require(0 <= self.smoothing < 1, f"--smoothing must be at least 0 and below 1, got {self.smoothing}")
         _require(
             self.warmup_epochs < self.epochs,
-            f"--warmup-epochs {self.warmup_epochs} leaves nothing of --epochs {self.epochs}",
+            f"--warmup-epochs {self.warmup_epochs} must be below --epochs {self.epochs}",
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads back to an equal recipe."""
+        """Convert to a JSON object that `from_json` reads back to an equal recipe."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "model": self.model.to_json()}
 
     @classmethod
@@ -149,15 +152,15 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augment | None:
-        """How training images are varied; None for not at all."""
+        """How to vary training images; None for not at all."""
         if not self.augment and not self.flip and self.crop == 1:
             return None
-        from mineral_train.data.dataset import Augment
+        from mineral_train.data.augment import Augment
 
         return Augment(self.augment, self.flip, None if self.crop == 1 else (self.crop, 1.0))
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """`option: theirs -> ours` for every field in which the recorded recipe `other` differs."""
+        """List `option: theirs -> ours` for every field in which the recorded recipe `other` differs."""
         mine = _flat(self.to_json())
         theirs = _flat(other)
         return [
@@ -177,10 +180,13 @@ class RunOptions:
         cache: keep decoded images in shared memory (see `dataset.PhotoDataset`).
         compile: compile the model with `torch.compile`.
         sync_batch_norm: share BatchNorm's statistics among processes (CUDA, several processes).
-        deterministic: only deterministic CUDA kernels, so that a resumed run on a GPU is equal bit for bit.
+        deterministic: the same bits each time, so that a resumed run equals an uninterrupted one bit for bit: only
+            deterministic kernels on a GPU, one thread on a CPU.
+        skip_damaged: go on without images that cannot be decoded, saying which.
         tensorboard: write TensorBoard logs.
-        save_every: also save the state after every so many optimiser steps; 0 = after each epoch only.
-        restart: throw away what is in the run's folder and begin again.
+        save_every: also save the state after every so many optimiser steps; 0 = by `save_minutes`.
+        save_minutes: time between two saves within an epoch.
+        restart: delete what an earlier run left in the folder and start again.
         quiet: no progress bar.
     """
 
@@ -190,8 +196,10 @@ class RunOptions:
     compile: bool = False
     sync_batch_norm: bool = False
     deterministic: bool = False
+    skip_damaged: bool = False
     tensorboard: bool = False
     save_every: int = 0
+    save_minutes: float = 5.0
     restart: bool = False
     quiet: bool = False
 

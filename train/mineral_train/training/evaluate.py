@@ -1,4 +1,4 @@
-"""What a model says about every image of a dataset, in float32."""
+"""Run a model over a dataset, in float32."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 from mineral_batch.errors import DataError
 from mineral_train.model.normalise import Normalise
 from mineral_train.training.distributed import Process
+from mineral_train.training.stop import ignore_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def evaluate_model(
     batch: int = 16,
     workers: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Probabilities and truth for each of N images.
+    """Compute probabilities and truth for each of N images.
 
     Args:
         model: moved to `device` and put into evaluation mode.
@@ -53,14 +54,26 @@ def evaluate_model(
 
 @torch.inference_mode()
 def predict_logits(
-    model: MineralNet, dataset: PhotoDataset, process: Process, *, batch: int, workers: int
+    model: MineralNet,
+    dataset: PhotoDataset,
+    process: Process,
+    *,
+    batch: int,
+    workers: int,
+    check: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Logits (N, L) float32 on the CPU; each process computes a share, all of them get the whole."""
+    """Compute logits (N, L) float32 on the CPU; each process computes a share, all of them get the whole.
+
+    `check` is called after every batch and may raise to end it.
+    """
     model.eval()
     normalise = Normalise(dataset.spec).to(process.device)
     mine = list(range(process.rank, len(dataset), process.world))
     loader = make_loader(dataset, [mine[i : i + batch] for i in range(0, len(mine), batch)], workers, process.device)
-    parts = [model(normalise(to_device(pixels, process.device))).float().cpu() for pixels, _, _ in samples(loader)]
+    parts = []
+    for pixels, _, _ in samples(loader):
+        parts.append(model(normalise(to_device(pixels, process.device))).float().cpu())
+        check()
     empty = torch.empty(0, len(dataset.targets[0]))
     logits = torch.empty(len(dataset), empty.shape[1])
     for rank, part in enumerate(process.gather(torch.cat([empty, *parts]))):
@@ -71,18 +84,19 @@ def predict_logits(
 def make_loader(
     dataset: PhotoDataset, batches: Sequence[list[int]], workers: int, device: torch.device
 ) -> DataLoader[Sample]:
-    """A loader of the given batches in the given order."""
+    """Make a loader of the given batches in the given order."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_in_worker,
         generator=torch.Generator(),  # else it draws from the global one, which dropout follows
     )
 
 
 def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The loader's batches; an image that cannot be decoded is one line again, without the worker's traceback.
+    """Iterate over a loader; an image that cannot be decoded is one line again, without the worker's traceback.
 
     Raises:
         DataError: naming the image.
@@ -94,5 +108,5 @@ def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Te
 
 
 def to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N, 3, H, W) uint8, channels last in memory: convolutions are faster so, on a CPU as on a GPU."""
+    """Move (N, 3, H, W) uint8, channels last in memory: convolutions are faster so, on a CPU and on a GPU."""
     return pixels.to(device, non_blocking=True, memory_format=torch.channels_last)

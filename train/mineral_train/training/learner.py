@@ -1,4 +1,4 @@
-"""What learns: the model, its loss, its optimiser and its moving average, one optimiser step at a time."""
+"""The model, its loss, its optimiser and its moving average, one optimiser step at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mineral_batch.errors import DataError, MineralError
-from mineral_train.model.network import MineralNet, build_model
+from mineral_batch.errors import MineralError
 from mineral_train.model.normalise import Normalise
 from mineral_train.training import checkpoint, optim
 from mineral_train.training.distributed import share_batch_norm
+from mineral_train.training.initial import initial_model
 from mineral_train.training.losses import make_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import nn
 
     from mineral_batch.model.contract import InputSpec
+    from mineral_train.model.network import MineralNet
     from mineral_train.training.config import RunOptions, TrainConfig
     from mineral_train.training.distributed import Piece, Process
 
@@ -56,7 +56,7 @@ class Learner:
     ) -> None:
         _require_device_for(config.precision, process.device)
         self.config, self.options, self.process = config, options, process
-        self.model = _initial_model(config, resumed=resumed).to(process.device)
+        self.model = initial_model(config, resumed=resumed).to(process.device)
         # Convolutions train 1.5 times faster so on a CPU, and in half precision on a GPU; a ViT does not mind.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.sync_batch_norm:
@@ -67,6 +67,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "fp16")
         self.ema = optim.make_ema(self.model, config.ema)
         optim.freeze_stages(self.model.backbone, config.freeze_stages)
+        _require_statistics(self.model, config, options, process)
+        self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         self._backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         self._frozen: bool | None = None
         self._parallel: nn.Module = self.model
@@ -92,18 +94,18 @@ class Learner:
             self._frozen = frozen
         optim.train_what_learns(self.model)
         if self.config.freeze_norm:
-            optim.still_statistics(self.model.backbone)
+            optim.freeze_statistics(self.model.backbone)
 
     def step(
-        self, pieces: list[Piece], batches: Iterator[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float
+        self, pieces: list[Piece], batches: list[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float
     ) -> torch.Tensor:
-        """One optimiser step.
+        """Do one optimiser step.
 
         Args:
             pieces: this process's share of the batch.
-            batches: gives for each piece the pixels (n, 3, H, W) uint8 and targets (n, L) on the device.
-            number: of the step in the whole run, from 0. Dropout follows it and the seed alone.
-            lr: what each group's own factor multiplies.
+            batches: for each piece its pixels (n, 3, H, W) uint8 and targets (n, L), on the device.
+            number: of the step in the whole run, from 0. Dropout depends on it and the seed alone.
+            lr: multiplied by each group's own factor.
 
         Returns:
             The sum of the losses of this process's images, float64, on the device.
@@ -112,8 +114,8 @@ class Learner:
         optim.set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         _seed(self.config.seed, number, self.process.rank)
-        for piece in pieces:
-            loss = self._learn_from(*next(batches), piece.weight, last=piece is pieces[-1])
+        for piece, (pixels, targets) in zip(pieces, batches, strict=True):
+            loss = self._learn_from(pixels, targets, piece.weight, last=piece is pieces[-1])
             loss_sum += loss * len(piece.indices) * (piece.weight > 0)
         self._update(number)
         return loss_sum
@@ -121,7 +123,7 @@ class Learner:
     def _learn_from(self, pixels: torch.Tensor, targets: torch.Tensor, weight: float, *, last: bool) -> torch.Tensor:
         """Add the gradient of one piece; its mean loss. Processes average theirs in the last piece only."""
         with contextlib.nullcontext() if last else self._no_sync():
-            loss = self._loss(pixels, targets)
+            loss = self._loss(pixels, targets) if len(pixels) > 1 else self._loss_of_one(pixels, targets)
             self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -133,6 +135,20 @@ class Learner:
         smoothing = self.config.smoothing
         loss: torch.Tensor = self.criterion(logits.float(), targets * (1 - smoothing) + smoothing / 2)
         return loss
+
+    def _loss_of_one(self, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of a single image, normalised with the running statistics: one image has none of its own.
+
+        In the last batch of an epoch, or for a process that has no image left in it.
+        """
+        active = [norm for norm in self._norms if norm.training and not self.options.sync_batch_norm]
+        for norm in active:
+            norm.eval()
+        try:
+            return self._loss(pixels, targets)
+        finally:
+            for norm in active:
+                norm.train()
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if self._parallel is self.model:
@@ -175,33 +191,27 @@ class Learner:
         self.scaler.load_state_dict(scaler)
 
 
-def _initial_model(config: TrainConfig, *, resumed: bool) -> MineralNet:
-    if resumed or config.init or config.pretrained == "none":
-        pretrained: bool | Path = False
-    else:
-        pretrained = True if config.pretrained == "hub" else Path(config.pretrained)
-    model = build_model(config.model, pretrained=pretrained, seed=config.seed)
-    if config.init and not resumed:
-        _start_from(model, Path(config.init))
-    return model
-
-
-def _start_from(model: MineralNet, folder: Path) -> None:
-    labels = checkpoint.read_config(folder)["model"].get("labels", [])
-    if tuple(labels) != model.config.labels:
-        raise DataError(
-            f"the checkpoint {folder} has {len(labels)} labels that are not the {len(model.config.labels)} of this "
-            "run, or in another order: give the same --labels, or begin with its backbone only: "
-            f"--pretrained {folder / checkpoint.WEIGHTS}"
-        )
-    checkpoint.load_weights(model, checkpoint.read_tensors(folder / checkpoint.WEIGHTS)[0], folder)
-
-
 def _share_batch_norm(model: nn.Module, process: Process) -> None:
     if process.device.type != "cuda":
         raise MineralError("--sync-bn works on GPUs only: leave it out on the CPU")
     if process.world > 1:
         share_batch_norm(model)
+
+
+def _require_statistics(model: MineralNet, config: TrainConfig, options: RunOptions, process: Process) -> None:
+    """Refuse a run in which BatchNorm would see one image at a time in every step.
+
+    Raises:
+        MineralError: saying what to change.
+    """
+    alone = config.batch <= process.world * config.accumulate and not options.sync_batch_norm
+    frozen = {id(module) for module in model.backbone.modules()} if config.freeze_norm else set()
+    learns = any(isinstance(module, _BatchNorm) and id(module) not in frozen for module in model.modules())
+    if alone and learns:
+        raise MineralError(
+            f"--batch {config.batch} gives {process.world} x {config.accumulate} pieces of one image, too few for "
+            "BatchNorm: use a larger --batch, a smaller --accumulate, or --freeze-norm"
+        )
 
 
 def _criterion(config: TrainConfig, targets: torch.Tensor, device: torch.device) -> nn.Module:

@@ -1,14 +1,14 @@
-"""What a run tells: `log.csv`, TensorBoard, peak memory."""
+"""What a run records: `log.csv`, TensorBoard, peak memory."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 
 from mineral_batch.evaluation.metrics import EQUATION_6
+from mineral_batch.system import peak_memory_mib
 from mineral_train.data.manifest import write_table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class EpochRecord:
     peak_memory_mib: float
 
     def line(self, epochs: int) -> str:
-        """For the user's terminal."""
+        """Format the record as one line for the user."""
         return (
             f"epoch {self.epoch}/{epochs}  lr {self.lr:.2e}  loss {self.train_loss:.4f}  validation: "
             f"loss {self.val_loss:.4f}, mAP {100 * self.val_map:.2f} % ({EQUATION_6})  {self.seconds:.0f} s"
@@ -50,7 +50,7 @@ class EpochRecord:
 
 
 def write_log(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write the whole history anew, so that an epoch that was repeated after a kill is there once."""
+    """Rewrite the whole history, so that an epoch that was repeated after a kill is there once."""
     header = [MAP_COLUMN if f.name == "val_map" else f.name for f in fields(EpochRecord)]
     write_table(path, header, [list(asdict(record).values()) for record in history])
 
@@ -86,19 +86,15 @@ _TAGS = {
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB at the peak: of tensors on a GPU since `start_peak_memory`, or of this process's resident memory ever."""
+    """Peak in MiB: of tensors on a GPU since `start_peak_memory`, or of this process's resident memory ever."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _MIB
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
+    mib = peak_memory_mib()
+    return float("nan") if mib is None else mib
 
 
 def peak_memory_name(device: torch.device) -> str:
-    """How `peak_memory` measures on this device: the two are not comparable."""
+    """Say how `peak_memory` measures on this device: the two are not comparable."""
     return "CUDA max_memory_allocated" if device.type == "cuda" else "peak RSS of the process"
 
 

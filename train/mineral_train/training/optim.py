@@ -127,7 +127,7 @@ def train_what_learns(model: nn.Module) -> None:
             module.eval()
 
 
-def still_statistics(module: nn.Module) -> None:
+def freeze_statistics(module: nn.Module) -> None:
     """BatchNorm in evaluation mode: it normalises with the statistics that it has, and does not change them."""
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):

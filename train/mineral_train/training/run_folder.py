@@ -1,22 +1,27 @@
-"""How far a run has come, and the folder from which it goes on.
+"""How far a run has come, and the folder from which it resumes.
 
-Nothing of a run is in one place only in memory: after each epoch `last/state.safetensors` is replaced, after the best
-checkpoint has been, so that a kill at any moment costs at most the work since.
+The state `last/state.safetensors` is replaced after each epoch and every few minutes within one, after the best
+checkpoint, so that a kill at any moment costs at most the work since.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.metrics import EQUATION_6
+from mineral_batch.files import cannot_write, remove_leftovers
 from mineral_train.training import checkpoint
 from mineral_train.training.logs import EpochRecord, write_log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from mineral_train.training.config import TrainConfig
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 STATE = Path("last") / "state.safetensors"
 LOG = "log.csv"
 TENSORBOARD = "tensorboard"
+LOCK = ".lock"
 
 _NAMES = {"map": "mAP", "loss": "loss"}
 
@@ -64,7 +70,7 @@ class Progress:
 
     Attributes:
         epoch: finished epochs.
-        step: finished optimiser steps of the epoch after.
+        step: finished optimiser steps of the next epoch.
         loss_sum: sum of the losses of the images in those steps.
         best_epoch: 0 before the first validation.
         best_map: mAP of that epoch.
@@ -111,7 +117,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """What was read from a run's folder: the learner's tensors, its scaler's record, the progress."""
+    """What a run's folder holds: the learner's tensors, its scaler's record, the progress."""
 
     tensors: dict[str, torch.Tensor]
     scaler: dict[str, Any]
@@ -120,7 +126,7 @@ class State:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run and what identifies it: its recipe and its data."""
+    """The folder of one run, and what identifies the run: its recipe and its data."""
 
     path: Path
     config: TrainConfig
@@ -128,15 +134,43 @@ class RunFolder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on must have in common with the one that began."""
+        """What a resumed run must have in common with the one that began."""
         return {"train": self.config.to_json(), "manifest_sha256": self.manifest_sha256}
 
-    def load(self) -> State | None:
-        """The state to go on from, None for a new run.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone, and remove what killed processes left half written.
 
         Raises:
-            MineralError: when the run was begun with another recipe or other data.
-            DataError: when the state is damaged, or there is a checkpoint without one.
+            MineralError: if another process trains into it.
+            DataError: if the folder cannot be written.
+        """
+        path = self.path / LOCK
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = _lock(path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        if file is None:
+            raise MineralError(
+                f"another `mineral-train fit` writes to {self.path}; wait for it, or give another -o"
+            )
+        try:
+            for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, LOG, STATE):
+                remove_leftovers(self.path / name)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+            if not any(self.path.iterdir()):  # nothing came of it
+                self.path.rmdir()
+
+    def load(self) -> State | None:
+        """Load the state to resume from, None for a new run.
+
+        Raises:
+            MineralError: if the run was begun with another recipe or other data.
+            DataError: if the state is damaged, or there is a checkpoint without one.
         """
         if not (self.path / STATE).exists():
             self._require_no_checkpoint()
@@ -145,18 +179,26 @@ class RunFolder:
         self._require_same(record)
         return State(tensors, record["scaler"], Progress.from_json(record["progress"]))
 
+    def has_best(self) -> bool:
+        """Whether the best checkpoint is there and whole."""
+        try:
+            checkpoint.require_pair(self.path)
+        except DataError:
+            return False
+        return True
+
     def save(self, tensors: dict[str, torch.Tensor], scaler: dict[str, Any], progress: Progress) -> None:
         """Replace the state and the log.
 
         Raises:
-            DataError: when they cannot be written; the earlier state is untouched.
+            DataError: if they cannot be written, or a tensor is not finite; the earlier state is untouched.
         """
         record = {**self.identity, "scaler": scaler, "progress": asdict(progress)}
         checkpoint.save_state(self.path / STATE, tensors, record)
         write_log(self.path / LOG, progress.history)
 
     def clear(self) -> None:
-        """Remove what a run wrote, and nothing else that lies in its folder."""
+        """Remove what a run wrote, and nothing else in its folder."""
         for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, LOG):
             (self.path / name).unlink(missing_ok=True)
         for name in (STATE.parent.name, TENSORBOARD):
@@ -165,15 +207,45 @@ class RunFolder:
     def _require_no_checkpoint(self) -> None:
         if (self.path / checkpoint.CONFIG).exists():
             raise DataError(
-                f"{self.path} has a checkpoint but no {STATE.as_posix()} to go on from: give another -o, or --restart"
+                f"{self.path} has a checkpoint but no {STATE.as_posix()} to resume from: give another -o, or --restart"
             )
 
     def _require_same(self, record: dict[str, Any]) -> None:
         differences = self.config.differences(record["train"])
         if record["manifest_sha256"] != self.manifest_sha256:
-            differences.append("the manifest's content")
+            differences.append(
+                "the manifest's content; to leave damaged photographs out, keep the manifest and add --skip-damaged"
+            )
         if differences:
             raise MineralError(
-                f"{self.path} was begun otherwise ({'; '.join(differences)}): "
-                "go on with the same options, give another -o, or begin again with --restart"
+                f"{self.path} was begun differently ({'; '.join(differences)}): "
+                "resume with the same options, give another -o, or start again with --restart"
             )
+
+
+def _lock(path: Path) -> BinaryIO | None:
+    """Open and lock a file; None if another process holds it."""
+    while True:
+        file = path.open("ab")
+        if not _try_lock(file):
+            file.close()
+            return None
+        # Its holder removes the file at the end: what we locked may be no longer the file of that name.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
