@@ -187,7 +187,7 @@ def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no checkpoint"),
+        (["nowhere"], "nowhere is not a checkpoint"),
         (["run", "-o", "no/such/folder/model.onnx"], "no such folder: no/such/folder"),
         (["run", "-o", "empty"], "empty is a folder: name the file with -o, such as empty/model.onnx"),
         (["run", "-o", "x" * 300], "File name too long; choose another place with -o"),

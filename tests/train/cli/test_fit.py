@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TINY = [
-    "--recipe", "paper", "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48", "--no-pretrained",
+    "--recipe", "paper",
+    "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48", "--no-pretrained",
     "--epochs", "2", "--batch", "8", "--lr", "1e-3", "--workers", "0", "--device", "cpu", "--quiet",
 ]  # fmt: skip
 
@@ -96,7 +97,7 @@ def test_options_reach_the_recipe(run, tmp_path):
         (["--pretrained", "weights.pth"], "exclude each other", 2),
         (["--device", "toaster"], "unknown device", 1),
         (["--precision", "fp16"], "needs a GPU", 1),
-        (["--init", "nowhere"], "is no checkpoint", 1),
+        (["--init", "nowhere"], "is not a checkpoint", 1),
         (["--labels", "nowhere.txt"], "cannot read the labels", 1),
         (["--width", "30"], "multiple of model.heads", 1),
     ],
@@ -138,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "_validate", interrupted)
     result = run(tmp_path)
     assert result.exit_code == 130
-    assert "the same command goes on" in result.output
+    assert "no state was saved yet" in result.output
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, coloured_manifest, labels, tmp_path):
@@ -169,8 +170,17 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, coloured_ma
     assert [name for name in whole if not torch.equal(killed[name], whole[name])] == []
 
 
-def test_help_shows_the_papers_defaults():
+def test_help_shows_about_a_dozen_options_with_the_papers_values():
     text = CliRunner().invoke(main, ["fit", "--help"], terminal_width=200).output
-    for option, default in {"--lr": "1e-05", "--batch": "16", "--epochs": "50", "--loss": "asymmetric"}.items():
+    shown = {line.split()[0] for line in text.splitlines() if line.strip().startswith("--")}
+    assert 10 <= len(shown) <= 15
+    for option, value in {"--lr": "1e-05", "--batch": "16", "--epochs": "50"}.items():
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{option} "))
-        assert f"[default: {default}]" in line
+        assert f"[paper: {value}]" in line
+
+
+def test_settings_are_listed_and_all_of_them_can_be_set():
+    lines = CliRunner().invoke(main, ["fit", "--settings"]).output.splitlines()
+    assert len(lines) > 35
+    assert 'loss = "asymmetric"' in lines
+    assert "lr = 1e-05" in lines

@@ -130,7 +130,7 @@ def test_a_crop_keeps_the_share_of_the_area_that_was_asked(tmp_path: Path) -> No
 
 def test_an_image_that_cannot_be_decoded_is_named_with_the_way_out(rows: list[Row]) -> None:
     rows[1].path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"1\.jpg: .*`mineral-train data .* --keep-split`"):
+    with pytest.raises(DataError, match=r"1\.jpg: .*--skip-damaged"):
         PhotoDataset(rows, LABELS, SPEC)[1]
 
 

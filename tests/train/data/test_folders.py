@@ -168,3 +168,10 @@ def test_unknown_labels_of_a_table_are_an_error_or_left_out(tmp_path: Path) -> N
 def test_a_table_that_cannot_be_used_says_why(tmp_path: Path, text: str, columns: TableFormat, message: str) -> None:
     with pytest.raises(DataError, match=message):
         rows_from_table(table(tmp_path, text), MINERALS, columns)
+
+
+def test_a_folder_of_none_holds_images_without_labels(tmp_path: Path, save_photo) -> None:
+    save_photo(tmp_path / "gold" / "1.jpg", 1)
+    save_photo(tmp_path / "None" / "2.jpg", 2)
+    rows = rows_from_folders(tmp_path, ["gold"])
+    assert {row.path.name: row.labels for row in rows} == {"1.jpg": ("gold",), "2.jpg": ()}

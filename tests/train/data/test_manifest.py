@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
-from mineral_train.data.labels import read_labels
+from mineral_train.data.labels import label_faults, read_labels
 from mineral_train.data.manifest import SPLITS, Manifest, Row, read_manifest, write_manifest, write_table
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -23,7 +23,7 @@ LABEL = TEXT.map(str.strip).filter(lambda text: text and ";" not in text)
 @st.composite
 def manifests(draw: st.DrawFn) -> tuple[list[str], list[str], list[tuple[set[str], str, list[str]]], list[str]]:
     """Labels, file names, and per row its labels, split and extra texts."""
-    labels = draw(st.lists(LABEL, min_size=1, max_size=4, unique=True))
+    labels = draw(st.lists(LABEL, min_size=1, max_size=4, unique=True).filter(lambda names: not label_faults(names)))
     names = draw(st.lists(NAME, min_size=1, max_size=6, unique=True))
     other = TEXT.map(str.strip).filter(lambda t: t not in {"path", "labels", "split"})
     columns = draw(st.lists(other, max_size=2, unique=True))
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
     [
         (
             "path,labels\n1.jpg,gold\n",
-            "no column 'split', only path, labels; make a manifest of it: mineral-train data",
+            "no column 'split', only path, labels; make a manifest from it: mineral-train data",
         ),
         ("path,labels,split\n", "a header and no rows"),
         ("", "no column 'path'"),
@@ -154,7 +154,7 @@ def test_label_files(tmp_path: Path) -> None:
     path.write_text("\ufeffβ-quartz\n\n  rock, crystal \n", encoding="utf-8")
     assert read_labels(path) == ("β-quartz", "rock, crystal")
     path.write_text("a\nb\na\n")
-    with pytest.raises(DataError, match="has a twice"):
+    with pytest.raises(DataError, match="label 'a' is there twice"):
         read_labels(path)
     path.write_text("\n")
     with pytest.raises(DataError, match="has no names"):

@@ -65,11 +65,11 @@ def _edit(**changes):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (shutil.rmtree, "is no checkpoint"),
+        (shutil.rmtree, "is not a checkpoint"),
         (lambda folder: (folder / "model.safetensors").unlink(), "missing or was cut off"),
         (_cut, "missing or was cut off"),
         (_no_json, "cannot read"),
-        (_edit(checkpoint="another"), "not of one moment"),
+        (_edit(checkpoint="another"), "from different epochs"),
         (lambda folder: (folder / "config.json").write_text("{}", "utf-8"), "has no 'contract'"),
     ],
 )
@@ -111,3 +111,28 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(saved, monkeypatch, images):
         save_checkpoint(folder, model, contract)
     assert torch.equal(load_checkpoint(folder)[0](images), before)
     assert len(list(folder.iterdir())) == 2
+
+
+def test_the_file_that_is_synced_is_the_one_that_is_kept(saved, monkeypatch):
+    """Safetensors renames a file of its own over the one it is given; only the last one's bytes matter."""
+    model, contract, folder = saved
+    synced, fsync = set(), checkpoint.os.fsync
+
+    def record(handle):
+        synced.add(checkpoint.os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", record)
+    save_checkpoint(folder, model, contract)
+    assert {path.stat().st_ino for path in folder.iterdir()} <= synced
+
+
+def test_a_full_disk_names_the_file_that_did_not_fit(saved, monkeypatch):
+    model, contract, folder = saved
+
+    def full(*_):
+        raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DataError, match=r"cannot write .*model\.safetensors: No space left on device; free some space"):
+        save_checkpoint(folder, model, contract)

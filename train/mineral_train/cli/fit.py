@@ -99,8 +99,6 @@ def _require_consistent(chosen: Mapping[str, Any]) -> None:
         raise click.UsageError("--preset and --backbone exclude each other")
     if chosen["no_pretrained"] and chosen["pretrained"]:
         raise click.UsageError("--pretrained and --no-pretrained exclude each other")
-    if chosen["init"] and (chosen["no_pretrained"] or chosen["pretrained"]):
-        raise click.UsageError("--init gives all weights; leave out --pretrained and --no-pretrained")
 
 
 def _config(recipe: str, chosen: Mapping[str, Any], labels: tuple[str, ...]) -> TrainConfig:

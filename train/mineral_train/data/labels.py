@@ -44,12 +44,12 @@ def label_faults(labels: Sequence[str]) -> list[str]:
     and two for a model, which then learns half of each.
     """
     faults = [f"label {name!r} {fault}" for name in labels if (fault := _name_fault(name))]
-    first: dict[str, str] = {}
-    for name in labels:
-        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other is not name:
-            same = "is there twice" if other == name else f"looks like label {other!a}; keep one of them"
-            faults.append(f"label {name!r} {same}")
+    first: dict[str, int] = {}
+    for place, name in enumerate(labels):
+        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), place)
+        if other != place:
+            alike = f"looks like label {labels[other]!a}; keep one of them"
+            faults.append(f"label {name!r} {'is there twice' if labels[other] == name else alike}")
     return faults
 
 

@@ -7,7 +7,7 @@ statistics are lost, and a run that begins here must not learn them again (`free
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ def load_onnx(model: MineralNet, path: Path, labels: Sequence[str]) -> int:
     values, folded = _read(path)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     known = _head_rows(state, values, model.config.labels, labels, path)
-    done = set(_HEAD) | _unfold(model, state, values, folded)
-    for name in state.keys() - done:
-        if name.endswith("num_batches_tracked"):
+    chains, used = _run_once(model)
+    done = set(_HEAD) | _unfold(model, chains, state, values, folded)
+    for name in sorted(state.keys() - done):
+        if name.endswith("num_batches_tracked") or name.rpartition(".")[0] not in used:
             continue
         value = values.get(_PREFIX + name)
         if value is None or value.shape != state[name].shape:
@@ -91,11 +92,15 @@ def _head_rows(
 
 
 def _unfold(
-    model: MineralNet, state: dict[str, Tensor], values: dict[str, Tensor], folded: dict[str, Tensor]
+    model: MineralNet,
+    chains: dict[str, list[str]],
+    state: dict[str, Tensor],
+    values: dict[str, Tensor],
+    folded: dict[str, Tensor],
 ) -> set[str]:
-    """Make the folded BatchNorm layers identities; the names that are done."""
+    """Make the folded BatchNorm layers identities; return the names that are done."""
     done: set[str] = set()
-    for convolution, chain in _chains(model):
+    for convolution, chain in chains.items():
         norms = [name for name in chain if f"{_PREFIX}{name}.running_mean" not in values]
         bias = folded.get(f"{_PREFIX}{convolution}.weight")
         for place, name in enumerate(norms):
@@ -115,24 +120,31 @@ def _unfold(
     return done
 
 
-def _chains(model: MineralNet) -> Iterator[tuple[str, list[str]]]:
-    """Each convolution with the BatchNorm layers that follow it directly, found by running the model once."""
+def _run_once(model: MineralNet) -> tuple[dict[str, list[str]], set[str]]:
+    """Run the model on one image to find how its layers follow each other.
+
+    Returns:
+        Each convolution with the BatchNorm layers that follow it directly; and the names of all layers that were used
+        (a backbone whose last stages are taken does not use its final layers).
+    """
     names = {module: name for name, module in model.named_modules()}
     source: dict[int, str] = {}
     chains: dict[str, list[str]] = {}
-    kept: list[Tensor] = []  # keeps the identities of tensors distinct
+    used: set[str] = set()
+    kept: list[Any] = []  # keeps the identities of tensors distinct
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        used.add(names[module])
         if isinstance(module, nn.Conv2d):
             chains[names[module]] = []
             source[id(output)] = names[module]
-        elif id(inputs[0]) in source:
+        elif isinstance(module, _BatchNorm) and id(inputs[0]) in source:
             convolution = source[id(inputs[0])]
             chains[convolution].append(names[module])
             source[id(output)] = convolution
-        kept.extend([inputs[0], output])
+        kept.append((inputs, output))
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | _BatchNorm)]
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) or not list(m.children())]
     handles = [layer.register_forward_hook(hook) for layer in layers]
     training = model.training
     size = model.config.image_size
@@ -141,4 +153,4 @@ def _chains(model: MineralNet) -> Iterator[tuple[str, list[str]]]:
     model.train(training)
     for handle in handles:
         handle.remove()
-    return iter(chains.items())
+    return chains, used

@@ -152,9 +152,7 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.path, error) from None
         if file is None:
-            raise MineralError(
-                f"another `mineral-train fit` writes to {self.path}; wait for it, or give another -o"
-            )
+            raise MineralError(f"another `mineral-train fit` writes to {self.path}; wait for it, or give another -o")
         try:
             for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, LOG, STATE):
                 remove_leftovers(self.path / name)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from contextlib import suppress
 from typing import Any, Self
 
+_STDERR = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -64,8 +64,8 @@ class StopSignal:
             raise KeyboardInterrupt
         self.number = number
         # Not print: a signal may arrive in the middle of one.
-        with suppress(OSError, ValueError):
-            os.write(sys.__stderr__.fileno(), b"\nfinishing the step and saving; press again to stop at once\n")
+        with suppress(OSError):
+            os.write(_STDERR, b"\nfinishing the step and saving; press again to stop at once\n")
 
 
 def ignore_in_worker(_: int) -> None:

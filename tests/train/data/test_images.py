@@ -1,0 +1,68 @@
+"""Photographs are checked before a model is built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mineral_batch.errors import DataError
+from mineral_batch.model.contract import InputSpec
+from mineral_train.data.images import check_images, undecodable, warnings
+from mineral_train.data.manifest import read_manifest
+
+LABELS = ("agate", "gold")
+
+
+def _manifest(folder: Path, *lines: str) -> Path:
+    path = folder / "m.csv"
+    path.write_text("\n".join(("path,labels,split", *lines)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_all_faults_of_the_files_are_named_at_once(tmp_path: Path, save_photo) -> None:
+    save_photo(tmp_path / "a.jpg", 1)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    path = _manifest(
+        tmp_path, "a.jpg,gold,train", "link.jpg,gold,val", "gone.jpg,gold,val", "empty.jpg,,train", "sub\\b.jpg,,train"
+    )
+    with pytest.raises(DataError) as caught:
+        check_images(read_manifest(path, LABELS), path)
+    text = str(caught.value)
+    assert "4 faults" in text
+    assert "link.jpg (val) is the same file as" in text
+    assert "gone.jpg: No such file" in text
+    assert "empty.jpg: the file is empty" in text
+    if os.sep == "/":
+        assert "write / for the backslashes" in text
+    assert "\n" not in text
+
+
+def test_missing_test_images_do_not_stop_training(tmp_path: Path, save_photo) -> None:
+    for name in "ab":
+        save_photo(tmp_path / f"{name}.jpg", ord(name))
+    path = _manifest(tmp_path, "a.jpg,gold,train", "b.jpg,gold,val", "gone.jpg,gold,test")
+    check_images(read_manifest(path, LABELS), path)
+
+
+def test_images_that_do_not_decode_are_found(tmp_path: Path, save_photo) -> None:
+    save_photo(tmp_path / "a.jpg", 1)
+    (tmp_path / "b.jpg").write_bytes(b"not an image")
+    path = _manifest(tmp_path, "a.jpg,gold,val", "b.jpg,gold,val")
+    (failure,) = undecodable(read_manifest(path, LABELS).select("val"), InputSpec(32, 32))
+    assert failure.path.endswith("b.jpg")
+
+
+def test_what_a_split_cannot_teach_or_measure_is_said(tmp_path: Path) -> None:
+    lines = warnings(read_manifest(_manifest(tmp_path, "a.jpg,gold,train", "b.jpg,gold,val"), LABELS))
+    assert any("no image in 'train', so the model cannot learn them: 'agate'" in line for line in lines)
+    assert any("only 1 images in 'val'" in line for line in lines)
+    assert any("in every image of 'val'" in line for line in lines)
+
+
+def test_an_ordinary_split_has_no_warnings(tmp_path: Path) -> None:
+    rows = [f"{split}{k}.jpg,{label},{split}" for split in ("train", "val") for label in LABELS for k in range(20)]
+    rows = [row.replace(".jpg", f"{n}.jpg") for n, row in enumerate(rows)]
+    assert warnings(read_manifest(_manifest(tmp_path, *rows), LABELS)) == []
