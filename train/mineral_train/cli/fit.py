@@ -109,8 +109,8 @@ def _config(recipe: str, chosen: Mapping[str, Any], labels: tuple[str, ...]) -> 
     settings = _options.check_settings({**load_recipe(recipe), **from_user})
     other_start = {"preset", "backbone", "pretrained"} & from_user.keys()
     if recipe == "few" and other_start and "init" not in from_user:
-        # Not from the starter: let the new head settle first.
-        settings |= {"init": "", "freeze_epochs": settings.get("freeze_epochs", 1)}
+        # Not from the starter: let the new head settle first. How many stages to freeze was measured on it only.
+        settings = {**settings, "init": "", "freeze_epochs": 1, "freeze_stages": 0} | _options.check_settings(from_user)
     model = _options.preset_model(settings, _model_of(settings.get("init", "")))
     return _options.make_recipe(settings, replace(model, labels=labels))
 

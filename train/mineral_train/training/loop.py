@@ -20,10 +20,12 @@ import torch
 
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.evaluation.thresholds import Rule
 from mineral_batch.system import cpu_count, keep_freed_memory
 from mineral_train.data import images
 from mineral_train.model.network import input_spec, parameters_by_part
 from mineral_train.training import checkpoint, optim
+from mineral_train.training.calibrate import calibrate_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.data import TrainingData, TrainingManifest
 from mineral_train.training.describe import make_contract
@@ -41,6 +43,7 @@ from mineral_train.training.stop import RunStopped, StopSignal
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mineral_train.model.network import MineralNet
     from mineral_train.training.distributed import Piece
 
     Listener = Callable[[EpochRecord], None]
@@ -169,8 +172,25 @@ class Trainer:
                 log(record)
                 self.say(record.line(self.config.epochs))
                 on_epoch(record)
+        self._calibrate()
         self.say(str(self._result()))
         return self._result()
+
+    def _calibrate(self) -> None:
+        """Calibrate the best checkpoint on the validation split, unless an earlier sitting did."""
+        model, contract = checkpoint.load_checkpoint(self.folder.path)
+        if contract.is_calibrated:
+            return
+        logits = self._logits(model.to(self.process.device))
+        try:
+            self._in_main(lambda: self._save_calibrated(logits.numpy()))
+        except DataError as error:
+            self.say(f"warning: the model is not calibrated: {error}")
+
+    def _save_calibrated(self, logits: NDArray[np.float32]) -> None:
+        rule = Rule("f1") if self.config.tune_thresholds else None
+        words = f"validation split of {self.source.path.name}"
+        calibrate_checkpoint(self.folder.path, logits, self._truth, words, rule=rule)
 
     def _epoch(self, reporter: Reporter) -> EpochRecord:
         start, epoch = time.perf_counter(), self.progress.epoch + 1
@@ -287,19 +307,23 @@ class Trainer:
 
     def _validate(self) -> tuple[NDArray[np.float32], float]:
         """Compute probabilities (N, L) of the validation split, the same in every process, and the mean loss."""
-        logits = predict_logits(
-            self.learner.kept,
+        logits = self._logits(self.learner.kept)
+        if not torch.isfinite(logits).all():
+            raise self._not_finite("an answer on the validation split", self.progress.epoch + 1, self._steps_per_epoch)
+        device = self.process.device
+        loss = self.learner.criterion(logits.to(device), self.data.val.targets.to(device))
+        return logits.sigmoid().numpy(), float(loss)
+
+    def _logits(self, model: MineralNet) -> torch.Tensor:
+        """Compute logits (N, L) of the validation split; a signal ends it."""
+        return predict_logits(
+            model,
             self.data.val,
             self.process,
             batch=self.config.batch,
             workers=self._workers,
             check=self.stop.check,
         )
-        if not torch.isfinite(logits).all():
-            raise self._not_finite("an answer on the validation split", self.progress.epoch + 1, self._steps_per_epoch)
-        device = self.process.device
-        loss = self.learner.criterion(logits.to(device), self.data.val.targets.to(device))
-        return logits.sigmoid().numpy(), float(loss)
 
     # -- saving --------------------------------------------------------------------------------------------------
 
