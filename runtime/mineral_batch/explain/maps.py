@@ -67,7 +67,7 @@ class MapSpec:
         try:
             record = json.loads(text)
             return cls(record["method"], tuple(record["grid"]), record["top"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ContractError(
                 f"cannot read the model's description of its maps ({error!r}): "
                 f"export it again with mineral-export onnx --explain"

@@ -8,6 +8,7 @@ that says what to change.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Version 2 has `calibration`. A record of version 1 is read as one of a model that is not calibrated.
+#: Each label is a column of the tables.
+MAX_LABELS = 100_000
 SCHEMA_VERSION = 2
 
 #: What the matrix products of a model file can be stored in.
@@ -220,7 +223,10 @@ class ModelContract:
         """
         try:
             record = json.loads(text)
-        except ValueError as error:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ContractError("the model's contract holds half a surrogate pair: export the model again") from None
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
         nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics, "familiarity": Familiarity}
         contract: ModelContract = _build(cls, _upgraded(_with_numerics(record)), "contract", nested)
@@ -272,12 +278,15 @@ def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[A
 
 def _checked_labels(labels: Any) -> tuple[str, ...]:
     require(isinstance(labels, (list, tuple)) and len(labels) > 0, "labels must be a list of at least one name")
+    require(len(labels) <= MAX_LABELS, f"{len(labels)} labels are too many: a table has at most {MAX_LABELS} columns")
     for label in labels:
         require(
             isinstance(label, str) and label.strip() == label != "",
             f"label {label!r} is empty or padded text",
         )
-        require(not set(label) & set(";\r\n"), f"label {label!r} contains ';' or a line break")
-    doubled = sorted({label for label in labels if labels.count(label) > 1})
-    require(not doubled, f"labels must differ, these come twice: {doubled}")
+        is_line = ";" not in label and len(label.splitlines()) == 1
+        require(is_line, f"label {label!r} contains ';' or a line break")
+    if len(set(labels)) < len(labels):
+        duplicates = sorted(label for label, count in Counter(labels).items() if count > 1)
+        raise ContractError(f"labels must differ, these come twice: {duplicates[:8]}")
     return tuple(labels)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch import MINERALS, ContractError, InputSpec, Measured, ModelContract
+from mineral_batch.model import contract as contract_module
 from mineral_batch.model.contract import Numerics
 
 names = (
@@ -28,7 +29,9 @@ json_values = st.recursive(
 
 @st.composite
 def contracts(draw: st.DrawFn) -> ModelContract:
-    labels = tuple(draw(st.lists(names, min_size=1, max_size=8, unique=True)))
+    labels = tuple(
+        draw(st.lists(names.filter(lambda name: len(name.splitlines()) == 1), min_size=1, max_size=8, unique=True))
+    )
     spec = InputSpec(
         height=draw(st.integers(1, 8192)),
         width=draw(st.integers(1, 8192)),
@@ -241,3 +244,32 @@ def test_files_from_before_numerics_was_a_field_say_it_in_their_provenance(
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ContractError, match=r"numerics.precision must be one of .*float16.*got 'fp16'"):
         Numerics("fp16")
+
+
+def test_as_many_labels_as_are_allowed_are_read_and_more_are_refused() -> None:
+    """A check of each label against all others would take minutes here."""
+    count = contract_module.MAX_LABELS
+    labels = tuple(f"label {number}" for number in range(count))
+    contract = ModelContract(labels=labels, thresholds=(0.5,) * count)
+    assert ModelContract.from_json(contract.to_json()).labels == labels
+    with pytest.raises(ContractError, match=f"{count + 1} labels are too many"):
+        ModelContract(labels=(*labels, "one more"), thresholds=(0.5,) * (count + 1))
+    with pytest.raises(ContractError, match=r"come twice: \['label 7'\]"):
+        ModelContract(labels=(*labels[:-1], "label 7"), thresholds=(0.5,) * count)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a":' * 200_000 + "1" + "}" * 200_000, "is not JSON"),
+        (json.dumps({"labels": ["\ud800"], "thresholds": [0.5]}), "half a surrogate pair"),
+        (json.dumps({"labels": ["a"], "thresholds": [0.5], "name": "\udfff"}), "half a surrogate pair"),
+        (json.dumps({"labels": ["a\u2028b"], "thresholds": [0.5]}), "a line break"),
+    ],
+    ids=["deep", "label", "name", "line separator"],
+)
+def test_a_hostile_contract_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(ContractError, match=message) as caught:
+        ModelContract.from_json(text)
+    assert len(str(caught.value).splitlines()) == 1
+    str(caught.value).encode()

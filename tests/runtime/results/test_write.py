@@ -330,3 +330,16 @@ def test_a_full_disk_is_one_line_and_the_older_table_stays(tmp_path: Path, monke
     assert len(str(caught.value).splitlines()) == 1
     assert rows(tmp_path / "predictions.csv")[1][0] == "old.jpg"
     assert listing(tmp_path) == ["predictions.csv"]
+
+
+def test_a_path_near_the_system_s_limit_costs_its_place_and_not_the_tables(tmp_path: Path) -> None:
+    """An image whose own path may be read has a mirrored one below OUTPUT that is too long to be created."""
+    names = ["/".join(["n" * 200] * 21) + "/a.jpg", "short.jpg"]
+    write(tmp_path, *(prediction(name, 0, 0, 1) for name in names), tables=SINGLE)
+    files = sorted(
+        path.relative_to(tmp_path / "per-image").as_posix() for path in (tmp_path / "per-image").rglob("*.csv")
+    )
+    assert len(files) == 2
+    assert files[0].startswith("%/")
+    assert files[1] == "short.jpg.csv"
+    assert [row[0] for row in rows(tmp_path / "predictions.csv")[1:]] == names

@@ -126,7 +126,7 @@ class EngineRecord:
             found["profile"] = Profile(**found["profile"])
             found["compute_capabilities"] = tuple(found["compute_capabilities"])
             return cls(**found)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ContractError(f"it is no engine description ({error})") from None
 
 
