@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch.errors import MineralError
-from mineral_bench.process.usage import cpu_seconds, peak_memory_mib
+from mineral_batch.system import peak_memory_mib
+from mineral_bench.process.usage import cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -18,22 +17,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def peak_memory_mib() -> float | None:
-    """The most that this process has held in memory, MiB; None where the system does not say.
-
-    Linux counts in `ru_maxrss` also what the parent held when it started this process, in VmHWM not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text("ascii", "replace").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**10
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def cpu_seconds() -> float:

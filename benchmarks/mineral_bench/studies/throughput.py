@@ -17,11 +17,11 @@ from mineral_batch import pipeline
 from mineral_batch.errors import DataError
 from mineral_batch.images.decode import decode_image
 from mineral_batch.pipeline import StageTimes
-from mineral_batch.system import cpu_count
+from mineral_batch.system import cpu_count, peak_memory_mib
 from mineral_batch.types import Failure
 from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
 from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median, ratio_between_runs, timed
-from mineral_bench.process.usage import GpuUsage, peak_memory_mib, watch_gpu
+from mineral_bench.process.usage import GpuUsage, watch_gpu
 from mineral_bench.report import Table
 
 if TYPE_CHECKING:
