@@ -132,14 +132,16 @@ class _Processes:
 
     block = 2 * PIECE
 
-    def __init__(self, processes: DecodeProcesses, times: StageTimes, *, with_exif: bool) -> None:
+    def __init__(
+        self, processes: DecodeProcesses, times: StageTimes, prepare: Callable[[Pixels], object], *, with_exif: bool
+    ) -> None:
         self.ahead = 3 * PIECE * processes.count
-        self._processes, self._times, self._with_exif = processes, times, with_exif
+        self._processes, self._times, self._prepare, self._with_exif = processes, times, prepare, with_exif
         self._buffers: list[Pixels] = []
         self._under_way: list[Future[Answered]] = []
 
     def buffer(self, images: int) -> Pixels:
-        self._buffers.append(self._processes.buffer(images))
+        self._buffers.append(self._processes.buffer(images, self._prepare))
         return self._buffers[-1]
 
     def fill(self, pixels: Pixels, sources: Sequence[Source | Failure]) -> list[Future[Sequence[Image | Failure]]]:
@@ -216,7 +218,7 @@ def run(
         decode = decode or partial(decode_image, spec=backend.contract.input)
         pool = _Threads(backend, decode, decode_threads or cpu_count(), times)
     else:
-        pool = _Processes(processes, times, with_exif=with_exif)
+        pool = _Processes(processes, times, backend.pin, with_exif=with_exif)
     engine = ThreadPoolExecutor(backend.workers, thread_name_prefix="engine")
     size = -(-pool.block // batch_size) * batch_size
     free = [_Slot(pool.buffer(size)) for _ in range(slots(size, pool.ahead, backend.workers))]

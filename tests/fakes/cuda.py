@@ -262,6 +262,14 @@ class Cuda:
         self.pinned[memory.ctypes.data] = memory
         return memory.ctypes.data
 
+    def cuMemHostRegister(self, address: int, size: int, flags: int) -> None:
+        assert flags == 1, "page-locked for one context only"
+        assert not self.capturing, "not allowed during a capture"
+        self.pinned[address] = np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+
+    def cuMemHostUnregister(self, address: int) -> None:
+        self.cuMemFreeHost(address)
+
     def cuMemFreeHost(self, address: int) -> None:
         assert not self.capturing, "freed during a capture, which that spoils"
         del self.pinned[address]
@@ -413,7 +421,7 @@ def driver_module(cuda: Cuda) -> ModuleType:
 
         return function
 
-    names = {name: name for name in vars(Cuda) if name.startswith(("cuCtx", "cuDevice", "cuMemPool"))}
+    names = {name: name for name in vars(Cuda) if name.startswith(("cuCtx", "cuDevice", "cuMemPool", "cuMemHost"))}
     names["cuMemGetInfo"] = "cuMemGetInfo_v2"
     vars(module).update({name: bound(name, driver_name) for name, driver_name in names.items()})
     attributes = SimpleNamespace(CU_MEMPOOL_ATTR_RELEASE_THRESHOLD=4)

@@ -12,6 +12,7 @@ import pytest
 from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.processes import DecodeProcesses, is_supported
 from mineral_batch.pipeline import run, slots
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class FakeBackend:
         self.contract = ModelContract(labels=("mean", "first"), thresholds=(0.5, 0.5), input=SPEC)
         self.sizes: list[int] = []
         self.threads: set[int] = set()
+        self.pinned: list[tuple[int, ...]] = []
+
+    def pin(self, pixels: NDArray[np.uint8]) -> None:
+        self.pinned.append(pixels.shape)
 
     def buffer(self, pictures: int) -> NDArray[np.uint8]:
         return np.zeros((pictures, 24, 32, 3), np.uint8)
@@ -214,4 +219,28 @@ def test_an_error_in_the_sources_is_raised_and_the_threads_stop(album: Path) -> 
 
     with pytest.raises(RuntimeError, match="the listing broke"):
         list(run(sources(), FakeBackend(), batch_size=2))
+    assert not threads_of_the_pipeline()
+
+
+@pytest.mark.skipif(not is_supported(), reason="decode processes need POSIX")
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
+def test_processes_give_the_results_of_threads_and_their_memory_is_page_locked_once(
+    album: Path, batch_size: int
+) -> None:
+    expected = list(run(find_sources([album]), FakeBackend(), batch_size=batch_size))
+    backend, pool = FakeBackend(), DecodeProcesses(SPEC, count=2)
+    try:
+        for _ in range(2):
+            results = list(run(find_sources([album]), backend, batch_size=batch_size, processes=pool))
+            assert [r.path for r in results] == [r.path for r in expected]
+            np.testing.assert_array_equal(answers(results), answers(expected))
+            assert max(backend.sizes) <= batch_size
+        first = len(backend.pinned)
+        assert first == len(set(map(id, pool._memory._free)))
+        unfinished = run(find_sources([album]), backend, batch_size=batch_size, processes=pool)
+        next(unfinished)
+        unfinished.close()
+        assert len(backend.pinned) == first
+    finally:
+        pool.close()
     assert not threads_of_the_pipeline()

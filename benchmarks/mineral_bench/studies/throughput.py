@@ -53,6 +53,10 @@ class TimedBackend:
         """The backend's own."""
         return self._backend.buffer(count)
 
+    def pin(self, pixels: Pixels) -> None:
+        """The backend's own."""
+        self._backend.pin(pixels)
+
     def infer(self, pixels: Pixels) -> Probabilities:
         """The backend's own answer; list.append is safe from several threads."""
         start = time.perf_counter()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from mineral_batch.cuda.probe import Gpu
     from mineral_batch.types import Pixels
 
-#: What installs the two packages.
 _THREADS_PER_BLOCK = 256
+# CU_MEMHOSTREGISTER_PORTABLE: page-locked for all contexts, not only the one that is current.
+_PORTABLE = 1
 
 _log = logging.getLogger("mineral_batch")
 
@@ -117,6 +118,17 @@ class CoreContext:
     def pinned(self, size: int) -> CorePinned:
         """Allocate zeroed page-locked bytes, page-locked for every GPU of the process."""
         return CorePinned(self._core.LegacyPinnedMemoryResource(), size)
+
+    def register(self, array: Pixels) -> None:
+        """Page-lock memory that the process has already, for every GPU of the process.
+
+        cuda-core has no call for it, so it is the driver's.
+        """
+        self._ask("cuMemHostRegister", array.ctypes.data, array.nbytes, _PORTABLE)
+
+    def unregister(self, address: int) -> None:
+        """End what `register` did."""
+        self._ask("cuMemHostUnregister", address)
 
     def to_gpu(self, memory: Memory, array: NDArray[Any], stream: Stream) -> None:
         """Enqueue the copy of a contiguous array."""

@@ -55,6 +55,35 @@ def _free(context: CoreContext, memory: PinnedMemory) -> None:
         context.close()
 
 
+def pin(array: Pixels, gpu: Gpu) -> bool:
+    """Page-lock an array of ordinary or shared memory until its last view is gone.
+
+    Returns:
+        Whether the driver did so; copies from an array that is not page-locked are right, and slower.
+    """
+    try:
+        with capture_lock.shared():
+            context = CoreContext(gpu)
+            try:
+                with context.current():
+                    context.register(array)
+            except DriverError:
+                context.close()
+                raise
+    except DriverError:
+        return False
+    free = partial(capture_lock.run_or_postpone, partial(_unpin, context, array.ctypes.data))
+    weakref.finalize(_owner(array), free).atexit = False
+    return True
+
+
+def _unpin(context: CoreContext, address: int) -> None:
+    with suppress(DriverError):  # a GPU that failed takes its memory along
+        with context.current():
+            context.unregister(address)
+        context.close()
+
+
 def host_buffer(shape: Sequence[int], gpu: Gpu) -> Pixels:
     """`pinned_array`, or ordinary memory where there is none."""
     try:

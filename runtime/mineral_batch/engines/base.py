@@ -162,6 +162,10 @@ class Backend(Protocol):
         """Room for a batch, (count, H, W, 3) uint8, in memory that the device reads fastest."""
         ...
 
+    def pin(self, pixels: Pixels) -> None:
+        """Prepare a buffer that the caller made for being read fast; it need not come from `buffer`."""
+        ...
+
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, which the next call may overwrite."""
         ...
@@ -227,6 +231,9 @@ class Engine(ABC):
     def buffer(self, count: int) -> Pixels:
         """Room for a batch, (count, H, W, 3) uint8; ordinary memory unless the engine knows better."""
         return np.zeros((count, *self.contract.input.shape), np.uint8)
+
+    def pin(self, pixels: Pixels) -> None:  # noqa: B027 - for the CPU all memory is alike
+        """Prepare a buffer that the caller made; a GPU engine page-locks it."""
 
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities; safe from up to `workers` threads at once.

@@ -73,6 +73,10 @@ class DeviceGroup:
         """Room for a batch: page-locked memory serves every device alike."""
         return self._backends[0].buffer(count)
 
+    def pin(self, pixels: Pixels) -> None:
+        """Page-lock a caller's buffer, which then serves every device."""
+        self._backends[0].pin(pixels)
+
     def infer(self, pixels: Pixels) -> Probabilities:
         """(N, H, W, 3) uint8 RGB -> (N, L) float32; waits for an idle device if more than `workers` threads call."""
         backend = self._idle.get()

@@ -34,7 +34,7 @@ from mineral_batch.images.worker import COUNTERS, MAX_PROCESSES, Answer, Item, P
 from mineral_batch.types import Failure, Image
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL import Image as PILImage
 
@@ -93,9 +93,17 @@ class DecodeProcesses:
         for thread in self._threads:
             thread.start()
 
-    def buffer(self, images: int) -> Pixels:
-        """Room for a batch in the shared memory: (images, H, W, 3) uint8. Give it back with `release`."""
-        return self._memory.take((images, *self._shape))
+    def buffer(self, images: int, prepare: Callable[[Pixels], object] | None = None) -> Pixels:
+        """Room for a batch in the shared memory: (images, H, W, 3) uint8. Give it back with `release`.
+
+        Args:
+            images: at most so many.
+            prepare: called with memory that is used for the first time; a GPU engine page-locks it.
+        """
+        pixels, is_new = self._memory.take((images, *self._shape))
+        if is_new and prepare is not None:
+            prepare(pixels)
+        return pixels
 
     def release(self, pixels: Pixels) -> None:
         """Let a buffer be used for another batch."""
@@ -164,13 +172,13 @@ class SharedMemory:
         self._free: list[Pixels] = []
         self._lock = threading.Lock()
 
-    def take(self, shape: tuple[int, ...]) -> Pixels:
-        """A buffer of uint8 that nobody uses."""
+    def take(self, shape: tuple[int, ...]) -> tuple[Pixels, bool]:
+        """A buffer of uint8 that nobody uses, and whether it is new."""
         with self._lock:
             for index, pixels in enumerate(self._free):
                 if pixels.shape == shape:
-                    return self._free.pop(index)
-            return self._grow(shape)
+                    return self._free.pop(index), False
+            return self._grow(shape), True
 
     def _grow(self, shape: tuple[int, ...]) -> Pixels:
         length, offset = int(np.prod(shape)), self._size

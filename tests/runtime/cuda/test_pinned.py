@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mineral_batch.cuda.capture_lock import capture_lock
-from mineral_batch.cuda.pinned import host_buffer, pinned_array
+from mineral_batch.cuda.pinned import host_buffer, pin, pinned_array
 from mineral_batch.cuda.probe import DriverError, Gpu
 
 if TYPE_CHECKING:
@@ -70,3 +70,21 @@ def test_a_host_buffer_is_ordinary_memory_where_there_is_no_other(cuda: Cuda) ->
     pinned = host_buffer((2, 3), GPU)
     assert len(cuda.pinned) == 1
     del pinned
+
+
+def test_a_callers_memory_is_page_locked_until_its_last_view_is_gone(cuda: Cuda) -> None:
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    address = pixels.ctypes.data
+    assert pin(pixels, GPU)
+    assert list(cuda.pinned) == [address]
+    view = pixels[1:]
+    del pixels
+    assert list(cuda.pinned) == [address]
+    del view
+    assert (cuda.pinned, cuda.streams) == ({}, {})
+
+
+def test_memory_that_cannot_be_page_locked_is_used_as_it_is(cuda: Cuda) -> None:
+    cuda.errors["cuMemHostRegister"] = 2
+    assert not pin(np.zeros(8, np.uint8), GPU)
+    assert (cuda.pinned, cuda.streams) == ({}, {})
