@@ -278,7 +278,8 @@ def infer(backend: Backend, pixels: Pixels, images: Sequence[Image | Failure]) -
         BackendError: if the engine fails, or its output is not of the shape that the contract says.
     """
     probabilities, contract = backend.infer(pixels), backend.contract
-    if probabilities.shape != (len(images), len(contract.labels)):
+    expected = len(contract.labels), len(contract.labels) + (contract.familiarity is not None)
+    if len(probabilities) != len(images) or probabilities.shape[1:] not in {(columns,) for columns in expected}:
         raise BackendError(
             f"the model's output has the shape {probabilities.shape} for {len(images)} images and "
             f"{len(contract.labels)} labels: it is not what its contract says"
@@ -293,14 +294,16 @@ def infer(backend: Backend, pixels: Pixels, images: Sequence[Image | Failure]) -
 def _result(image: Image | Failure, probabilities: Probabilities, contract: ModelContract) -> Result:
     if isinstance(image, Failure):
         return image
+    labels = len(contract.labels)
     return Prediction(
         image.path,
-        probabilities.copy(),
+        probabilities[:labels].copy(),
         image.width,
         image.height,
         image.exif,
         labels=contract.labels,
         thresholds=contract.thresholds,
+        familiarity=float(probabilities[labels]) if len(probabilities) > labels else None,
     )
 
 

@@ -84,6 +84,7 @@ class Predictor:
         exact: decode JPEGs in full (see `mineral_batch.images.decode.open_rgb`).
         decode: `cpu`; `gpu`, which decodes large JPEGs on the GPU (`mineral_batch.images.gpu.decoder`); or `auto`,
             which times both on the first images and keeps the faster.
+        familiarity: also give each image's familiarity, for a model that has one, on an engine that gives it.
 
     Raises:
         BackendError: if the engine or the decoder cannot be opened here.
@@ -102,6 +103,7 @@ class Predictor:
         decode_processes: int | None = None,
         exact: bool = False,
         decode: str = CPU,
+        familiarity: bool = False,
     ) -> None:
         check_decoder_name(decode)
         self._options = {
@@ -113,9 +115,17 @@ class Predictor:
             "decode_processes": decode_processes,
             "exact": exact,
             "decode": decode,
+            "familiarity": familiarity,
         }
         self.model = Path(model) if model is not None else starter_path()
-        choice = choose_backend(self.model, backend, devices=devices, batch_size=batch_size, precision=precision)
+        choice = choose_backend(
+            self.model,
+            backend,
+            devices=devices,
+            batch_size=batch_size,
+            precision=precision,
+            familiarity=familiarity,
+        )
         self._backend = choice.backend
         self._engine = _SharedEngine(choice.backend)
         self._closed = False

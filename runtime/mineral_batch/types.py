@@ -101,6 +101,8 @@ class Prediction:
         exif: when and where it was taken; None where that was not asked for.
         labels: L, of the contract.
         thresholds: L, of the contract: the probability from which a label counts as present.
+        familiarity: share of the training images that look stranger to the model, 0..1; None where that was not asked
+            for. Below 0.05 the image looks like nothing that the model was trained on.
     """
 
     path: str
@@ -110,6 +112,7 @@ class Prediction:
     exif: ExifInfo | None = None
     labels: tuple[str, ...] = field(default=(), repr=False, compare=False)
     thresholds: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    familiarity: float | None = None
 
     @property
     def minerals(self) -> list[str]:

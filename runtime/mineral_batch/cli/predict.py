@@ -21,6 +21,7 @@ from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.discover import read_list
 from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
@@ -156,6 +157,7 @@ def predict(
         decode_processes=decode_processes,
         exact=exact,
         decode=decode,
+        familiarity=tables.needs_familiarity,
     ) as predictor:
         runs.check_prevalence(predictor.contract, predictor.model, tables)
         for line in _opening(predictor, is_starter=model is None, quiet=quiet):
@@ -239,6 +241,11 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "
             "(--columns best shows the most probable)"
+        )
+    if summary.counts and summary.counts.familiar:
+        lines.append(
+            f"  {summary.counts.unfamiliar} of {summary.counts.familiar} images look like nothing the model was "
+            f"trained on (familiarity below {UNFAMILIAR:g})"
         )
     if not contract.is_calibrated:
         lines.append("The probabilities are not calibrated: see the warning above.")

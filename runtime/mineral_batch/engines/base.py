@@ -50,12 +50,14 @@ class EngineOptions:
         precision: to compute in. `auto` is the fastest that keeps the model's accuracy; an engine refuses what it
             cannot do.
         tuning: further switches; engines without them ignore them.
+        familiarity: have `infer` give the familiarity of each image too; an engine refuses what it cannot do.
     """
 
     device: int | None = None
     batch_size: int | None = None
     precision: str = "auto"
     tuning: Tuning = field(default_factory=Tuning)
+    familiarity: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,10 @@ class Backend(Protocol):
         ...
 
     def infer(self, pixels: Pixels) -> Probabilities:
-        """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, which the next call may overwrite."""
+        """(N, H, W, 3) uint8 RGB -> (N, L) float32 probabilities, which the next call may overwrite.
+
+        Opened with `familiarity` it gives (N, L + 1): the familiarity of the image is the last column.
+        """
         ...
 
     def close(self) -> None:
@@ -189,9 +194,20 @@ class Engine(ABC):
     #: Precisions that the engine can be asked for.
     precisions: ClassVar[tuple[str, ...]] = ("auto", "float32")
     device_kind: ClassVar[Literal["cpu", "gpu"]] = "cpu"
+    #: Whether it can give the familiarity of images.
+    gives_familiarity: ClassVar[bool] = False
 
-    def __init__(self, contract: ModelContract, info: EngineInfo, *, batch_size: int = 1, workers: int = 1) -> None:
+    def __init__(
+        self,
+        contract: ModelContract,
+        info: EngineInfo,
+        *,
+        batch_size: int = 1,
+        workers: int = 1,
+        familiarity: bool = False,
+    ) -> None:
         self.contract = contract
+        self.has_familiarity = familiarity
         self.batch_size = batch_size
         self.workers = workers
         self.info = info
@@ -202,9 +218,14 @@ class Engine(ABC):
         """Refuse options that the engine cannot follow.
 
         Raises:
-            BackendError: for a GPU where the engine runs on the CPU, or a precision that it does not compute in.
+            BackendError: for a GPU where the engine runs on the CPU, a precision that it does not compute in, or
+                familiarity that it does not give.
         """
         name = name or cls.name
+        if options.familiarity and not cls.gives_familiarity:
+            raise BackendError(
+                f"{name} does not give the familiarity of images: use --backend onnx-cpu, or leave it out of --columns"
+            )
         if cls.device_kind == "cpu" and options.device is not None:
             raise BackendError(f"{name} runs on the CPU and has no device {options.device}: leave out --devices")
         if options.precision not in cls.precisions:
@@ -248,7 +269,7 @@ class Engine(ABC):
                 f"{self.name} got {pixels.dtype} {pixels.shape}; it takes uint8 (N, *{self.contract.input.shape})"
             )
         probabilities = self.compute(pixels)
-        expected = len(pixels), len(self.contract.labels)
+        expected = len(pixels), len(self.contract.labels) + self.has_familiarity
         if probabilities.shape != expected or probabilities.dtype != np.float32:
             raise BackendError(
                 f"{self.name} answered {probabilities.dtype} {probabilities.shape}; expected float32 {expected}"

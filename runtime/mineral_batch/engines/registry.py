@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.engines.base import PRECISIONS, Backend, EngineOptions, Tuning
 from mineral_batch.errors import BackendError, ContractError, MineralError
+from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def choose_backend(
     batch_size: int | None = None,
     precision: str = "auto",
     tuning: Tuning | None = None,
+    familiarity: bool = False,
 ) -> Choice:
     """Open a model file on the named engine, or with `auto` on the fastest one that works here.
 
@@ -89,6 +91,7 @@ def choose_backend(
         batch_size: images per call; None for what suits the device.
         precision: one of `PRECISIONS`; see `EngineOptions`.
         tuning: further switches; None for the defaults.
+        familiarity: also give the familiarity of images, which not every engine can.
 
     Raises:
         BackendError: if the engine cannot be opened; with `auto`, if none can, with each one's reason.
@@ -99,7 +102,11 @@ def choose_backend(
         raise ContractError(f"no such model file: {path}")
     if precision not in PRECISIONS:
         raise BackendError(f"no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
-    options = EngineOptions(batch_size=batch_size, precision=precision, tuning=tuning or Tuning())
+    if familiarity:
+        _require_familiarity(path)
+    options = EngineOptions(
+        batch_size=batch_size, precision=precision, tuning=tuning or Tuning(), familiarity=familiarity
+    )
     if name == AUTO and path.suffix in PLAN_SUFFIXES:
         name = "tensorrt"  # the only engine that runs them
     if name != AUTO:
@@ -122,6 +129,16 @@ def _is_installed(package: str) -> bool:
         return find_spec(package) is not None
     except ValueError:  # set to None in sys.modules
         return False
+
+
+def _require_familiarity(path: Path) -> None:
+    if path.suffix in PLAN_SUFFIXES:
+        raise BackendError("a TensorRT engine does not give the familiarity of images: name the ONNX file")
+    if read_contract(path).familiarity is None:
+        raise ContractError(
+            f"{path} has no familiarity; add it once, with its training images: "
+            f"mineral-train familiarity {path} MANIFEST.csv"
+        )
 
 
 def _open(name: str, path: Path, options: EngineOptions, devices: Sequence[int]) -> Backend:

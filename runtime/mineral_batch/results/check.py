@@ -37,6 +37,7 @@ _LIMITS = {
     "latitude": (-90, 90),
     "longitude": (-180, 180),
     "margin": (0, 1),
+    "familiarity": (0, 1),
 }
 
 # Of a margin of probabilities with seven digits.
@@ -292,7 +293,7 @@ def _check_extra(row: _Row) -> Iterator[str]:
             continue
         low, high = _LIMITS[name]
         number = _number(value)
-        if value is None and name in ("latitude", "longitude"):
+        if value is None and name in ("latitude", "longitude", "familiarity"):
             continue
         if number is None or not low <= number <= high:
             yield f"{row.where}: {name} {value!r} is out of range"

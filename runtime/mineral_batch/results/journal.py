@@ -36,7 +36,7 @@ _SOURCES_AT_ONCE = 512
 _BYTES_AT_ONCE = 32 * 2**20
 
 # Of the tables below; kept in SQLite's own `user_version`, which is 0 in a new file.
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 # Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' results.
 _TABLES = {
     "fingerprint": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
@@ -44,10 +44,10 @@ _TABLES = {
     "modified INTEGER NOT NULL",
     "result": "name BLOB PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, probabilities BLOB, "
     "width INTEGER, height INTEGER, has_capture INTEGER NOT NULL, time TEXT, latitude REAL, longitude REAL, "
-    "stage TEXT, reason TEXT, checksum INTEGER",
+    "stage TEXT, reason TEXT, familiarity REAL, checksum INTEGER",
 }
 _IDENTITY = "name, size, modified"
-_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason"
+_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason, familiarity"
 _COLUMNS = f"{_IDENTITY}, {_VALUES}, checksum"
 # Views of this connection only, kept in no file. A listed image's result counts if the file is still what it was.
 _VIEWS = (
@@ -68,6 +68,7 @@ class Journal:
         fingerprint: everything that changes results, as text. A journal made under another one is refused.
         restart: forget what earlier runs did.
         with_exif: results without when and where the image was taken do not count as done.
+        with_familiarity: predictions without familiarity do not count as done.
 
     Attributes:
         damaged: saved results of this run's images whose checksum is wrong; the images are predicted again.
@@ -83,11 +84,13 @@ class Journal:
         *,
         restart: bool = False,
         with_exif: bool = False,
+        with_familiarity: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / JOURNAL
         self.damaged = 0
         self._with_exif = with_exif
+        self._with_familiarity = with_familiarity
         self._position = 0
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._unwritten: list[_Row] = []
@@ -124,7 +127,7 @@ class Journal:
 
     def _create_tables(self, restart: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, 1, _SCHEMA_VERSION) and not restart:
+        if version not in range(_SCHEMA_VERSION + 1) and not restart:
             raise DataError(
                 f"{self.path} was made by another release of mineral-batch (version {version} of its tables, this one "
                 f"reads {_SCHEMA_VERSION}): choose another folder with -o, or discard its results with --restart"
@@ -133,16 +136,18 @@ class Journal:
             if restart:
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-        if version == 1 and not restart:
-            self._add_checksums()
+        if 0 < version < _SCHEMA_VERSION and not restart:
+            self._upgrade(version)
         self._db.execute("DELETE FROM listing")
         self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
-    def _add_checksums(self) -> None:
-        """Bring the tables of version 1 up to date."""
-        self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
-        self._db.create_function("checksum_of", -1, lambda *row: _checksum(row), deterministic=True)
-        self._db.execute(f"UPDATE result SET checksum = checksum_of({_IDENTITY}, {_VALUES})")  # noqa: S608
+    def _upgrade(self, version: int) -> None:
+        """Bring the tables of an earlier version up to date: 2 added checksums, 3 the familiarity."""
+        self._db.execute("ALTER TABLE result ADD COLUMN familiarity REAL")
+        if version == 1:
+            self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
+            self._db.create_function("checksum_of", -1, lambda *row: _checksum(row), deterministic=True)
+            self._db.execute(f"UPDATE result SET checksum = checksum_of({_IDENTITY}, {_VALUES})")  # noqa: S608
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
         earlier = dict(self._db.execute("SELECT key, value FROM fingerprint"))
@@ -206,8 +211,10 @@ class Journal:
         if not _is_intact(row):
             self.damaged += 1
             return False
-        has_exif, stage = row[6], row[10]
-        return stage != "read" and (stage is not None or has_exif >= self._with_exif)
+        has_exif, stage, familiarity = row[6], row[10], row[12]
+        if stage is not None:
+            return bool(stage != "read")
+        return bool(has_exif >= self._with_exif) and (familiarity is not None or not self._with_familiarity)
 
     def add(self, result: Result) -> None:
         """Save the result of a listed source; committed within a second.
@@ -374,16 +381,18 @@ def _values(result: Result) -> tuple[Any, ...]:
     """The columns of `result` behind the first three, as SQLite gives them back."""
     if isinstance(result, Failure):
         reason = result.reason.encode("utf-8", "backslashreplace").decode()
-        return None, None, None, 0, None, None, None, result.stage, reason
+        return None, None, None, 0, None, None, None, result.stage, reason, None
     probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
     exif = result.exif or ExifInfo()
     place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
-    return probabilities, result.width, result.height, int(result.exif is not None), exif.time, *place, None, None
+    shape = result.width, result.height, int(result.exif is not None)
+    return probabilities, *shape, exif.time, *place, None, None, result.familiarity
 
 
 def _checksum(row: _Row) -> int:
-    """CRC-32 of all columns of `result` but the last."""
-    name, size, modified, probabilities, *rest = row
+    """CRC-32 of all columns of `result` but the last; without the familiarity, which is newer, where there is none."""
+    name, size, modified, probabilities, *rest, familiarity = row
+    rest += [] if familiarity is None else [familiarity]
     return zlib.crc32(repr((size, modified, *rest)).encode(), zlib.crc32(probabilities or b"", zlib.crc32(name)))
 
 
@@ -392,10 +401,11 @@ def _is_intact(row: _Row) -> bool:
 
 
 def _result(row: _Row) -> Result:
-    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, _ = row
+    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, familiarity, _ = row
     if not _is_intact(row):
         return Failure(os.fsdecode(name), "read", _DAMAGED)
     if probabilities is None:
         return Failure(os.fsdecode(name), stage, reason)
     exif = ExifInfo(time_, latitude, longitude) if has_exif else None
-    return Prediction(os.fsdecode(name), np.frombuffer(probabilities, "<f4"), width, height, exif)
+    values = np.frombuffer(probabilities, "<f4")
+    return Prediction(os.fsdecode(name), values, width, height, exif, familiarity=familiarity)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.results.schema import format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
 
@@ -41,12 +42,16 @@ class TableCounts:
         failures: rows of failures.csv, by stage.
         minerals: images that each mineral is present in.
         blank: rows in which no mineral is present.
+        unfamiliar: rows of images that look like nothing that the model was trained on.
+        familiar: rows whose familiarity is known.
     """
 
     predicted: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     minerals: Counter[str] = field(default_factory=Counter)
     blank: int = 0
+    unfamiliar: int = 0
+    familiar: int = 0
 
     @property
     def failed(self) -> int:
@@ -61,6 +66,9 @@ class TableCounts:
             self.predicted += 1
             self.minerals.update(row.minerals)
             self.blank += not row.minerals
+            if (familiarity := row.result.familiarity) is not None:
+                self.familiar += 1
+                self.unfamiliar += familiarity < UNFAMILIAR
 
 
 class Sink(Protocol):
@@ -109,6 +117,7 @@ def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -
         "captured": exif.time,
         "latitude": exif.latitude,
         "longitude": exif.longitude,
+        "familiarity": None if result.familiarity is None else float(format_number(result.familiarity)),
         **(_best(row, contract) if "best" in names else {}),
     }
     return [values[name] for name in names]

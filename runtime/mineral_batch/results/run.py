@@ -129,7 +129,9 @@ def run(
     decoder, sources = predictor.choose_decoder(given.sources(), earlier)
     attempt = _Attempt(predictor, decoder, given, folder, tables)
     identity = fingerprint(predictor, decoder)
-    with Journal(folder, identity, restart=restart, with_exif=tables.needs_exif) as journal:
+    with Journal(
+        folder, identity, restart=restart, with_exif=tables.needs_exif, with_familiarity=tables.needs_familiarity
+    ) as journal:
         _refuse_vanished(given, journal)
         try:
             complete = attempt.predict(journal, _not_kept(sources, given, journal), seen, stop)

@@ -20,6 +20,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | best, second | `best`: the two most probable labels, whatever their thresholds |
 | margin | `best`: the probability of the first less that of the second |
 | calibrated | `best`: `yes` if the model is calibrated, so that a probability says how often it is right, else `no` |
+| familiarity | `familiarity`: share of the training images that look stranger, 0..1; below 0.05 it looks like none |
 | one per label | its probability, 0..1; seven significant digits as text, float32 in Parquet |
 | stage | `read` (the file), `decode` (its content) or `infer` (the model's output) |
 | reason | one line |
@@ -48,6 +49,7 @@ COLUMNS = {
     "captured": ("captured",),
     "gps": ("latitude", "longitude"),
     "best": ("best", "second", "margin", "calibrated"),
+    "familiarity": ("familiarity",),
 }
 #: The columns in front of the labels, the extra ones included.
 LEADING = ("path", "minerals", *(name for names in COLUMNS.values() for name in names))

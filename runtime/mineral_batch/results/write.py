@@ -58,6 +58,11 @@ class Tables:
         return "captured" in self.columns or "gps" in self.columns
 
     @property
+    def needs_familiarity(self) -> bool:
+        """Whether the columns include the familiarity of images."""
+        return "familiarity" in self.columns
+
+    @property
     def extra(self) -> tuple[str, ...]:
         """The columns between `minerals` and the labels, in a fixed order."""
         return tuple(name for group, names in COLUMNS.items() if group in self.columns for name in names)

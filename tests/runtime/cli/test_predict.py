@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image as PILImage
@@ -20,10 +22,10 @@ from PIL import Image as PILImage
 from mineral_batch import BackendError, Predictor
 from mineral_batch.cli import main
 from mineral_batch.engines.onnx_cpu import OnnxCpuEngine
+from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
     from mineral_batch import ModelContract
@@ -453,3 +455,60 @@ def test_prevalences_of_a_model_that_is_not_calibrated_are_refused_before_the_ru
     result = predict(album, "--model", uncalibrated, "--prevalence", "estimate")
     assert_one_line_error(result, "is not calibrated", "mineral-train calibrate")
     assert not (tmp_path / "out" / "predictions.csv").exists()
+
+
+@pytest.fixture
+def familiar(model_path: Path, tmp_path: Path, contract: ModelContract) -> Path:
+    """The tiny model with an output `familiarity`: the mean brightness of the image, 0..1."""
+    model = onnx.load(model_path)
+    source = model.graph.input[0].name
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Cast", [source], ["bright/floats"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Flatten", ["bright/floats"], ["bright/flat"]),
+            onnx.helper.make_node("MatMul", ["bright/flat", "bright/share"], ["familiarity"]),
+        ]
+    )
+    share = np.full((int(np.prod(contract.input.shape)), 1), 1 / 255 / np.prod(contract.input.shape), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(share, "bright/share"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("familiarity", onnx.TensorProto.FLOAT, ["N", 1]))
+    path = tmp_path / "familiar.onnx"
+    onnx.save(model, path)
+    write_contract(path, replace(contract, familiarity=Familiarity("brightness", "nothing", 1)))
+    return path
+
+
+def test_familiarity_is_a_column_and_strange_images_are_counted(
+    predict: Any, album: Path, tmp_path: Path, familiar: Path
+) -> None:
+    PILImage.new("RGB", (40, 40)).save(album / "black.png")
+    plain = predict(album, model=familiar)
+    assert "look like nothing" not in plain.output
+    probabilities = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    result = predict(album, "--columns", "familiarity,best", model=familiar)
+    assert result.exit_code == 0, result.output
+    assert "1 of 12 images look like nothing the model was trained on (familiarity below 0.05)" in result.output
+    rows = {Path(row["path"]).name: row for row in table(tmp_path / "out" / "predictions.csv")}
+    assert float(rows["black.png"]["familiarity"]) == 0.0
+    assert all(0.05 < float(row["familiarity"]) <= 1 for name, row in rows.items() if name != "black.png")
+    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
+    predict(album, model=familiar)
+    assert (tmp_path / "out" / "predictions.csv").read_text().splitlines() == probabilities
+
+
+def test_a_model_without_familiarity_is_refused_with_the_command(predict: Any, album: Path, model_path: Path) -> None:
+    result = predict(album, "--columns", "familiarity")
+    assert_one_line_error(result, "has no familiarity", f"mineral-train familiarity {model_path} MANIFEST.csv")
+
+
+def test_an_engine_that_gives_no_familiarity_is_refused(predict: Any, album: Path, familiar: Path) -> None:
+    pytest.importorskip("openvino")
+    result = predict(album, "--columns", "familiarity", model=familiar, backend="openvino")
+    assert_one_line_error(result, "openvino does not give the familiarity of images", "--backend onnx-cpu")
+
+
+def test_familiarity_from_python(album: Path, familiar: Path) -> None:
+    with Predictor(familiar, backend="onnx-cpu", familiarity=True) as predictor:
+        for result in predictor.predict([album]):
+            assert 0 < result.familiarity <= 1
+            assert len(result.probabilities) == len(predictor.contract.labels)

@@ -210,6 +210,7 @@ def test_a_journal_without_checksums_is_brought_up_to_date(predict: Any) -> None
     before = Path("out/predictions.csv").read_bytes()
     with sqlite3.connect(Path("out", JOURNAL)) as db:
         db.execute("ALTER TABLE result DROP COLUMN checksum")
+        db.execute("ALTER TABLE result DROP COLUMN familiarity")
         db.execute("PRAGMA user_version = 1")
     db.close()
     done = predict("day1", "--columns", "captured,gps")
