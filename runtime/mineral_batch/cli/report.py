@@ -1,4 +1,4 @@
-"""`mineral-batch report`: what a run found, to look at."""
+"""`mineral-batch report`: a page to look at what a run found."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.errors import DataError
-from mineral_batch.report.build import INDEX, Options, write_file, write_folder
+from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
 from mineral_batch.report.explained import read_explained
 from mineral_batch.results.read import read_results
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
-    from mineral_batch.report.build import Made
+    from mineral_batch.report.build import Written
     from mineral_batch.report.explained import Explained
     from mineral_batch.results.read import Results
 
@@ -25,17 +25,24 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("results", type=_PATH)
-@click.option("-o", "--output", type=_PATH, help="HTML file, or with --folder a folder; default: in RESULTS.")
-@click.option("--labels", type=_PATH, help="CSV (path,labels[,split]): adds how right the predictions are.")
-@click.option("--split", help="Judge only the rows of --labels that have this in their column `split`.")
-@click.option("--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: adds where it looks.")
-@click.option("--plots", type=_PATH, metavar="DIR", help="Also write the figures as PNG and SVG there.")
+@click.option("-o", "--output", type=_PATH, help="HTML file, or folder with --folder; default: in RESULTS.")
+@click.option("--labels", type=_PATH, help="CSV (path,labels[,split]): adds the accuracy.")
+@click.option("--split", help="Use only the rows of --labels with this value in the column `split`.")
 @click.option(
-    "--thumbnails", "size", default=192, show_default=True, type=click.IntRange(0, 1024), help="Pixels; 0: none."
+    "--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: adds maps of where it looks."
 )
-@click.option("--folder", is_flag=True, help="Write a folder with files for thumbnails and data: for big runs.")
-@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here, or near RESULTS.")
-@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@click.option("--plots", type=_PATH, metavar="DIR", help="Also write the charts there, as PNG and SVG.")
+@click.option(
+    "--thumbnails",
+    "size",
+    default=192,
+    show_default=True,
+    type=click.IntRange(0, 1024),
+    help="Longest side, pixels; 0: none.",
+)
+@click.option("--folder", is_flag=True, help="Write a folder, not one file: for large runs.")
+@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: found from RESULTS.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def report(
     results: Path,
     output: Path | None,
@@ -48,40 +55,41 @@ def report(
     photos: Path | None,
     quiet: bool,
 ) -> None:
-    """Make a page to look at what a run into RESULTS found: gallery, filters, counts, map and, with labels, accuracy.
+    """Make a page to look at the results of a run: gallery, filters, counts, map and, with labels, accuracy.
 
-    The page works offline in any browser and holds small copies of the photographs: pass it on as you would these.
+    RESULTS is the output folder of mineral-batch predict. The page works offline in any browser. It contains small
+    copies of the photographs, so share it only as you would share them.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata of a picture is no news for the user
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata in an image does not concern the user
     if split and not labels:
         raise click.UsageError("--split needs --labels")
     if explained and not size:
-        raise click.UsageError("--explained is shown as thumbnails: leave out --thumbnails 0")
+        raise click.UsageError("--explained needs thumbnails: remove --thumbnails 0")
     table = read_results(results)
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
     target = output or results / ("report" if folder else "report.html")
     count = len(table.predictions.paths)
     total = count + (maps.count if maps else 0)
-    with tqdm(total=total, unit="picture", desc="thumbnails", disable=None if size and not quiet else True) as bar:
-        options = Options(base=photos, size=size, made=bar.update, explained=maps)
-        made = (write_folder if folder else write_file)(table, accuracy, target, options)
+    with tqdm(total=total, unit=" images", desc="thumbnails", disable=None if size and not quiet else True) as bar:
+        options = ReportOptions(base=photos, size=size, on_thumbnail=bar.update, explained=maps)
+        written = (write_folder if folder else write_file)(table, accuracy, target, options)
     if plots:
         _plot(table, accuracy, plots)
     if quiet:
         return
     if size:
-        _say_what_lacks(count, made, maps)
+        _echo_missing(count, written, maps)
     click.echo(f"Report: {target / INDEX if folder else target}")
 
 
-def _say_what_lacks(pictures: int, made: Made, maps: Explained | None) -> None:
-    if missing := pictures - made.photographs:
-        click.echo(f"{missing} of {pictures} photographs are not there or cannot be read: --photos says where they are")
-    if maps and (lost := maps.count - made.maps):
-        click.echo(f"{lost} of {maps.count} maps are not there or cannot be read: run mineral-batch explain again")
+def _echo_missing(images: int, written: Written, maps: Explained | None) -> None:
+    if missing := images - written.photos:
+        click.echo(f"No thumbnail for {missing} of {images} images (missing or unreadable): say where with --photos")
+    if maps and (missing := maps.count - written.maps):
+        click.echo(f"{missing} of {maps.count} maps are missing or unreadable: run mineral-batch explain again")
     if maps and maps.others:
-        click.echo(f"{maps.others} maps are of photographs that are not in this run and were left out")
+        click.echo(f"{maps.others} maps belong to images that are not in this run; left out")
 
 
 def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy | None:

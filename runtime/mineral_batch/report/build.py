@@ -1,22 +1,9 @@
-"""What a run found, to look at: one HTML page with a gallery and figures, or a folder for big runs, and plots.
-
-results.py      the tables of a run, in memory
-accuracy.py     against labels: curves, confusions, worst mistakes
-explained.py    the maps of `explain` that belong to a run
-figures.py      the figures as arrays, for page and plots alike
-thumbnails.py   small copies of the photographs
-charts.py       SVG; markup.py: escaping
-page.py         the page; assets/: its style sheet and its script
-plots.py        the same figures as PNG and SVG for papers, by matplotlib
-"""
+"""Write a report: one HTML file that holds everything, or a folder for large runs."""
 
 from __future__ import annotations
 
 import base64
 import os
-import secrets
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,9 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file
-from mineral_batch.report import page
-from mineral_batch.report.markup import Markup, script_json, tag
+from mineral_batch.files import atomic_file, atomic_folder, write_errors
+from mineral_batch.report.data import ROWS, frame, pages, script_json
+from mineral_batch.report.page import page, script
 from mineral_batch.report.thumbnails import find_base, small_files, thumbnails
 
 if TYPE_CHECKING:
@@ -36,105 +23,117 @@ if TYPE_CHECKING:
     from mineral_batch.report.explained import Explained
     from mineral_batch.results.read import Results
 
-#: With thumbnails, a single page of more pictures and maps would be over a hundred megabytes.
+#: With thumbnails, a single page with more images and maps would be over a hundred megabytes.
 LARGEST_FILE = 15_000
 INDEX = "index.html"
-_MARK = "mineral-batch-report"
+_MARKER = "mineral-batch-report"
 _PER_FOLDER = 1000
 _PER_BLOCK = 50
+_END = "</body>\n</html>\n"
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a report is made.
+class ReportOptions:
+    """How to make a report.
 
     Attributes:
-        base: where the run's relative paths start; None: the current folder or, if none of them is there, that of
-            the results.
-        size: longest side of the thumbnails, pixels; 0 for none.
-        threads: that make them; None: one per processor.
-        made: called after each thumbnail.
+        base: where the run's relative paths start; None: the current folder or, if none of the images is there, that
+            of the results.
+        size: longest side of the thumbnails, pixels; 0: none.
+        threads: that make them; None: one per CPU.
+        on_thumbnail: called after each thumbnail.
         explained: maps to show beside the photographs.
     """
 
     base: Path | None = None
     size: int = 192
     threads: int | None = None
-    made: Callable[[], object] = lambda: None
+    on_thumbnail: Callable[[], object] = lambda: None
     explained: Explained | None = None
 
 
-class Made(NamedTuple):
+class Written(NamedTuple):
     """How many small copies a report has: of photographs, and of maps."""
 
-    photographs: int
+    photos: int
     maps: int
 
 
-def write_file(results: Results, accuracy: Accuracy | None, target: Path, options: Options | None = None) -> Made:
+def write_file(results: Results, accuracy: Accuracy | None, target: Path, options: ReportOptions) -> Written:
     """Write one HTML file that holds everything.
 
     Raises:
-        DataError: if there are too many pictures for one file, or it cannot be written.
+        DataError: if there are too many images for one file, or it cannot be written.
     """
-    options = options or Options()
     _refuse_too_many(len(results.predictions.paths), options)
-    base = base_of(results, options)
-    with _explaining(target), atomic_file(target) as file:
-        _write(file, page.head(page.title_of(results), in_folder=False), "<body>\n")
-        _write(file, page.body(results, accuracy, options.explained))
-        _write_data(file, "frame", page.frame(results, accuracy, _link(target.parent, base)))
-        for rows in page.pages(results, accuracy):
+    base = _base(results, options)
+    with write_errors(target), atomic_file(target) as file:
+        _write(file, page(results, accuracy, options.explained, in_folder=False))
+        _write_data(file, "frame", frame(results, accuracy, _link(target.parent, base)))
+        for rows in pages(results, accuracy):
             _write_data(file, "rows", rows)
-        photographs = ((str(index), content) for index, content in _thumbnails(results, base, options))
+        photos = ((str(index), content) for index, content in _thumbnails(results, base, options))
         maps = ((f"{index}-{label}", content) for (index, label), content in _maps(options))
-        made = Made(_write_blocks(file, "thumbnails", photographs), _write_blocks(file, "maps", maps))
-        _write(file, page.script(), "</body>\n</html>\n")
-    return made
+        written = Written(_write_blocks(file, "thumbnails", photos), _write_blocks(file, "maps", maps))
+        _write(file, f"<script>{script()}</script>{_END}")
+    return written
 
 
-def _refuse_too_many(pictures: int, options: Options) -> None:
+def _refuse_too_many(images: int, options: ReportOptions) -> None:
     maps = options.explained.count if options.explained else 0
-    if options.size and pictures + maps > LARGEST_FILE:
-        what = f"{pictures} pictures" + (f" and {maps} maps" if maps else "")
+    if options.size and images + maps > LARGEST_FILE:
+        what = f"{images} images" + (f" and {maps} maps" if maps else "")
         raise DataError(
-            f"{what} are too many for one file with thumbnails (up to {LARGEST_FILE}): give --folder, or --thumbnails 0"
+            f"{what} are too many for one file with thumbnails (up to {LARGEST_FILE}): use --folder or --thumbnails 0"
         )
 
 
-def write_folder(results: Results, accuracy: Accuracy | None, target: Path, options: Options | None = None) -> Made:
-    """Write a folder: index.html, thumbs/ with a JPEG per picture, maps/ per map and data/ with the rows in pages.
+def write_folder(results: Results, accuracy: Accuracy | None, target: Path, options: ReportOptions) -> Written:
+    """Write a folder: index.html, thumbs/ with a JPEG per image, maps/ per map and data/ with pages of rows.
 
-    An earlier report in `target` is replaced when the new one is whole.
+    An earlier report in `target` is replaced when the new one is complete.
 
     Raises:
         DataError: if `target` is something else, or cannot be written.
     """
-    options = options or Options()
-    base = base_of(results, options)
-    with _explaining(target), _whole_folder(target) as folder:
-        there = _write_thumbnails(folder / "thumbs", results, base, options)
-        mapped = _write_maps(folder / "maps", options)
-        scripts = []
-        (folder / "data").mkdir()
-        for number, rows in enumerate(page.pages(results, accuracy)):
-            start = number * page.ROWS
-            end = start + page.ROWS
-            rows["thumbnails"] = list(there[start:end])
-            rows["maps"] = {str(index - start): labels for index, labels in mapped.items() if start <= index < end}
-            content = f"(window.mineralPages ??= []).push({script_json(rows)});\n"
-            (folder / "data" / f"{number:05}.js").write_text(content, "ascii")
-            scripts.append(tag("script", src=f"data/{number:05}.js"))
+    base = _base(results, options)
+    if target.exists() and not (target.is_dir() and _is_replaceable(target)):
+        raise DataError(f"{target} exists and is not a report: name a new folder with -o")
+    with write_errors(target), atomic_folder(target) as folder:
+        (folder / _MARKER).touch()
+        has_thumbnail = _write_thumbnails(folder / "thumbs", results, base, options)
+        maps = _write_maps(folder / "maps", options)
+        scripts = _write_rows(folder / "data", pages(results, accuracy), has_thumbnail, maps)
         with (folder / INDEX).open("wb") as file:
-            _write(file, page.head(page.title_of(results), in_folder=True), "<body>\n")
-            _write(file, page.body(results, accuracy, options.explained))
-            _write_data(file, "frame", page.frame(results, accuracy, _link(target, base)))
-            _write(file, *scripts, page.script(), "</body>\n</html>\n")
-    return Made(sum(there), sum(map(len, mapped.values())))
+            _write(file, page(results, accuracy, options.explained, in_folder=True))
+            _write_data(file, "frame", frame(results, accuracy, _link(target, base)))
+            _write(file, *(f'<script src="data/{name}"></script>' for name in scripts))
+            _write(file, f"<script>{script()}</script>{_END}")
+    return Written(sum(has_thumbnail), sum(map(len, maps.values())))
 
 
-def base_of(results: Results, options: Options) -> Path:
-    """Where the run's relative paths start."""
+def _is_replaceable(folder: Path) -> bool:
+    return (folder / _MARKER).is_file() or next(folder.iterdir(), None) is None
+
+
+def _write_rows(
+    folder: Path, pages: Iterator[dict[str, Any]], has_thumbnail: bytearray, maps: dict[int, list[int]]
+) -> list[str]:
+    """Write the rows as scripts, since a page in a file cannot load JSON; return their names."""
+    names = []
+    folder.mkdir()
+    for number, rows in enumerate(pages):
+        start, end = number * ROWS, (number + 1) * ROWS
+        rows["thumbnails"] = list(has_thumbnail[start:end])
+        rows["maps"] = {str(index - start): labels for index, labels in maps.items() if start <= index < end}
+        names.append(f"{number:05}.js")
+        content = f"(window.mineralPages ??= []).push({script_json(rows)});\n"
+        (folder / names[-1]).write_text(content, "ascii")
+    return names
+
+
+def _base(results: Results, options: ReportOptions) -> Path:
+    """Find where the run's relative paths start."""
     if options.base is not None:
         return options.base
     beside = results.table.resolve().parent
@@ -143,106 +142,75 @@ def base_of(results: Results, options: Options) -> Path:
 
 def _write(file: BinaryIO, *texts: str) -> None:
     for text in texts:
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "replace"))  # the bytes of file names that are not UTF-8 become "?"
 
 
-def _write_data(file: BinaryIO, kind: str, value: Any, **attributes: object) -> None:
-    element = tag("script", Markup(script_json(value)), type="application/json", class_=kind, **attributes)
-    _write(file, element, "\n")
+def _write_data(file: BinaryIO, kind: str, value: Any, attributes: str = "") -> None:
+    _write(file, f'<script type="application/json" class="{kind}"{attributes}>{script_json(value)}</script>\n')
 
 
-def _write_blocks(file: BinaryIO, kind: str, pictures: Iterator[tuple[str, bytes]]) -> int:
-    """Write {key: JPEG as base64}, a few in each element; gives how many there were."""
-    made = 0
-    while block := {key: base64.b64encode(content).decode() for key, content in islice(pictures, _PER_BLOCK)}:
-        made += len(block)
-        # The keys apart, so that the script need not parse all pictures to find one.
-        _write_data(file, kind, block, data_keys=" ".join(block))
-    return made
+def _write_blocks(file: BinaryIO, kind: str, images: Iterator[tuple[str, bytes]]) -> int:
+    """Write {key: JPEG as base64}, a few in each element; return how many there were."""
+    written = 0
+    while block := {key: base64.b64encode(content).decode() for key, content in islice(images, _PER_BLOCK)}:
+        written += len(block)
+        # The keys are also an attribute, so that the script need not parse every image to find one.
+        _write_data(file, kind, block, f' data-keys="{" ".join(block)}"')
+    return written
 
 
-def _thumbnails(results: Results, base: Path, options: Options) -> Iterator[tuple[int, bytes]]:
+def _thumbnails(results: Results, base: Path, options: ReportOptions) -> Iterator[tuple[int, bytes]]:
     if not options.size:
         return
     for index, content in thumbnails(results.predictions.paths, base, options.size, options.threads):
         yield index, content
-        options.made()
+        options.on_thumbnail()
 
 
-def _maps(options: Options) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """JPEGs of the maps, each with (row of the predictions, label)."""
+def _maps(options: ReportOptions) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """Yield JPEGs of the maps, each with (row of the predictions, label)."""
     if not options.size or options.explained is None:
         return
     overlays = options.explained.overlays.items()
     files = (((index, one.label), one.file) for index, several in overlays for one in several)
     for key, content in small_files(files, options.size, options.threads):
         yield key, content
-        options.made()
+        options.on_thumbnail()
 
 
-def _write_maps(folder: Path, options: Options) -> dict[int, list[int]]:
-    """Write the JPEGs of the maps; {row of the predictions: the labels that have one}."""
-    there: dict[int, list[int]] = {}
+def _write_maps(folder: Path, options: ReportOptions) -> dict[int, list[int]]:
+    """Write the JPEGs of the maps; return {row of the predictions: the labels that have one}."""
+    labels: dict[int, list[int]] = {}
     for (index, label), content in _maps(options):
         file = _numbered(folder, index, f"-{label}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-        there.setdefault(index, []).append(label)
-    return there
+        labels.setdefault(index, []).append(label)
+    return labels
 
 
-def _numbered(folder: Path, index: int, suffix: str = "") -> Path:
-    """The name of a picture's file: a thousand pictures to a folder."""
-    return folder / f"{index // _PER_FOLDER:05}" / f"{index:08}{suffix}.jpg"
-
-
-def _write_thumbnails(folder: Path, results: Results, base: Path, options: Options) -> bytearray:
-    """Write the JPEGs; (N,) 1 for each picture that has one."""
-    there = bytearray(len(results.predictions.paths))
+def _write_thumbnails(folder: Path, results: Results, base: Path, options: ReportOptions) -> bytearray:
+    """Write the JPEGs; return (N,) 1 for each image that has one."""
+    has_thumbnail = bytearray(len(results.predictions.paths))
     folder.mkdir()
     for index, content in _thumbnails(results, base, options):
         file = _numbered(folder, index)
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
-        there[index] = 1
-    return there
+        has_thumbnail[index] = 1
+    return has_thumbnail
+
+
+def _numbered(folder: Path, index: int, suffix: str = "") -> Path:
+    """Name an image's file: a thousand images to a folder."""
+    return folder / f"{index // _PER_FOLDER:05}" / f"{index:08}{suffix}.jpg"
 
 
 def _link(folder: Path, base: Path) -> str:
-    """Relative URL from a page in `folder` to `base`, ending with a slash."""
+    """Return the relative URL from a page in `folder` to `base`, ending with a slash."""
     try:
         relative = os.path.relpath(base.resolve(), folder.resolve())
     except ValueError:  # another drive
         return base.resolve().as_uri() + "/"
     address = quote(os.fsencode(Path(relative).as_posix()))
     return "./" if address == "." else f"./{address}/"
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not."""
-    if target.exists() and not (target.is_dir() and _is_replaceable(target)):
-        raise DataError(f"{target} exists and is no report: name a new folder with -o")
-    new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    new.mkdir()
-    try:
-        (new / _MARK).touch()
-        yield new
-        if target.exists():
-            shutil.rmtree(target)
-        new.rename(target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _is_replaceable(folder: Path) -> bool:
-    return (folder / _MARK).is_file() or next(folder.iterdir(), None) is None
-
-
-@contextmanager
-def _explaining(target: Path) -> Iterator[None]:
-    """A full disk or a missing folder, as one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}; name a place that exists with -o") from None

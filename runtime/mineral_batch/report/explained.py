@@ -1,4 +1,4 @@
-"""The maps that `mineral-batch explain` made of a run's photographs."""
+"""The maps that `mineral-batch explain` made of a run's images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from mineral_batch.results.read import Results
 
-# Between two engines or precisions of one model; other models differ by more somewhere.
+# Two engines or precisions of one model differ by less; two models by more.
 _SAME = 0.1
 
 
 class Overlay(NamedTuple):
-    """One map over its photograph: of which label (index), in which file."""
+    """One map over its photograph: its label (index) and its file."""
 
     label: int
     file: Path
@@ -29,11 +29,11 @@ class Overlay(NamedTuple):
 
 @dataclass(frozen=True)
 class Explained:
-    """What `explain` left in its output folder, as far as it is about a run.
+    """The maps in an output folder of `explain` that belong to a run.
 
     Attributes:
         overlays: row of the predictions -> its maps, the most probable mineral first.
-        others: maps of photographs that are not in the run.
+        others: how many maps are of images that are not in the run.
     """
 
     overlays: Mapping[int, tuple[Overlay, ...]]
@@ -41,23 +41,23 @@ class Explained:
 
     @property
     def count(self) -> int:
-        """How many maps of the run's photographs there are."""
+        """The number of maps of the run's images."""
         return sum(map(len, self.overlays.values()))
 
 
 def read_explained(folder: Path, results: Results) -> Explained:
-    """Read the index of a folder of `explain` and find its photographs in a run, as `labels.match_paths` does.
+    """Read the index of a folder of `explain` and match its images to those of a run, as `labels.match_paths` does.
 
     Raises:
-        DataError: if there is no index or it is damaged, none of its photographs is in the run, or the maps are of
-            another model.
+        DataError: if the index is missing or damaged, none of its images is in the run, or the maps are of another
+            model.
     """
     rows = _read_index(folder / INDEX)
     matches = match_paths(results.predictions.paths, list(dict.fromkeys(row["path"] for row in rows))).index
     if rows and not matches:
         raise DataError(
-            f"none of the {len(rows)} maps in {folder} is of a photograph of {results.table}: the first is of "
-            f"{rows[0]['path']}; explain the photographs of this run"
+            f"none of the {len(rows)} maps in {folder} is of an image in {results.table}; the first is of "
+            f"{rows[0]['path']}: run mineral-batch explain on the images of this run"
         )
     found: dict[int, list[Overlay]] = {}
     for row in rows:
@@ -75,13 +75,14 @@ def _read_index(path: Path) -> list[dict[str, str]]:
 
 
 def _label(folder: Path, row: dict[str, str], index: int, results: Results) -> int:
-    """The index of a row's mineral, if the run says about the same of it."""
+    """Return the index of a row's mineral, if the run gives it about the same probability."""
     name, table = row["mineral"], results.predictions
     said = float(table.scores[index, table.labels.index(name)]) if name in table.labels else None
     try:
         is_same = said is not None and abs(float(row["probability"]) - said) <= _SAME
     except ValueError:
-        raise DataError(f"{folder / INDEX} has the probability '{row['probability']}': explain again") from None
+        problem = f"{folder / INDEX} has the probability '{row['probability']}'"
+        raise DataError(f"{problem}: run mineral-batch explain again") from None
     if not is_same:
         theirs = f"{said:.2f}" if said is not None else "nothing"
         raise DataError(

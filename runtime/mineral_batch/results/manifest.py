@@ -146,6 +146,18 @@ def describe_model(path: Path, contract: ModelContract) -> dict[str, Any]:
         "thresholds": list(contract.thresholds),
         "thresholds_by": contract.provenance.get("thresholds"),
         "calibration": describe_calibration(contract),
+        "measured": _measured(contract),
+    }
+
+
+def _measured(contract: ModelContract) -> dict[str, Any] | None:
+    """Return how accurate the model is on held-out images, by its contract."""
+    if contract.measured is None:
+        return None
+    return {
+        "mean_ap": contract.measured.mean_ap,
+        "images": contract.measured.images,
+        "dataset": contract.measured.dataset,
     }
 
 

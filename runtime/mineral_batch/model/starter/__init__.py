@@ -5,6 +5,12 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 
+#: The name in the starter's contract.
+STARTER_NAME = "mineral-batch starter"
+#: What its user must know.
+STARTER_WARNING = "This is the small starter model: for a first look, not for decisions."
+
+
 def starter_path() -> Path:
     """The ONNX file of the starter model."""
     return _HERE / "starter.onnx"

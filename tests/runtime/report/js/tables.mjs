@@ -1,0 +1,30 @@
+// Small tables to select from.
+
+import { Table } from "./table.mjs";
+
+const THRESHOLD = 0.5;
+
+/** Three labels, agate, gold and quartz, with thresholds of 0.5; what reaches them is found. */
+export function makeTable(images, failures = []) {
+  const labels = ["agate", "gold", "quartz"];
+  const table = new Table({
+    labels,
+    thresholds: labels.map(() => THRESHOLD),
+    low: labels.map(() => 1 / 3),
+    high: labels.map(() => 2 / 3),
+    count: images.length + 1, // with room for one more
+    origin: "./",
+    failures,
+  });
+  table.count = images.length;
+  table.size = images.length + failures.length;
+  const scores = images.map((image) => image.scores ?? [0, 0, 0]);
+  table.append({
+    paths: images.map((image) => image.path),
+    scores: Buffer.from(Uint16Array.from(scores.flat().map((score) => Math.round(score * 65535))).buffer).toString("base64"),
+    found: scores.map((row) => [0, 1, 2].filter((i) => row[i] >= THRESHOLD).sort((a, b) => row[b] - row[a])),
+    captured: null,
+    truth: images.map((image) => image.truth ?? null),
+  });
+  return table;
+}
