@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.errors import DataError
-from mineral_batch.images.discover import read_list
+from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def explain(
     from mineral_batch.explain.run import ExplainOptions, run
 
     warnings.filterwarnings("ignore", module="PIL")
-    all_inputs = [*inputs, *map(Path, read_list(list_file) if list_file else [])]
+    all_inputs: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not all_inputs:
         raise click.UsageError("no inputs: name folders or files, or use --list")
     if options["score_deletion"] and masks is None:

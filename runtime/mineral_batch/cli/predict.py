@@ -18,7 +18,7 @@ from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, BACKENDS
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DECODERS
-from mineral_batch.images.discover import read_list
+from mineral_batch.images.lists import read_list
 from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
@@ -140,7 +140,7 @@ def predict(
     """
     # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
-    named = [*inputs, *map(Path, read_list(list_file) if list_file else [])]
+    named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
     tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals)
@@ -232,6 +232,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
         lines.append(f"{summary.kept} rows are from earlier runs, not of these inputs (--prune removes them)")
     if summary.failed:
         lines.append(f"{summary.failed} images could not be read: {output / FAILURES}")
+    lines += [summary.not_read] if summary.not_read else []
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     minerals = summary.counts.minerals if summary.counts else Counter()
     lines += [f"  {name:<20} in {n} images" for name, n in minerals.most_common(_SHOWN)]

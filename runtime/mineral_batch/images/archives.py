@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import mmap
 import tarfile
 import zipfile
+from array import array
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, cast
 
 from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.limits import check_bytes
@@ -18,7 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: What is opened as an archive when it is named directly; archives inside a folder are left alone.
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+#: Archives that are not opened.
+OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.lz4", ".tar.z", ".tar.lz", ".tar.br")
+
+# The signature of an entry in a zip's directory, and bits of its flags; UTF-8 is bit 11, so bit 3 of the second byte.
+_ZIP_ENTRY, _ZIP_ENCRYPTED, _ZIP_UTF8 = b"PK\x01\x02", 1, 8
 
 
 def is_archive(name: str) -> bool:
@@ -26,8 +34,19 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
+def refuse_archive(name: str) -> str:
+    """Return why an archive that is named directly is not opened; empty if it is none, or opened."""
+    suffix = next((suffix for suffix in OTHER_ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return f"{suffix} archives are not opened: unpack it, or pack it as .zip or .tar" if suffix else ""
+
+
+def signed_64_bits(number: int) -> int:
+    """Return a number that databases can store, different for numbers that differ by less than 2^64."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
 def members(archive: Path) -> Iterator[Source | Failure]:
-    """The pictures in an archive; a damaged archive is one failure behind those that it still gave."""
+    """Find the images in an archive; a damaged archive is one failure behind the images that it still gave."""
     walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
     name = formula_safe(str(archive))
     try:
@@ -40,20 +59,51 @@ def members(archive: Path) -> Iterator[Source | Failure]:
 
 
 def _zip_members(archive: Path, name: str) -> Iterator[Source | Failure]:
-    opened = zipfile.ZipFile(archive)  # not closed here: its members are read later, by other threads
+    # Not closed here: its members are read later, by other threads.
+    try:
+        opened = zipfile.ZipFile(archive)
+    except UnicodeDecodeError:
+        opened = zipfile.ZipFile(cast("IO[bytes]", _with_readable_names(archive)))
     for member in opened.infolist():
         if not member.is_dir() and has_image_suffix(_last(member.filename)):
             read = partial(_read_zip_member, opened, member)
             yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
 
 
+class _Mapped(mmap.mmap):
+    """Memory that zipfile takes for a file; `seekable` is missing before Python 3.13."""
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _with_readable_names(archive: Path) -> _Mapped:
+    """Return a file in which no name claims to be UTF-8 without being it: one such name would cost all others.
+
+    The archive is mapped into memory; pages that are changed are this process's own.
+    """
+    with archive.open("rb") as file:
+        content = _Mapped(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    at = content.find(_ZIP_ENTRY)
+    while at >= 0:
+        flags, length = content[at + 9], int.from_bytes(content[at + 28 : at + 30], "little")
+        try:
+            content[at + 46 : at + 46 + length].decode()
+        except UnicodeDecodeError:
+            content[at + 9] = flags & ~_ZIP_UTF8
+        at = content.find(_ZIP_ENTRY, at + 46)
+    return content
+
+
 def _read_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     check_bytes(member.file_size)
+    if member.flag_bits & _ZIP_ENCRYPTED:
+        raise OSError("encrypted: unpack the archive with its password")
     try:
         return opened.read(member)
     except OSError:
         raise
-    # A wrong checksum, an unknown compression, a missing password, a damaged stream of any of four kinds.
+    # A wrong checksum, an unknown compression, a damaged stream of any of four kinds.
     except Exception as error:
         raise OSError(one_line(error)) from error
 
@@ -70,12 +120,11 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 
 def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
-    modified = archive.stat().st_mtime_ns
-    with tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo) as opened:
-        for member in opened:
-            # tarfile remembers every member it passed, and a shard may hold millions.
-            opened.members = []  # type: ignore[attr-defined]
-            if member.isdir() or not has_image_suffix(_last(member.name)):
+    modified = signed_64_bits(archive.stat().st_mtime_ns)
+    superseded = _superseded(archive)
+    with _open_tar(archive) as opened:
+        for index, member in enumerate(_headers(opened)):
+            if member.isdir() or index in superseded or not has_image_suffix(_last(member.name)):
                 continue
             try:
                 read = _tar_reader(archive, opened, member)
@@ -83,6 +132,31 @@ def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
                 yield Failure(f"{name}/{member.name}", "read", one_line(error))
             else:
                 yield Source(f"{name}/{member.name}", member.size, modified, read)
+
+
+def _open_tar(archive: Path) -> tarfile.TarFile:
+    return tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo)
+
+
+def _headers(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in opened:
+        # tarfile remembers every member it passed, and a shard may hold millions.
+        opened.members = []  # type: ignore[attr-defined]
+        yield member
+
+
+def _superseded(archive: Path) -> frozenset[int]:
+    """Return the indices of members whose name comes again later, which is how tar replaces a file.
+
+    Only for an uncompressed tar, whose headers can be read without its data; eight bytes are kept of each.
+    """
+    if archive.suffix.lower() != ".tar":
+        return frozenset()
+    names = array("q")
+    with suppress(Exception), _open_tar(archive) as opened:  # damage is reported where the members are read
+        names.extend(hash(member.name) for member in _headers(opened))
+    last = {name: index for index, name in enumerate(names)} if len(set(names)) < len(names) else {}
+    return frozenset(index for index, name in enumerate(names) if last and last[name] != index)
 
 
 def _tar_reader(archive: Path, opened: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:

@@ -6,13 +6,15 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mineral_batch.errors import DataError
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.names import formula_safe
+from mineral_batch.images.lists import expand_glob, is_glob
+from mineral_batch.images.names import ListedName, formula_safe
+from mineral_batch.images.skipped import Skipped
 from mineral_batch.results.csv import listed
 from mineral_batch.types import Failure, Source
 
@@ -29,18 +31,20 @@ class Inputs:
         existing: those that exist, or are globs that match something.
         missing: the others.
         empty: the existing folders and archives without any image.
+        skipped: counts what is in the folders and not read, as `sources` goes through them.
     """
 
     named: tuple[str, ...]
     existing: tuple[str, ...]
     missing: tuple[str, ...]
     empty: tuple[str, ...]
+    skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def sources(self) -> Iterator[Source | Failure]:
         """Yield the images under the inputs, after a failure for each missing input."""
         for name in self.missing:
             yield Failure(formula_safe(name), "read", "no such file or folder")
-        yield from find_sources(self.existing)
+        yield from find_sources(self.existing, self.skipped)
 
     def warnings(self) -> list[str]:
         """Return a line for the inputs that are missing, and one for those without images."""
@@ -58,7 +62,7 @@ def check_inputs(named: Sequence[str | Path]) -> Inputs:
     Raises:
         DataError: if none of them exists or none holds an image, or one is a list of names.
     """
-    names = tuple(map(str, named))
+    names = tuple(name if isinstance(name, ListedName) else str(name) for name in named)
     missing = tuple(name for name in names if not _exists(name))
     existing = tuple(name for name in names if name not in set(missing))
     if not existing:
@@ -74,7 +78,7 @@ def check_inputs(named: Sequence[str | Path]) -> Inputs:
 def _exists(name: str) -> bool:
     if os.path.lexists(name):
         return True
-    return glob.has_magic(name) and next(glob.iglob(name, recursive=True), None) is not None  # noqa: PTH207
+    return is_glob(name) and next(expand_glob(name), None) is not None
 
 
 def _refuse_list(name: str) -> None:

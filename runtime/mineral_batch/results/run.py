@@ -66,6 +66,7 @@ class RunSummary:
         complete: False if it was stopped; the tables are then as they were, and the numbers are of what is saved.
         counts: of the rows that were written; None if it was stopped.
         warnings: a line for each thing that the user should know.
+        not_read: a line that counts what is in the folders beside the images; empty if there is nothing to say.
     """
 
     predicted: int
@@ -77,6 +78,7 @@ class RunSummary:
     complete: bool
     counts: TableCounts | None = None
     warnings: tuple[str, ...] = ()
+    not_read: str = ""
 
     @property
     def reused(self) -> int:
@@ -283,6 +285,7 @@ class _Attempt:
             seconds=time.monotonic() - self._clock,
             complete=False,
             warnings=tuple(self._inputs.warnings()),
+            not_read=self._inputs.skipped.line(),
         )
 
     def write_partial(self, journal: Journal) -> None:
@@ -305,6 +308,7 @@ class _Attempt:
             "inputs_named": len(self._inputs.named),
             "inputs_missing": len(self._inputs.missing),
             "inputs_without_images": list(self._inputs.empty[:_INPUTS_IN_MANIFEST]),
+            "not_read": self._inputs.skipped.record(),
             "options": dict(options),
             "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],
             "columns": list(self._tables.columns),

@@ -18,7 +18,8 @@ from PIL import Image as PILImage
 from mineral_batch import DataError, Failure
 from mineral_batch.errors import ImageError
 from mineral_batch.images.archives import is_archive
-from mineral_batch.images.discover import count_sources, find_sources, read_list
+from mineral_batch.images.discover import count_sources, find_sources
+from mineral_batch.images.lists import read_list
 from mineral_batch.types import Source
 
 if TYPE_CHECKING:
