@@ -25,8 +25,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tb
 #: Archives that are not opened.
 OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.lz4", ".tar.z", ".tar.lz", ".tar.br")
 
-# The signature of an entry in a zip's directory, and bits of its flags; UTF-8 is bit 11, so bit 3 of the second byte.
-_ZIP_ENTRY, _ZIP_ENCRYPTED, _ZIP_UTF8 = b"PK\x01\x02", 1, 8
+# The signatures of an entry in a zip's directory and of a member; bits of their flags, the second one of the high byte.
+_ZIP_ENTRY, _ZIP_MEMBER, _ZIP_ENCRYPTED, _ZIP_UTF8 = b"PK\x01\x02", b"PK\x03\x04", 1, 8
 
 
 def is_archive(name: str) -> bool:
@@ -91,6 +91,9 @@ def _with_readable_names(archive: Path) -> _Mapped:
             content[at + 46 : at + 46 + length].decode()
         except UnicodeDecodeError:
             content[at + 9] = flags & ~_ZIP_UTF8
+            local = int.from_bytes(content[at + 42 : at + 46], "little")
+            if content[local : local + 4] == _ZIP_MEMBER:  # the same flags again, before the member's data
+                content[local + 7] &= ~_ZIP_UTF8
         at = content.find(_ZIP_ENTRY, at + 46)
     return content
 

@@ -7,7 +7,7 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +19,9 @@ from mineral_batch.images.skipped import Skipped
 from mineral_batch.types import Source
 
 from ..conftest import encode, scene
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PNG = encode(scene(9, 7), "PNG")
 
@@ -109,21 +112,34 @@ def test_folders_that_report_the_same_inode_are_all_walked(tmp_path: Path, monke
     assert len(list(find_images([tmp_path]))) == 4
 
 
-def test_a_folder_1200_deep_and_a_time_far_in_the_future_end_no_run(tmp_path: Path) -> None:
-    here = os.open(tmp_path, os.O_RDONLY)
+DEPTH = 1200
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with an image 1,200 folders down. It is removed here: pytest's own way of it recurses."""
     base = Path.cwd()
-    try:
-        os.chdir(here)
-        for _ in range(1200):
-            Path("d").mkdir()
-            os.chdir("d")
-        Path("deep.png").write_bytes(PNG)
-    finally:
-        os.chdir(base)
-        os.close(here)
-    touch(tmp_path, "late.png")
-    os.utime(tmp_path / "late.png", (13_569_465_600, 13_569_465_600))  # the year 2400
-    sources = list(find_sources([tmp_path]))
+    os.chdir(tmp_path)
+    for _ in range(DEPTH):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("deep.png").write_bytes(PNG)
+    os.chdir(base)
+    yield tmp_path
+    os.chdir(tmp_path)
+    for _ in range(DEPTH):
+        os.chdir("d")
+    Path("deep.png").unlink()
+    for _ in range(DEPTH):
+        os.chdir("..")
+        Path("d").rmdir()
+    os.chdir(base)
+
+
+def test_a_folder_1200_deep_and_a_time_far_in_the_future_end_no_run(deep: Path) -> None:
+    touch(deep, "late.png")
+    os.utime(deep / "late.png", (13_569_465_600, 13_569_465_600))  # the year 2400
+    sources = list(find_sources([deep]))
     assert len(sources) == 2
     late = next(source for source in sources if isinstance(source, Source) and source.name.endswith("late.png"))
     assert -(2**63) <= late.modified < 2**63
