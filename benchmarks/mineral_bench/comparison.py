@@ -1,4 +1,4 @@
-"""Ways to answer for the same pictures, each in a process of its own: how fast, and whether they answer the same."""
+"""Time several ways to predict the same images, each in a process of its own, and compare their output."""
 
 from __future__ import annotations
 
@@ -20,83 +20,83 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured.
+    """The result.
 
     Attributes:
         rounds: of every way that works here; the reference comes first.
-        pictures: in a round.
+        images: in a round.
         differences: way -> largest absolute difference of a probability from the reference's.
-        memory: way -> peak MiB of its process, without that one's own children.
+        memory: way -> peak MiB of its process, without child processes.
         absent: way -> why it does not work here.
     """
 
     rounds: Rounds
-    pictures: int
+    images: int
     differences: Mapping[str, float]
     memory: Mapping[str, float | None]
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(
-    ways: Mapping[str, Isolated], first: Mapping[str, Probabilities], method: str, pictures: int, plan: Plan
+    ways: Mapping[str, Isolated], first: Mapping[str, Probabilities], method: str, images: int, plan: Plan
 ) -> Comparison:
     """Time a method of all ways in interleaved rounds.
 
     Args:
         ways: name -> an object in its process, which also has a method `rest` that does nothing; the reference first.
-        first: name -> (N, L) what it answered before, to be compared.
+        first: name -> (N, L), a prediction of each, to be compared.
         method: to time.
-        pictures: that it answers.
+        images: that it predicts.
         plan: how long.
     """
     rounds = interleave({name: partial(way.work, method) for name, way in ways.items()}, plan)
     memory = {name: way.call("rest").peak_memory_mib for name, way in ways.items()}
     reference = next(iter(first.values()))
-    differences = {name: float(np.abs(answer - reference).max()) for name, answer in first.items()}
-    return Comparison(rounds, pictures, differences, memory)
+    differences = {name: float(np.abs(prediction - reference).max()) for name, prediction in first.items()}
+    return Comparison(rounds, images, differences, memory)
 
 
-def table(found: Comparison, title: str, references: Sequence[str] = ()) -> Table:
-    """One row per way, with its ratio to the first one and, where they were measured, to other references."""
-    times, cpu = found.rounds.seconds, found.rounds.cpu
+def table(result: Comparison, title: str, references: Sequence[str] = ()) -> Table:
+    """Return one row per way, with its ratio to the first one and to other references."""
+    times, cpu = result.rounds.seconds, result.rounds.cpu
     references = [name for name in dict.fromkeys((next(iter(times)), *references)) if name in times]
     rows = [
         (
             name,
-            str(median(times[name]).per(found.pictures)),
+            str(median(times[name]).per(result.images)),
             *(str(ratio(times[name], times[one])) if name != one else "1" for one in references),
-            1000 * float(np.median(cpu[name])) / found.pictures,
+            1000 * float(np.median(cpu[name])) / result.images,
             *(str(ratio(cpu[name], cpu[one])) if name != one else "1" for one in references),
-            f"{found.differences[name]:.1g}",
-            found.memory[name],
+            f"{result.differences[name]:.1g}",
+            result.memory[name],
         )
         for name in times
     ]
     columns = [
         "",
-        "pictures a second",
+        "images a second",
         *(f"times {one}" for one in references),
-        "CPU ms a picture",
+        "CPU ms an image",
         *(f"CPU, times {one}" for one in references),
         "largest difference",
         "peak MiB",
     ]
     notes = [
-        f"Medians with 95 % intervals; {found.rounds}, {found.pictures} pictures each. Largest difference of a "
+        f"Medians with 95 % intervals; {result.rounds}, {result.images} images each. Largest difference of a "
         f"probability from {references[0]}.",
-        *(f"Not here: {name}: {why}." for name, why in found.absent.items()),
+        *(f"Not here: {name}: {why}." for name, why in result.absent.items()),
     ]
     return Table(title, columns, rows, notes)
 
 
-def figures(found: Comparison) -> dict[str, Any]:
-    """For JSON; null for a difference that is not a number."""
+def figures(result: Comparison) -> dict[str, Any]:
+    """Return the figures for JSON; null for a difference that is not a number."""
     return {
-        "pictures": found.pictures,
-        "rounds": str(found.rounds),
-        "seconds": dict(found.rounds.seconds),
-        "cpu_seconds": dict(found.rounds.cpu),
-        "largest_difference": {name: one if np.isfinite(one) else None for name, one in found.differences.items()},
-        "peak_memory_mib": dict(found.memory),
-        "absent": dict(found.absent),
+        "pictures": result.images,
+        "rounds": str(result.rounds),
+        "seconds": dict(result.rounds.seconds),
+        "cpu_seconds": dict(result.rounds.cpu),
+        "largest_difference": {name: one if np.isfinite(one) else None for name, one in result.differences.items()},
+        "peak_memory_mib": dict(result.memory),
+        "absent": dict(result.absent),
     }

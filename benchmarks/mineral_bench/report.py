@@ -65,7 +65,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """One run of a benchmark.
 
     Attributes:
@@ -95,7 +95,7 @@ class Report:
         foot = "\n".join(f"- {line}" for line in in_words(self.conditions))
         return "\n\n".join([*(table.markdown() for table in self.tables), foot]) + "\n"
 
-    def give(self, json_file: Path | None, markdown_file: Path | None) -> None:
+    def write(self, json_file: Path | None, markdown_file: Path | None) -> None:
         """Print the tables, and write the files that were asked for.
 
         Raises:

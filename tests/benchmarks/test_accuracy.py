@@ -17,6 +17,7 @@ from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.types import Failure
 from mineral_bench.cli import main
 from mineral_bench.studies import accuracy as bench
+from mineral_export.verify.samples import LabelledImages, labelled_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,12 +86,15 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
 
 
 def test_every_backend_that_is_named_is_tried(model_path: Path, photos: Path, labels: Path) -> None:
-    words = ["accuracy", labels, photos, model_path, "--backend", "abacus", "--backend", "onnx-cpu", "--bootstrap", 0]
+    words = ["accuracy", labels, photos, model_path, "--backend", "tensorrt", "--backend", "onnx-cpu", "--bootstrap", 0]
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert "| tiny.onnx, onnx-cpu (CPU, float32) |" in done.output
-    assert "Not here: tiny.onnx on abacus in auto: " in done.output
+    assert "Not here: tiny.onnx on tensorrt in auto: " in done.output
     assert "openvino in" not in done.output
+    done = CliRunner().invoke(main, [str(word) for word in [*words[:4], "--backend", "abacus"]])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: no engine is called 'abacus'; there are: onnx-cuda, ")
 
 
 def test_a_worse_artefact_loses_and_an_equal_one_does_not() -> None:
@@ -111,9 +115,9 @@ def test_unreadable_pictures_are_left_out_of_the_truth_too(model_path: Path, pho
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
     truth = np.eye(4, 3, dtype=bool)
-    data = bench.Labelled((good[0], broken, good[1], good[2]), LABELS, truth, 0)
+    data = LabelledImages((good[0], broken, good[1], good[2]), truth)
     with ExitStack() as stack:
-        artefacts, _ = bench.open_artefacts([model_path], [("onnx-cpu", "float32")], stack)
+        artefacts, _ = bench.open_candidates([model_path], [("onnx-cpu", "float32")], stack)
         scored = bench.score(artefacts, data)
     assert scored.unreadable == 1
     assert np.array_equal(scored.truth, truth[[0, 2, 3]])
@@ -124,18 +128,18 @@ def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\n00.jpg,unobtainium\n", "utf-8")
     with pytest.raises(DataError, match="does not know: 'unobtainium'"):
-        bench.read_labelled(table, photos, None, LABELS)
+        labelled_images(table, LABELS, photos)
     table.write_text("path,labels\nnowhere.jpg,gold\n", "utf-8")
-    with pytest.raises(DataError, match="none of the 1 photographs"):
-        bench.read_labelled(table, photos, None, LABELS)
+    with pytest.raises(DataError, match="none of the 1 images"):
+        labelled_images(table, LABELS, photos)
 
 
 def test_an_engine_that_is_not_here_is_named(model_path: Path) -> None:
     from contextlib import ExitStack
 
     with ExitStack() as stack:
-        opened, notes = bench.open_artefacts([model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack)
+        opened, notes = bench.open_candidates([model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack)
         assert len(opened) == 1
         assert "float16" in notes[0]
     with pytest.raises(DataError, match="no artefact can be opened"):
-        bench.open_artefacts([model_path], [("onnx-cpu", "float16")], ExitStack())
+        bench.open_candidates([model_path], [("onnx-cpu", "float16")], ExitStack())

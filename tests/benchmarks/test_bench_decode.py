@@ -16,10 +16,10 @@ from PIL import Image as PILImage
 from mineral_batch.evaluation.metrics import mean_average_precision
 from mineral_batch.model.contract import InputSpec
 from mineral_bench.cli import main
+from mineral_bench.images import FORMATS, can_encode, encode, photograph
 from mineral_bench.measure import Plan, Rounds
-from mineral_bench.pictures import FORMATS, can_encode, encode, photograph
-from mineral_bench.studies import answers, decode
-from mineral_bench.studies.accuracy import open_artefacts
+from mineral_bench.studies import decode, decoder_effect
+from mineral_bench.studies.accuracy import open_candidates
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,9 +68,9 @@ def test_a_decoder_that_fails_or_answers_another_shape_is_left_out() -> None:
         assert decode.attempt(candidate, group("PNG", 64), SPEC) == []
 
 
-def measured(seconds: float, psnr: float) -> decode.Measured:
+def measured(seconds: float, psnr: float) -> decode.DecodeTimes:
     times = {decode.OURS: np.full(6, 2.0), "other": np.full(6, seconds)}
-    return decode.Measured("JPEG", 1, Rounds(times, times, 1, True), {decode.OURS: 50.0, "other": psnr})
+    return decode.DecodeTimes("JPEG", 1, Rounds(times, times, 1, True), {decode.OURS: 50.0, "other": psnr})
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_measured(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"no picture", "not a picture, or of a format")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"no picture", "not an image, or")]
 )
 def test_nothing_readable_is_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
@@ -150,9 +150,9 @@ def specimens(tmp_path: Path) -> Path:
 def test_only_scaled_photographs_change_and_the_smallest_scale_changes_more(model_path: Path, specimens: Path) -> None:
     truth = np.eye(4, 3, dtype=bool)
     with ExitStack() as stack:
-        ((model, *_), _) = open_artefacts([model_path], [("onnx-cpu", "float32")], stack)
-        found = answers.ask(model, sorted(specimens.iterdir()), truth)
-    full, ours, smallest = (answers.change(name, found, resamples=5) for name in found.probabilities)
+        ((model, *_), _) = open_candidates([model_path], [("onnx-cpu", "float32")], stack)
+        found = decoder_effect.predict(model, sorted(specimens.iterdir()), truth)
+    full, ours, smallest = (decoder_effect.change(name, found, resamples=5) for name in found.probabilities)
     assert found.unreadable == 1
     assert [one.photographs for one in (full, ours, smallest)] == [0, 2, 2]
     assert np.isinf(found.psnr[decode.OURS][2])
@@ -172,7 +172,7 @@ def test_the_command_adds_what_changes_for_a_model(model_path: Path, specimens: 
     assert done.exit_code == 0, done.output
     figures = json.loads(out.read_text("utf-8"))["figures"]
     assert figures["answers"]["photographs"] == 2
-    assert [one["decoder"] for one in figures["answers"]["decoders"]] == list(answers.DECODERS)
+    assert [one["decoder"] for one in figures["answers"]["decoders"]] == list(decoder_effect.DECODERS)
     assert "| mAP | against the full decode |" in done.output
     assert {group["group"] for group in figures["groups"]} == {"JPEG, up to 0.3 MP (2)", "PNG, up to 0.3 MP (1)"}
     without = CliRunner().invoke(main, command)

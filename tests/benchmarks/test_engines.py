@@ -18,11 +18,11 @@ from mineral_batch.errors import ContractError, DataError
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_bench.cli import main
 from mineral_bench.comparison import Comparison
-from mineral_bench.engine_alone import answer, fill
+from mineral_bench.engine_only import fill, infer_all
 from mineral_bench.measure import Plan, Rounds
 from mineral_bench.process.isolated import IsolatedError
 from mineral_bench.studies import engines
-from mineral_export.verify.parity import synthetic
+from mineral_export.verify.samples import synthetic_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def test_each_form_is_a_row_against_the_first(model_path: Path, tmp_path: Path) 
     record = json.loads(saved.read_text("utf-8"))
     figures = record["figures"]
     assert record["benchmark"] == "engines"
-    assert "102 different synthetic pictures" in record["conditions"]["data"]
+    assert "102 different synthetic images" in record["conditions"]["data"]
     assert [one["artefact"] for one in figures["artefacts"]] == labels
     assert {one["batch"] for one in figures["artefacts"]} == {3}
     assert figures["artefacts"][0]["size"] == model_path.stat().st_size
@@ -84,21 +84,22 @@ def test_each_form_is_a_row_against_the_first(model_path: Path, tmp_path: Path) 
 
 
 def test_answers_are_compared_on_the_same_pictures(model_path: Path, damaged: Path) -> None:
-    found = engines.measure([str(model_path), str(damaged)], engines.Load(pictures=16), SHORT)
+    found = engines.measure([str(model_path), str(damaged)], engines.Load(images=16), SHORT)
     contract = read_contract(model_path)
-    sides = [open_backend(path, "onnx-cpu").infer(synthetic(contract.input, 16)) for path in (model_path, damaged)]
+    images = synthetic_images(contract.input, 16)
+    sides = [open_backend(path, "onnx-cpu").infer(images) for path in (model_path, damaged)]
     difference = found.comparison.differences["damaged.onnx"]
     assert difference == pytest.approx(float(np.abs(sides[0] - sides[1]).max()), abs=1e-6)
     assert difference > 0.01
     (doubt,) = engines.doubts(found)
-    assert doubt.startswith("damaged.onnx answers otherwise than the first")
+    assert doubt.startswith("The output of damaged.onnx differs from the first")
     assert doubt in engines.table(found).markdown()
 
 
 def test_photographs_are_taken_from_the_first_again_where_they_are_few(model_path: Path, photos: Path) -> None:
-    found = engines.measure([str(model_path)] * 2, engines.Load(pictures=30, photos=photos), SHORT)
+    found = engines.measure([str(model_path)] * 2, engines.Load(images=30, photos=photos), SHORT)
     assert found.what == "12 different photographs"
-    assert found.comparison.pictures == 30
+    assert found.comparison.images == 30
     assert list(found.comparison.differences.values()) == [0, 0]
 
 
@@ -109,7 +110,7 @@ def test_photographs_are_taken_from_the_first_again_where_they_are_few(model_pat
         ("{model}@onnx-cpu:float8", "no precision is called 'float8'; there are: "),
         ("absent.onnx", "there is no model absent.onnx: name a checkpoint folder"),
         ("{model}@onnx-cpu:float16", "{model}@onnx-cpu:float16: onnx-cpu computes in float32, not float16"),
-        ("{other}", "differ in their labels: these are not two forms of one model"),
+        ("{other}", "differ in their labels: they are not two forms of one model"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(
@@ -134,7 +135,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(model_path: Path, tmp
         path.parent.mkdir(parents=True)
         path.write_bytes(model_path.read_bytes())
     names = [str(paths[0]), f"{paths[1]}@onnx-cpu", str(model_path), str(paths[0])]
-    found = engines.measure(names, engines.Load(pictures=8), SHORT)
+    found = engines.measure(names, engines.Load(images=8), SHORT)
     expected = ["a/export/model.onnx", "b/export/model.onnx@onnx-cpu", "tiny.onnx", "a/export/model.onnx (2)"]
     assert list(found.entries) == expected
 
@@ -154,18 +155,18 @@ def entry(batch: int = 1, workers: int = 2, precision: str = "float32", name: st
 
 
 def test_a_round_has_whole_batches_for_all_threads() -> None:
-    assert engines.in_a_round([entry()], None) == 32
-    assert engines.in_a_round([entry(), entry(batch=64)], None) == 2048
-    assert engines.in_a_round([entry(), entry(batch=64)], 130) == 192
-    assert engines.in_a_round([entry(batch=4), entry(batch=6, workers=1)], 13) == 24
-    with pytest.raises(DataError, match=r"plan takes batches of 64, 2 at once: .* give 128 or more, or a smaller"):
-        engines.in_a_round([entry(), entry(batch=64, name="plan")], 127)
+    assert engines.images_in_round([entry()], None) == 32
+    assert engines.images_in_round([entry(), entry(batch=64)], None) == 2048
+    assert engines.images_in_round([entry(), entry(batch=64)], 130) == 192
+    assert engines.images_in_round([entry(batch=4), entry(batch=6, workers=1)], 13) == 24
+    with pytest.raises(DataError, match=r"plan takes batches of 64, 2 at once: .* use 128 or more, or a smaller"):
+        engines.images_in_round([entry(), entry(batch=64, name="plan")], 127)
 
 
-def measured(difference: float, precision: str) -> engines.Measured:
+def measured(difference: float, precision: str) -> engines.EngineComparison:
     times = {"one": np.array([4.0, 8.0]), "other": np.array([1.0, 2.0])}
     found = Comparison(Rounds(times, times, 1, True), 8, {"one": 0.0, "other": difference}, dict.fromkeys(times, 100.0))
-    return engines.Measured(
+    return engines.EngineComparison(
         {"one": entry(), "other": entry(precision=precision, name="other")}, found, "8 different photographs"
     )
 
@@ -198,14 +199,14 @@ def test_a_checkpoint_runs_on_torch(tmp_path: Path) -> None:
     config = ModelConfig("test_vit", image_size=64, width=32, heads=2, ffn=48, labels=("agate", "gold"))
     contract = ModelContract(("agate", "gold"), (0.5, 0.5), input_spec(config))
     save_checkpoint(tmp_path / "run", build_model(config, seed=1), contract)
-    engine = engines.Engine(str(tmp_path / "run"))
+    engine = engines.EngineProcess(str(tmp_path / "run"))
     found = engine.describe()
     assert found.engine.startswith("torch ")
     assert (found.batch, found.workers) == (8, 1)
     assert found.size == (tmp_path / "run" / WEIGHTS).stat().st_size
-    engine.prepare(synthetic(contract.input, 8), 16)
+    engine.prepare(synthetic_images(contract.input, 8), 16)
     engine.round()
-    assert engine.answers().shape == (8, 2)
+    assert engine.predict().shape == (8, 2)
 
 
 class Reusing:
@@ -236,4 +237,4 @@ def test_batches_lie_in_the_backends_memory_and_answers_outlive_the_next_call() 
     backend, pixels = Reusing(), np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
     batches = fill(backend, pixels, 2)
     assert backend.filled == [2, 2, 1]
-    assert answer(backend, batches)[:, 0].tolist() == pixels[:, 0, 0, 0].tolist()
+    assert infer_all(backend, batches)[:, 0].tolist() == pixels[:, 0, 0, 0].tolist()

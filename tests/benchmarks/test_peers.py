@@ -1,4 +1,4 @@
-"""Peers answer for the same pictures, and the same."""
+"""The ways to run a model predict the same images, and the same probabilities."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from mineral_batch.cuda import probe
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import read_contract
+from mineral_bench.baselines.pytorch import torch_device
+from mineral_bench.baselines.runtimes import OnnxRuntimeBaseline
 from mineral_bench.comparison import Comparison
 from mineral_bench.measure import Plan, Rounds
 from mineral_bench.studies import peers
@@ -26,13 +28,13 @@ SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
 
 def test_ways_with_the_same_answers_and_those_that_are_not_here(model_path: Path, photos: Path) -> None:
     paths = peers.photographs([photos], read_contract(model_path).input, 5)
-    options = peers.Options(backends=("onnx-cpu", "abacus"))
+    options = peers.PeerOptions(backends=("onnx-cpu", "abacus"))
     found = peers.measure(Subject(model_path), paths, options, SHORT)
     compared = found.comparison
     assert {peers.ONNX, "mineral-batch, onnx-cpu"} <= set(compared.rounds.seconds)
     assert "no engine is called" in compared.absent["mineral-batch, abacus"]
     assert compared.differences["mineral-batch, onnx-cpu"] < 1e-6
-    assert (compared.pictures, len(paths)) == (5, 5)
+    assert (compared.images, len(paths)) == (5, 5)
     shown = peers.table(found, "Title").markdown()
     assert "| mineral-batch, onnx-cpu | CPU, float32 |" in shown
     assert "Not here: mineral-batch, abacus" in shown
@@ -45,7 +47,7 @@ def test_torchs_ways_give_the_same_answers(photos: Path, tmp_path: Path) -> None
     pytest.importorskip("onnxscript", reason="the export needs onnxscript")
     subject = find_subject(_checkpoint(tmp_path / "checkpoint"), None, tmp_path)
     paths = peers.photographs([photos], read_contract(subject.model).input, 6)
-    options = peers.Options(batch=4, backends=("onnx-cpu",), workers=0)
+    options = peers.PeerOptions(batch=4, backends=("onnx-cpu",), workers=0)
     found = peers.measure(subject, paths, options, SHORT)
     differences = found.comparison.differences
     assert list(found.comparison.rounds.seconds)[:3] == [peers.EAGER, peers.TIMM, peers.ONNX]
@@ -75,13 +77,13 @@ def test_ratios_are_taken_within_rounds() -> None:
     noise = np.array([1.0, 5.0, 2.0, 3.0, 1.5, 4.0])
     times = {peers.ONNX: 4 * noise, "ours": noise}
     found = Comparison(Rounds(times, times, 1, True), 8, dict.fromkeys(times, 0.0), dict.fromkeys(times))
-    shown = peers.table(peers.Measured(found, dict.fromkeys(times, "an abacus")), "Title")
+    shown = peers.table(peers.PeerComparison(found, dict.fromkeys(times, "an abacus")), "Title")
     rows = {row[0]: row[1:4:2] for row in shown.rows}
     assert rows == {peers.ONNX: ("an abacus", "1"), "ours": ("an abacus", "4.00 (4.00 to 4.00)")}
     assert shown.columns[1:4:2] == ["computes on", f"times {peers.ONNX}"]
 
 
-# ---- on a GPU, which is played ---------------------------------------------------------------------------------------
+# ---- with a simulated GPU ---------------------------------------------------------------------------------------
 
 GPUS = [probe.Gpu(0, "NVIDIA H200", "9.0", 1 << 37)]
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -126,7 +128,7 @@ def test_onnx_runtime_finds_cudas_libraries_and_says_where_it_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     play(monkeypatch, Runtime(loads=loads), gpus)
-    peer = peers.OnnxRuntimePeer(model_path)
+    peer = OnnxRuntimeBaseline(model_path)
     peer.prepare(peers.photographs([photos], peer.spec, 2))
     assert peer.from_files().shape == (2, 3)
     assert peer.describe() == words
@@ -136,8 +138,8 @@ def test_onnx_runtime_on_the_processor_beside_a_gpu_is_not_compared(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, Runtime(loads=False), GPUS)
-    with pytest.raises(BackendError, match="has a GPU and ran on the processor"):
-        peers.OnnxRuntimePeer(model_path).describe()
+    with pytest.raises(BackendError, match="ran on the CPU although there is a GPU"):
+        OnnxRuntimeBaseline(model_path).describe()
 
 
 def play(monkeypatch: pytest.MonkeyPatch, runtime: Runtime, gpus: list[probe.Gpu] | None) -> None:
@@ -155,11 +157,11 @@ def test_torch_may_use_tf32_where_ours_may_and_says_so(monkeypatch: pytest.Monke
     before = torch.get_float32_matmul_precision()
     try:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert peers.torch_device() == ("cpu", "CPU, float32")
+        assert torch_device() == ("cpu", "CPU, float32")
         assert torch.get_float32_matmul_precision() == before
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-        assert peers.torch_device() == ("cuda", "GPU (NVIDIA H200), TF32 allowed")
+        assert torch_device() == ("cuda", "GPU (NVIDIA H200), TF32 allowed")
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -11,20 +11,22 @@ import pytest
 from mineral_batch.errors import DataError
 from mineral_bench.conditions import conditions
 from mineral_bench.measure import Estimate
-from mineral_bench.report import Report, Table, load_figures
+from mineral_bench.report import BenchmarkReport, Table, load_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> Report:
+def report(monkeypatch: pytest.MonkeyPatch) -> BenchmarkReport:
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/mineral-bench", "decode", "/home/me/secret/photos", "--size", "8"])
     table = Table("Speed", ("what", "rate"), [("a|b", 1234.5), ("none", None)], ["A note."])
-    return Report("decode", conditions(), {"rate": Estimate(2, 1, 3), "seconds": np.array([1.5, 2.5])}, [table])
+    return BenchmarkReport(
+        "decode", conditions(), {"rate": Estimate(2, 1, 3), "seconds": np.array([1.5, 2.5])}, [table]
+    )
 
 
-def test_a_table_is_markdown(report: Report) -> None:
+def test_a_table_is_markdown(report: BenchmarkReport) -> None:
     lines = report.markdown().splitlines()
     assert lines[:6] == [
         "### Speed",
@@ -37,7 +39,7 @@ def test_a_table_is_markdown(report: Report) -> None:
     assert "A note." in lines
 
 
-def test_the_conditions_tell_no_folders(report: Report) -> None:
+def test_the_conditions_tell_no_folders(report: BenchmarkReport) -> None:
     assert report.conditions["command"] == "mineral-bench decode photos --size 8"
     assert report.conditions["versions"]["numpy"] == np.__version__
     assert report.conditions["cores"] >= 1
@@ -45,16 +47,18 @@ def test_the_conditions_tell_no_folders(report: Report) -> None:
     assert "secret" not in report.json() + report.markdown()
 
 
-def test_figures_come_back_from_the_file(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_come_back_from_the_file(
+    report: BenchmarkReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "saved.json"
-    report.give(path, tmp_path / "saved.md")
+    report.write(path, tmp_path / "saved.md")
     saved = load_figures(path, "decode")
     assert saved["figures"] == {"rate": {"value": 2, "low": 1, "high": 3}, "seconds": [1.5, 2.5]}
     assert (tmp_path / "saved.md").read_text("utf-8") == report.markdown()
     assert report.markdown() in capsys.readouterr().out
 
 
-def test_another_benchmarks_file_is_refused(report: Report, tmp_path: Path) -> None:
+def test_another_benchmarks_file_is_refused(report: BenchmarkReport, tmp_path: Path) -> None:
     path = tmp_path / "saved.json"
     path.write_text(report.json(), "utf-8")
     with pytest.raises(DataError, match="mineral-bench throughput --json"):
@@ -69,6 +73,6 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
         load_figures(path, "decode")
 
 
-def test_an_unwritable_file_is_one_line(report: Report, tmp_path: Path) -> None:
+def test_an_unwritable_file_is_one_line(report: BenchmarkReport, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot write"):
-        report.give(tmp_path / "absent" / "saved.json", None)
+        report.write(tmp_path / "absent" / "saved.json", None)

@@ -99,7 +99,7 @@ def test_an_engine_is_served_as_a_plan(tmp_path):
 def test_an_engine_that_does_not_take_the_servers_batches_is_refused(tmp_path, smallest, largest):
     done = run(tmp_path / "r", "-m", write_engine(tmp_path, smallest, largest))
     assert done.exit_code == 1
-    assert f"takes {smallest} to {largest} pictures at once" in done.output
+    assert f"takes {smallest} to {largest} images at once" in done.output
     assert not (tmp_path / "r").exists()
 
 
@@ -108,7 +108,7 @@ def test_a_file_that_the_servers_onnx_runtime_computes_wrongly_is_refused(model,
     write_contract(model, replace(CONTRACT, numerics=numerics))
     done = run(tmp_path / "r", "-m", model)
     assert done.exit_code == 1
-    assert f"serve its engine (mineral-export trt {model} --precision as-is)" in done.output
+    assert f"serve its TensorRT engine (mineral-export trt {model} --precision as-is)" in done.output
     assert not (tmp_path / "r").exists()
     write_contract(model, replace(CONTRACT, numerics=Numerics("int8", "float32")))
     assert run(tmp_path / "r", "-m", model).exit_code == 0
@@ -117,7 +117,7 @@ def test_a_file_that_the_servers_onnx_runtime_computes_wrongly_is_refused(model,
 def test_an_engine_of_tensorrt_for_rtx_is_refused(tmp_path):
     done = run(tmp_path / "r", "-m", write_engine(tmp_path, 1, 64, runtime="tensorrt-rtx"))
     assert done.exit_code == 1
-    assert "is an engine of tensorrt-rtx, and the server loads those of tensorrt" in done.output
+    assert "is an engine of tensorrt-rtx; the server loads those of tensorrt" in done.output
 
 
 def test_what_is_there_is_not_overwritten(model, tmp_path):
@@ -132,5 +132,5 @@ def test_what_is_there_is_not_overwritten(model, tmp_path):
 def test_a_name_that_is_no_folder_in_the_repository_is_refused(model, tmp_path, name):
     done = run(tmp_path / "r", "-m", model, "--name", name)
     assert done.exit_code == 1
-    assert "is no name for a model in a server" in done.output
+    assert "is not a valid model name" in done.output
     assert json.dumps(name, ensure_ascii=False).strip('"') in done.output

@@ -1,32 +1,18 @@
-"""`mineral-bench`: how fast, how right and how dear."""
+"""`mineral-bench`: measure speed, accuracy and cost."""
 
 import click
 
 from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
-    "throughput": (
-        "mineral_bench.cli.throughput:throughput",
-        "Pictures a second: decode, engine, end to end.",
-    ),
-    "decode": (
-        "mineral_bench.cli.decode:decode",
-        "Milliseconds and fidelity of each decoder, per format and size.",
-    ),
-    "peers": ("mineral_bench.cli.peers:peers", "The same model by other programs' ways, side by side."),
-    "engines": (
-        "mineral_bench.cli.engines:engines",
-        "Precisions and engines of one model, side by side.",
-    ),
-    "accuracy": (
-        "mineral_bench.cli.accuracy:accuracy",
-        "mAP of every artefact of a model on labelled photographs.",
-    ),
-    "scaling": (
-        "mineral_bench.cli.scaling:scaling",
-        "What more pictures, pixels, batch and cores cost; sizing.",
-    ),
+    "throughput": ("mineral_bench.cli.throughput:throughput", "Images a second: decode, engine, end to end."),
+    "decode": ("mineral_bench.cli.decode:decode", "Speed and fidelity of each decoder, by format and size."),
+    "peers": ("mineral_bench.cli.peers:peers", "The same model with other programs, side by side."),
+    "engines": ("mineral_bench.cli.engines:engines", "Precisions and engines of one model, side by side."),
+    "accuracy": ("mineral_bench.cli.accuracy:accuracy", "mAP of every form of a model on labelled images."),
+    "scaling": ("mineral_bench.cli.scaling:scaling", "Cost of more images, pixels, batch and cores; sizing."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
+    "gpu": ("mineral_bench.cli.gpu:gpu", "Everything that a GPU can show, in stages."),
 }
 
 

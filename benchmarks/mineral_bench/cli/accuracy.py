@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 @click.argument("labels", type=PATH)
 @click.argument("root", metavar="PHOTOS", type=PATH)
 @click.argument("artefacts", nargs=-1, required=True, type=PATH, metavar="ARTEFACT...")
-@click.option("--split", help="Only the rows of LABELS with this in their column `split`.")
-@click.option("--backend", "backends", multiple=True, help="For model files; default: all that work here.")
-@click.option("--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples; 0: none.")
+@click.option("--split", help="Use the rows of LABELS with this value in the column `split`.")
+@click.option(
+    "--backend", "backends", multiple=True, help="Engine for ONNX files; repeatable. [default: all that work here]"
+)
+@click.option(
+    "--bootstrap",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Resamples for the intervals; 0 for none.",
+)
 @output
 def accuracy(
     labels: Path,
@@ -30,22 +38,23 @@ def accuracy(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """The mAP of each ARTEFACT on the photographs under PHOTOS that LABELS (CSV: path,labels[,split]) knows.
+    """Compute the mAP of each ARTEFACT on the images under PHOTOS that are in LABELS (CSV: path,labels[,split]).
 
-    An ARTEFACT is a checkpoint's folder (run by torch) or an ONNX file (run by every backend that works here, or those
-    of --backend). The first is what the others are compared with; all of them get the same pixels.
+    An ARTEFACT is a checkpoint folder (run by torch) or an ONNX file (run by every backend that works here, or those of
+    --backend). All get the same pixels, and are compared with the first.
     """
     from contextlib import ExitStack
 
     from mineral_bench.conditions import conditions
-    from mineral_bench.report import Report
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import accuracy as bench
+    from mineral_export.verify.samples import labelled_images
 
     before = conditions(data=f"{labels.name}{f', split {split}' if split else ''}")
     with ExitStack() as stack:
-        opened, notes = bench.open_artefacts(artefacts, bench.roads_of(backends), stack)
-        data = bench.read_labelled(labels, root, split, opened[0].contract.labels)
+        opened, notes = bench.open_candidates(artefacts, bench.engines_of(backends), stack)
+        data = labelled_images(labels, opened[0].contract.labels, root, split)
         scored = bench.score(opened, data)
-    found = bench.judge(opened, scored, bootstrap)
-    table = bench.table(found, scored, data, notes)
-    Report("accuracy", before, bench.figures(found, scored), [table]).give(json_file, markdown_file)
+    results = bench.evaluate(opened, scored, bootstrap)
+    table = bench.table(results, scored, data, notes)
+    BenchmarkReport("accuracy", before, bench.figures(results, scored), [table]).write(json_file, markdown_file)

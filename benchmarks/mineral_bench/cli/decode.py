@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("photos", nargs=-1, type=PATH)
-@click.option("--size", default=384, show_default=True, type=click.IntRange(8), help="Of the model's input, pixels.")
-@click.option("-m", "--model", type=PATH, help="ONNX file: also what the decoders change in its answers; sets --size.")
-@click.option("--labels", type=PATH, help="CSV (path,labels[,split]) of the photographs: also what they change in mAP.")
-@click.option("--split", help="Only the rows of --labels with this in their column `split`.")
+@click.option(
+    "--size", default=384, show_default=True, type=click.IntRange(8), help="Side of the model's input, pixels."
+)
+@click.option(
+    "-m", "--model", type=PATH, help="ONNX file: also show what the decoders change in its output; sets --size."
+)
+@click.option("--labels", type=PATH, help="CSV (path,labels[,split]) of PHOTOS: also show what they change in mAP.")
+@click.option("--split", help="Use the rows of --labels with this value in the column `split`.")
 @limit(120)
 @output
 def decode(
@@ -32,29 +36,29 @@ def decode(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Milliseconds a picture and PSNR of every decoder that is installed.
+    """Measure milliseconds an image and PSNR of every decoder that is installed.
 
-    On generated pictures of 12 megapixels, 2 megapixels and 384 pixels in six formats, or on PHOTOS by their formats
-    and sizes. One thread; decoders of one picture are timed in interleaved rounds.
+    Images are generated (12 megapixels, 2 megapixels and 384 pixels in six formats), or PHOTOS by format and size. One
+    thread; the decoders of an image are timed in interleaved rounds.
 
-    With --model, PHOTOS are also given to it decoded in full (as `mineral-batch predict --exact` does), as
-    mineral-batch decodes them by default, and at the smallest scale that covers the input.
+    With --model, its output is compared for PHOTOS decoded in full (as `mineral-batch predict --exact` does), decoded
+    as mineral-batch does by default, and at the smallest scale that covers the input.
     """
     from contextlib import ExitStack
 
     from mineral_batch.model.contract import InputSpec
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Report
-    from mineral_bench.studies import answers
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import decode as bench
-    from mineral_bench.studies.accuracy import open_artefacts
+    from mineral_bench.studies import decoder_effect
+    from mineral_bench.studies.accuracy import open_candidates
 
     if (model and not photos) or (labels and not (model and len(photos) == 1)) or (split and not labels):
         raise click.UsageError("--model needs PHOTOS, --labels a --model and one folder, --split needs --labels")
     with ExitStack() as stack:
-        asked = open_artefacts([model], [("onnx-cpu", "float32")], stack)[0][0] if model else None
-        spec = asked.contract.input if asked else InputSpec(height=size, width=size)
+        candidate = open_candidates([model], [("onnx-cpu", "float32")], stack)[0][0] if model else None
+        spec = candidate.contract.input if candidate else InputSpec(height=size, width=size)
         described = f"{spec.width} x {spec.height}, {spec.resize}, {spec.interpolation}"
         before = conditions(**(model_facts(model) if model else {}), input=described)
         groups, failures = bench.of_user(photos, spec) if photos else (bench.generated(), [])
@@ -62,7 +66,7 @@ def decode(
         results = [bench.measure(group, spec, plan) for group in groups]
         tables: list[Table] = [bench.table(results, failures)]
         figures: dict[str, Any] = {"groups": bench.figures(results), "unreadable": len(failures)}
-        if asked:
-            table, found = answers.compare(asked, photos, labels, split)
-            tables, figures = [*tables, table], {**figures, "answers": found}
-    Report("decode", before, figures, tables).give(json_file, markdown_file)
+        if candidate:
+            table, effect = decoder_effect.compare(candidate, photos, labels, split)
+            tables, figures = [*tables, table], {**figures, "answers": effect}
+    BenchmarkReport("decode", before, figures, tables).write(json_file, markdown_file)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artefacts", nargs=-1, required=True, metavar="A B...")
-@click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic pictures]")
-@click.option("--batch", type=click.IntRange(1), help="Pictures at once; default: what suits each engine.")
+@click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic images]")
+@click.option("--batch", type=click.IntRange(1), help="Images in a call. [default: what suits each engine]")
 @click.option(
-    "--pictures", type=click.IntRange(1), help="In a round, or more to fill every batch; default: 16 batches a thread."
+    "--pictures",
+    type=click.IntRange(1),
+    help="Images in a round, rounded up to whole batches. [default: 16 batches a thread]",
 )
 @limit(120)
 @output
@@ -30,21 +32,21 @@ def engines(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Pictures a second of A, B and more forms of one model, side by side in interleaved rounds.
+    """Measure images a second of A, B and more forms of one model, side by side in interleaved rounds.
 
-    Each is PATH or PATH@ENGINE[:PRECISION], as of mineral-export verify: a checkpoint's folder (on torch), an ONNX
-    file (on onnx-cpu where no engine is named) or a TensorRT plan, such as model.onnx@openvino:bfloat16. Every one
-    runs in a process of its own, on pictures decoded before, on all the threads that its engine takes; the others'
-    speed and answers are compared with the first's.
+    Each is PATH or PATH@ENGINE[:PRECISION], as for mineral-export verify: a checkpoint folder (on torch), an ONNX file
+    (on onnx-cpu if no engine is named) or a TensorRT plan, such as model.onnx@openvino:bfloat16. Each runs in a process
+    of its own, on decoded images, on all threads that its engine takes. Speed and output are compared with the
+    first's.
     """
     from mineral_bench.conditions import conditions
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Report
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import engines as bench
 
     if len(artefacts) < 2:
-        raise click.UsageError("name two artefacts or more: the first is what the others are compared with")
+        raise click.UsageError("name two artefacts or more: the others are compared with the first")
     before = conditions()
-    found = bench.measure(artefacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
-    before |= {"files": bench.files(found), "data": found.what}
-    Report("engines", before, bench.figures(found), [bench.table(found)]).give(json_file, markdown_file)
+    result = bench.measure(artefacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
+    before |= {"files": bench.files(result), "data": result.what}
+    BenchmarkReport("engines", before, bench.figures(result), [bench.table(result)]).write(json_file, markdown_file)

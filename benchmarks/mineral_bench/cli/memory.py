@@ -39,9 +39,11 @@ def memory(
     The pictures are links to those under PHOTOS, again and again, or small ones made for this.
     """
     from mineral_bench.conditions import conditions, model_facts
-    from mineral_bench.report import Report
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import memory as bench
 
     before = conditions(**model_facts(model), backend=backend)
     peaks = bench.measure(model, counts, photos, backend)
-    Report("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).give(json_file, markdown_file)
+    BenchmarkReport("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).write(
+        json_file, markdown_file
+    )

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option("--onnx", type=PATH, help="The export of the checkpoint; default: export it now.")
-@click.option("--engines-only", is_flag=True, help="On pictures decoded before: the engines without the decoders.")
-@click.option("--compile", "compiled", is_flag=True, help="torch.compile, too; it warms up for minutes.")
-@click.option("--backend", "backends", multiple=True, help="Of ours; default: all that work here.")
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Of torch and timm.")
-@click.option("--pictures", default=64, show_default=True, type=click.IntRange(1), help="In a round.")
+@click.option("--onnx", type=PATH, help="ONNX export of the checkpoint. [default: export it now]")
+@click.option("--engines-only", is_flag=True, help="Measure the engines alone, on decoded images.")
+@click.option("--compile", "compiled", is_flag=True, help="Include torch.compile, which warms up for minutes.")
+@click.option("--backend", "backends", multiple=True, help="Engine of ours; repeatable. [default: all that work here]")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Batch size of torch and timm.")
+@click.option("--pictures", default=64, show_default=True, type=click.IntRange(1), help="Images in a round.")
 @limit(150)
 @output
 def peers(
@@ -36,31 +36,39 @@ def peers(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """The same MODEL and PHOTOS by other programs' ways and ours, side by side in interleaved rounds.
+    """Measure the same MODEL and PHOTOS with other programs and with ours, side by side in interleaved rounds.
 
-    MODEL is a checkpoint's folder, a preset's name (random weights) or, without torch's ways, an ONNX file. Every way
-    runs in a process of its own and all answers are compared.
+    MODEL is a checkpoint folder, the name of a preset (random weights) or, without torch, an ONNX file. Each program
+    runs in a process of its own, and all output is compared.
+
+    --seconds limits the rounds. Exporting MODEL, starting each program and its first prediction come on top: from half
+    a minute for a small model to several minutes for the paper's, more with --compile.
     """
     import tempfile
+    import time
     from dataclasses import replace
+    from functools import partial
     from pathlib import Path
 
     from mineral_batch.model.onnx_file import read_contract
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Report
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import peers as bench
     from mineral_bench.subject import find_subject
 
+    started = time.monotonic()
+    click.echo(f"At most {seconds:g} s of measuring, after exporting the model and starting each program", err=True)
     before = conditions(batch=batch)
-    options = bench.Options(batch, compiled, engines_only=engines_only)
+    options = bench.PeerOptions(batch, compiled, engines_only=engines_only)
     with tempfile.TemporaryDirectory() as scratch:
         subject = find_subject(model, onnx, Path(scratch))
         contract = read_contract(subject.model)
         paths = bench.photographs(photos, contract.input, pictures)
-        before |= {**model_facts(subject.model), "data": f"{len(paths)} pictures"}
+        before |= {**model_facts(subject.model), "data": f"{len(paths)} images"}
         chosen = replace(options, backends=backends or options.backends)
-        found = bench.measure(subject, paths, chosen, Plan(seconds=seconds))
-    what = "engines alone, pictures decoded before" if engines_only else "from files to probabilities"
-    table = bench.table(found, f"{contract.name}: {what}")
-    Report("peers", before, bench.figures(found), [table]).give(json_file, markdown_file)
+        result = bench.measure(subject, paths, chosen, Plan(seconds=seconds), partial(click.echo, err=True))
+    what = "engines alone, on decoded images" if engines_only else "from files to probabilities"
+    before["seconds_in_all"] = round(time.monotonic() - started)
+    table = bench.table(result, f"{contract.name}: {what}")
+    BenchmarkReport("peers", before, bench.figures(result), [table]).write(json_file, markdown_file)

@@ -45,7 +45,7 @@ def scaling(
     from mineral_batch.engines.registry import open_backend
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Report
+    from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import scaling as bench
 
     before = conditions(**model_facts(model), backend=backend)
@@ -61,4 +61,4 @@ def scaling(
         need.table(per_day, megapixels),
     ]
     found = {"studies": bench.figures([counts, decoding, batches, cores]), "sizing": vars(need)}
-    Report("scaling", before, found, tables).give(json_file, markdown_file)
+    BenchmarkReport("scaling", before, found, tables).write(json_file, markdown_file)

@@ -51,7 +51,7 @@ def throughput(
     from mineral_batch.images.discover import find_sources
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
-    from mineral_bench.report import Report, load_figures
+    from mineral_bench.report import BenchmarkReport, load_figures
     from mineral_bench.studies import throughput as bench
 
     earlier = load_figures(saved, "throughput") if saved else None
@@ -62,8 +62,8 @@ def throughput(
         before = conditions(**model_facts(model), **facts, batch=batch or engine.batch_size)
         load = bench.make_load(sources, engine, batch, decode_threads, seconds / 40, exact)
         found = bench.measure(engine, load, Plan(seconds=seconds))
-        report = Report("throughput", before, bench.figures(found, load), bench.tables(found, engine, load))
+        report = BenchmarkReport("throughput", before, bench.figures(found, load), bench.tables(found, engine, load))
     if earlier:
         change = bench.compare(json.loads(report.json()), earlier)
-        report = Report("throughput", before, report.figures, [*report.tables, change])
-    report.give(json_file, markdown_file)
+        report = BenchmarkReport("throughput", before, report.figures, [*report.tables, change])
+    report.write(json_file, markdown_file)

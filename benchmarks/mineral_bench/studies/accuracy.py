@@ -1,38 +1,28 @@
-"""mAP of every form of a model on the same labelled photographs, with what each form loses.
+"""mAP of every form of a model on the same labelled images, and what each form loses.
 
-All artefacts get the very same pixels, so a difference is the artefact's own: its precision, its engine, its export.
+All artefacts get the same pixels, so a difference is the artefact's own: its precision, its engine, its export.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.engines.registry import choose_backend
+from mineral_batch.engines.registry import BACKENDS
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.evaluation.calibration import ECE_DEFINITION, probability_scores
-from mineral_batch.evaluation.labels import (
-    match_paths,
-    name_labels,
-    of_split,
-    read_labels,
-    require_known,
-)
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, MeanAP, bootstrap_interval, mean_average_precision
-from mineral_batch.evaluation.thresholds import binarize
-from mineral_batch.images.decode import load_image
-from mineral_batch.images.discover import find_images
-from mineral_batch.model.onnx_file import read_contract
-from mineral_batch.results.predictions import indicator
-from mineral_batch.types import Failure
 from mineral_bench.report import Table, names_apart, numbered
+from mineral_export.verify.artefacts import open_artefact, parse_artefact
+from mineral_export.verify.parity import compare_probabilities
+from mineral_export.verify.samples import decode_in_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import ExitStack
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -40,110 +30,76 @@ if TYPE_CHECKING:
     from mineral_batch.evaluation.metrics import Bools
     from mineral_batch.model.calibration import ProbabilityScores
     from mineral_batch.model.contract import InputSpec, ModelContract
-    from mineral_batch.types import Pixels, Probabilities
+    from mineral_batch.types import Probabilities
+    from mineral_export.verify.parity import Model
+    from mineral_export.verify.samples import LabelledImages
 
-#: (backend, precision) that an ONNX file is tried on; those that do not work here are named in a note.
-ROADS = (
+#: (backend, precision) that an ONNX file is tried on; a note names those that do not work here.
+ENGINES = (
     ("onnx-cpu", "float32"),
     ("openvino", "float32"),
     ("openvino", "bfloat16"),
     ("onnx-cuda", "auto"),
 )
-TORCH = "torch, float32"
 _BATCH = 16
 
 
-class Answers(Protocol):
-    """Anything that maps (N, H, W, 3) uint8 to (N, L) probabilities."""
-
-    def __call__(self, pixels: Pixels, /) -> Probabilities:
-        """Answer one batch."""
-        ...
-
-
 @dataclass(frozen=True)
-class Artefact:
-    """One form of a model, open.
+class Candidate:
+    """An open form of a model.
 
     Attributes:
-        name: file and engine; of no two the same.
-        size: of the file, bytes.
-        contract: its own.
-        answer: the engine.
+        name: file and engine, unique.
+        size: of the file with the weights, bytes.
+        contract: the model's.
+        predict: (N, H, W, 3) uint8 to (N, L) probabilities.
     """
 
     name: str
     size: int
     contract: ModelContract
-    answer: Answers
+    predict: Model
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Photographs with their labels.
-
-    Attributes:
-        paths: N files.
-        labels: L names.
-        truth: (N, L) bool.
-        missing: labelled photographs that are not there.
-    """
-
-    paths: tuple[Path, ...]
-    labels: tuple[str, ...]
-    truth: Bools
-    missing: int
-
-
-def read_labelled(table: Path, root: Path, split: str | None, labels: Sequence[str]) -> Labelled:
-    """Match a table's rows (see `mineral_batch.evaluation.labels.read_labels`) with the photographs under a folder.
+def engines_of(backends: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (backend, precision) pairs to try for these backends; all of `ENGINES` if there are none.
 
     Raises:
-        DataError: if nothing matches, or a label is none of the model's.
+        DataError: if there is no backend of that name.
     """
-    rows, _ = name_labels(of_split(read_labels(table), split, table), labels)
-    require_known(rows, labels, table, "the model does not know")
-    found = [path for path in find_images([root]) if not isinstance(path, Failure)]
-    matches = match_paths([str(path) for path in found], [row.path for row in rows])
-    matches.log(list(map(str, found)))
-    pairs = [(found[matches.index[row.path]], row) for row in rows if row.path in matches.index]
-    if not pairs:
-        chosen = f" of split {split}" if split else ""
-        raise DataError(f"none of the {len(rows)} photographs{chosen} in {table} is under {root}")
-    truth = indicator([row.labels for _, row in pairs], labels)
-    return Labelled(tuple(path for path, _ in pairs), tuple(labels), truth, len(rows) - len(pairs))
+    for name in backends:
+        if name not in BACKENDS:
+            raise DataError(f"no engine is called '{name}'; there are: {', '.join(BACKENDS)}")
+    named = {name: [engine for engine in ENGINES if engine[0] == name] or [(name, "auto")] for name in backends}
+    return [engine for engines in named.values() for engine in engines] or list(ENGINES)
 
 
-def roads_of(backends: Sequence[str]) -> list[tuple[str, str]]:
-    """(backend, precision) to try for backends that were named; all of `ROADS` if none was."""
-    named = {name: [road for road in ROADS if road[0] == name] or [(name, "auto")] for name in backends}
-    return [road for roads in named.values() for road in roads] or list(ROADS)
-
-
-def open_artefacts(
-    paths: Sequence[Path], roads: Sequence[tuple[str, str]], stack: ExitStack
-) -> tuple[list[Artefact], list[str]]:
-    """Every artefact on every engine that works here, and why the others do not.
+def open_candidates(
+    paths: Sequence[Path], engines: Sequence[tuple[str, str]], stack: ExitStack
+) -> tuple[list[Candidate], list[str]]:
+    """Open every artefact on every engine that works here; also returns why the others do not.
 
     Args:
         paths: checkpoint folders and model files.
-        roads: (backend, precision) for the model files.
+        engines: (backend, precision) for the model files.
         stack: closes the engines.
 
     Raises:
         DataError: if none works, or two have different labels.
     """
-    opened: list[Artefact] = []
+    opened: list[Candidate] = []
     notes = []
     for path, name in zip(paths, numbered(names_apart(paths)), strict=True):
-        if path.is_dir():
-            opened.append(_checkpoint(path, name))
-            continue
-        for backend, precision in roads:
+        for engine in [""] if path.is_dir() else [f"@{backend}:{precision}" for backend, precision in engines]:
             try:
-                opened.append(_on_engine(path, name, backend, precision, stack))
+                artefact = stack.enter_context(open_artefact(f"{path}{engine}"))
             except BackendError as error:
+                backend, _, precision = engine[1:].partition(":")
                 notes.append(f"Not here: {name} on {backend} in {precision}: {error}.")
+                continue
+            size = parse_artefact(path).weights.stat().st_size
+            words = f"{name}, {artefact.backend.name} ({artefact.backend.device})"
+            opened.append(Candidate(words, size, artefact.contract, artefact.predict))
     if not opened:
         raise DataError("no artefact can be opened here: " + " ".join(notes))
     other = next((one for one in opened if one.contract.labels != opened[0].contract.labels), None)
@@ -152,31 +108,14 @@ def open_artefacts(
     return opened, notes
 
 
-def _checkpoint(folder: Path, name: str) -> Artefact:
-    from mineral_export.deployable import Deployable
-    from mineral_train.training.checkpoint import WEIGHTS, load_checkpoint
-
-    model, contract = load_checkpoint(folder)
-    answer = Deployable(model, contract.input).infer
-    return Artefact(f"{name}, {TORCH}", (folder / WEIGHTS).stat().st_size, contract, answer)
-
-
-def _on_engine(path: Path, name: str, backend: str, precision: str, stack: ExitStack) -> Artefact:
-    contract = read_contract(path)
-    engine = choose_backend(path, backend, precision=precision).backend
-    stack.enter_context(closing(engine))
-    name = f"{name}, {engine.name} ({engine.device})"
-    return Artefact(name, path.stat().st_size, contract, lambda pixels: engine.infer(pixels).copy())
-
-
 @dataclass(frozen=True)
 class Scored:
-    """What the artefacts said.
+    """The candidates' predictions.
 
     Attributes:
-        scores: of each artefact, in their order, (N, L) probabilities.
-        truth: (N, L) bool of the pictures that could be read.
-        unreadable: how many could not.
+        scores: (N, L) probabilities of each candidate, in their order.
+        truth: (N, L) bool ground truth of the images that could be read.
+        unreadable: number of images that could not.
     """
 
     scores: tuple[NDArray[np.float64], ...]
@@ -184,51 +123,42 @@ class Scored:
     unreadable: int
 
 
-def score(artefacts: Sequence[Artefact], data: Labelled) -> Scored:
-    """Ask all artefacts about all pictures, each picture decoded once for each kind of input.
+def score(candidates: Sequence[Candidate], data: LabelledImages) -> Scored:
+    """Predict all images with all candidates; each image is decoded once for each kind of input.
 
     Raises:
-        DataError: if no picture can be read.
+        DataError: if no image can be read.
     """
     by_input: dict[InputSpec, list[int]] = defaultdict(list)
-    for place, one in enumerate(artefacts):
+    for place, one in enumerate(candidates):
         by_input[one.contract.input].append(place)
-    parts: list[list[Probabilities]] = [[] for _ in artefacts]
+    parts: list[list[Probabilities]] = [[] for _ in candidates]
     read: list[int] = []
     for spec, places in by_input.items():
         read = []
-        for indices, pixels in _batches(data.paths, spec):
+        for indices, pixels in decode_in_chunks(data.paths, spec, _BATCH):
             read += indices
             for place in places:
-                parts[place].append(artefacts[place].answer(pixels))
+                parts[place].append(candidates[place].predict(pixels))
     if not read:
-        raise DataError("none of the photographs can be read")
-    scores = tuple(np.concatenate(answers).astype(np.float64) for answers in parts)
+        raise DataError("none of the images can be read")
+    scores = tuple(np.concatenate(batches).astype(np.float64) for batches in parts)
     return Scored(scores, data.truth[read], len(data.paths) - len(read))
-
-
-def _batches(paths: Sequence[Path], spec: InputSpec) -> Iterator[tuple[list[int], Pixels]]:
-    """The readable pictures, with their places."""
-    for start in range(0, len(paths), _BATCH):
-        images = [(start + i, load_image(path, spec)) for i, path in enumerate(paths[start : start + _BATCH])]
-        good = [(index, image.pixels) for index, image in images if not isinstance(image, Failure)]
-        if good:
-            yield [index for index, _ in good], np.stack([pixels for _, pixels in good])
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of one artefact.
+    """The accuracy of one candidate.
 
     Attributes:
-        name: of the artefact.
+        name: its name.
         size: bytes.
         mean_ap: by equation 6.
-        interval: 95 %, from the choice of pictures.
-        difference: mAP less the first artefact's.
-        difference_interval: 95 %, both judged on the same resampled pictures.
-        agreement: share of all decisions at the thresholds that are the first artefact's.
-        largest: difference of a probability from the first artefact's.
+        interval: 95 %, from the choice of images.
+        difference: mAP minus the first candidate's.
+        difference_interval: 95 %, both on the same resampled images.
+        agreement: share of all decisions at the thresholds that equal the first candidate's.
+        largest: difference of a probability from the first candidate's.
         calibration: ECE, log loss and Brier score.
     """
 
@@ -243,14 +173,15 @@ class Accuracy:
     calibration: ProbabilityScores
 
 
-def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
-    """Every artefact's mAP, and its loss against the first one."""
-    reference, thresholds = scored.scores[0], np.array(artefacts[0].contract.thresholds)
-    expected, base = binarize(reference, thresholds), _average(artefacts[0].name, reference, scored.truth)
-    found = []
-    for one, scores in zip(artefacts, scored.scores, strict=True):
-        mean_ap = _average(one.name, scores, scored.truth)
-        found.append(
+def evaluate(candidates: Sequence[Candidate], scored: Scored, resamples: int = 1000) -> list[Accuracy]:
+    """Compute every candidate's mAP, and its loss against the first one."""
+    reference, contract = scored.scores[0], candidates[0].contract
+    base = _mean_ap(candidates[0].name, reference, scored.truth)
+    results = []
+    for one, scores in zip(candidates, scored.scores, strict=True):
+        mean_ap = _mean_ap(one.name, scores, scored.truth)
+        parity = compare_probabilities(reference, scores, None, "images", contract)
+        results.append(
             Accuracy(
                 name=one.name,
                 size=one.size,
@@ -258,27 +189,27 @@ def judge(artefacts: Sequence[Artefact], scored: Scored, resamples: int = 1000) 
                 interval=bootstrap_interval(scores, scored.truth, resamples),
                 difference=mean_ap.mean - base.mean,
                 difference_interval=difference_interval(scores, reference, scored.truth, resamples // 5),
-                agreement=float((binarize(scores, thresholds) == expected).mean()),
-                largest=float(np.abs(scores - reference).max()),
+                agreement=1 - parity.flips / parity.decisions,
+                largest=parity.largest,
                 calibration=probability_scores(scores, scored.truth),
             )
         )
-    return found
+    return results
 
 
-def _average(name: str, scores: NDArray[np.float64], truth: Bools) -> MeanAP:
+def _mean_ap(name: str, scores: NDArray[np.float64], truth: Bools) -> MeanAP:
     try:
         return mean_average_precision(scores, truth)
-    except DataError as error:  # a model that gives NaN: which one?
+    except DataError as error:  # a model that outputs NaN: which one?
         raise DataError(f"{name}: {error}") from None
 
 
 def difference_interval(
     scores: NDArray[np.float64], reference: NDArray[np.float64], truth: Bools, resamples: int, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % basic bootstrap interval of the difference of two mAPs, (N, L) each, over the same resampled pictures.
+    """Return the 95 % basic bootstrap interval of the difference of two mAPs over the same resampled images.
 
-    Far narrower than the intervals of the two figures: hard pictures are hard for both. NaN both without a resample.
+    Far narrower than the intervals of the two mAPs: hard images are hard for both. NaN without resamples.
     """
     if np.array_equal(scores, reference):
         return 0.0, 0.0
@@ -298,9 +229,9 @@ def _difference(
     return one - other
 
 
-def table(found: Sequence[Accuracy], scored: Scored, data: Labelled, notes: Sequence[str]) -> Table:
-    """One row per artefact; mAP in points of 100."""
-    first = found[0]
+def table(results: Sequence[Accuracy], scored: Scored, data: LabelledImages, notes: Sequence[str]) -> Table:
+    """Return one row per candidate; mAP in points of 100."""
+    first = results[0]
     rows = [
         (
             one.name,
@@ -312,7 +243,7 @@ def table(found: Sequence[Accuracy], scored: Scored, data: Labelled, notes: Sequ
             f"{one.calibration.ece:.4f}",
             f"{one.calibration.log_loss:.4f}",
         )
-        for one in found
+        for one in results
     ]
     columns = (
         "artefact",
@@ -324,11 +255,12 @@ def table(found: Sequence[Accuracy], scored: Scored, data: Labelled, notes: Sequ
         "ECE",
         "log loss",
     )
-    labels = len(data.labels) - len(first.mean_ap.empty)
+    total = data.truth.shape[1]
+    labels = total - len(first.mean_ap.empty)
     heading = [
-        f"mAP in points, 95 % bootstrap interval: {DEFINITIONS[EQUATION_6]}. {len(scored.truth)} photographs, "
-        f"{labels} of {len(data.labels)} labels occur; {scored.unreadable} could not be read, {data.missing} are "
-        "in the table and not in the folder. Differences on the same resampled photographs. "
+        f"mAP in points, 95 % bootstrap interval: {DEFINITIONS[EQUATION_6]}. {len(scored.truth)} images, "
+        f"{labels} of {total} labels occur; {scored.unreadable} could not be read, {data.missing} are "
+        "in the table and not in the folder. Differences on the same resampled images. "
         f"{ECE_DEFINITION[0].upper()}{ECE_DEFINITION[1:]}."
     ]
     return Table("Mean average precision", columns, rows, [*heading, *notes])
@@ -339,23 +271,23 @@ def _points(value: float, low: float, high: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}{interval}"
 
 
-def figures(found: Sequence[Accuracy], scored: Scored) -> dict[str, Any]:
-    """For JSON."""
+def figures(results: Sequence[Accuracy], scored: Scored) -> dict[str, Any]:
+    """Return the figures for JSON."""
     return {
         "definition": EQUATION_6,
         "photographs": len(scored.truth),
         "unreadable": scored.unreadable,
-        "artefacts": [vars(one) | _in_json(one) for one in found],
+        "artefacts": [vars(one) | _in_json(one) for one in results],
     }
 
 
 def _in_json(one: Accuracy) -> dict[str, Any]:
-    """What JSON has no form for; null where there is no interval."""
+    """Return what JSON cannot hold as it is; null if there is no interval."""
     intervals = {"interval": one.interval, "difference_interval": one.difference_interval}
-    told = {name: None if np.isnan(interval).any() else interval for name, interval in intervals.items()}
-    return told | {"mean_ap": _mean_ap(one.mean_ap), "calibration": asdict(one.calibration)}
+    written = {name: None if np.isnan(interval).any() else interval for name, interval in intervals.items()}
+    return written | {"mean_ap": _mean_ap_figures(one.mean_ap), "calibration": asdict(one.calibration)}
 
 
-def _mean_ap(found: MeanAP) -> dict[str, Any]:
-    per_label = [None if np.isnan(value) else value for value in found.per_label.tolist()]
-    return {"mean": found.mean, "per_label": per_label, "support": found.support.tolist()}
+def _mean_ap_figures(mean_ap: MeanAP) -> dict[str, Any]:
+    per_label = [None if np.isnan(value) else value for value in mean_ap.per_label.tolist()]
+    return {"mean": mean_ap.mean, "per_label": per_label, "support": mean_ap.support.tolist()}

@@ -22,7 +22,7 @@ from mineral_batch.images.discover import find_sources
 from mineral_batch.images.formats import open_image
 from mineral_batch.images.geometry import resize
 from mineral_batch.types import Failure, Pixels
-from mineral_bench import pictures
+from mineral_bench import images
 from mineral_bench.conditions import without_folder
 from mineral_bench.measure import Plan, Rounds, interleave, ratio
 from mineral_bench.report import Table
@@ -141,13 +141,13 @@ class Group:
     is_jpeg: bool
 
 
-def generated(names: Iterable[str] = pictures.FORMATS, sizes: Iterable[str] = pictures.SIZES) -> list[Group]:
+def generated(names: Iterable[str] = images.FORMATS, sizes: Iterable[str] = images.SIZES) -> list[Group]:
     """One rendered picture per size and format that Pillow writes here."""
-    drawn = {size: pictures.photograph(*pictures.SIZES[size]) for size in sizes}
+    drawn = {size: images.photograph(*images.SIZES[size]) for size in sizes}
     return [
-        Group(f"{name}, {size}", (pictures.encode(picture, name),), name.startswith("JPEG"))
+        Group(f"{name}, {size}", (images.encode(picture, name),), name.startswith("JPEG"))
         for size, picture in drawn.items()
-        for name in filter(pictures.can_encode, names)
+        for name in filter(images.can_encode, names)
     ]
 
 
@@ -217,7 +217,7 @@ def _kind(content: bytes) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DecodeTimes:
     """One group's figures.
 
     Attributes:
@@ -244,7 +244,7 @@ class Measured:
         ]
 
 
-def measure(group: Group, spec: InputSpec, plan: Plan) -> Measured:
+def measure(group: Group, spec: InputSpec, plan: Plan) -> DecodeTimes:
     """Time every decoder that is installed and reads the group, in interleaved rounds."""
     answers = {name: attempt(one, group, spec) for name, one in CANDIDATES.items()}
     usable = {name: CANDIDATES[name].run for name, pixels in answers.items() if pixels}
@@ -254,7 +254,7 @@ def measure(group: Group, spec: InputSpec, plan: Plan) -> Measured:
         return lambda: [run(content, spec) for content in group.contents]
 
     rounds = interleave({name: decode_all(run) for name, run in usable.items()}, plan)
-    return Measured(group.name, len(group.contents), rounds, near)
+    return DecodeTimes(group.name, len(group.contents), rounds, near)
 
 
 def attempt(candidate: Candidate, group: Group, spec: InputSpec) -> list[Pixels]:
@@ -275,7 +275,7 @@ def psnr(found: Sequence[Pixels], exact: Sequence[Pixels]) -> float:
     return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
 
 
-def table(results: Sequence[Measured], failures: Sequence[Failure] = ()) -> Table:
+def table(results: Sequence[DecodeTimes], failures: Sequence[Failure] = ()) -> Table:
     """One row per group and decoder; what could not be read is named under it."""
     rows = [row for result in results for row in _rows(result)]
     columns = ("pictures", "decoder", "CPU ms a picture", "times faster than Pillow in full", "PSNR, dB")
@@ -294,7 +294,7 @@ def _left_out(failures: Sequence[Failure]) -> list[str]:
     return [f"Left out, because they cannot be read: {'; '.join([*told, *more])}."]
 
 
-def _rows(result: Measured) -> list[tuple[object, ...]]:
+def _rows(result: DecodeTimes) -> list[tuple[object, ...]]:
     times = result.rounds.cpu  # one thread: the same as by the clock, without the other programs
     return [
         (
@@ -308,7 +308,7 @@ def _rows(result: Measured) -> list[tuple[object, ...]]:
     ]
 
 
-def verdict(results: Sequence[Measured]) -> str:
+def verdict(results: Sequence[DecodeTimes]) -> str:
     """Whether another decoder should replace ours: faster beyond noise at the same fidelity."""
     better = {result.group: result.better() for result in results}
     told = [f"{group}: {', '.join(names)}" for group, names in better.items() if names]
@@ -316,7 +316,7 @@ def verdict(results: Sequence[Measured]) -> str:
     return f"{rule[0].upper() + rule[1:]}: {'; '.join(told) if told else 'none'}."
 
 
-def figures(results: Sequence[Measured]) -> list[dict[str, Any]]:
+def figures(results: Sequence[DecodeTimes]) -> list[dict[str, Any]]:
     """Every round's seconds and every fidelity; null where a decoder gives the reference's very pixels."""
     return [
         {

@@ -1,6 +1,6 @@
-"""Forms of one model side by side: the same decoded pictures to each, each in a process of its own.
+"""Forms of one model side by side on the same decoded images, each in a process of its own.
 
-Their answers are compared as well: the speed of a form that answers something else means nothing.
+Their output is compared as well: the speed of a form that computes something else means nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from mineral_batch.errors import DataError
 from mineral_batch.results.fingerprint import file_digest
 from mineral_bench import comparison
 from mineral_bench.comparison import Comparison, compare
-from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
+from mineral_bench.engine_only import DECODED, LEAST_BATCHES, fill, infer_all
 from mineral_bench.process.isolated import Isolated, IsolatedError
 from mineral_bench.report import Table, names_apart, numbered
-from mineral_export.verify.artefacts import Form, find_artefact, open_artefact, require_same
-from mineral_export.verify.parity import budget_of, least_exact, photographs, synthetic
+from mineral_export.verify.artefacts import ArtefactInfo, open_artefact, parse_artefact, require_same
+from mineral_export.verify.budget import budget_for, least_exact
+from mineral_export.verify.samples import first_images, synthetic_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry(Form):
+class Entry(ArtefactInfo):
     """An open artefact as it is measured.
 
     Attributes:
-        batch: pictures that its engine gets at once.
-        workers: threads that ask it at the same time.
-        size: of the file with its weights, bytes.
+        batch: images in a call.
+        workers: threads that call the engine at the same time.
+        size: of the file with the weights, bytes.
         sha256: of that file.
     """
 
@@ -50,12 +51,12 @@ class Entry(Form):
     sha256: str
 
 
-class Engine:
-    """An artefact's engine; made by `mineral_bench.process.isolated.Isolated`, and closed with its process.
+class EngineProcess:
+    """An artefact's engine, made by `mineral_bench.process.isolated.Isolated` and closed with its process.
 
     Args:
         name: `PATH[@ENGINE[:PRECISION]]`, see `mineral_export.verify.artefacts.open_artefact`.
-        batch: pictures at once; None for what suits the engine.
+        batch: images in a call; None for what suits the engine.
     """
 
     def __init__(self, name: str, batch: int | None = None) -> None:
@@ -65,51 +66,51 @@ class Engine:
         self._batch = batch or self._backend.batch_size
 
     def describe(self) -> Entry:
-        """What is measured."""
-        form, file = self._artefact, find_artefact(self._artefact.name).weights
+        """Describe what is measured."""
+        form, file = self._artefact, parse_artefact(self._artefact.name).weights
         facts = self._batch, self._backend.workers, file.stat().st_size, file_digest(file)
         return Entry(form.name, form.engine, form.precision, form.contract, *facts)
 
-    def prepare(self, pixels: Pixels, pictures: int) -> None:
-        """Take (N, H, W, 3) uint8 pictures, and say how many a round has; both are multiples of the batch."""
+    def prepare(self, pixels: Pixels, images: int) -> None:
+        """Take (N, H, W, 3) uint8 images, and the number of images in a round; both are multiples of the batch."""
         self._batches = fill(self._backend, pixels, self._batch)
-        self._in_a_round = pictures // self._batch
+        self._in_a_round = images // self._batch
 
-    def answers(self) -> Probabilities:
-        """To each picture once, (N, L) float32."""
-        return answer(self._backend, self._batches)
+    def predict(self) -> Probabilities:
+        """Predict each image once: (N, L) float32."""
+        return infer_all(self._backend, self._batches)
 
     def round(self) -> None:
-        """To as many as a round has, from the first again as often as needed."""
-        answer(self._backend, itertools.islice(itertools.cycle(self._batches), self._in_a_round))
+        """Predict the images of one round, repeating them as often as needed."""
+        infer_all(self._backend, itertools.islice(itertools.cycle(self._batches), self._in_a_round))
 
     def rest(self) -> None:
-        """Do nothing: for whoever wants to know of the process."""
+        """Do nothing; the reply tells about the process."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What every engine gets.
+    """What every engine predicts.
 
     Attributes:
-        batch: pictures at once; None for what suits each engine.
-        pictures: in a round, rounded up to whole batches of every engine; None for enough of them.
-        photos: a folder or file; None for synthetic pictures.
+        batch: images in a call; None for what suits each engine.
+        images: in a round, rounded up to whole batches of every engine; None for enough.
+        photos: a folder or file; None for synthetic images.
     """
 
     batch: int | None = None
-    pictures: int | None = None
+    images: int | None = None
     photos: Path | None = None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found.
+class EngineComparison:
+    """The result.
 
     Attributes:
-        entries: label, unique -> artefact; in the order in which they were named.
+        entries: unique label -> artefact, in the order in which they were named.
         comparison: by the same labels.
-        what: the pictures, in words.
+        what: the images in words.
     """
 
     entries: dict[str, Entry]
@@ -117,45 +118,45 @@ class Measured:
     what: str
 
 
-def measure(names: Sequence[str], load: Load, plan: Plan) -> Measured:
-    """Time all artefacts in interleaved rounds, after one answer to each picture that is compared.
+def measure(names: Sequence[str], load: Load, plan: Plan) -> EngineComparison:
+    """Time all artefacts in interleaved rounds; before that each predicts every image once, for comparison.
 
     Args:
         names: `PATH[@ENGINE[:PRECISION]]`; the first is the reference, and one may come twice.
-        load: pictures and batches.
+        load: images and batches.
         plan: how long.
 
     Raises:
-        DataError: if a name is wrong, no photograph can be read, or a round is too short.
+        DataError: if a name is wrong, no image can be read, or a round is too short.
         ContractError: if a file is absent, or two are not forms of one model.
-        IsolatedError: if one cannot be opened or does not answer.
+        IsolatedError: if one cannot be opened or fails.
     """
     for name in names:
-        find_artefact(name)  # a wrong one is said before the others are opened, which may take minutes
+        parse_artefact(name)  # refused before the others are opened, which may take minutes
     with ExitStack() as stack:
         engines = dict(zip(labels(names), (_open(name, load.batch, stack) for name in names), strict=True))
         entries = _described(engines)
-        pictures = in_a_round(list(entries.values()), load.pictures)
-        pixels, what = _pictures(entries, load.photos, pictures)
-        first = {label: _first(engines[label], entry, pixels, pictures) for label, entry in entries.items()}
-        return Measured(entries, compare(engines, first, "round", pictures, plan), what)
+        images = images_in_round(list(entries.values()), load.images)
+        pixels, what = _load_images(entries, load.photos, images)
+        first = {label: _predict(engines[label], entry, pixels, images) for label, entry in entries.items()}
+        return EngineComparison(entries, compare(engines, first, "round", images, plan), what)
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """What to call them in a table: see `names_apart`, with their engines, and different from each other."""
-    places = [find_artefact(name).path for name in names]
+    """Return unique labels for a table: see `names_apart`, with their engines."""
+    places = [parse_artefact(name).path for name in names]
     called = zip(names, places, names_apart(places), strict=True)
     return numbered([short + _engine_in(name, place) for name, place, short in called])
 
 
 def _engine_in(name: str, place: Path) -> str:
-    """`@ENGINE[:PRECISION]` as it was named, nothing where it was not."""
+    """Return `@ENGINE[:PRECISION]` if it was named."""
     return "" if Path(name) == place else f"@{name.rpartition('@')[2]}"
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Say of which artefact an error is."""
+    """Say which artefact an error is about."""
     try:
         yield
     except IsolatedError as error:
@@ -164,11 +165,11 @@ def _named(name: str) -> Iterator[None]:
 
 def _open(name: str, batch: int | None, stack: ExitStack) -> Isolated:
     with _named(name):
-        return stack.enter_context(Isolated(partial(Engine, name, batch)))
+        return stack.enter_context(Isolated(partial(EngineProcess, name, batch)))
 
 
 def _described(engines: dict[str, Isolated]) -> dict[str, Entry]:
-    """What each is; all must be forms of the first one's model."""
+    """Describe each; all must be forms of the first one's model."""
     entries: dict[str, Entry] = {label: engine.call("describe").value for label, engine in engines.items()}
     reference, *others = entries.values()
     for other in others:
@@ -176,89 +177,88 @@ def _described(engines: dict[str, Isolated]) -> dict[str, Entry]:
     return entries
 
 
-def in_a_round(entries: Sequence[Entry], asked: int | None) -> int:
-    """Pictures in a round: whole batches for every engine, at least one for each of its threads.
+def images_in_round(entries: Sequence[Entry], requested: int | None) -> int:
+    """Return the number of images in a round: whole batches for every engine, at least one for each of its threads.
 
     Raises:
-        DataError: if fewer are asked for.
+        DataError: if fewer are requested.
     """
     largest = max(entries, key=lambda entry: entry.batch * entry.workers)
     least = largest.batch * largest.workers
-    if asked is not None and asked < least:
+    if requested is not None and requested < least:
         smaller = ", or a smaller --batch" if largest.batch > 1 else ""
         raise DataError(
-            f"{largest.name} takes batches of {largest.batch}, {largest.workers} at once: --pictures {asked} do not "
-            f"fill them; give {least} or more{smaller}"
+            f"{largest.name} takes batches of {largest.batch}, {largest.workers} at once: --pictures {requested} do "
+            f"not fill them; use {least} or more{smaller}"
         )
     whole = math.lcm(*(entry.batch for entry in entries))
-    return _up(asked or LEAST_BATCHES * least, whole)
+    return _round_up(requested or LEAST_BATCHES * least, whole)
 
 
-def _up(count: int, whole: int) -> int:
-    """To the next multiple."""
+def _round_up(count: int, whole: int) -> int:
     return -(-count // whole) * whole
 
 
-def _pictures(entries: dict[str, Entry], photos: Path | None, pictures: int) -> tuple[Pixels, str]:
-    """(N, H, W, 3) uint8 in whole batches of every engine, and what they are in words."""
+def _load_images(entries: dict[str, Entry], photos: Path | None, images: int) -> tuple[Pixels, str]:
+    """Return (N, H, W, 3) uint8 in whole batches of every engine, and what they are in words."""
     first, *_ = entries.values()
-    count = min(pictures, _up(DECODED, math.lcm(*(entry.batch for entry in entries.values()))))
-    found, what = _drawn(first.contract.input, photos, count)
-    # From the first again where there are fewer photographs.
-    return np.resize(found, (count, *found.shape[1:])), f"{len(found)} different {what}"
+    count = min(images, _round_up(DECODED, math.lcm(*(entry.batch for entry in entries.values()))))
+    pixels, what = _draw(first.contract.input, photos, count)
+    # Repeated if there are fewer photographs.
+    return np.resize(pixels, (count, *pixels.shape[1:])), f"{len(pixels)} different {what}"
 
 
-def _drawn(spec: InputSpec, photos: Path | None, count: int) -> tuple[Pixels, str]:
+def _draw(spec: InputSpec, photos: Path | None, count: int) -> tuple[Pixels, str]:
     if photos is None:
-        return synthetic(spec, count), "synthetic pictures"
-    return photographs([photos], spec, count), "photographs"
+        return synthetic_images(spec, count), "synthetic images"
+    return first_images([photos], spec, count), "photographs"
 
 
-def _first(engine: Isolated, entry: Entry, pixels: Pixels, pictures: int) -> Probabilities:
-    """(N, L) answers to the pictures, which the engine keeps."""
+def _predict(engine: Isolated, entry: Entry, pixels: Pixels, images: int) -> Probabilities:
+    """Return (N, L) predictions for the images, which the engine keeps."""
     with _named(entry.name):
-        engine.call("prepare", pixels, pictures)
-        return np.asarray(engine.call("answers").value)
+        engine.call("prepare", pixels, images)
+        return np.asarray(engine.call("predict").value)
 
 
-def table(found: Measured) -> Table:
-    """One row per artefact in the order in which they were named, each against the first."""
-    entries = found.entries
+def table(result: EngineComparison) -> Table:
+    """Return one row per artefact in the order in which they were named, each compared with the first."""
+    entries = result.entries
     reference, *_ = entries.values()
-    plain = comparison.table(found.comparison, f"{reference.contract.name}: engines alone, pictures decoded before")
+    plain = comparison.table(result.comparison, f"{reference.contract.name}: engines alone, on decoded images")
     rows = [
         (label, _in_words(entries[str(label)]), *values, f"{entries[str(label)].size / 1e6:.1f}")
         for label, *values in plain.rows
     ]
     columns = ["artefact", "engine", *plain.columns[1:], "file, MB"]
-    return Table(plain.title, columns, rows, [*plain.notes, f"{found.what}.", *doubts(found)])
+    return Table(plain.title, columns, rows, [*plain.notes, f"{result.what}.", *doubts(result)])
 
 
 def _in_words(entry: Entry) -> str:
     return f"{entry.engine}; batches of {entry.batch}, {entry.workers} at once"
 
 
-def doubts(found: Measured) -> list[str]:
-    """Artefacts whose answers lie farther from the first's than `mineral-export verify` allows their precision."""
-    reference, *_ = found.entries.values()
-    said = []
-    for label, entry in found.entries.items():
-        budget = budget_of(least_exact((reference.precision, entry.precision)))
-        if not found.comparison.differences[label] <= budget.largest:  # also where it is not a number
-            said.append(
-                f"{label} answers otherwise than the first: beyond the largest difference of {budget.largest:g} that "
+def doubts(result: EngineComparison) -> list[str]:
+    """Name artefacts whose output lies farther from the first's than `mineral-export verify` allows their precision."""
+    reference, *_ = result.entries.values()
+    notes = []
+    for label, entry in result.entries.items():
+        budget = budget_for(least_exact((reference.precision, entry.precision)))
+        if not result.comparison.differences[label] <= budget.largest:  # also where it is not a number
+            notes.append(
+                f"The output of {label} differs from the first's by more than the {budget.largest:g} that "
                 f"mineral-export verify allows {budget.name}."
             )
-    return said
+    return notes
 
 
-def files(found: Measured) -> str:
-    """Which they are, in words, for the conditions."""
-    return "; ".join(f"{label}, SHA-256 {entry.sha256[:16]}" for label, entry in found.entries.items())
+def files(result: EngineComparison) -> str:
+    """Return the files in words, for the conditions."""
+    return "; ".join(f"{label}, SHA-256 {entry.sha256[:16]}" for label, entry in result.entries.items())
 
 
-def figures(found: Measured) -> dict[str, Any]:
-    """For JSON."""
+def figures(result: EngineComparison) -> dict[str, Any]:
+    """Return the figures for JSON."""
     keys = ("engine", "precision", "batch", "workers", "size", "sha256")
-    facts = [{"artefact": label} | {key: getattr(one, key) for key in keys} for label, one in found.entries.items()]
-    return {"artefacts": facts, **comparison.figures(found.comparison), "doubts": doubts(found)}
+    facts = [{"artefact": label} | {key: getattr(one, key) for key in keys} for label, one in result.entries.items()]
+    return {"artefacts": facts, **comparison.figures(result.comparison), "doubts": doubts(result)}

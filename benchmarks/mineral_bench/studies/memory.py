@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.errors import DataError
 from mineral_batch.images.discover import find_images
 from mineral_batch.types import Failure
-from mineral_bench.pictures import write_photographs
+from mineral_bench.images import write_photographs
 from mineral_bench.process.isolated import Isolated
 from mineral_bench.process.runner import Runner
 from mineral_bench.report import Table

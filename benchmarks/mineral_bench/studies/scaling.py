@@ -18,8 +18,8 @@ import numpy as np
 
 from mineral_batch.images.decode import decode_image
 from mineral_batch.system import cpu_count
+from mineral_bench.images import encode, photograph, write_photographs
 from mineral_bench.measure import Plan, Rounds, interleave, three_digits
-from mineral_bench.pictures import encode, photograph, write_photographs
 from mineral_bench.process.isolated import Isolated
 from mineral_bench.process.runner import Runner
 from mineral_bench.report import Table

@@ -19,7 +19,7 @@ from mineral_batch.images.decode import decode_image
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.system import cpu_count, peak_memory_mib
 from mineral_batch.types import Failure
-from mineral_bench.engine_alone import DECODED, LEAST_BATCHES, answer, fill
+from mineral_bench.engine_only import DECODED, LEAST_BATCHES, fill, infer_all
 from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median, ratio_between_runs, timed
 from mineral_bench.process.usage import GpuUsage, watch_gpu
 from mineral_bench.report import Table
@@ -105,7 +105,7 @@ class Stages:
 
     def engine(self) -> None:
         """Answer as many pictures, decoded before, on as many threads as the backend wants."""
-        answer(self.backend, itertools.islice(itertools.cycle(self._buffers), self.batches))
+        infer_all(self.backend, itertools.islice(itertools.cycle(self._buffers), self.batches))
 
     def together(self) -> None:
         """What `mineral-batch predict` does, without the tables."""

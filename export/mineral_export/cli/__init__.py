@@ -1,22 +1,47 @@
 """`mineral-export`: from a checkpoint to the file that is deployed."""
 
+import signal
+import sys
+import threading
+from typing import Any, NoReturn
+
 import click
 
 from mineral_batch.cli.console import LazyGroup
 
+_EXIT_TERMINATED = 143
+
 _COMMANDS = {
     "onnx": ("mineral_export.cli.onnx:onnx", "Export a checkpoint to one self-describing ONNX file."),
-    "fp16": ("mineral_export.cli.fp16:fp16", "Write an ONNX file as a typed FP16 graph."),
-    "trt": ("mineral_export.cli.trt:trt", "Build a TensorRT engine of an ONNX file."),
-    "int8": ("mineral_export.cli.int8:int8", "Quantise an ONNX file to INT8 with real photographs."),
-    "fp8": ("mineral_export.cli.fp8:fp8", "Quantise an ONNX file to FP8 with real photographs."),
-    "verify": ("mineral_export.cli.verify:verify", "Compare the answers of two forms of a model."),
-    "triton": ("mineral_export.cli.triton:triton", "Write a model repository for Triton Inference Server."),
+    "fp16": ("mineral_export.cli.fp16:fp16", "Convert an ONNX file to FP16, for GPUs."),
+    "trt": ("mineral_export.cli.trt:trt", "Build a TensorRT engine from an ONNX file."),
+    "int8": ("mineral_export.cli.int8:int8", "Quantize an ONNX file to INT8 with real photographs."),
+    "fp8": ("mineral_export.cli.fp8:fp8", "Quantize an ONNX file to FP8 with real photographs."),
+    "verify": ("mineral_export.cli.verify:verify", "Compare the output of two forms of a model."),
+    "triton": ("mineral_export.cli.triton:triton", "Add a model to a Triton Inference Server repository."),
 }
 
 
+class ExportGroup(LazyGroup):
+    """Commands that remove their temporary files when they are terminated, as batch systems and `docker stop` do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; SIGTERM ends it like an exception does."""
+        if threading.current_thread() is not threading.main_thread():
+            return super().invoke(ctx)
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    sys.exit(_EXIT_TERMINATED)
+
+
 @click.group(
-    cls=LazyGroup,
+    cls=ExportGroup,
     table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_EXPORT"},
 )

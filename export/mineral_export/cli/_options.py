@@ -1,4 +1,4 @@
-"""The options that the commands which write a model have in common."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mineral_batch.model.contract import InputSpec, ModelContract
-    from mineral_batch.types import Pixels
-    from mineral_export.precision.int8 import Quantised
-    from mineral_export.verify.gate import Exported
-    from mineral_export.verify.parity import Budget, Samples
+    from mineral_export.precision.calibration import CalibrationImages
+    from mineral_export.precision.quantize import Quantized
+    from mineral_export.verify.budget import Budget
+    from mineral_export.verify.convert import ExportedFile
+    from mineral_export.verify.samples import Samples
 
     Command = Callable[..., Any]
 
@@ -25,111 +26,127 @@ FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What two forms of a model are compared on."""
+class SampleOptions:
+    """The images that two forms of a model are compared on."""
 
     photos: Path | None
     labels: Path | None
     split: str | None
     count: int | None
 
-    def samples(self, contract: ModelContract, count: int | None = None) -> Samples:
-        """Drawn anew; `count` where the user names no number."""
-        from mineral_export.verify.parity import samples
+    def load(self, contract: ModelContract, count: int | None = None) -> Samples:
+        """Load them; `count` if the user gave no number."""
+        from mineral_export.verify.samples import load_samples
 
-        return samples(contract, self.photos, self.labels, self.split, self.count or count)
+        return load_samples(contract, self.photos, self.labels, self.split, self.count or count)
+
+    @property
+    def are_named(self) -> bool:
+        """Whether the user named photographs or labels."""
+        return self.photos is not None or self.labels is not None
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What decides whether a model is written."""
+class BudgetOptions:
+    """What decides whether a file is written."""
 
     points: float | None
     force: bool
 
     def budget(self, precision: str) -> Budget:
-        """The precision's, with the loss of mAP that the user allows."""
-        from mineral_export.verify.parity import budget_of
+        """Return the precision's budget, with the loss of mAP that the user allows."""
+        from mineral_export.verify.budget import budget_for
 
-        return budget_of(precision, self.points)
+        return budget_for(precision, self.points)
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """The photographs that a quantiser looks at."""
+class CalibrationOptions:
+    """The photographs that a quantizer looks at."""
 
     calibrate: Path
     calibration_count: int
 
-    def pixels(self, spec: InputSpec) -> Pixels:
-        """(N, H, W, 3) uint8; says where there are fewer than asked for."""
-        from mineral_export.verify.parity import spread
+    def load(self, spec: InputSpec, *, hold_out: bool) -> CalibrationImages:
+        """Decode them, some held out to compare on; prints how many."""
+        from mineral_export.precision.calibration import load_calibration
 
-        pixels = spread([self.calibrate], spec, self.calibration_count)
-        if len(pixels) < self.calibration_count:
-            click.echo(
-                f"Calibration with {len(pixels)} photographs, not {self.calibration_count}: {self.calibrate} has no "
-                f"more that can be read"
-            )
-        return pixels
+        images = load_calibration(self.calibrate, spec, self.calibration_count, hold_out=hold_out)
+        held_out = f"; {len(images.held_out)} others are held out to compare on" if hold_out else ""
+        click.echo(f"Calibrating with {len(images.pixels)} photographs of {self.calibrate}{held_out}")
+        return images
 
 
-def _gathered(name: str, kind: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """A decorator that adds options and hands their values to the command as one argument."""
+def _grouped(name: str, kind: type, *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds options and passes their values to the command as one argument."""
 
     def decorate(command: Command) -> Command:
         @wraps(command)
-        def with_one(**given: Any) -> Any:
-            values = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-            return command(**{name: values}, **given)
+        def with_group(**values: Any) -> Any:
+            group = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            return command(**{name: group}, **values)
 
-        done: Command = with_one
+        decorated: Command = with_group
         for option in options:
-            done = option(done)
-        return done
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
 
-#: `--photos`, `--labels`, `--split`, `--count`, as `pictures`.
-pictures_options = _gathered(
-    "pictures",
-    Pictures,
-    click.option("--count", type=click.IntRange(1), help="Compare on so many. [default: all; 8 synthetic ones]"),
-    click.option("--split", help="Compare on the rows of LABELS that have this in their column `split`."),
-    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare mAP on the photographs it names."),
-    click.option("--photos", type=FILE, help="Compare on these photographs. [default: synthetic ones]"),
+#: `--photos`, `--labels`, `--split`, `--count`, as `samples`.
+sample_options = _grouped(
+    "samples",
+    SampleOptions,
+    click.option("--count", type=click.IntRange(1), help="Compare on this many images. [default: all; 8 synthetic]"),
+    click.option("--split", help="Compare on the rows of LABELS with this value in the column `split`."),
+    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare the mAP on the images that it names."),
+    click.option("--photos", type=FILE, help="Compare on these photographs. [default: synthetic images]"),
 )
 
-#: `--points` and `--force`, as `gate`.
-gate_options = _gathered(
-    "gate",
-    Gate,
-    click.option("--force", is_flag=True, help="Write the model even if it is beyond the budget."),
+#: The same for quantizers, which hold photographs out.
+held_out_sample_options = _grouped(
+    "samples",
+    SampleOptions,
+    click.option("--count", type=click.IntRange(1), help="Compare on this many images. [default: all]"),
+    click.option("--split", help="Compare on the rows of LABELS with this value in the column `split`."),
+    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare the mAP on the images that it names."),
+    click.option(
+        "--photos", type=FILE, help="Compare on these photographs. [default: some of --calibrate, held out of it]"
+    ),
+)
+
+#: `--points` and `--force`, as `limits`.
+budget_options = _grouped(
+    "limits",
+    BudgetOptions,
+    click.option("--force", is_flag=True, help="Write the file even if it exceeds the budget."),
     click.option("--points", type=float, help="Points of mAP that may be lost. [default: the precision's budget]"),
 )
 
 #: `--calibrate` and `--calibration-count`, as `calibration`.
-calibration_options = _gathered(
+calibration_options = _grouped(
     "calibration",
-    Calibration,
+    CalibrationOptions,
     click.option(
         "--calibration-count",
         default=256,
         show_default=True,
         type=click.IntRange(1),
-        help="Of them, spread evenly over the folder.",
+        help="Calibrate with at most this many, spread evenly over the folder; at least 16 are needed.",
     ),
-    click.option("--calibrate", type=FILE, required=True, help="Folder of photographs like those to be predicted."),
+    click.option(
+        "--calibrate", type=FILE, required=True, help="Folder of photographs like those that the model will see."
+    ),
 )
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 
 
-class Phases:
-    """One progress bar after another, one for each phase; a `Progress` of `verify` and of `tensorrt_build`."""
+class ProgressPhases:
+    """One progress bar after another, one for each phase; a `Progress` of exports and of TensorRT builds."""
 
-    def __init__(self, *, quiet: bool, unit: str = " pictures") -> None:
+    def __init__(self, *, quiet: bool, unit: str = " images") -> None:
         from tqdm import tqdm
 
         self._bar = tqdm(disable=quiet or None, leave=False, unit=unit)
@@ -144,7 +161,7 @@ class Phases:
         self._bar.close()
 
     def __call__(self, phase: str, step: int, steps: int) -> None:
-        """Show the step; a phase's first begins its bar anew."""
+        """Show the step; the first one of a phase starts a new bar."""
         if step == 0 or phase != self._phase:
             self._bar.reset(steps or None)
         self._phase = phase
@@ -153,15 +170,15 @@ class Phases:
         self._bar.refresh()
 
 
-def report(exported: Exported, source: str | Path) -> None:
-    """What was written, and how far its answers lie from the source's."""
+def echo_exported(exported: ExportedFile, source: str | Path) -> None:
+    """Print what was written, and how far its output lies from the source's."""
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB")
     click.echo(f"Compared with {source}: {exported.parity}")
 
 
-def report_layers(result: Quantised, precision: str) -> None:
-    """How many layers are in 8 bits, and which were taken back."""
-    click.echo(f"{result.rounded} of {result.layers} layers in {precision}, what is not quantised in {result.rest}")
+def echo_layers(result: Quantized, precision: str) -> None:
+    """Print how many layers are in 8 bits, and which were taken back."""
+    click.echo(f"{result.rounded} of {result.layers} layers in {precision}, the rest in {result.rest}")
     kept = [f"{name} ({result.errors[name]:.1%})" for name in result.kept]
     if kept:
-        click.echo(f"Left in {result.rest} for the budget, with their own error in {precision}: {', '.join(kept)}")
+        click.echo(f"Left in {result.rest} to meet the budget, with their error in {precision}: {', '.join(kept)}")

@@ -6,28 +6,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_export.cli._options import FILE, gate_options, pictures_options, report
+from mineral_export.cli._options import FILE, budget_options, echo_exported, sample_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.cli._options import Gate, Pictures
+    from mineral_export.cli._options import BudgetOptions, SampleOptions
 
 
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp16.onnx.")
-@pictures_options
-@gate_options
-def fp16(model: Path, output: Path | None, pictures: Pictures, gate: Gate) -> None:
-    """Write MODEL (float32, from mineral-export onnx) as a typed FP16 graph, for GPUs.
+@sample_options
+@budget_options
+def fp16(model: Path, output: Path | None, samples: SampleOptions, limits: BudgetOptions) -> None:
+    """Convert MODEL (float32, from mineral-export onnx) to FP16, for GPUs.
 
-    Normalisation, LayerNorm, softmax and the last sigmoid stay float32; uint8 pictures go in and float32
-    probabilities come out as before. The file is compared with MODEL before it is written, and refused beyond 0.1
-    points of mAP (with --labels) or the budget of probabilities (without).
+    Operations that need the range of float32 keep it, and every tensor's type is in the file. Images still go in as
+    uint8, and probabilities come out as float32. The file is compared with MODEL before it is written, and refused
+    if it loses more than 0.1 points of mAP (with --labels) or exceeds the budget for probabilities (without).
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.fp16 import to_fp16
 
-    target, compared_on = output or model.with_suffix(".fp16.onnx"), pictures.samples(read_contract(model))
-    report(to_fp16(model, target, pictures=compared_on, budget=gate.budget("float16"), force=gate.force), model)
+    target, compared_on = output or model.with_suffix(".fp16.onnx"), samples.load(read_contract(model))
+    exported = to_fp16(model, target, samples=compared_on, budget=limits.budget("float16"), force=limits.force)
+    echo_exported(exported, model)

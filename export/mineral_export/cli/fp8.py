@@ -8,19 +8,19 @@ import click
 
 from mineral_export.cli._options import (
     FILE,
-    Phases,
+    ProgressPhases,
+    budget_options,
     calibration_options,
-    gate_options,
-    pictures_options,
+    echo_exported,
+    echo_layers,
+    held_out_sample_options,
     quiet_option,
-    report,
-    report_layers,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.cli._options import Calibration, Gate, Pictures
+    from mineral_export.cli._options import BudgetOptions, CalibrationOptions, SampleOptions
 
 
 @click.command()
@@ -28,30 +28,37 @@ if TYPE_CHECKING:
 @calibration_options
 @quiet_option
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp8.onnx.")
-@pictures_options
-@gate_options
+@held_out_sample_options
+@budget_options
 def fp8(
-    model: Path, calibration: Calibration, quiet: bool, output: Path | None, pictures: Pictures, gate: Gate
+    model: Path,
+    calibration: CalibrationOptions,
+    quiet: bool,
+    output: Path | None,
+    samples: SampleOptions,
+    limits: BudgetOptions,
 ) -> None:
-    """Quantise MODEL (float32, from mineral-export onnx) to FP8, for TensorRT on Hopper, Ada and newer GPUs.
+    """Quantize MODEL (float32, from mineral-export onnx) to FP8, for TensorRT on Hopper, Ada and newer GPUs.
 
-    The most sensitive layers, by their measured error, are left in FP16, as is what cannot be quantised, until the file
-    is within the budget: 0.5 points of mAP (with --labels) or the budget of probabilities (without), compared on ONNX
-    Runtime's CPU engine. Needs NVIDIA ModelOpt: pip install "nvidia-modelopt[onnx]", in an environment of its own.
+    The most sensitive layers, by their measured error, are left in FP16 until the file is within the budget: 0.5
+    points of mAP (with --labels) or the budget for probabilities (without), compared on ONNX Runtime's CPU engine.
+    What cannot be quantized is FP16, too. Needs NVIDIA ModelOpt in an environment of its own: pip install
+    "nvidia-modelopt[onnx]".
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.fp8 import to_fp8
 
     contract, target = read_contract(model), output or model.with_suffix(".fp8.onnx")
-    with Phases(quiet=quiet) as phases:
+    images = calibration.load(contract.input, hold_out=not samples.are_named)
+    with ProgressPhases(quiet=quiet) as phases:
         result = to_fp8(
             model,
             target,
-            calibration.pixels(contract.input),
-            pictures=lambda: pictures.samples(contract),
-            budget=gate.budget("float8"),
-            force=gate.force,
+            images.pixels,
+            samples=lambda: samples.load(contract) if samples.are_named else images.samples(samples.count),
+            budget=limits.budget("float8"),
+            force=limits.force,
             progress=phases,
         )
-    report(result.exported, model)
-    report_layers(result, "FP8")
+    echo_exported(result.exported, model)
+    echo_layers(result, "FP8")

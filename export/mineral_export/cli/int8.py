@@ -1,4 +1,4 @@
-"""`mineral-export int8`: a float32 ONNX file in, a quantised one out."""
+"""`mineral-export int8`: a float32 ONNX file in, one with INT8 layers out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import click
 
 from mineral_export.cli._options import (
     FILE,
-    Phases,
+    ProgressPhases,
+    budget_options,
     calibration_options,
-    gate_options,
-    pictures_options,
+    echo_exported,
+    echo_layers,
+    held_out_sample_options,
     quiet_option,
-    report,
-    report_layers,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.cli._options import Calibration, Gate, Pictures
+    from mineral_export.cli._options import BudgetOptions, CalibrationOptions, SampleOptions
 
 _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
@@ -29,39 +29,43 @@ _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 @click.argument("model", type=FILE)
 @calibration_options
 @quiet_option
-@click.option("--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine.")
+@click.option(
+    "--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine that will run it."
+)
 @click.option("-o", "--output", type=FILE, help="Default: MODEL with .int8.onnx.")
-@pictures_options
-@gate_options
+@held_out_sample_options
+@budget_options
 def int8(
     model: Path,
-    calibration: Calibration,
+    calibration: CalibrationOptions,
     quiet: bool,
     target: str,
     output: Path | None,
-    pictures: Pictures,
-    gate: Gate,
+    samples: SampleOptions,
+    limits: BudgetOptions,
 ) -> None:
-    """Quantise MODEL (float32, from mineral-export onnx) to INT8 with the photographs of --calibrate.
+    """Quantize MODEL (float32, from mineral-export onnx) to INT8 with the photographs of --calibrate.
 
-    The most sensitive layers, by their measured error, are left as they were until the file is within the budget: 0.5
-    points of mAP (with --labels) or the budget of probabilities (without). Compare on other photographs than those
-    of --calibrate. What is not quantised is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
+    One in five of these photographs (at most 64) is held out of calibration, and the file is compared with MODEL on
+    them, or on those of --photos or --labels. The most sensitive layers, by their measured error, are left as they
+    were until the file is within the budget: 0.5 points of mAP (with --labels) or the budget for probabilities
+    (without). What is not quantized is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.int8 import to_int8
 
     contract = read_contract(model)
-    with Phases(quiet=quiet) as phases:
+    images = calibration.load(contract.input, hold_out=not samples.are_named)
+    with ProgressPhases(quiet=quiet) as phases:
         result = to_int8(
             model,
             output or model.with_suffix(".int8.onnx"),
-            calibration.pixels(contract.input),
+            images.pixels,
             for_engine=target,
-            pictures=lambda: pictures.samples(contract),
-            budget=gate.budget("int8"),
-            force=gate.force,
+            samples=lambda: samples.load(contract) if samples.are_named else images.samples(samples.count),
+            budget=limits.budget("int8"),
+            force=limits.force,
             progress=phases,
         )
-    report(result.exported, model)
-    report_layers(result, "INT8")
+    echo_exported(result.exported, model)
+    echo_layers(result, "INT8")

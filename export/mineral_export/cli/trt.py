@@ -11,11 +11,11 @@ import click
 
 from mineral_batch.engines.tensorrt.library import RUNTIMES
 from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
-from mineral_export.cli._options import Phases, gate_options, pictures_options, quiet_option
+from mineral_export.cli._options import ProgressPhases, budget_options, quiet_option, sample_options
 
 if TYPE_CHECKING:
-    from mineral_export.cli._options import Gate, Pictures
-    from mineral_export.tensorrt import Engine
+    from mineral_export.cli._options import BudgetOptions, SampleOptions
+    from mineral_export.tensorrt import ExportedEngine
 
 
 @click.command()
@@ -26,26 +26,37 @@ if TYPE_CHECKING:
     default="fp16",
     show_default=True,
     type=click.Choice(["fp16", "fp32", "as-is"]),
-    help="Of the matrix products; fp16 converts a float32 MODEL first.",
+    help="Precision of the matrix products; fp16 converts a float32 MODEL first.",
 )
-@click.option("--runtime", type=click.Choice([*RUNTIMES]), help="Default: whichever is installed.")
+@click.option("--runtime", type=click.Choice([*RUNTIMES]), help="[default: the one that is installed]")
 @click.option(
     "--compute-capability",
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="A chip to build for, as in 8.9; repeatable. Default: the GPU of this machine. tensorrt-rtx only.",
+    help="GPU to build for, e.g. 8.9; repeatable; tensorrt-rtx only. [default: the GPU of this machine]",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), help="A fixed batch, the fastest; instead of the next three.")
-@click.option("--min", "smallest", type=click.IntRange(1, 4096), help="Pictures at once, at least. Default: 1.")
-@click.option("--opt", "optimum", type=click.IntRange(1, 4096), help="Best for these. Default: 64, at most --max.")
-@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Pictures at once. Default: as --opt.")
-@click.option("--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="GPU memory for one layer.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="Read and written; later builds are faster.")
-@click.option("--version-compatible", is_flag=True, help="Also for later releases of this TensorRT.")
-@click.option("--hardware-compatible", is_flag=True, help="Also for every GPU since Ampere; slower.")
-@pictures_options
-@gate_options
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), help="One fixed batch size: the fastest. Instead of the next three."
+)
+@click.option("--min", "smallest", type=click.IntRange(1, 4096), help="Smallest batch. [default: 1]")
+@click.option(
+    "--opt",
+    "optimum",
+    type=click.IntRange(1, 4096),
+    help="Batch that it is optimized for. [default: 64, at most --max]",
+)
+@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Largest batch. [default: as --opt]")
+@click.option(
+    "--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="GPU memory that one layer may use."
+)
+@click.option(
+    "--timing-cache", type=click.Path(path_type=Path), help="File that makes later builds faster; read and written."
+)
+@click.option("--version-compatible", is_flag=True, help="Build for later releases of this TensorRT, too.")
+@click.option("--hardware-compatible", is_flag=True, help="Build for every GPU since Ampere; slower.")
+@sample_options
+@budget_options
 @quiet_option
 def trt(
     model: Path,
@@ -61,18 +72,18 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
-    pictures: Pictures,
-    gate: Gate,
+    samples: SampleOptions,
+    limits: BudgetOptions,
     quiet: bool,
 ) -> None:
-    """Build a TensorRT engine of MODEL, an ONNX file from mineral-export onnx.
+    """Build a TensorRT engine from MODEL, an ONNX file of mineral-export onnx.
 
-    OUTPUT is the plain plan; OUTPUT.json says what it is for, and predict refuses it where it does not fit. With
-    TensorRT for RTX no GPU is needed to build (--compute-capability). The layers are read back afterwards: an engine
-    asked to be fp16 that is not is not written.
+    OUTPUT is the plain plan; OUTPUT.json describes it, and predict refuses an engine that does not fit the machine or
+    the model. TensorRT for RTX builds without a GPU (--compute-capability). The layers of the finished engine are read
+    back: one that should be fp16 and is not, is not written.
 
-    Where this machine's GPU is one that the engine is for, its answers are compared with MODEL's before it is written,
-    as mineral-export verify does, and an engine beyond the budget of its precision is refused.
+    If the engine runs on this machine's GPU, its output is compared with MODEL's before it is written, as
+    mineral-export verify does, and an engine that exceeds the budget of its precision is refused.
     """
     from functools import partial
 
@@ -89,20 +100,20 @@ def trt(
         timing_cache,
     )
     target = output or model.with_suffix(".plan")
-    with Phases(quiet=quiet, unit=" steps") as phases:
-        made = export_engine(
+    with ProgressPhases(quiet=quiet, unit=" steps") as phases:
+        engine = export_engine(
             model,
             target,
             options,
             precision=precision,  # type: ignore[arg-type]  # a click.Choice of the same three
             runtime=runtime,
-            pictures=partial(pictures.samples, read_contract(model)),
-            points=gate.points,
-            force=gate.force,
+            samples=partial(samples.load, read_contract(model)),
+            points=limits.points,
+            force=limits.force,
             rebuild=shlex.join(["mineral-export", *sys.argv[1:]]) if sys.argv[1:2] == ["trt"] else None,
             progress=phases,
         )
-    click.echo(_told(made, model))
+    click.echo(_summary(engine, model))
 
 
 def _profile(batch: int | None, smallest: int | None, optimum: int | None, largest: int | None) -> Profile:
@@ -110,28 +121,28 @@ def _profile(batch: int | None, smallest: int | None, optimum: int | None, large
         best = optimum or min(max(64, smallest or 1), largest or 4096)
         return Profile(smallest or 1, best, largest or best)
     if smallest or optimum or largest:
-        raise click.UsageError("--batch is one fixed batch: leave out --min, --opt and --max, or --batch")
+        raise click.UsageError("--batch sets one fixed batch: leave out --min, --opt and --max, or leave out --batch")
     return Profile(batch, batch, batch)
 
 
-def _told(made: Engine, source: Path) -> str:
-    record = made.record
+def _summary(engine: ExportedEngine, source: Path) -> str:
+    record = engine.record
     batches = f"{record.profile.smallest} / {record.profile.optimum} / {record.profile.largest}"
     layers = ", ".join(f"{count} {name}" for name, count in sorted(record.layers.items()))
     products = ", ".join(f"{count} {name}" for name, count in sorted(record.products.items()))
     return "\n".join(
         [
-            f"{made.path}: {made.size / 1e6:.1f} MB, {record.runtime} {record.version}, compute capability "
+            f"{engine.path}: {engine.size / 1e6:.1f} MB, {record.runtime} {record.version}, compute capability "
             f"{', '.join(record.compute_capabilities)}, batch {batches}",
             f"Layers by precision, of the {record.layers_from}: {layers}; convolutions and matrix products: {products}",
-            _compared(made, source),
-            f"Description: {sidecar_path(made.path)}",
+            _comparison(engine, source),
+            f"Description: {sidecar_path(engine.path)}",
         ]
     )
 
 
-def _compared(made: Engine, source: Path) -> str:
-    if made.parity:
-        return f"Compared with {source}: {made.parity}"
-    command = shlex.join(["mineral-export", "verify", str(source), str(made.path)])
-    return f"Not compared with {source}: {made.why_not}. Where the engine is to run: {command}"
+def _comparison(engine: ExportedEngine, source: Path) -> str:
+    if engine.parity:
+        return f"Compared with {source}: {engine.parity}"
+    command = shlex.join(["mineral-export", "verify", str(source), str(engine.path)])
+    return f"Not compared with {source}: {engine.why_not}. On the machine that will run it: {command}"

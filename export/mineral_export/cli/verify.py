@@ -1,4 +1,4 @@
-"""`mineral-export verify`: how far two forms of a model lie apart."""
+"""`mineral-export verify`: compare the output of two forms of a model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mineral_export.cli._options import FILE, pictures_options
+from mineral_export.cli._options import FILE, sample_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.cli._options import Pictures
+    from mineral_export.cli._options import SampleOptions
     from mineral_export.verify.artefacts import Artefact
-    from mineral_export.verify.parity import Budget, Parity
+    from mineral_export.verify.budget import Budget
+    from mineral_export.verify.parity import Parity
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
 _EXIT_BEYOND = 1
@@ -23,33 +24,36 @@ _EXIT_BEYOND = 1
 @click.command()
 @click.argument("one", metavar="A")
 @click.argument("other", metavar="B")
-@pictures_options
-@click.option("--budget", type=click.Choice(_PRECISIONS), help="Of a precision. [default: the less exact of A and B]")
-@click.option("--points", type=float, help="Points of mAP that may be lost, in place of the budget's.")
+@sample_options
+@click.option(
+    "--budget", type=click.Choice(_PRECISIONS), help="Budget of this precision. [default: the less exact of A and B]"
+)
+@click.option("--points", type=float, help="Points of mAP that may be lost. [default: the budget's]")
 @click.option("--json", "json_file", type=FILE, help="Write every figure as JSON.")
 def verify(
     one: str,
     other: str,
-    pictures: Pictures,
+    samples: SampleOptions,
     budget: str | None,
     points: float | None,
     json_file: Path | None,
 ) -> None:
-    """Compare the answers of A and B: the same model as a checkpoint, an ONNX file or an engine.
+    """Compare the output of A and B: the same model as a checkpoint, an ONNX file or an engine.
 
-    A and B are PATH or PATH@ENGINE[:PRECISION], such as model.onnx@openvino:bfloat16. An ONNX file runs on onnx-cpu
-    where no engine is named, a checkpoint folder on torch. Without --photos or --labels the pictures are synthetic.
+    A and B are PATH or PATH@ENGINE[:PRECISION], such as model.onnx@openvino:bfloat16. If no engine is named, an ONNX
+    file runs on onnx-cpu and a checkpoint folder on torch. Without --photos or --labels the images are synthetic.
 
-    With labels the loss of mAP from A to B decides, without them the differences of the probabilities. Exit code 1
-    if B is beyond the budget.
+    With labels the loss of mAP from A to B decides, without them the differences of the probabilities. The exit code
+    is 1 if B exceeds the budget.
     """
-    from mineral_export.verify import parity as parities
     from mineral_export.verify.artefacts import open_artefact, require_same
+    from mineral_export.verify.budget import budget_for, least_exact
+    from mineral_export.verify.parity import compare
 
     with open_artefact(one) as a, open_artefact(other) as b:
         require_same(a, b)
-        allowed = parities.budget_of(budget or parities.least_exact((a.precision, b.precision)), points)
-        parity = parities.compare(a.answers, b.answers, pictures.samples(a.contract), a.contract)
+        allowed = budget_for(budget or least_exact((a.precision, b.precision)), points)
+        parity = compare(a.predict, b.predict, samples.load(a.contract), a.contract)
     click.echo("\n".join(_text(a, b, parity, allowed)))
     if json_file:
         _write(json_file, _record(a, b, parity, allowed))
@@ -58,13 +62,12 @@ def verify(
 
 
 def _text(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> list[str]:
-    decisions = parity.pictures * len(parity.labels)
     return [
         f"A  {a.name}  ({a.engine})",
         f"B  {b.name}  ({b.engine})",
-        f"pictures       {parity.pictures} {parity.what}",
+        f"images         {parity.images} {parity.what}",
         f"probabilities  largest difference {parity.largest:.2g}, mean {parity.mean:.2g}",
-        f"decisions      {parity.flips} of {decisions} differ, in {parity.changed} of {parity.pictures} pictures",
+        f"decisions      {parity.flips} of {parity.decisions} differ, in {parity.changed} of {parity.images} images",
         *_ap_lines(parity),
         f"budget         {budget}",
         f"verdict        {'; '.join(parity.beyond(budget)) or 'within the budget'}",
@@ -76,7 +79,7 @@ def _ap_lines(parity: Parity) -> list[str]:
         return []
     a, b = parity.ap
     differing = [row for row in parity.minerals() if row[2] != row[3]]
-    table = [f"  {'AP per mineral':<16} photographs       A       B  B - A"] if differing else []
+    table = [f"  {'AP per mineral':<16}      images       A       B  B - A"] if differing else []
     table += [f"  {name:<16} {n:>11}  {x:.4f}  {y:.4f}  {100 * (y - x):+.2f}" for name, n, x, y in differing]
     head = f"mAP            A {a.mean:.4f}, B {b.mean:.4f}: {parity.lost:+.3f} points lost ({a.definition})"
     same = len(parity.minerals()) - len(differing)

@@ -22,13 +22,14 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mineral_batch.errors import DataError
-from mineral_export.precision.qdq import DEQUANTISE, QUANTISE, is_quantised, with_half_scales
-from mineral_export.verify.gate import Exported, derive
+from mineral_export.precision.qdq import DEQUANTIZE, QUANTIZE, is_quantized, with_half_scales
+from mineral_export.verify.convert import ExportedFile, convert_and_verify
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mineral_export.verify.parity import Budget, Samples
+    from mineral_export.verify.budget import Budget
+    from mineral_export.verify.samples import Samples
 
 #: Sums of many squares and exponentials leave FP16's range (largest 65504) or lose what they sum; `Resize` takes its
 #: scales in float32 only.
@@ -46,16 +47,16 @@ def to_fp16(
     source: Path,
     target: Path,
     *,
-    pictures: Samples | None = None,
+    samples: Samples | None = None,
     budget: Budget | None = None,
     force: bool = False,
-) -> Exported:
+) -> ExportedFile:
     """Write an ONNX file as a typed FP16 graph with the same contract, compared with the source before it has its name.
 
     Args:
         source: float32, written by `export_onnx`.
         target: where to write.
-        pictures: to compare on; None for synthetic ones.
+        samples: images to compare on; None for synthetic ones.
         budget: None for `BUDGETS["float16"]`.
         force: write even what exceeds the budget.
 
@@ -64,13 +65,13 @@ def to_fp16(
         ContractError: if the source is no model with a contract.
         DataError: if the source is not a plain float32 graph, or the target cannot be written.
     """
-    return derive(source, target, "float16", _write, pictures=pictures, budget=budget, force=force)
+    return convert_and_verify(source, target, "float16", _write, samples=samples, budget=budget, force=force)
 
 
 def _write(source: Path, target: Path) -> None:
     model = onnx.load(source)
-    if is_quantised(model):
-        raise DataError("the graph is quantised already: convert the float32 file that it was made from")
+    if is_quantized(model):
+        raise DataError("the graph is quantized already: convert the float32 file that it was made from")
     model = converted(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, target)
@@ -86,7 +87,7 @@ def converted(model: ModelProto) -> ModelProto:
         DataError: if it is FP16 already, or has branches or loops.
     """
     _check(model)
-    rounded = with_half_scales(model) if is_quantised(model) else model
+    rounded = with_half_scales(model) if is_quantized(model) else model
     inferred = onnx.shape_inference.infer_shapes(rounded, strict_mode=True, data_prop=True)
     graph = _Graph.of(inferred)
     for node in graph.model.graph.node:
@@ -154,7 +155,7 @@ class _Graph:
 
     def _is_half(self, node: NodeProto) -> bool:
         """Whether the node computes in FP16: behind the normalisation, insensitive, and not the graph's last."""
-        if node.op_type in (QUANTISE, DEQUANTISE):
+        if node.op_type in (QUANTIZE, DEQUANTIZE):
             return True
         if not self.floats.intersection(node.output):  # `Shape` and comparisons take what there is
             return bool(self.half.intersection(node.input))

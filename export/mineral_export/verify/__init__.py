@@ -1,1 +1,1 @@
-"""Comparison of model files: parity, budgets and the gate before a file is kept."""
+"""Compare two forms of a model; write a new form only if it gives the same output, within a budget."""

@@ -1,4 +1,4 @@
-"""The forms that a model takes on its way to a device, opened behind one function: pictures to probabilities."""
+"""Open any form of a model (checkpoint, ONNX file, TensorRT engine) behind one function: images to probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from mineral_batch.engines.base import PRECISIONS, Engine, EngineInfo
 from mineral_batch.engines.registry import BACKENDS, open_backend
 from mineral_batch.errors import ContractError, DataError
-from mineral_export.verify.parity import least_exact
+from mineral_export.verify.budget import least_exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,26 +21,25 @@ if TYPE_CHECKING:
     from mineral_batch.engines.base import Backend
     from mineral_batch.model.contract import ModelContract
     from mineral_batch.types import Pixels, Probabilities
-    from mineral_export.verify.parity import Answers
+    from mineral_export.verify.parity import Model
     from mineral_train.model.network import MineralNet
 
-# What opens a file where no engine is named. The portable one, not the fastest: `auto` computes in bfloat16 on some
-# processors, and a comparison must not depend on where it is made.
-_ENGINES = {".onnx": "onnx-cpu", ".plan": "tensorrt", ".engine": "tensorrt"}
+# The engine of a file for which none is named. The portable one, not the fastest: `auto` computes in bfloat16 on some
+# processors, and a comparison must not depend on the machine.
+_DEFAULT_ENGINES = {".onnx": "onnx-cpu", ".plan": "tensorrt", ".engine": "tensorrt"}
 
-
-# Pictures that torch gets at once where nothing is said, as most scripts give it.
+# Images per call of torch unless told otherwise, as in most scripts.
 _TORCH_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Form:
-    """What is known of one form of a model once it is open.
+class ArtefactInfo:
+    """What is known of an artefact once it is open.
 
     Attributes:
-        name: as the user named it.
-        engine: what computes, in words.
-        precision: the least exact that takes part, of the file or of the engine: a name in `verify.BUDGETS`.
+        name: as the user wrote it.
+        engine: engine, version and precision in words.
+        precision: the least exact of the file's and the engine's: a name in `BUDGETS`.
         contract: the model's.
     """
 
@@ -51,21 +50,21 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Artefact(Form):
-    """One open form of a model.
+class Artefact(ArtefactInfo):
+    """An open form of a model.
 
     Attributes:
-        answers: (N, H, W, 3) uint8 to (N, L) float32.
-        backend: what answers, a batch at a time.
+        predict: (N, H, W, 3) uint8 to (N, L) float32, on all threads that the engine takes.
+        backend: the engine.
     """
 
-    answers: Answers
+    predict: Model
     backend: Backend
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a form of a model lies and what is to run it.
+class ArtefactSpec:
+    """A form of a model and the engine that is to run it.
 
     Attributes:
         path: a checkpoint folder or a file.
@@ -79,7 +78,7 @@ class Place:
 
     @property
     def weights(self) -> Path:
-        """The file that holds them."""
+        """The file that holds the weights."""
         if self.path.is_file():
             return self.path
         from mineral_train.training.checkpoint import WEIGHTS
@@ -87,53 +86,25 @@ class Place:
         return self.path / WEIGHTS
 
 
-def find_artefact(name: str | Path) -> Place:
-    """What `PATH[@ENGINE[:PRECISION]]` stands for; nothing is opened.
+def parse_artefact(name: str | Path) -> ArtefactSpec:
+    """Parse `PATH[@ENGINE[:PRECISION]]`; nothing is opened.
 
     Raises:
         DataError: if the engine or the precision is unknown, or a checkpoint is to run on another engine than torch.
         ContractError: if there is neither a folder nor a file of that name.
     """
-    path, engine, precision = _parsed(str(name))
+    path, engine, precision = _parts(str(name))
     if path.is_dir():
         if engine:
-            raise DataError(
-                f"{name}: a checkpoint runs on torch; export it for the engine {engine}: mineral-export onnx"
-            )
-        return Place(path, "torch", precision)
+            raise DataError(f"{name}: a checkpoint runs on torch; for {engine}, export it first: mineral-export onnx")
+        return ArtefactSpec(path, "torch", precision)
     if not path.is_file():
         raise ContractError(f"there is no model {path}: name a checkpoint folder, an ONNX file or an engine")
-    return Place(path, engine or _ENGINES.get(path.suffix, "onnx-cpu"), precision)
+    return ArtefactSpec(path, engine or _DEFAULT_ENGINES.get(path.suffix, "onnx-cpu"), precision)
 
 
-@contextmanager
-def open_artefact(name: str | Path, batch_size: int | None = None) -> Iterator[Artefact]:
-    """Open a checkpoint folder with torch, or a file with an engine: `PATH[@ENGINE[:PRECISION]]`.
-
-    `model.onnx` runs on ONNX Runtime's CPU engine, `model.onnx@openvino:bfloat16` on OpenVINO in bfloat16.
-
-    Args:
-        name: as above.
-        batch_size: pictures that the engine is to be ready for; None for what suits it.
-
-    Raises:
-        DataError: if the engine or the precision in the name is unknown, or the folder is no checkpoint.
-        BackendError: if the engine cannot be opened.
-        ContractError: if the file is no model with a contract.
-    """
-    place = find_artefact(name)
-    if place.path.is_dir():
-        backend: Backend = _checkpoint(place.path, batch_size)
-    else:
-        backend = open_backend(place.path, place.engine, batch_size=batch_size, precision=place.precision)
-    try:
-        yield _opened(str(name), backend)
-    finally:
-        backend.close()
-
-
-def _parsed(name: str) -> tuple[Path, str, str]:
-    """Path, engine (empty where none is named) and precision; a path that exists is one, whatever is in it."""
+def _parts(name: str) -> tuple[Path, str, str]:
+    """Split into path, engine (empty if none is named) and precision; a name that exists as a path is a path."""
     if "@" not in name or Path(name).exists():
         return Path(name), "", "auto"
     path, _, rest = name.rpartition("@")
@@ -145,54 +116,79 @@ def _parsed(name: str) -> tuple[Path, str, str]:
     return Path(path), engine, precision or "auto"
 
 
-def _checkpoint(folder: Path, batch_size: int | None) -> _TorchEngine:
+@contextmanager
+def open_artefact(name: str | Path, batch_size: int | None = None) -> Iterator[Artefact]:
+    """Open a checkpoint folder with torch, or a file with an engine.
+
+    Args:
+        name: `PATH[@ENGINE[:PRECISION]]`: `model.onnx` runs on ONNX Runtime's CPU engine,
+            `model.onnx@openvino:bfloat16` on OpenVINO in bfloat16.
+        batch_size: images per call that the engine prepares for; None for what suits it.
+
+    Raises:
+        DataError: if the engine or the precision in the name is unknown, or the folder is not a checkpoint.
+        BackendError: if the engine cannot be opened.
+        ContractError: if the file is not a model with a contract.
+    """
+    spec = parse_artefact(name)
+    if spec.path.is_dir():
+        backend: Backend = _open_checkpoint(spec.path, batch_size)
+    else:
+        backend = open_backend(spec.path, spec.engine, batch_size=batch_size, precision=spec.precision)
+    try:
+        yield _artefact(str(name), backend)
+    finally:
+        backend.close()
+
+
+def _artefact(name: str, backend: Backend) -> Artefact:
+    stored = backend.contract.numerics.precision
+    # An engine of mixed precision has no budget of its own; then the file's precision stands.
+    precision = least_exact((stored, backend.info.precision))
+    engine = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"
+    return Artefact(name, engine, precision, backend.contract, _on_all_threads(backend), backend)
+
+
+def _on_all_threads(backend: Backend) -> Model:
+    """Cut each batch into one piece for each thread that the engine takes."""
+
+    def predict_piece(pixels: Pixels) -> Probabilities:
+        return backend.infer(pixels).copy()
+
+    def predict(pixels: Pixels) -> Probabilities:
+        pieces = [part for part in np.array_split(pixels, backend.workers) if len(part)]
+        with ThreadPoolExecutor(len(pieces)) as pool:
+            return np.concatenate(list(pool.map(predict_piece, pieces)))
+
+    return predict
+
+
+def _open_checkpoint(folder: Path, batch_size: int | None) -> _TorchEngine:
     from mineral_train.training.checkpoint import load_checkpoint
 
     return _TorchEngine(*load_checkpoint(folder), batch_size or _TORCH_BATCH)
 
 
 class _TorchEngine(Engine):
-    """A checkpoint as it is deployed, on the CPU: one batch on all of torch's threads; see `Engine`."""
+    """A checkpoint on the CPU, one batch on all of torch's threads."""
 
     name = "torch"
 
     def __init__(self, model: MineralNet, contract: ModelContract, batch_size: int) -> None:
         import torch
 
-        from mineral_export.deployable import Deployable
+        from mineral_export.export_model import ExportModel
 
         super().__init__(contract, EngineInfo(f"torch {torch.__version__}", "float32"), batch_size=batch_size)
-        self._deployable = Deployable(model, contract.input)
+        self._model = ExportModel(model, contract.input)
 
     def compute(self, pixels: Pixels) -> Probabilities:
         """See `Engine`."""
-        return self._deployable.infer(pixels)
+        return self._model.infer(pixels)
 
 
-def _opened(name: str, backend: Backend) -> Artefact:
-    stored = backend.contract.numerics.precision
-    # An engine may call what it computes by a name that is none of ours; what the file says then stands.
-    precision = least_exact((stored, backend.info.precision))
-    words = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"
-    return Artefact(name, words, precision, backend.contract, _in_parallel(backend), backend)
-
-
-def _in_parallel(backend: Backend) -> Answers:
-    """A batch cut into one piece per thread that the engine takes."""
-
-    def piece(pixels: Pixels) -> Probabilities:
-        return backend.infer(pixels).copy()
-
-    def answers(pixels: Pixels) -> Probabilities:
-        pieces = [part for part in np.array_split(pixels, backend.workers) if len(part)]
-        with ThreadPoolExecutor(len(pieces)) as pool:
-            return np.concatenate(list(pool.map(piece, pieces)))
-
-    return answers
-
-
-def require_same(one: Form, other: Form) -> None:
-    """Two artefacts can be compared if they answer the same question about the same pixels.
+def require_same(one: ArtefactInfo, other: ArtefactInfo) -> None:
+    """Check that two artefacts can be compared: same labels, same input.
 
     Raises:
         ContractError: if not, saying what differs.
@@ -200,5 +196,5 @@ def require_same(one: Form, other: Form) -> None:
     for what in ("labels", "input"):
         if getattr(one.contract, what) != getattr(other.contract, what):
             raise ContractError(
-                f"{one.name} and {other.name} differ in their {what}: these are not two forms of one model"
+                f"{one.name} and {other.name} differ in their {what}: they are not two forms of one model"
             )
