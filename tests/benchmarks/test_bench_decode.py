@@ -119,9 +119,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_measured(tmp_path: Path) -> No
     assert figures["unreadable"] == 3
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"no picture", "not an image, or")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(b"", "the file is empty"), (b"no picture", "not an image, or")])
 def test_nothing_readable_is_one_line(content: bytes, reason: str, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(content)

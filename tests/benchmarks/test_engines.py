@@ -109,7 +109,7 @@ def test_photographs_are_taken_from_the_first_again_where_they_are_few(model_pat
         ("{model}@abacus", "no engine is called 'abacus'; there are: "),
         ("{model}@onnx-cpu:float8", "no precision is called 'float8'; there are: "),
         ("absent.onnx", "there is no model absent.onnx: name a checkpoint folder"),
-        ("{model}@onnx-cpu:float16", "{model}@onnx-cpu:float16: onnx-cpu computes in float32, not float16"),
+        ("{model}@onnx-cpu:float16", "{model}@onnx-cpu:float16: onnx-cpu does not compute in float16: choose"),
         ("{other}", "differ in their labels: they are not two forms of one model"),
     ],
 )

@@ -22,7 +22,7 @@ def native_backend(sizes: Sizes, record: Record, *, through: str) -> None:
     Args:
         sizes: of the run.
         record: of the stage.
-        through: `pycuda`, or `driver` for a machine without pycuda.
+        through: `pycuda`, or `cuda-core`, which is used without pycuda.
     """
     row = f"native_backend_through_{through}"
     if sizes.dry:
@@ -30,7 +30,7 @@ def native_backend(sizes: Sizes, record: Record, *, through: str) -> None:
         return
     if record.has(row):
         return
-    if through == "driver":
+    if through == "cuda-core":
         sys.modules["pycuda.driver"] = None  # type: ignore[assignment]
     try:
         record.save(**{row: copied_bytes(batch=64, rounds=40)})

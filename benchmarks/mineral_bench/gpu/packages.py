@@ -29,6 +29,7 @@ NEEDED = {
 }
 #: Modules without which part of a stage is left out -> that part.
 OPTIONAL = {
+    "cuda.core": "the native backend without pycuda",
     "tensorrt": "engines of TensorRT: FP16, INT8 and FP8",
     "tensorrt_rtx": "the attempt with TensorRT for RTX",
     "torch_tensorrt": "torch-tensorrt as a peer",

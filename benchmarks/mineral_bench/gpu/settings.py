@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
-
-from mineral_bench.gpu.record import read_record
 
 
 @dataclass(frozen=True)
@@ -80,16 +77,6 @@ TINY = Sizes(
 #: The two FP16 graphs of the paper's model: words in the names of their rows -> name of their files.
 GRAPHS = {"": "paper", ", Attention nodes": "paper-attention"}
 
-#: What stages leave in OUT besides their records; everything made from the paper's model goes with it.
-_FILES = {
-    "photographs": ("photos/*",),
-    "models": ("models/paper-*",),
-    "attention": ("models/paper-attention-*",),
-    "starter": ("models/starter-*",),
-    "rtx": ("models/rtx.plan*",),
-    "quantised": ("models/paper-int8*", "models/paper-float8*"),
-}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -148,30 +135,9 @@ class Settings:
         """Whether a folder of photographs is complete."""
         return sum(1 for _ in self.folder(name).glob("*.jpg")) == self.sizes.photos[name]
 
-    def has_files_of(self, stage: str) -> bool:
-        """Whether the files that other stages need of a finished stage still exist."""
-        if stage == "install":
-            return self.site.is_dir()
-        if stage == "photographs":
-            return all(map(self.has_photographs, self.sizes.photos))
-        if stage == "models":
-            return self.model("float32").is_file() and self.model("float16").is_file()
-        if stage == "pycuda":
-            return all(map(self.is_compiled, read_record(self.out, stage).values()))
-        return stage != "attention" or self.model("float16", GRAPHS[", Attention nodes"]).is_file()
-
     def is_compiled(self, row: Any) -> bool:
         """Whether a package is there, if the row says that it was compiled."""
         return not (isinstance(row, dict) and "compiled" in row) or (self.site / row["compiled"]).is_dir()
-
-    def remove_files_of(self, stage: str) -> None:
-        """Remove what a stage that starts over must not find: made by other software, or from another model."""
-        for pattern in _FILES.get(stage, ()):
-            for path in self.out.glob(pattern):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
 
 
 def _word(path: Path | None) -> str | None:

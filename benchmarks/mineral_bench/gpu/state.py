@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from functools import cache
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_bench.gpu import packages, unpack
 from mineral_bench.gpu.plan import STAGES
 from mineral_bench.gpu.record import ENDINGS, read_record, record_path
+from mineral_bench.gpu.settings import GRAPHS
 
 if TYPE_CHECKING:
     from mineral_bench.gpu.settings import Settings
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 _PACKAGES = ("mineral_batch", "mineral_train", "mineral_export", "mineral_bench")
 # Files that figures depend on, and the one that may change without measuring again.
 _SOURCES, _PAGE = (".py", ".cu", ".ptx", ".onnx"), "mineral_bench/gpu/page.py"
+
+
+#: What stages leave in OUT besides their records; everything made from the paper's model goes with it.
+_FILES = {
+    "photographs": ("photos/*",),
+    "models": ("models/paper-*",),
+    "attention": ("models/paper-attention-*",),
+    "starter": ("models/starter-*",),
+    "rtx": ("models/rtx.plan*",),
+    "quantised": ("models/paper-int8*", "models/paper-float8*"),
+}
 
 
 def for_stage(settings: Settings, name: str) -> Settings:
@@ -82,7 +95,7 @@ def digest(value: Any) -> str:
 def outcome(settings: Settings, name: str) -> dict[str, Any]:
     """Return a stage's record; one that belongs to something else, or whose files are gone, counts as not done."""
     record = read_record(settings.out, name)
-    is_lost = record.get("status") == "done" and not settings.has_files_of(name)
+    is_lost = record.get("status") == "done" and not has_files_of(settings, name)
     if not record or is_lost or _is_foreign(record, for_stage(settings, name)):
         return {"status": "not done"}
     return (
@@ -109,4 +122,27 @@ def start_over(settings: Settings, name: str) -> None:
     if record.keys() - set(ENDINGS) and _is_foreign(record, for_stage(settings, name)):
         file.replace(record_path(settings.out, f"{name}.{digest(record.get('where'))}"))
     file.unlink(missing_ok=True)
-    settings.remove_files_of(name)
+    _remove_files_of(settings, name)
+
+
+def has_files_of(settings: Settings, stage: str) -> bool:
+    """Whether the files that other stages need of a finished stage still exist."""
+    if stage == "install":
+        return settings.site.is_dir()
+    if stage == "photographs":
+        return all(map(settings.has_photographs, settings.sizes.photos))
+    if stage == "models":
+        return settings.model("float32").is_file() and settings.model("float16").is_file()
+    if stage == "pycuda":
+        return all(map(settings.is_compiled, read_record(settings.out, stage).values()))
+    return stage != "attention" or settings.model("float16", GRAPHS[", Attention nodes"]).is_file()
+
+
+def _remove_files_of(settings: Settings, stage: str) -> None:
+    """Remove what a stage that starts over must not find: made by other software, or from another model."""
+    for pattern in _FILES.get(stage, ()):
+        for path in settings.out.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -180,7 +180,7 @@ def test_what_is_not_there_is_said(dry: Path) -> None:
     assert found["quantised"]["int8_graph"].startswith("not there: ")
     assert found["quantised"]["float8_graph"].startswith("not there: ")
     assert "TensorRT FP16 ended: left_out: TensorRT is not installed" in text
-    assert found["chip"]["native_backend_through_driver"] == {"left_out": "there is no GPU in a dry run"}
+    assert found["chip"]["native_backend_through_cuda-core"] == {"left_out": "there is no GPU in a dry run"}
     assert "| onnx-cpu, decode gpu, 384 | - |  | - | - | there is no GPU with nvImageCodec |" in text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mineral_bench.gpu.stages import tensorrt
 import importlib
 import shutil
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from mineral_bench.gpu.clock import Workload, by_batch
 from mineral_bench.gpu.end_to_end import measure_folders
 from mineral_bench.gpu.record import FailuresError, Record, read_record, record_path, write_record
 from mineral_bench.gpu.stage import run_stage
-from mineral_bench.gpu.stages import engines
+from mineral_bench.gpu.stages import engines, tensorrt
 
 from .helpers import make_settings
 

@@ -14,6 +14,7 @@ from mineral_bench.gpu import packages
 from mineral_bench.gpu.record import read_record
 from mineral_bench.gpu.stage import run_stage
 from mineral_bench.gpu.stages import tensorrt
+from mineral_bench.gpu.state import has_files_of
 
 from .helpers import make_settings, write_wheel
 
@@ -147,8 +148,8 @@ def test_a_package_brought_along_as_source_is_built_and_merged(tmp_path: Path) -
     (given.site / "nvidia" / "other.py").write_text("")
     assert run_stage("pycuda", given) == 0, read_record(given.out, "pycuda")
     assert {path.name for path in (given.site / "nvidia").glob("*.py")} == {"of_source.py", "other.py"}
-    assert given.has_files_of("pycuda")
+    assert has_files_of(given, "pycuda")
     shutil.rmtree(given.site)
-    assert not given.has_files_of("pycuda")
+    assert not has_files_of(given, "pycuda")
     assert run_stage("pycuda", given) == 0
     assert (given.site / "nvidia" / "of_source.py").is_file(), "compiled again"

@@ -47,13 +47,8 @@ from mineral_export.verify.budget import BUDGETS
 from mineral_export.verify.samples import Samples, synthetic_images
 from mineral_train.model.network import build_model, input_spec, preset
 
-<<<<<<< HEAD:tests/export/test_trt.py
-from ..fakes.cuda import Cuda
-from ..fakes.tensorrt import Engines
-=======
-from ...cuda import Cuda
-from ...engines import Engines
->>>>>>> dec9632 (Export and benchmarks in rooms):tests/export/tensorrt/test_trt.py
+from ...fakes.cuda import Cuda
+from ...fakes.tensorrt import Engines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ def chip(settings: Settings, record: Record) -> None:
     record.save(machine=machine.described() | _by_torch(settings), packages=packages.versions())
     ceilings.matrix_products(settings.sizes, record)
     ceilings.copies(settings.sizes, record)
-    native_backend(settings.sizes, record, through="driver")
+    native_backend(settings.sizes, record, through="cuda-core")
 
 
 def _by_torch(settings: Settings) -> dict[str, Any]:
