@@ -11,6 +11,7 @@ _COMMANDS = {
     "engines": ("mineral_bench.cli.engines:engines", "Precisions and engines of one model, side by side."),
     "accuracy": ("mineral_bench.cli.accuracy:accuracy", "mAP of every form of a model on labelled images."),
     "scaling": ("mineral_bench.cli.scaling:scaling", "Cost of more images, pixels, batch and cores; sizing."),
+    "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Everything that a GPU can show, in stages."),
 }

@@ -1,4 +1,4 @@
-"""Objects that live in processes of their own: their libraries' threads do not meet, and each one's memory is known."""
+"""Objects in processes of their own: their libraries' threads do not interfere, and the memory of each is known."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class IsolatedError(MineralError):
-    """What went wrong in the other process, in one line."""
+    """An error of the other process, in one line."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Of one call.
+class Reply:
+    """The result of one call.
 
     Attributes:
         value: what the method returned.
-        seconds: in the other process, without the way there and back.
-        cpu_seconds: that processors worked for it there, its own children included.
-        peak_memory_mib: of the other process until then, without its own children.
+        seconds: in the other process, without the transfer.
+        cpu_seconds: CPU time there, child processes included.
+        peak_memory_mib: of the other process so far, without child processes.
     """
 
     value: Any
@@ -39,19 +39,19 @@ class Answer:
 
 
 class Isolated:
-    """One object in a fresh interpreter; used in a `with` block, at whose end the process ends.
+    """An object in a fresh interpreter, which ends with the `with` block.
 
     Args:
-        make: makes the object there; it and every argument and result must be picklable.
+        make: makes the object there; it, all arguments and all results must be picklable.
 
     Raises:
-        IsolatedError: if it cannot be made.
+        IsolatedError: if the object cannot be made.
     """
 
     def __init__(self, make: Callable[[], Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        # Not a daemon: those may not have children, and a DataLoader's workers are children.
+        # Not a daemon: those may not have child processes, such as a DataLoader's workers.
         self._process = context.Process(target=_serve, args=(there, make), daemon=False)
         self._process.start()
         there.close()
@@ -61,7 +61,13 @@ class Isolated:
             self.close()
             raise
 
-    def call(self, method: str, *arguments: Any) -> Answer:
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def call(self, method: str, *arguments: Any) -> Reply:
         """Call one of the object's methods.
 
         Raises:
@@ -71,7 +77,7 @@ class Isolated:
         return self._receive()
 
     def work(self, method: str, *arguments: Any) -> float:
-        """Call a method and return the processor's seconds, as `mineral_bench.measure.interleave` wants it."""
+        """Call a method and return its CPU seconds, as `mineral_bench.measure.interleave` expects."""
         return self.call(method, *arguments).cpu_seconds
 
     def close(self) -> None:
@@ -82,16 +88,16 @@ class Isolated:
             self._process.kill()
             self._process.join()
 
-    def _receive(self) -> Answer:
+    def _receive(self) -> Reply:
         try:
-            answer = self._here.recv()
+            reply = self._here.recv()
         except (EOFError, ConnectionError):
             self._process.join(10)
             raise IsolatedError(f"its process ended with code {self._process.exitcode}: out of memory?") from None
-        if isinstance(answer, str):
-            raise IsolatedError(answer)
-        assert isinstance(answer, Answer)
-        return answer
+        if isinstance(reply, str):
+            raise IsolatedError(reply)
+        assert isinstance(reply, Reply)
+        return reply
 
     def __enter__(self) -> Self:
         return self
@@ -103,9 +109,9 @@ class Isolated:
 
 
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
-    """Make the object and answer calls until the other side closes the pipe."""
+    """Make the object and serve calls until the other side closes the pipe."""
     made = _attempt(make)
-    pipe.send(made if isinstance(made, str) else Answer(None, made.seconds, made.cpu_seconds, made.peak_memory_mib))
+    pipe.send(made if isinstance(made, str) else Reply(None, made.seconds, made.cpu_seconds, made.peak_memory_mib))
     try:
         while not isinstance(made, str):
             method, arguments = pipe.recv()
@@ -114,11 +120,11 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
         return  # the other side has closed the pipe, or is gone
 
 
-def _attempt(action: Callable[..., Any], *arguments: Any) -> Answer | str:
+def _attempt(action: Callable[..., Any], *arguments: Any) -> Reply | str:
     start, cpu = time.perf_counter(), cpu_seconds()
     try:
         value = action(*arguments)
-    except Exception as error:  # the other process must hear of whatever it was
+    except Exception as error:  # whatever it was, it is reported to the other process
         words = (str(error).strip().splitlines() or [""])[0]
         return words if isinstance(error, MineralError) else f"{type(error).__name__}: {words}"
-    return Answer(value, time.perf_counter() - start, cpu_seconds() - cpu, peak_memory_mib())
+    return Reply(value, time.perf_counter() - start, cpu_seconds() - cpu, peak_memory_mib())

@@ -1,14 +1,13 @@
-"""Memory and GPU while something is measured."""
+"""Memory, CPU time and GPU while something is measured."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,27 +19,45 @@ if TYPE_CHECKING:
 
 
 def cpu_seconds() -> float:
-    """What processors worked until now for this process and, where Linux tells, for its children that live.
+    """Return what CPUs have worked for this process and its children, alive (on Linux) and ended.
 
-    Those are the ones that `multiprocessing` started, as a DataLoader's workers are.
+    The children are, for example, a DataLoader's workers and the pipeline's decode processes.
     """
-    files = [Path(f"/proc/{child.pid}/stat") for child in multiprocessing.active_children()]
-    return time.process_time() + sum(_ticks(file) for file in files if file.exists()) / _ticks_a_second()
+    alive = sum(map(_ticks, _descendants(os.getpid())))
+    return time.process_time() + alive / _ticks_per_second() + _seconds_of_ended_children()
 
 
-def _ticks(stat: Path) -> int:
-    """User and system time of a process; its name, in brackets, may contain anything."""
-    fields = stat.read_text("utf-8", "replace").rpartition(")")[2].split()
+def _descendants(process: int) -> list[int]:
+    """Return the processes that a process has started, and theirs."""
+    children: list[int] = []
+    for file in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            children += map(int, file.read_text("ascii").split())
+    return children + [one for child in children for one in _descendants(child)]
+
+
+def _ticks(process: int) -> int:
+    """Return user and system time of a process; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    fields = text.rpartition(")")[2].split()  # the name before it, in brackets, may contain anything
     return int(fields[11]) + int(fields[12])
 
 
-def _ticks_a_second() -> int:
+def _ticks_per_second() -> int:
     return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def _seconds_of_ended_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @dataclass
 class GpuUsage:
-    """What the GPUs did during a block; both empty where there is no NVIDIA GPU.
+    """What the GPUs did during a block; both empty without an NVIDIA GPU.
 
     Attributes:
         busy: percent of the time in which a kernel ran, one value per sample and GPU.
@@ -51,7 +68,7 @@ class GpuUsage:
     memory: list[float] = field(default_factory=list)
 
     def in_words(self) -> str:
-        """For a table; empty without samples."""
+        """Return it for a table; empty without samples."""
         if not self.busy:
             return ""
         return f"GPU busy {np.median(self.busy):.0f} % of the time, up to {max(self.memory):.0f} MiB in use"
@@ -59,7 +76,7 @@ class GpuUsage:
 
 @contextmanager
 def watch_gpu(every_ms: int = 200) -> Iterator[GpuUsage]:
-    """Sample the GPUs with the driver's own tool while the block runs."""
+    """Sample the GPUs with nvidia-smi while the block runs."""
     usage, tool = GpuUsage(), shutil.which("nvidia-smi")
     if tool is None:
         yield usage
@@ -82,7 +99,7 @@ def watch_gpu(every_ms: int = 200) -> Iterator[GpuUsage]:
 
 
 def read_samples(text: str, usage: GpuUsage) -> None:
-    """Add the tool's lines `percent, MiB` to a usage; lines cut off or without numbers are left out."""
+    """Add nvidia-smi's lines `percent, MiB` to a usage; incomplete lines are left out."""
     for line in text.splitlines():
         fields = [part.strip() for part in line.split(",")]
         if len(fields) == 2 and all(part.isdigit() for part in fields):

@@ -54,7 +54,9 @@ def require_writable(target: Path) -> None:
 @contextmanager
 def _folder_beside(target: Path) -> Iterator[Path]:
     """Yield an empty folder in the target's folder, removed when the block ends."""
-    if target.is_dir():
+    with write_errors(target, fix=_FIX):  # a name that is too long
+        is_folder = target.is_dir()
+    if is_folder:
         raise DataError(f"{target} is a folder: name a file with -o, such as {target / 'model.onnx'}")
     if not target.parent.is_dir():
         raise DataError(f"no such folder: {target.parent}; create it first, or choose another with -o")

@@ -254,7 +254,7 @@ def refused(*arguments):
 def test_a_place_that_cannot_be_written_to_is_one_line(source, tmp_path):
     (tmp_path / "folder").mkdir()
     folder = tmp_path / "folder"
-    assert f"{folder} is a folder: name the file with -o, such as {folder / 'model.onnx'}" in refused(
+    assert f"{folder} is a folder: name a file with -o, such as {folder / 'model.onnx'}" in refused(
         source, "-o", folder
     )
     assert f"no such folder: {tmp_path / 'no'}; make it first" in refused(source, "-o", tmp_path / "no" / "half.onnx")

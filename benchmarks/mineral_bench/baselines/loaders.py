@@ -1,0 +1,89 @@
+"""Other ways to turn files into batches of (N, H, W, 3) uint8."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from mineral_batch.errors import BackendError
+from mineral_batch.images.decode import load_image
+from mineral_batch.model.contract import InputSpec
+from mineral_batch.types import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import torch
+
+    from mineral_batch.types import Pixels
+
+    #: (files, side of the input, batch, workers) -> batches, to be iterated over repeatedly.
+    Loader = Callable[[Sequence[str], int, int, int], Iterable[Pixels]]
+
+
+class _Decoded:
+    """A dataset for PyTorch's DataLoader with mineral-batch's decoder."""
+
+    def __init__(self, paths: Sequence[str], side: int) -> None:
+        self._paths, self._spec = list(paths), InputSpec(side, side)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        import torch
+
+        image = load_image(self._paths[index], self._spec)
+        if isinstance(image, Failure):
+            raise OSError(f"{image.path}: {image.reason}")
+        return torch.from_numpy(image.pixels.copy())
+
+
+class _TorchLoader:
+    def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
+        from torch.utils.data import DataLoader
+
+        # Undo `Isolated`'s start method: the loader starts its workers as in a script of its own.
+        multiprocessing.set_start_method(None, force=True)
+        dataset: Any = _Decoded(paths, side)
+        self._loader = DataLoader(dataset, batch, num_workers=workers, persistent_workers=True)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for batch in self._loader:
+            yield batch.numpy()
+
+
+class _SimpleJpeg:
+    """simplejpeg in threads: libjpeg-turbo without Pillow, scaled by the decoder, then resized."""
+
+    def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
+        try:
+            self._decode = importlib.import_module("simplejpeg").decode_jpeg
+        except ImportError:
+            raise BackendError("simplejpeg is not installed: pip install simplejpeg") from None
+        self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+        self._side, self._pool = side, ThreadPoolExecutor(workers)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for paths in self._batches:
+            yield np.stack(list(self._pool.map(self._load, paths)))
+
+    def _load(self, path: str) -> Pixels:
+        pixels: Pixels = self._decode(Path(path).read_bytes(), min_height=self._side, min_width=self._side)
+        if pixels.shape[:2] == (self._side, self._side):
+            return pixels
+        small = PILImage.fromarray(pixels).resize((self._side, self._side), PILImage.Resampling.BICUBIC)
+        return np.asarray(small)
+
+
+#: Name of the row -> loader.
+LOADERS: dict[str, Loader] = {
+    "PyTorch DataLoader, the same decoder": _TorchLoader,
+    "simplejpeg in threads": _SimpleJpeg,
+}
