@@ -47,8 +47,10 @@ def fp8(
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.fp8 import to_fp8
+    from mineral_export.verify.staging import require_writable
 
     contract, target = read_contract(model), output or model.with_suffix(".fp8.onnx")
+    require_writable(target)  # before photographs are decoded
     images = calibration.load(contract.input, hold_out=not samples.are_named)
     with ProgressPhases(quiet=quiet) as phases:
         result = to_fp8(

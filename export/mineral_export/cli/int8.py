@@ -53,13 +53,15 @@ def int8(
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.int8 import to_int8
+    from mineral_export.verify.staging import require_writable
 
-    contract = read_contract(model)
+    contract, place = read_contract(model), output or model.with_suffix(".int8.onnx")
+    require_writable(place)  # before photographs are decoded
     images = calibration.load(contract.input, hold_out=not samples.are_named)
     with ProgressPhases(quiet=quiet) as phases:
         result = to_int8(
             model,
-            output or model.with_suffix(".int8.onnx"),
+            place,
             images.pixels,
             for_engine=target,
             samples=lambda: samples.load(contract) if samples.are_named else images.samples(samples.count),

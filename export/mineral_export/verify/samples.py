@@ -149,6 +149,8 @@ def load_samples(
         return Samples.of(synthetic_images(contract.input, count or SYNTHETIC_COUNT), "synthetic images")
     if labels is None:
         paths = image_files([str(photos)])[:count]
+        if not paths:  # before minutes of exporting
+            raise DataError(f"no image under {photos}")
         return Samples(f"photographs of {photos}", _decoded(paths, None, contract.input, str(photos)))
     matched = labelled_images(Path(labels), contract.labels, photos, split)
     where = f"split {split} of {labels}" if split else str(labels)

@@ -73,6 +73,7 @@ def check(model, contract, path, method):
     assert held < 1.5 * sum(tensor.numel() for tensor in model.state_dict().values()), "weights are in the file twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_maps_are_torchs(variant, tiny, tmp_path):
     options, method = VARIANTS[variant]
@@ -128,6 +129,7 @@ def test_no_more_maps_than_labels(tiny):
     assert maps.shape == (2, 3, *model.layout.grid)
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_look_at_the_maps(tiny, tmp_path):
     save_checkpoint(tmp_path / "run", *tiny(backbone="test_efficientnet", method="pool"))
     done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), "--top", "1", "--explain"])

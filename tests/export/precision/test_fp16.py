@@ -257,7 +257,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(source, tmp_path):
     assert f"{folder} is a folder: name a file with -o, such as {folder / 'model.onnx'}" in refused(
         source, "-o", folder
     )
-    assert f"no such folder: {tmp_path / 'no'}; make it first" in refused(source, "-o", tmp_path / "no" / "half.onnx")
+    assert f"no such folder: {tmp_path / 'no'}; create it first" in refused(source, "-o", tmp_path / "no" / "half.onnx")
     too_long = tmp_path / ("x" * 300)
     assert f"cannot write {too_long}: File name too long; choose another place" in refused(source, "-o", too_long)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
