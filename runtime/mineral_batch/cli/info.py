@@ -9,6 +9,7 @@ import click
 
 from mineral_batch.engines.registry import PLAN_SUFFIXES
 from mineral_batch.engines.tensorrt.plan import read_record
+from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
 
@@ -26,23 +27,46 @@ def info(model: Path | None, as_json: bool) -> None:
     """
     path = model or starter_path()
     contract = read_record(path).contract if path.suffix in PLAN_SUFFIXES else read_contract(path)
-    click.echo(contract.to_json() if as_json else describe(contract))
+    click.echo(contract.to_json() if as_json else describe(contract, path))
 
 
-def describe(contract: ModelContract) -> str:
-    """A contract for people to read."""
+def describe(contract: ModelContract, path: Path) -> str:
+    """A contract, and the file that it is of, for people to read."""
     size = contract.input
     lines = [
         f"name       {contract.name}",
         f"licence    {contract.licence or 'not stated'}",
         f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
         f"accuracy   {_accuracy(contract)}",
+        f"calibrated {_calibration(contract, path)}",
+        f"familiar   {_familiarity(contract)}",
         f"precision  {contract.numerics}",
         *(f"{key:<10} {value}" for key, value in contract.provenance.items() if not isinstance(value, dict)),
-        f"{len(contract.labels)} labels, each with the probability from which it is called present:",
+        f"{len(contract.labels)} labels, each with the probability from which it is called present{_rule(contract)}:",
     ]
     pairs = zip(contract.labels, contract.thresholds, strict=True)
     return "\n".join([*lines, *(f"  {label:<20} {threshold:.3f}" for label, threshold in pairs)])
+
+
+def _calibration(contract: ModelContract, path: Path) -> str:
+    found = contract.calibration
+    if found is None:
+        return f"no: 0.8 does not mean right in eight of ten; {calibrate_command(path)}"
+    return (
+        f"on {found.images} images ({found.dataset}), {found.date}: expected calibration error {found.before.ece:.4f} "
+        f"before, {found.after.ece:.4f} after; log loss {found.before.log_loss:.4f} before, {found.after.log_loss:.4f} "
+        "after"
+    )
+
+
+def _familiarity(contract: ModelContract) -> str:
+    found = contract.familiarity
+    return "not known" if found is None else f"compared with {found.images} images ({found.dataset})"
+
+
+def _rule(contract: ModelContract) -> str:
+    origin = contract.provenance.get("thresholds")
+    return f" (chosen by {origin.get('rule')})" if isinstance(origin, dict) else ""
 
 
 def _accuracy(contract: ModelContract) -> str:

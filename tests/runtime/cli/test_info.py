@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from mineral_batch import Measured, ModelContract
 from mineral_batch.cli import main
+from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
@@ -69,3 +70,19 @@ def test_a_plan_shows_the_contract_beside_it_and_a_missing_one_is_named(tmp_path
     assert result.exit_code == 1
     assert "model.plan.json" in result.output
     assert "ONNX model" not in result.output
+
+
+def test_calibration_familiarity_and_the_rule_of_the_thresholds_are_shown(
+    model_path: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    said = "calibrated on 20 images (twenty images), 2026-01-02: expected calibration error 0.0100 before"
+    assert said in info(model_path).output
+    path = tmp_path / "other.onnx"
+    shutil.copy(model_path, path)
+    familiarity = Familiarity("distance", "split train", 77)
+    rule = {"thresholds": {"rule": "precision=0.9"}}
+    write_contract(path, replace(contract, calibration=None, familiarity=familiarity, provenance=rule))
+    output = info(path).output
+    assert f"mineral-train calibrate {path} MANIFEST.csv --split val" in output
+    assert "compared with 77 images (split train)" in output
+    assert "called present (chosen by precision=0.9):" in output
