@@ -9,12 +9,11 @@ from typing import Any
 
 from mineral_batch.images.archives import OTHER_ARCHIVE_SUFFIXES, is_archive
 from mineral_batch.images.names import JXL_SUFFIX, RAW_SUFFIXES
+from mineral_batch.system import pip_install
 
 # An image's suffix with something behind it, as browsers and messengers save files: `a.jpg?v=2`, `b.jpg_large`.
 _DISGUISED = re.compile(r"\.(jpe?g|png|webp|gif|tiff?|heic|avif)[^a-z0-9.].*$", re.IGNORECASE)
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")
-_RAW = "camera raw: pip install 'mineral-batch[raw]'"
-_JXL = "JPEG XL: pip install 'mineral-batch[jxl]'"
 _ARCHIVE = "name them to open them"
 _PACKED = "unpack them"
 _RENAME = "name them, or rename them"
@@ -67,9 +66,9 @@ class Skipped:
 def _kind(path: PurePath) -> tuple[str, str] | None:
     suffix = path.suffix.lower()
     if suffix in RAW_SUFFIXES:
-        return path.suffix, _RAW
+        return path.suffix, f"camera raw: {pip_install('raw')}"
     if suffix == JXL_SUFFIX:
-        return path.suffix, _JXL
+        return path.suffix, f"JPEG XL: {pip_install('jxl')}"
     if is_archive(path.name):
         return suffix, _ARCHIVE
     if path.name.lower().endswith(OTHER_ARCHIVE_SUFFIXES):
