@@ -21,7 +21,7 @@ SPEC = InputSpec(height=24, width=32)
 
 
 def dng(width: int = 64, height: int = 48, **tags: Any) -> bytes:
-    """A DNG: a thumbnail, and a sensor's data (a Bayer pattern, 16 bits) that are red at the left, blue at the right."""
+    """A DNG: a thumbnail, and a sensor's data (a Bayer pattern) that are red at the left, blue at the right."""
     mosaic = np.full((height, width), 3000, np.uint16)
     mosaic[0::2, 0::2] = np.where(np.arange(0, width, 2) < width // 2, 60000, 1000)  # red
     mosaic[1::2, 1::2] = np.where(np.arange(0, width, 2) < width // 2, 1000, 60000)  # blue
