@@ -61,6 +61,7 @@ def onnx(
     """
     from dataclasses import replace
 
+    from mineral_batch.model.calibration import calibrate_command
     from mineral_export.onnx.export import export_onnx
     from mineral_export.verify.samples import SYNTHETIC_COUNT
     from mineral_train.training.checkpoint import load_checkpoint
@@ -81,5 +82,7 @@ def onnx(
     )
     click.echo(f"{exported.path}: {exported.size / 1e6:.1f} MB, {len(contract.labels)} labels, opset {opset}")
     click.echo(f"Same output as the checkpoint: {exported.parity}")
+    if not contract.is_calibrated:
+        click.echo(f"The checkpoint is not calibrated; calibrate the file: {calibrate_command(target)}")
     if explain:
         click.echo(f"Same maps as the checkpoint ({explain}); to see them: mineral-batch explain -m {target}")

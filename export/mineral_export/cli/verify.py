@@ -43,7 +43,8 @@ def verify(
     A and B are PATH or PATH@ENGINE[:PRECISION], such as model.onnx@openvino:bfloat16. If no engine is named, an ONNX
     file runs on onnx-cpu and a checkpoint folder on torch. Without --photos or --labels the images are synthetic.
 
-    With labels the loss of mAP from A to B decides, without them the differences of the probabilities. The exit code
+    With labels the loss of mAP from A to B decides, and for a calibrated model the rise of its calibration error;
+    without them the differences of the probabilities. The exit code
     is 1 if B exceeds the budget.
     """
     from mineral_export.verify.artefacts import open_artefact, require_same
@@ -69,6 +70,7 @@ def _text(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> list[str]
         f"probabilities  largest difference {parity.largest:.2g}, mean {parity.mean:.2g}",
         f"decisions      {parity.flips} of {parity.decisions} differ, in {parity.changed} of {parity.images} images",
         *_ap_lines(parity),
+        *_calibration_lines(parity),
         f"budget         {budget}",
         f"verdict        {'; '.join(parity.beyond(budget)) or 'within the budget'}",
     ]
@@ -84,6 +86,16 @@ def _ap_lines(parity: Parity) -> list[str]:
     head = f"mAP            A {a.mean:.4f}, B {b.mean:.4f}: {parity.lost:+.3f} points lost ({a.definition})"
     same = len(parity.minerals()) - len(differing)
     return [head, *table, f"  the same AP for {same} minerals"]
+
+
+def _calibration_lines(parity: Parity) -> list[str]:
+    if parity.scores is None or parity.drift is None:
+        return []
+    a, b = parity.scores
+    return [
+        f"calibration    error A {a.ece:.4f}, B {b.ece:.4f}, drift {parity.drift:+.4f}; "
+        f"log loss A {a.log_loss:.4f}, B {b.log_loss:.4f}"
+    ]
 
 
 def _record(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> dict[str, Any]:

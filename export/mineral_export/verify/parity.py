@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mineral_batch.errors import MineralError
+from mineral_batch.evaluation.calibration import calibration_drift, probability_scores
 from mineral_batch.evaluation.metrics import MeanAP, mean_average_precision
 from mineral_batch.evaluation.thresholds import binarize
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mineral_batch.evaluation.metrics import Bools
+    from mineral_batch.model.calibration import ProbabilityScores
     from mineral_batch.model.contract import ModelContract
     from mineral_batch.types import Pixels, Probabilities
     from mineral_export.verify.budget import Budget
@@ -49,6 +51,9 @@ class Parity:
         flips: decisions (a mineral in an image, at its threshold) that differ.
         changed: images with at least one of them.
         ap: mAP of both models by equation 6; None without ground truth.
+        scores: calibration error, log loss and Brier score of both; None without ground truth, or if the first is not
+            calibrated.
+        drift: how much higher the second's calibration error is, in the first's bins; None where `scores` is.
     """
 
     largest: float
@@ -59,6 +64,8 @@ class Parity:
     flips: int = 0
     changed: int = 0
     ap: tuple[MeanAP, MeanAP] | None = None
+    scores: tuple[ProbabilityScores, ProbabilityScores] | None = None
+    drift: float | None = None
 
     def __str__(self) -> str:
         lost = "" if self.lost is None else f"{self.lost:.2f} points of mAP lost, "
@@ -85,6 +92,8 @@ class Parity:
             return ("a probability is not a number",)
         if self.lost is not None:
             figures = [("mAP lost, in points,", self.lost, budget.points)]
+            if self.drift is not None:
+                figures.append(("rise of the calibration error", self.drift, budget.ece))
         else:
             figures = [
                 ("largest difference of a probability", self.largest, budget.largest),
@@ -117,6 +126,9 @@ class Parity:
             "flips": self.flips,
             "changed_pictures": self.changed,
         }
+        if self.scores is not None:
+            record["calibration"] = [asdict(one) for one in self.scores]
+            record["calibration_drift"] = self.drift
         if self.ap is not None:
             record["definition"] = self.ap[0].definition
             record["mean_ap"] = [_number(one.mean) for one in self.ap]
@@ -174,9 +186,12 @@ def compare_probabilities(
     difference = np.abs(one - other)
     thresholds = np.array(contract.thresholds)
     flips = binarize(one, thresholds) != binarize(other, thresholds)
-    ap = None
+    ap = scores = drift = None
     if truth is not None and np.isfinite(difference).all():
         ap = mean_average_precision(one, truth), mean_average_precision(other, truth)
+        if contract.is_calibrated:
+            scores = probability_scores(one, truth), probability_scores(other, truth)
+            drift = calibration_drift(one, other, truth)
     return Parity(
         largest=float(difference.max()),
         mean=float(difference.mean()),
@@ -186,6 +201,8 @@ def compare_probabilities(
         flips=int(flips.sum()),
         changed=int(flips.any(axis=1).sum()),
         ap=ap,
+        scores=scores,
+        drift=drift,
     )
 
 

@@ -102,16 +102,32 @@ def probability_scores(scores: Floats, truth: Bools) -> ProbabilityScores:
     )
 
 
-def reliability(scores: Floats, truth: Bools, bins: int = BINS) -> Reliability:
+def calibration_drift(one: Floats, other: Floats, truth: Bools) -> float:
+    """How much higher the calibration error of `other` is, both in the bins of `one`.
+
+    A probability that only crosses the edge of a bin changes nothing, so that a few images are enough to compare two
+    forms of one model.
+
+    Args:
+        one: (N, L) probabilities, the reference.
+        other: (N, L).
+        truth: (N, L) bool.
+    """
+    return reliability(other, truth, binned_by=one).error - reliability(one, truth).error
+
+
+def reliability(scores: Floats, truth: Bools, bins: int = BINS, *, binned_by: Floats | None = None) -> Reliability:
     """The reliability of all decisions together.
 
     Args:
         scores: probabilities of any shape, 0..1.
         truth: bool, the same shape.
         bins: of equal width; a probability on an edge belongs to the bin above it.
+        binned_by: other probabilities that say which decision is in which bin.
     """
     values, right = np.asarray(scores, np.float64).ravel(), truth.ravel()
-    place = np.minimum((values * bins).astype(np.int64), bins - 1)
+    keys = values if binned_by is None else np.asarray(binned_by, np.float64).ravel()
+    place = np.minimum((keys * bins).astype(np.int64), bins - 1)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         predicted, observed = (np.bincount(place, weights=w, minlength=bins) / count for w in (values, right * 1.0))

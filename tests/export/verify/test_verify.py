@@ -15,12 +15,13 @@ from onnx import numpy_helper
 from PIL import Image
 
 from mineral_batch.errors import ContractError, DataError
+from mineral_batch.model.calibration import Calibration, ProbabilityScores
 from mineral_batch.model.contract import ModelContract, Numerics
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_export.cli import main
 from mineral_export.verify.artefacts import open_artefact, parse_artefact
 from mineral_export.verify.budget import BUDGETS
-from mineral_export.verify.parity import ParityError, compare
+from mineral_export.verify.parity import ParityError, compare, compare_probabilities
 from mineral_export.verify.samples import Samples, load_samples, synthetic_images
 from mineral_train.training.checkpoint import save_checkpoint
 
@@ -63,6 +64,22 @@ def test_a_gain_is_within_every_budget_and_labels_decide_over_differences():
     assert parity(worse, ONE, TRUTH).beyond(BUDGETS["float32"]) == ()
     assert parity(ONE, worse, TRUTH).beyond(BUDGETS["int8"])[0].startswith("mAP lost, in points, 34")
     assert len(parity(ONE, worse).beyond(BUDGETS["int8"])) == 3
+
+
+def test_a_calibrated_model_may_not_lose_its_calibration():
+    """All probabilities 0.08 higher: the same ranking, so no mAP is lost."""
+    scores = ProbabilityScores(0, 0, 0)
+    calibration = Calibration("Platt", "val", 5, "2026-01-01", (1, 1), (0, 0), (2, 2), scores, scores)
+    one = np.array([[0.95, 0.05], [0.85, 0.15], [0.05, 0.15], [0.05, 0.85], [0.05, 0.75]])
+    other, truth = one + 0.08 * (one < 0.5), np.array(TRUTH, bool)
+    plain = compare_probabilities(one, other, truth, "images", CONTRACT)
+    assert plain.drift is None
+    assert plain.beyond(BUDGETS["float16"]) == ()
+    found = compare_probabilities(one, other, truth, "images", replace(CONTRACT, calibration=calibration))
+    assert found.lost == 0
+    assert found.drift == pytest.approx(0.08 * 6 / 10)
+    assert found.beyond(BUDGETS["int8"]) == ("rise of the calibration error 0.048 exceeds 0.01",)
+    assert found.record()["calibration_drift"] == found.drift
 
 
 @pytest.mark.parametrize("truth", [None, TRUTH])

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.calibration import calibration_figures, probability_scores, reliability
+from mineral_batch.evaluation.calibration import calibration_drift, calibration_figures, probability_scores, reliability
 
 
 def decisions(seed, images=40, labels=3):
@@ -50,6 +50,16 @@ def test_the_baseline_is_the_prevalence_of_every_label():
     assert found.baseline.ece == pytest.approx(0)
     assert found.labels_predicted == pytest.approx(scores.sum() / len(scores))
     assert found.labels_true == pytest.approx(truth.sum() / len(truth))
+
+
+def test_drift_is_zero_for_a_step_over_an_edge_and_what_a_shift_adds():
+    scores, truth = decisions(5, images=2_000)
+    truth = np.random.default_rng(9).random(scores.shape) < scores
+    assert calibration_drift(scores, scores, truth) == 0
+    edge = np.array([[0.3 - 1e-9, 0.7]])
+    assert abs(calibration_drift(edge, edge + 2e-9, np.array([[True, False]]))) < 1e-8
+    shifted = np.clip(scores + 0.1, 0, 1)
+    assert calibration_drift(scores, shifted, truth) == pytest.approx(0.095, abs=0.02)
 
 
 def test_a_certain_and_wrong_answer_costs_a_finite_amount():
