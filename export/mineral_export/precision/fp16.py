@@ -1,7 +1,9 @@
 """A float32 graph as a typed FP16 graph: every tensor's type is in the file, none is left to the engine's choice.
 
 TensorRT 11 and strongly typed networks of 10.12 take precision from the graph alone. What is sensitive stays float32:
-the pictures' normalisation, LayerNorm and its kin, softmax, and the last sigmoid, whose input is cast up before it.
+the pictures' normalisation, norms, softmax, and the last sigmoid, whose input is cast up before it. A LayerNorm takes
+and gives FP16 and computes in float32: ONNX says so with `stash_type` 1, and TensorRT does so by default
+(`INormalizationLayer.compute_precision`). Between two casts ONNX Runtime could not fuse it with the sum before it.
 Inputs and outputs keep their types. An `Attention` operator is FP16, its softmax the engine's affair: ONNX Runtime's
 CUDA kernels refuse the attribute `softmax_precision`, and flash attention sums in float32. A Q/DQ pair is FP16
 throughout, scale included: TensorRT takes a product for one of 8 bits only where nothing stands between.
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 #: Sums of many squares and exponentials leave FP16's range (largest 65504) or lose what they sum; `Resize` takes its
 #: scales in float32 only.
 FLOAT32_OPERATORS = frozenset(
-    {"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization"}
+    {"RMSNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization"}
     | {"BatchNormalization", "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Reciprocal", "Softplus", "CumSum", "Resize"}
     | {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd", "MeanVarianceNormalization"}
 )
@@ -159,7 +161,7 @@ class _Graph:
             return True
         if not self.floats.intersection(node.output):  # `Shape` and comparisons take what there is
             return bool(self.half.intersection(node.input))
-        if node.op_type in FLOAT32_OPERATORS or self.outputs.intersection(node.output):
+        if _computes_in_float32(node) or self.outputs.intersection(node.output):
             return False
         return bool(self.after.intersection(node.output))
 
@@ -184,6 +186,12 @@ class _Graph:
         graph.node.extend(self.nodes)
         graph.initializer.extend(weights)
         return self.model
+
+
+def _computes_in_float32(node: NodeProto) -> bool:
+    """Whether the node's tensors stay float32: it is sensitive, or a LayerNorm that does not compute in float32."""
+    is_narrow = any(a.name == "stash_type" and a.i != TensorProto.FLOAT for a in node.attribute)
+    return node.op_type in FLOAT32_OPERATORS or (node.op_type == "LayerNormalization" and is_narrow)
 
 
 def _retype(node: NodeProto) -> None:

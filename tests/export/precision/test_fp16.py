@@ -74,6 +74,37 @@ def test_the_matrices_are_fp16_and_the_sensitive_operators_float32(half):
     assert seen["sensitive"] > 0
 
 
+def layer_norm_behind_a_product(**attributes):
+    """(N, 2) -> MatMul -> LayerNormalization -> Sigmoid, whose values have squares beyond FP16."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "m"], ["p"]),
+        helper.make_node("LayerNormalization", ["p", "w", "b"], ["n"], **attributes),
+        helper.make_node("Sigmoid", ["n"], ["y"]),
+    ]
+    return graph_of(nodes, {"m": [[3000.0, -1500.0], [500.0, 20000.0]], "w": [1.0, 2.0], "b": [0.1, 0.2]})
+
+
+def test_a_layer_norm_takes_and_gives_fp16_and_computes_in_float32():
+    """Between casts ONNX Runtime cannot fuse it with the sum before it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = layer_norm_behind_a_product()
+    half = converted(model)
+    onnx.checker.check_model(half, full_check=True)
+    assert [node.op_type for node in half.graph.node] == ["Cast", "MatMul", "LayerNormalization", "Cast", "Sigmoid"]
+    x = np.array([[1.0, 1.0], [-2.0, 0.5]], np.float32)
+    answers = [
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for one in (model, half)
+    ]
+    np.testing.assert_allclose(answers[1], answers[0], atol=2e-3)
+
+
+def test_a_layer_norm_that_would_compute_in_fp16_stays_float32():
+    half = converted(layer_norm_behind_a_product(stash_type=TensorProto.FLOAT16))
+    kinds = [node.op_type for node in half.graph.node]
+    assert kinds == ["Cast", "MatMul", "Cast", "LayerNormalization", "Sigmoid"]
+
+
 def test_pictures_go_in_and_float32_comes_out_normalised_in_float32(half):
     model, found = types(half[0])
     graph = model.graph
@@ -200,7 +231,7 @@ def test_a_file_with_pairs_is_refused_because_its_weights_are_rounded_already(so
 
 
 def test_a_pair_is_fp16_throughout_and_stands_directly_before_its_product():
-    """Behind LayerNorm, which is float32, and on weights; or TensorRT would not see a product of 8 bits."""
+    """Behind a LayerNorm in float32 and on weights; or TensorRT would not see a product of 8 bits."""
     nodes = [
         helper.make_node("LayerNormalization", ["x", "w"], ["n"]),
         helper.make_node("QuantizeLinear", ["n", "s", "z"], ["nq"]),
