@@ -23,7 +23,7 @@ import numpy as np
 from PIL import features
 
 from mineral_batch.cuda.probe import DriverError, Gpu, cuda_version, gpus
-from mineral_batch.engines.registry import BACKENDS, open_backend
+from mineral_batch.engines.registry import engine_names, open_backend
 from mineral_batch.errors import MineralError
 from mineral_batch.images.decoder import GPU, DecodeOptions
 from mineral_batch.images.decoders import open_decoder
@@ -52,7 +52,7 @@ class EngineTrial:
     """How one engine did in a trial.
 
     Attributes:
-        name: as in `mineral_batch.engines.registry.BACKENDS`.
+        name: as in `mineral_batch.engines.registry.engine_names()`.
         works: whether it opened the model and answered for an image.
         device: what it ran on, in words; empty if it does not work.
         seconds: for one image, the best of a few, on one worker; None if it does not work.
@@ -144,7 +144,7 @@ def examine(model: Path | None) -> Diagnosis:
         model: ONNX file to try them with; None to try none.
     """
     machine = inspect_machine()
-    tried = _with_differences([_try_engine(name, model) for name in BACKENDS]) if model else []
+    tried = _with_differences([_try_engine(name, model) for name in engine_names()]) if model else []
     engines = [engine for engine, _ in tried]
     return Diagnosis(machine, engines, _try_decoding(), list(findings(machine, engines)))
 

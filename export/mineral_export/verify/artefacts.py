@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mineral_batch.engines.base import PRECISIONS, Engine, EngineInfo
-from mineral_batch.engines.registry import BACKENDS, open_backend
+from mineral_batch.engines.registry import engine_names, open_backend
 from mineral_batch.errors import ContractError, DataError
 from mineral_export.verify.budget import least_exact
 
@@ -68,7 +68,7 @@ class ArtefactSpec:
 
     Attributes:
         path: a checkpoint folder or a file.
-        engine: one of `mineral_batch.engines.registry.BACKENDS`; `torch` for a checkpoint.
+        engine: one of `mineral_batch.engines.registry.engine_names()`; `torch` for a checkpoint.
         precision: one of `mineral_batch.engines.base.PRECISIONS`.
     """
 
@@ -109,8 +109,8 @@ def _parts(name: str) -> tuple[Path, str, str]:
         return Path(name), "", "auto"
     path, _, rest = name.rpartition("@")
     engine, _, precision = rest.partition(":")
-    if engine not in BACKENDS:
-        raise DataError(f"{name}: no engine is called '{engine}'; there are: {', '.join(BACKENDS)}")
+    if engine not in engine_names():
+        raise DataError(f"{name}: no engine is called '{engine}'; there are: {', '.join(engine_names())}")
     if precision and precision not in PRECISIONS:
         raise DataError(f"{name}: no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
     return Path(path), engine, precision or "auto"

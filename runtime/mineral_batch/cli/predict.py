@@ -15,7 +15,7 @@ from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.base import PRECISIONS
-from mineral_batch.engines.registry import AUTO, BACKENDS
+from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.lists import read_list
@@ -82,7 +82,7 @@ _PATH = click.Path(path_type=Path)
     "--backend",
     default=AUTO,
     show_default=True,
-    type=click.Choice([AUTO, *BACKENDS]),
+    type=click.Choice([AUTO, *engine_names()]),
     help="Inference engine; auto: the fastest that works here.",
 )
 @click.option("--devices", default="", metavar="LIST", callback=_indices, help="GPU indices, e.g. 0,1; default: first.")

@@ -158,16 +158,14 @@ class CoreContext:
             ptx: the same kernel for the driver to compile, where it is not.
             name: of the function, declared `extern "C"`.
         """
-        return CoreKernel(self._core, self._compiled(source, ptx).get_kernel(name))
-
-    def _compiled(self, source: str, ptx: str) -> Any:
         chip = self._gpu.compute_capability.replace(".", "")
         try:
             options = self._core.ProgramOptions(arch=f"sm_{chip}")
-            return self._core.Program(source, "c++", options).compile("cubin")
-        except Exception as error:  # no NVRTC, or one that does not know this GPU; cuda-core's own types
+            kernel = self._core.Program(source, "c++", options).compile("cubin").get_kernel(name)
+        except Exception as error:  # no NVRTC, one that does not know this GPU, or too new for the driver
             _log.debug("NVRTC does not compile the kernel (%s): the driver compiles its PTX", error)
-            return self._core.ObjectCode.from_ptx(ptx.encode())
+            kernel = self._core.ObjectCode.from_ptx(ptx.encode()).get_kernel(name)
+        return CoreKernel(self._core, kernel)
 
     def free_memory(self) -> int:
         """Bytes that any program can still allocate on the GPU."""
@@ -287,7 +285,7 @@ class CoreKernel:
         self._core.launch(_core_stream(self._core, stream), config, self._kernel, *arguments)
 
     def close(self) -> None:
-        """Unload it."""
+        """Drop it; cuda-core keeps the loaded code for the process."""
         self._kernel = None
 
 

@@ -74,6 +74,8 @@ def why_provider_does_not_load(runtime: Any, provider: str) -> str:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
     except OSError as error:
+        if "libcuda.so" in str(error):
+            return f"{error}: install the NVIDIA driver"
         extra = "onnx-trt" if provider.startswith("Tensorrt") else "gpu"
         return f"{error}: {pip_install(extra)} installs the NVIDIA libraries that it needs"
     return ""

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mineral_batch import BackendError
 from mineral_batch.cuda import libraries as cuda_libraries
-from mineral_batch.cuda.libraries import load_cuda_libraries
+from mineral_batch.cuda.libraries import (
+    load_cuda_libraries,
+    require_recent_driver,
+    why_provider_does_not_load,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +84,7 @@ def test_for_cuda_12_other_names_are_wanted(loader: Loader, roots: list[Path]) -
     assert loader.loaded == wanted
 
 
-def test_what_is_loaded_is_left_and_what_is_damaged_passed_over(loader: Loader, roots: list[Path]) -> None:
+def test_what_is_loaded_is_left_and_what_is_damaged_is_skipped(loader: Loader, roots: list[Path]) -> None:
     damaged, _ = put(roots[0], "nvidia/cudnn/lib/libcudnn.so.9", "nvidia/cu13/lib/libcublas.so.13")
     (whole,) = put(roots[1], "nvidia/cudnn/lib/libcudnn.so.9")
     loader.damaged.add(damaged)
@@ -123,3 +128,61 @@ def test_the_real_onnxruntime_is_silent_too(
 
 def _nothing_loads(self: Loader, name: str, mode: int = 0) -> None:
     raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "message"),
+    [
+        (
+            "13.0",
+            "12.8",
+            r"supports CUDA 12.8, .* is built for CUDA 13.0: update the driver to 580 or newer, or install",
+        ),
+        ("14.0", "13.0", r"built for CUDA 14.0: update the driver, or install the build for CUDA 13 \(https"),
+    ],
+)
+def test_a_driver_older_than_the_cuda_of_the_wheel_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, built: str, driver: str, message: str
+) -> None:
+    monkeypatch.setattr(cuda_libraries, "cuda_version", lambda: driver)
+    runtime = SimpleNamespace(cuda_version=built, __version__="1.31.1")
+    with pytest.raises(BackendError, match=message):
+        require_recent_driver(runtime)
+
+
+@pytest.mark.parametrize(("built", "driver"), [("12.8", "12.2"), ("12.8", "13.0"), ("", "none"), (None, "none")])
+def test_a_driver_runs_every_minor_version_and_what_is_older(
+    monkeypatch: pytest.MonkeyPatch, built: str | None, driver: str
+) -> None:
+    monkeypatch.setattr(cuda_libraries, "cuda_version", lambda: driver)
+    require_recent_driver(SimpleNamespace(cuda_version=built, __version__="1.31.1"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of libraries on Linux")
+@pytest.mark.parametrize(
+    ("provider", "missing", "fix"),
+    [
+        ("CUDAExecutionProvider", "libcublasLt.so.13", "mineral-batch[gpu]"),
+        ("TensorrtExecutionProvider", "libnvinfer.so.10", "mineral-batch[onnx-trt]"),
+        ("CUDAExecutionProvider", "libcuda.so.1", "install the NVIDIA driver"),
+    ],
+)
+def test_a_provider_that_does_not_load_is_explained_in_the_loaders_own_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, provider: str, missing: str, fix: str
+) -> None:
+    capi = tmp_path / "capi"
+    kind = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}[provider]
+    put(capi, "libonnxruntime_providers_shared.so", f"libonnxruntime_providers_{kind}.so")
+
+    def load(path: str, mode: int = 0) -> None:
+        if kind in path:
+            raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(cuda_libraries.ctypes, "CDLL", load)
+    runtime = SimpleNamespace(__file__=str(tmp_path / "__init__.py"))
+    reason = why_provider_does_not_load(runtime, provider)
+    assert reason.startswith(f"{missing}: cannot open shared object file")
+    assert fix in reason
+    monkeypatch.setattr(cuda_libraries.ctypes, "CDLL", lambda path, mode=0: None)
+    assert why_provider_does_not_load(runtime, provider) == "", "it loads: the reason is another"
+    assert why_provider_does_not_load(SimpleNamespace(), provider) == ""

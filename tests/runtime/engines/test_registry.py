@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mineral_batch import BackendError, ContractError, InputSpec, ModelContract
+from mineral_batch import BackendError, ContractError, InputSpec, ModelContract, Predictor
 from mineral_batch.cuda import probe
 from mineral_batch.cuda.probe import DriverError, Gpu
-from mineral_batch.engines.registry import BACKENDS, choose_backend, open_backend
+from mineral_batch.engines.registry import BACKENDS, choose_backend, engine_names, open_backend
 from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
@@ -158,3 +158,69 @@ def test_without_onnxruntime_the_extra_is_named(model_path: Path, monkeypatch: p
     message = refused(BackendError, model_path, "auto")
     assert message.startswith("no inference engine is installed: pip install ")
     assert message.endswith("[gpu]'")
+
+
+THIRD_PARTY = """
+import numpy as np
+from mineral_batch.engines.base import Engine, EngineInfo
+from mineral_batch.model.onnx_file import read_contract
+
+
+class HalfEngine(Engine):
+    name = "half"
+
+    def compute(self, pixels):
+        return np.full((len(pixels), len(self.contract.labels)), 0.5, np.float32)
+
+
+def open_half(path, options):
+    contract = read_contract(path)
+    HalfEngine.check_options(options)
+    return HalfEngine(contract, EngineInfo("half 1.0", "float32"))
+
+
+def broken(path, options):
+    raise ValueError("no licence")
+
+
+def nothing(path, options):
+    return object()
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package with three engines, one of them under the name of a built-in one."""
+    (tmp_path / "half.py").write_text(THIRD_PARTY)
+    info = tmp_path / "half-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half\nVersion: 1.0\n")
+    names = {"half": "open_half", "broken": "broken", "nothing": "nothing", "onnx-cpu": "broken"}
+    lines = [f"{name} = half:{function}" for name, function in names.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[mineral_batch.engines]", *lines]) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "half", raising=False)
+
+
+@pytest.mark.usefixtures("third_party")
+def test_an_engine_of_another_package_is_opened_by_its_name(model_path: Path, album: Path) -> None:
+    assert {"half", "broken", "nothing"} <= set(engine_names())
+    with Predictor(model_path, backend="half") as predictor:
+        assert (predictor.device, predictor.engine_version) == ("CPU, float32", "half 1.0, float32")
+        assert {float(result.probabilities[0]) for result in predictor.predict([album])} == {0.5}
+    assert open_backend(model_path, "onnx-cpu").version.startswith("ONNX Runtime"), "a built-in engine is not replaced"
+    assert "choose --precision auto, float32" in refused(BackendError, model_path, "half", precision="bfloat16")
+
+
+@pytest.mark.usefixtures("third_party")
+def test_an_engine_of_another_package_that_fails_is_one_line(model_path: Path) -> None:
+    assert "the engine broken (half:broken) does not open: no licence" in refused(BackendError, model_path, "broken")
+    assert "(half:nothing) returned a object, which is not a" in refused(BackendError, model_path, "nothing")
+
+
+def test_a_closed_engine_says_so(model_path: Path) -> None:
+    backend = open_backend(model_path, "onnx-cpu")
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="onnx-cpu: the engine is closed"):
+        backend.infer(backend.buffer(1))

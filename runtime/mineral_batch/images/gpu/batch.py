@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
-from contextlib import ExitStack
+import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.cuda.pinned import pinned_array
@@ -14,7 +17,7 @@ from mineral_batch.images.gpu.jpeg import MAX_PIXELS
 from mineral_batch.images.gpu.resize import Resizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mineral_batch.cuda.core import CoreContext
     from mineral_batch.cuda.probe import Gpu
@@ -31,6 +34,8 @@ WORKERS_PER_GPU = 2
 _MAX_BATCH_PIXELS = MAX_BATCH * 12_000_000
 _MEMORY_SHARE = 16
 _BYTES_PER_PIXEL = 3
+
+_log = logging.getLogger("mineral_batch")
 
 
 class BatchDecoder:
@@ -153,11 +158,33 @@ def import_nvimagecodec() -> Any:
     # It prints a line for each image that it refuses, which the CPU then decodes.
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
     try:
-        return importlib.import_module("nvidia.nvimgcodec")
+        with _stderr_to_log():
+            return importlib.import_module("nvidia.nvimgcodec")
     except ImportError as error:
         raise BackendError(
             f"--decode gpu needs nvImageCodec, which does not load ({error}): {install_command()}"
         ) from None
+
+
+@contextmanager
+def _stderr_to_log() -> Iterator[None]:
+    """Send what is written to stderr in the block, also by C code, to the debug log.
+
+    When it is imported, nvImageCodec 0.9 writes that two optional libraries, for JPEG 2000 and TIFF, "failed to load",
+    whatever its verbosity.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                _log.debug("nvImageCodec: %s", line)
 
 
 def install_command() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from PIL import Image as PILImage
 from mineral_batch import BackendError, Failure, Image, InputSpec
 from mineral_batch.images.decoder import CpuDecoder
 from mineral_batch.images.gpu import jpeg as jpeg_module
+from mineral_batch.images.gpu.batch import import_nvimagecodec
 from mineral_batch.images.gpu.decoder import GpuDecoder
 from mineral_batch.images.gpu.jpeg import inspect_jpeg
 from mineral_batch.images.gpu.resize import MAX_SIDE
@@ -20,6 +24,8 @@ from ...conftest import encode, scene
 from .conftest import SPEC, assert_alike, decoded, jpeg, with_orientation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ....fakes.nvimgcodec import Machine
     from ...conftest import Encoded
 
@@ -136,3 +142,22 @@ def test_a_folder_of_jpegs_that_no_gpu_decodes_is_no_failure(decoder: GpuDecoder
     for _ in range(10):
         decoded(decoder, jpeg())
     assert decoder.counts == {"on the CPU: nvImageCodec does not decode it": 10}
+
+
+def test_what_nvimagecodec_writes_when_it_is_imported_goes_to_the_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its C++ code writes to the file descriptor."""
+    package = tmp_path / "nvidia" / "nvimgcodec"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import os\nos.write(2, b'Failed to load nvtiff library!\\n')")
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with caplog.at_level(logging.DEBUG, logger="mineral_batch"):
+        assert import_nvimagecodec().__name__ == "nvidia.nvimgcodec"
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+    assert [record.getMessage() for record in caplog.records] == ["nvImageCodec: Failed to load nvtiff library!"]
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
