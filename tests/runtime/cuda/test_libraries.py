@@ -162,8 +162,8 @@ def test_a_driver_runs_every_minor_version_and_what_is_older(
 @pytest.mark.parametrize(
     ("provider", "missing", "fix"),
     [
-        ("CUDAExecutionProvider", "libcublasLt.so.13", "mineral-batch[gpu]"),
-        ("TensorrtExecutionProvider", "libnvinfer.so.10", "mineral-batch[onnx-trt]"),
+        ("CUDAExecutionProvider", "libcublasLt.so.13", "[gpu]'"),
+        ("TensorrtExecutionProvider", "libnvinfer.so.10", "[onnx-trt]'"),
         ("CUDAExecutionProvider", "libcuda.so.1", "install the NVIDIA driver"),
     ],
 )
