@@ -36,11 +36,10 @@ _REFERENCE = "ONNX Runtime as it comes, batches of 8"
 class _Batched(OnnxCpuEngine):
     """The whole batch in one call of a session that spreads every layer over all cores."""
 
-    batch_size = 8
-
-    def infer(self, pixels: Pixels) -> Probabilities:
-        answers: Probabilities = self._session.run([self._output], {self._input: pixels})[0]
-        return answers
+    def compute(self, pixels: Pixels) -> Probabilities:
+        """See `Engine`."""
+        probabilities: Probabilities = self._session.run(self._outputs, {self._input: pixels})[0]
+        return probabilities
 
 
 def candidates(model: Path) -> dict[str, Backend]:
@@ -62,7 +61,9 @@ def _batched(model: Path, *, spins: bool) -> _Batched:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    return _with_workers(_Batched(session, read_contract(model), onnxruntime.__version__), 1)
+    engine = _with_workers(_Batched(session, read_contract(model), onnxruntime.__version__), 1)
+    engine.batch_size = 8
+    return engine
 
 
 def _with_workers(backend: B, workers: int) -> B:
