@@ -75,7 +75,7 @@ _EXTRA_OF = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "pyarrow": "parquet",
-    "sklearn": "dev",
+    "sklearn": "adapt",
     "matplotlib": "report",
     "starlette": "review",
     "uvicorn": "review",

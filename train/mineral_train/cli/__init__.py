@@ -12,6 +12,7 @@ _COMMANDS = {
         "mineral_train.cli.familiarity:familiarity",
         "Let a model say what is unlike its training images.",
     ),
+    "adapt": ("mineral_train.cli.adapt:adapt", "Fit a model of your own from labelled photographs, in minutes."),
     "synth": ("mineral_train.cli.synth:synth", "Generate labelled synthetic specimen images."),
     "tables": ("mineral_train.cli.tables:tables", "Train and print the paper's Tables 3, 4 and 5."),
 }

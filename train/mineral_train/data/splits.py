@@ -102,3 +102,11 @@ def _rarest(counts: NDArray[np.float64]) -> int:
 def _neediest(of_kind: NDArray[np.float64], of_all: NDArray[np.float64], rng: np.random.Generator) -> int:
     """The split that lacks most images of a label; among equals, most images; among equals, any."""
     return max(range(len(of_kind)), key=lambda s: (of_kind[s], of_all[s], rng.random()))
+
+
+def stratified_folds(targets: NDArray[np.bool_], groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Assign each of N images to one of `folds` equal parts, as `stratified_split` does; (N,) numbers from 0."""
+    _, group_of = np.unique(groups, return_inverse=True)
+    counts = _group_counts(targets, group_of)
+    chosen = _share_out(counts, np.full(folds, 1 / folds), np.random.default_rng(seed))
+    return chosen[group_of]

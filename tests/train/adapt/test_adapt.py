@@ -1,0 +1,253 @@
+"""`mineral-train adapt`: a table of photographs becomes a model of one's own, and is judged before it is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from mineral_batch import InputSpec, ModelContract, Predictor
+from mineral_batch.model.onnx_calibration import calibrate_graph
+from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_train.adapt import compare, features
+from mineral_train.adapt.head import fit_head
+from mineral_train.cli import main
+from mineral_train.data.splits import stratified_folds
+
+BASE_LABELS = ("agate", "gold", "quartz")
+COLOURS = {"gold": 0, "agate": 1, "my rock": 2}
+
+
+def _save(graph_nodes, constants, outputs, path):
+    graph = helper.make_graph(
+        graph_nodes,
+        "g",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", 16, 16, 3])],
+        outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    write_contract(path, ModelContract(BASE_LABELS, (0.5,) * 3, InputSpec(16, 16), name="base", licence="CC0-1.0"))
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """The mean colour and one linear layer that confuses gold and agate."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["z"], transB=1),
+        helper.make_node("Sigmoid", ["z"], ["probabilities"]),
+    ]
+    weights = np.array([[0.01, 0.005, 0], [0.005, 0.01, 0], [0, 0, 0]], np.float32)
+    constants = {"w": weights, "b": np.full(3, -1, np.float32), "axes": np.array([1, 2])}
+    path = tmp_path / "base.onnx"
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3])
+    _save(nodes, constants, [output], path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """60 images: each of three colours is one label, and some show none."""
+    rng = np.random.default_rng(0)
+    lines = ["path,labels"]
+    for number in range(60):
+        shown = rng.random(3) < 0.4
+        pixels = 150 * shown + rng.integers(0, 90, (24, 20, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{';'.join(name for name, k in COLOURS.items() if shown[k])}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
+def adapt(table, base, output, *options, code=0):
+    arguments = ["adapt", str(table), "-o", str(output), "--from", str(base), *map(str, options)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_a_table_becomes_a_model_that_knows_its_labels(photos, base, tmp_path):
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    contract = read_contract(tmp_path / "mine.onnx")
+    assert contract.labels == ("agate", "gold", "my rock")
+    assert contract.name == "mine"
+    assert contract.licence == "CC0-1.0"
+    assert contract.provenance["adapted_from"] == "base"
+    assert contract.calibration.images == contract.measured.images == 60
+    assert "1 of them new to the model: my rock" in out
+    assert "the new model is better than the old one" in out
+    with Predictor(tmp_path / "mine.onnx") as predictor:
+        paths = [tmp_path / f"{number}.png" for number in range(60)]
+        answers = np.stack([result.probabilities for result in predictor.predict(paths)])
+    truth = [line.split(",")[1] for line in photos.read_text().splitlines()[1:]]
+    for k, label in enumerate(contract.labels):
+        present = np.array([label in names for names in truth])
+        assert answers[present, k].min() > answers[~present, k].max()
+
+
+def test_it_needs_no_torch(photos, base, tmp_path):
+    code = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'timm'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from mineral_train.cli import main\n"
+        "main()\n"
+    )
+    arguments = ["adapt", str(photos), "-o", str(tmp_path / "mine.onnx"), "--from", str(base)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine.onnx").exists()
+
+
+def test_features_are_computed_once(photos, base, tmp_path, monkeypatch):
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+    monkeypatch.setattr(features, "load_image", lambda *_: pytest.fail("decoded again"))
+    adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f.npz")
+    first, second = (read_contract(tmp_path / name) for name in ("a.onnx", "b.onnx"))
+    assert first.measured == second.measured
+
+
+def test_a_damaged_cache_is_only_a_cache(photos, base, tmp_path):
+    (tmp_path / "f.npz").write_bytes(b"PK not whole")
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+
+
+def test_a_calibrated_model_is_adapted_from_its_calibrated_logits(photos, base, tmp_path):
+    """Also where the calibration stands behind the layer as Mul and Add; they are folded away."""
+    model = onnx.load(base)
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+    place = list(model.graph.node).index(sigmoid)
+    for name, value in (("calibration/scale", [2, 3, 4]), ("calibration/bias", [1, 0, -1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.node.insert(place, helper.make_node("Mul", [gemm.output[0], "calibration/scale"], ["s"]))
+    model.graph.node.insert(place + 1, helper.make_node("Add", ["s", "calibration/bias"], ["c"]))
+    sigmoid.input[0] = "c"
+    onnx.save(model, base)
+    adapt(photos, base, tmp_path / "mine.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "mine.onnx").graph.node}
+    assert operators == {"Cast", "ReduceMean", "Gemm", "Sigmoid"}
+    calibrate_graph(tmp_path / "mine.onnx", tmp_path / "again.onnx", [1, 1, 1], [0, 0, 0])
+
+
+def test_other_spellings_mean_the_old_models_label(photos, base, tmp_path):
+    photos.write_text(photos.read_text().replace("agate", "Agates").replace("my rock", "rock crystal"))
+    adapt(photos, base, tmp_path / "mine.onnx")
+    assert read_contract(tmp_path / "mine.onnx").labels == ("agate", "gold", "quartz")
+
+
+def test_a_folder_of_folders_with_none(photos, base, tmp_path):
+    for line in photos.read_text().splitlines()[1:]:
+        name, _, label = line.partition(",")
+        folder = tmp_path / "sorted" / (label.partition(";")[0] or "none")
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).rename(folder / name)
+    adapt(tmp_path / "sorted", base, tmp_path / "mine.onnx")
+    assert read_contract(tmp_path / "mine.onnx").labels == ("agate", "gold", "my rock")
+
+
+def test_a_model_that_got_worse_is_not_written(photos, base, tmp_path, monkeypatch):
+    worse = compare.LabelComparison("mean of 2 labels", 40, 0.9, 0.5, -0.5, -0.3)
+    monkeypatch.setattr("mineral_train.adapt.run.compare", lambda *_: ([], worse))
+    out = adapt(photos, base, tmp_path / "mine.onnx", code=1)
+    assert "WORSE" in out
+    assert "--force writes it" in out
+    assert not (tmp_path / "mine.onnx").exists()
+    adapt(photos, base, tmp_path / "mine.onnx", "--force")
+    assert (tmp_path / "mine.onnx").exists()
+
+
+def test_photographs_that_cannot_be_read_are_left_out_and_named(photos, base, tmp_path):
+    (tmp_path / "7.png").write_bytes(b"not an image")
+    out = adapt(photos, base, tmp_path / "mine.onnx", code=3)
+    assert "1 photographs could not be read" in out
+    assert "7.png" in out
+    assert read_contract(tmp_path / "mine.onnx").measured.images == 59
+
+
+def test_contradictory_duplicates_are_counted(photos, base, tmp_path):
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    photos.write_text(photos.read_text() + "copy.png,gold;agate;my rock\n")
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "1 rows are the same photograph as another" in out
+    assert "warning: 1 photographs are listed with different labels" in out
+
+
+def test_a_label_with_one_photograph_is_kept_and_said(photos, base, tmp_path):
+    photos.write_text(photos.read_text().replace("\n3.png,", "\n3.png,rarity;"))
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "fewer than 5 photographs, too few to learn much: rarity" in out
+    assert "new label, too few to judge" in out
+
+
+def test_one_label_only(photos, base, tmp_path):
+    photos.write_text(photos.read_text().replace("agate", "").replace("my rock", ""))
+    adapt(photos, base, tmp_path / "mine.onnx")
+    assert read_contract(tmp_path / "mine.onnx").labels == ("gold",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,labels\n1.png,gold\n", "adapting needs at least 10"),
+        ("path,labels\n" + "".join(f"{n}.png,gold\n" for n in range(12)), "every photograph shows gold"),
+        ("path,labels\n" + "".join(f"{n}.png,\n" for n in range(12)), "label|none of the labels"),
+        ("path,names\n1.png,gold\n", "no column 'labels', only path, names"),
+        ("path,labels\n" + "".join(f"{n}.png,a{n % 2}\n" for n in range(12)) + "13.png,A1\n", "looks like label"),
+    ],
+)
+def test_mistakes_are_one_line(photos, base, tmp_path, text, message):
+    photos.write_text(text)
+    out = adapt(photos, base, tmp_path / "mine.onnx", code=1)
+    assert any(part in out for part in message.split("|"))
+    assert out.strip().splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "mine.onnx").exists()
+
+
+def test_places_and_models_that_cannot_be_used(photos, base, tmp_path):
+    assert "no folder" in adapt(photos, base, tmp_path / "no" / "mine.onnx", code=1)
+    assert "no such folder or CSV" in adapt(tmp_path / "none.csv", base, tmp_path / "mine.onnx", code=1)
+    assert "there is no model file" in adapt(photos, tmp_path / "none.onnx", tmp_path / "mine.onnx", code=1)
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["z"], keepdims=0),
+        helper.make_node("Sigmoid", ["z"], ["probabilities"]),
+    ]
+    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 3])
+    _save(nodes, {"axes": np.array([1, 2])}, [output], base)
+    assert "cannot be adapted: its labels do not come from one linear layer" in adapt(
+        photos, base, tmp_path / "mine.onnx", code=1
+    )
+
+
+def test_with_little_data_the_old_layer_stays_with_much_it_gives_way():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 20)).astype(np.float32)
+    truth = x[:, 0] + x[:, 1] > 0
+    old = (np.eye(20)[0], 0.0)  # knows half of it
+    few, many = (fit_head(x[:n], truth[:n, None], [old], c).weights[0] for n, c in ((20, 1e-3), (4000, 1.0)))
+    assert abs(few[0]) > 5 * abs(few[1])
+    assert many[1] == pytest.approx(many[0], rel=0.5)
+
+
+def test_folds_share_no_specimen_and_every_label_alike():
+    rng = np.random.default_rng(0)
+    y, groups = rng.random((200, 3)) < 0.2, np.repeat(np.arange(50), 4)
+    folds = stratified_folds(y, groups, 5, seed=0)
+    assert all(len(set(folds[groups == g])) == 1 for g in range(50))
+    assert all(30 <= (folds == fold).sum() <= 50 for fold in range(5))
