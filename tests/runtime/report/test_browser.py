@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from .browser import Browser, browser, needs_browser
-from .runs import EVIL, ROWS, WORSE_SHOWN, explain, report, write_predictions
+from .runs import EVIL, LABELS, ROWS, WORSE_SHOWN, explain, report, write_csv, write_predictions
 
 
 @needs_browser
@@ -200,3 +202,17 @@ def test_nothing_is_wider_than_the_window(run: Path, width: int) -> None:
         assert box[2] <= width
         assert box[3] <= 780
         assert page.evaluate("(d => d.scrollWidth <= d.clientWidth)(document.getElementById('detail'))")
+
+
+@needs_browser
+def test_print_needs_few_pages(run: Path) -> None:
+    """A page of the gallery, the counts, the accuracy: not a sheet of paper per figure."""
+    rows = [(f"{i:04}.jpg", tuple(0.9 if i % 4 == k else 0.1 for k in range(4)), LABELS[i % 4]) for i in range(200)]
+    write_predictions(run / "predictions.csv", rows)
+    write_csv(Path("labels.csv"), [["path", "labels"], *([path, labels] for path, _, labels in rows)])
+    report("-o", "page.html", "--labels", "labels.csv")
+    with browser(run.parent) as page:
+        page.open(Path("page.html"))
+        page.choose("order", "probable")
+        pdf = base64.b64decode(page.send("Page.printToPDF", preferCSSPageSize=True)["data"])
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 4
