@@ -14,6 +14,7 @@ _COMMANDS = {
     "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Everything that a GPU can show, in stages."),
+    "gpu-pieces": ("mineral_bench.cli.gpu_pieces:gpu_pieces", "What the GPU run brings along, in pieces."),
 }
 
 

@@ -48,8 +48,8 @@ def feed(
     often as needed, or generated JPEGs of --width pixels. How long each image holds the interpreter lock is sampled
     with py-spy, if that is installed.
     """
-    import itertools
     import tempfile
+    from itertools import cycle
     from pathlib import Path
 
     from mineral_batch.errors import DataError
@@ -65,7 +65,9 @@ def feed(
             named = image_files(photos)
             if not named:
                 raise DataError(f"no image under {', '.join(map(str, photos))}")
-            paths = list(itertools.islice(itertools.cycle(named), images))
+            paths = [Path(folder, f"{index:07}{path.suffix}") for index, path in zip(range(images), cycle(named))]
+            for link, path in zip(paths, cycle(named)):
+                link.symlink_to(path.absolute())
             data = f"{len(named)} photographs"
         else:
             paths = write_photographs(Path(folder), images, (width, width * 3 // 4 if width > side else width))

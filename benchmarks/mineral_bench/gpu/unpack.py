@@ -25,7 +25,7 @@ _PIECE = ".part00"
 _COMPILER = "/usr/local/cuda/bin"
 
 #: Errors of unpacking and compiling.
-ERRORS = (OSError, subprocess.CalledProcessError, tarfile.TarError, lzma.LZMAError, zipfile.BadZipFile)
+ERRORS = (OSError, EOFError, subprocess.CalledProcessError, tarfile.TarError, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def brought(settings: Settings) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from mineral_batch import pipeline
 from mineral_batch.engines.base import Engine, EngineInfo
+from mineral_batch.errors import BackendError
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.processes import DecodeProcesses, is_supported
 from mineral_batch.model.contract import InputSpec, ModelContract
@@ -96,6 +97,8 @@ class Feeder:
         if way in LOADERS:
             loader = LOADERS[way](self._load.paths, self._load.side, _BATCH, cores)
             return lambda: sum(len(self._engine.infer(batch)) for batch in loader)
+        if way not in (THREADS, PROCESSES):
+            raise BackendError(f"there is no such way: {', '.join(ways())}")
         processes = None
         if way == PROCESSES:
             processes = self._stack.enter_context(closing(DecodeProcesses(self._engine.contract.input, count=cores)))
