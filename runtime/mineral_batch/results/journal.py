@@ -7,6 +7,7 @@ tables: the same command later predicts only what is new or changed, and rows of
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import time
@@ -32,7 +33,9 @@ _SECONDS_BETWEEN_COMMITS = 1.0
 _ROWS_AT_ONCE = 256
 # Sources that are compared with earlier results at once: so many, or as many as have these bytes together, because the
 # members of a compressed archive are in memory.
-_SOURCES_AT_ONCE = 512
+_SOURCES_AT_ONCE = 256
+_SOURCES_AHEAD = 16
+_SECONDS_FOR_A_CHUNK = 0.01
 _BYTES_AT_ONCE = 32 * 2**20
 
 # Of the tables below; kept in SQLite's own `user_version`, which is 0 in a new file.
@@ -172,19 +175,21 @@ class Journal:
         A result is valid while the file's size and time of change are what they were. What could not be read (as
         opposed to decoded) is tried again: a network folder may be back. `reused` is called for each valid one.
 
-        Sources are compared in chunks that grow while all of them have results, so that a run which has nothing to do
-        is quick, and one that has does not wait for a chunk to fill.
+        Sources are compared in chunks, which are small where listing them is slow, so that nobody waits for a chunk to
+        fill, and where there is work, so that a run which is stopped does not go on with many.
         """
-        size = 1
+        size, start = 1, time.monotonic()
         while chunk := _draw(sources, size):
+            is_slow = time.monotonic() - start > _SECONDS_FOR_A_CHUNK
             unfinished, done = self._list(chunk)
             for _ in range(done):
                 reused(None)
-            size = 1 if unfinished else min(2 * size, _SOURCES_AT_ONCE)
+            size = 1 if is_slow else min(2 * size, _SOURCES_AHEAD if unfinished else _SOURCES_AT_ONCE)
             for source in unfinished:
                 name, *identity = _identity(source)
                 self._in_flight[name] = (identity[0], identity[1])
                 yield source
+            start = time.monotonic()
 
     def _list(self, chunk: Sequence[Source | Failure]) -> tuple[list[Source | Failure], int]:
         """Note sources; return those without a result, and how many have one. A name that is listed is left out."""
@@ -290,6 +295,17 @@ class Journal:
             found = self._db.execute(f"SELECT EXISTS (SELECT 1 FROM result WHERE {condition})", values)  # noqa: S608
             return bool(found.fetchone()[0])
 
+    def digest(self) -> str:
+        """Return a digest of all results in the order of `results`: the same digest, the same rows."""
+        self._write()
+        found = hashlib.sha256()
+        with self._explaining():
+            for view, order in (("kept", "name"), ("answered", "position")):
+                rows = self._db.execute(f"SELECT checksum FROM {view} ORDER BY {order}")  # noqa: S608
+                while block := rows.fetchmany(4096):
+                    found.update(repr(block).encode())
+        return found.hexdigest()
+
     def prune(self) -> int:
         """Remove the results of images that this run has not listed; return how many."""
         with self._explaining():
@@ -386,14 +402,16 @@ def _values(result: Result) -> tuple[Any, ...]:
     exif = result.exif or ExifInfo()
     place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
     shape = result.width, result.height, int(result.exif is not None)
-    return probabilities, *shape, exif.time, *place, None, None, result.familiarity
+    familiarity = None if result.familiarity is None else float(result.familiarity)
+    return probabilities, *shape, exif.time, *place, None, None, familiarity
 
 
 def _checksum(row: _Row) -> int:
     """CRC-32 of all columns of `result` but the last; without the familiarity, which is newer, where there is none."""
-    name, size, modified, probabilities, *rest, familiarity = row
-    rest += [] if familiarity is None else [familiarity]
-    return zlib.crc32(repr((size, modified, *rest)).encode(), zlib.crc32(probabilities or b"", zlib.crc32(name)))
+    name, size, modified, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, extra = row
+    text = f"{size} {modified} {width} {height} {has_exif} {time_} {latitude} {longitude} {stage} {reason}"
+    text += "" if extra is None else f" {extra}"
+    return zlib.crc32(b"%b|%b|%b" % (name, probabilities or b"", text.encode()))
 
 
 def _is_intact(row: _Row) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,7 +21,9 @@ from mineral_batch.files import write_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.fingerprint import file_digest
+from mineral_batch.results.rows import TableCounts
 from mineral_batch.results.schema import PREDICTIONS, RUN_MANIFEST, SCHEMA_VERSION, STAGES
+from mineral_batch.results.write import Tables
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,26 @@ def refuse_edited_tables(folder: Path) -> None:
             f"{' and '.join(str(folder / name) for name in edited)} was edited since the last run and would be "
             f"overwritten: rename or move it, or choose another folder with -o"
         )
+
+
+def written_counts(folder: Path, key: str, tables: Tables) -> TableCounts | None:
+    """Return what is in the tables if they are what a run is about to write; None if they must be written.
+
+    Args:
+        folder: of the output.
+        key: a digest of everything that the tables depend on.
+        tables: to be written; images' own tables are always written, because no digest covers them.
+    """
+    try:
+        manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
+    except OSError:
+        return None
+    if isinstance(manifest, str) or manifest.record.get("tables_key") != key or tables.per_image:
+        return None
+    if set(manifest.digests) != set(manifest.tables) or not all((folder / name).is_file() for name in manifest.tables):
+        return None
+    counts = manifest.record["table_counts"]
+    return TableCounts(**{name: Counter(value) if isinstance(value, dict) else value for name, value in counts.items()})
 
 
 def write_manifest(folder: Path, record: Mapping[str, Any]) -> None:

@@ -90,10 +90,12 @@ def table_rows(results: Iterable[Result], contract: ModelContract) -> Iterator[T
 
 def _block(predictions: Sequence[Prediction], contract: ModelContract) -> Iterator[TableRow]:
     values = np.stack([prediction.probabilities for prediction in predictions]).astype(np.float64)
-    present = values >= np.array(contract.thresholds)
-    for prediction, row, mask in zip(predictions, values.tolist(), present, strict=True):
-        indices = sorted(np.flatnonzero(mask).tolist(), key=lambda index, row=row: -row[index])  # type: ignore[misc]
-        yield TableRow(prediction, row, [contract.labels[index] for index in indices])
+    rows, columns = np.nonzero(values >= np.array(contract.thresholds))
+    order = np.lexsort((-values[rows, columns], rows))  # stable: of equal probabilities the first label comes first
+    names = [contract.labels[column] for column in columns[order].tolist()]
+    ends = np.searchsorted(rows, np.arange(len(values) + 1)).tolist()
+    for index, (prediction, row) in enumerate(zip(predictions, values.tolist(), strict=True)):
+        yield TableRow(prediction, row, names[ends[index] : ends[index + 1]])
 
 
 def rounded(results: Iterable[Result], decimals: int) -> Iterator[Result]:

@@ -6,11 +6,13 @@ there, and an image that is no longer found keeps its row until a run with `prun
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from mineral_batch.model.contract import ModelContract
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.csv import listed
-from mineral_batch.results.fingerprint import DECODER, ENGINE_LATER, fingerprint
+from mineral_batch.results.fingerprint import DECODER, ENGINE_LATER, file_digest, fingerprint
 from mineral_batch.results.inputs import InputRoots, Inputs, check_inputs
 from mineral_batch.results.journal import Journal, made_with
 from mineral_batch.results.manifest import (
@@ -33,6 +35,7 @@ from mineral_batch.results.manifest import (
     refuse_edited_tables,
     timestamp,
     write_manifest,
+    written_counts,
 )
 from mineral_batch.results.prevalence import (
     ESTIMATE,
@@ -42,7 +45,7 @@ from mineral_batch.results.prevalence import (
     shift_to_file,
 )
 from mineral_batch.results.rows import TableCounts, rounded
-from mineral_batch.results.schema import FAILURES, SCHEMA_VERSION
+from mineral_batch.results.schema import FAILURES, PARTIAL, SCHEMA_VERSION
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
 from mineral_batch.system import peak_memory_mib
 from mineral_batch.types import Failure, Result, Source
@@ -148,7 +151,12 @@ def run(
             journal.prune()
         refuse_edited_tables(folder)
         shift = _shift(predictor.contract, tables, journal.results)
-        counts = write_tables(folder, _adjusted(journal.results(), shift, tables), predictor.contract, tables)
+        key = _tables_key(predictor.contract, tables, journal.digest())
+        counts = written_counts(folder, key, tables)
+        if counts is not None:
+            (folder / PARTIAL).unlink(missing_ok=True)
+        else:
+            counts = write_tables(folder, _adjusted(journal.results(), shift, tables), predictor.contract, tables)
         summary = replace(
             attempt.summary(journal),
             complete=True,
@@ -158,8 +166,20 @@ def run(
             kept=journal.kept(),
         )
         record = attempt.record(summary, counts, journal.facts(), options or {})
-        write_manifest(folder, {**record, "prevalence": shift and shift.record(), "decimals": tables.decimals})
+        more = {"prevalence": shift and shift.record(), "decimals": tables.decimals}
+        more |= {"tables_key": key, "table_counts": asdict(counts)}
+        write_manifest(folder, {**record, **more})
     return summary
+
+
+def _tables_key(contract: ModelContract, tables: Tables, results: str) -> str:
+    """A digest of everything that a byte of the tables depends on."""
+    made_by = (describe_software(), contract.labels, contract.thresholds, contract.is_calibrated)
+    parts = [*made_by, tables.files, tables.columns, tables.decimals, results]
+    if tables.prevalence is not None:
+        prevalence = Path(tables.prevalence)
+        parts.append(file_digest(prevalence) if prevalence.is_file() else tables.prevalence)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tuple[Inputs, Tables]:

@@ -276,3 +276,35 @@ def test_nothing_is_lost_of_a_run_through_python(predict: Any, model_path: Path)
         assert (summary.predicted, summary.new, summary.kept, summary.reused, summary.failed) == (5, 3, 3, 0, 1)
         with pytest.raises(DataError, match="no such file or folder: nowhere"):
             run(predictor, ["nowhere"], Path("out"))
+
+
+# ---- a run with nothing to do ----------------------------------------------------------------------------------------
+
+
+def test_tables_that_would_be_the_same_are_not_written_again(predict: Any) -> None:
+    first = predict("day1", "--format", "jsonl").stdout
+    before = Path("out/predictions.csv").stat()
+    again = predict("day1").stdout
+    assert Path("out/predictions.csv").stat().st_ino == before.st_ino
+    assert again.splitlines()[1:] == first.splitlines()[1:]
+    assert manifest()["pictures"]["from_earlier_runs"] == 3
+    assert list(check("out")) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["day1", "--columns", "size"], ["day1", "--round", "2"], ["day2"], ["day1", "--format", "jsonl"]]
+)
+def test_tables_that_would_differ_are_written(predict: Any, arguments: list[str]) -> None:
+    predict("day1")
+    before = Path("out/predictions.csv").stat()
+    predict(*arguments)
+    assert Path("out/predictions.csv").stat().st_ino != before.st_ino
+    assert list(check("out")) == []
+
+
+def test_a_table_that_is_gone_is_written_again(predict: Any) -> None:
+    predict("day1")
+    content = Path("out/predictions.csv").read_bytes()
+    Path("out/predictions.csv").unlink()
+    predict("day1")
+    assert Path("out/predictions.csv").read_bytes() == content

@@ -492,6 +492,7 @@ def test_run_json_says_what_was_done(album: Path, tmp_path: Path, predictor: Pre
     run(predictor, inputs, tmp_path / "out", ALL)
     record = manifest(tmp_path / "out")
     assert record["schema"] == 1
+    assert sum(record["table_counts"]["minerals"].values()) >= 9
     assert record["pictures"] == {
         "predicted": 9,
         "failed": 2,
