@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -135,8 +134,7 @@ def written_counts(folder: Path, key: str, tables: Tables) -> TableCounts | None
         return None
     if set(manifest.digests) != set(manifest.tables) or not all((folder / name).is_file() for name in manifest.tables):
         return None
-    counts = manifest.record["table_counts"]
-    return TableCounts(**{name: Counter(value) if isinstance(value, dict) else value for name, value in counts.items()})
+    return TableCounts.from_record(manifest.record["table_counts"])
 
 
 def write_manifest(folder: Path, record: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -57,6 +57,18 @@ class TableCounts:
     def failed(self) -> int:
         """Rows of failures.csv."""
         return self.failures.total()
+
+    def record(self) -> dict[str, Any]:
+        """Return the counts ready for JSON."""
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> TableCounts:
+        """Read what `record` returned."""
+        values: dict[str, Any] = {
+            n: Counter(value) if isinstance(value, dict) else value for n, value in record.items()
+        }
+        return cls(**values)
 
     def add(self, row: TableRow | Failure) -> None:
         """Count one row."""

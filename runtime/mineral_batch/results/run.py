@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,7 @@ def run(
         )
         record = attempt.record(summary, counts, journal.facts(), options or {})
         more = {"prevalence": shift and shift.record(), "decimals": tables.decimals}
-        more |= {"tables_key": key, "table_counts": asdict(counts)}
+        record |= {"tables_key": key, "table_counts": counts.record()}
         write_manifest(folder, {**record, **more})
     return summary
 
