@@ -111,6 +111,18 @@ def peak_memory_mib() -> float | None:
 
 
 @cache
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take: of the machine and of its container; None if unknown."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)
+    limits = [int(found[1]) * 1024] if found else []
+    for folder in _cgroup_folders():
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            maximum, used = _read(folder / limit), _read(folder / usage)
+            if maximum.isdigit() and used.isdigit():
+                limits.append(max(0, int(maximum) - int(used)))
+    return min(limits, default=None)
+
+
 def cpu_name() -> str:
     """Return the CPU's model name as Linux tells it; empty elsewhere."""
     return _cpuinfo("model name")

@@ -13,12 +13,16 @@ from PIL import ImageCms
 from mineral_batch.errors import ImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mineral_batch.types import Pixels
 
 # A profile whose colors differ from sRGB by no more than this, of 255, is sRGB in one of its many versions.
 _SAME = 2
 # The color space of a profile, as it is named in its header -> the mode that it applies to.
 _MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+# Pixels that are converted at a time, where what lies between takes several times the memory.
+_BAND = 4_000_000
 _UNUSED_ALPHA = frozenset({"TGA", "BMP", "DIB"})
 
 
@@ -88,14 +92,54 @@ def to_rgb(image: PILImage.Image, cmyk: ColorTransform | None = None) -> PILImag
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "CMYK" and cmyk is not None:
-        return cmyk.apply(image)
+        return _by_bands(image, cmyk.apply)
     if image.mode.startswith("I") or image.mode == "F":
-        return _scaled_to_8_bits(image).convert("RGB")
+        scale = 255.0 / _white(image)
+        return _by_bands(image, lambda band: _scaled_to_8_bits(band, scale))
     if image.has_transparency_data and not _ignores_alpha(image):
-        rgba = image.convert("RGBA")
-        white = PILImage.new("RGBA", rgba.size, "white")
-        return PILImage.alpha_composite(white, rgba).convert("RGB")
+        return _by_bands(image, _on_white)
     return image.convert("RGB")
+
+
+def _by_bands(image: PILImage.Image, convert: Callable[[PILImage.Image], PILImage.Image]) -> PILImage.Image:
+    """Convert an image pixel by pixel, some rows at a time: what lies between needs little memory then."""
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return convert(image)
+    result = PILImage.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(convert(band), (0, top))
+    return result
+
+
+def _on_white(image: PILImage.Image) -> PILImage.Image:
+    rgba = image.convert("RGBA")
+    white = PILImage.new("RGBA", rgba.size, "white")
+    return PILImage.alpha_composite(white, rgba).convert("RGB")
+
+
+def _white(image: PILImage.Image) -> float:
+    """Return the value of white in greyscale of 16 or 32 bits or floats.
+
+    Integers are on the 16-bit scale; floats on the 0..1 scale, or, where they exceed it, up to their maximum.
+    """
+    if image.mode != "F":
+        return 65535.0
+    rows = max(1, _BAND // image.width)
+    highest = 1.0
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if not np.isfinite(values).all():
+            raise ImageError("contains values that are not numbers")
+        highest = max(highest, float(values.max()))
+    return highest
+
+
+def _scaled_to_8_bits(image: PILImage.Image, scale: float) -> PILImage.Image:
+    """Multiply the values and round them; Pillow's own conversion would clip them to white."""
+    values = np.asarray(image, dtype=np.float32)
+    return PILImage.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _ignores_alpha(image: PILImage.Image) -> bool:
@@ -103,15 +147,3 @@ def _ignores_alpha(image: PILImage.Image) -> bool:
     if image.format not in _UNUSED_ALPHA or image.mode not in ("RGBA", "LA"):
         return False
     return image.getchannel("A").getextrema() == (0, 0)
-
-
-def _scaled_to_8_bits(image: PILImage.Image) -> PILImage.Image:
-    """Scale greyscale of 16 or 32 bits or floats to 8 bits; Pillow's own conversion would clip it to white.
-
-    Integers are on the 16-bit scale; floats on the 0..1 scale, or, where they exceed it, up to their maximum.
-    """
-    values = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise ImageError("contains values that are not numbers")
-    top = 65535.0 if image.mode != "F" else max(1.0, float(values.max()))
-    return PILImage.fromarray(np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8))

@@ -5,25 +5,27 @@ An image that cannot be read is a value, `Failure`, that keeps its place in the 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError, MissingDecoderError, one_line
+from mineral_batch.images.budget import decode_budget, decoded_size
 from mineral_batch.images.color import ColorTransform, color_transform, to_rgb
 from mineral_batch.images.exif import read_exif
 from mineral_batch.images.formats import open_image
 from mineral_batch.images.geometry import SIDEWAYS, resize, upright_transpose
 from mineral_batch.images.holes import check_holes
 from mineral_batch.images.jpeg.decode import load_jpeg
-from mineral_batch.images.limits import check_pixels, read_file
+from mineral_batch.images.limits import check_pixels, check_png_data, read_file
 from mineral_batch.images.tiff.load import load_tiff
 from mineral_batch.images.tiff.pages import read_pages
 from mineral_batch.types import Failure, Image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mineral_batch.model.contract import InputSpec
 
@@ -53,8 +55,8 @@ def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = Non
     """
     content = source if isinstance(source, bytes) else read_file(Path(source))
     try:
-        decoded = _decode(content, target)
-        return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
+        with _decode(content, target) as decoded:
+            return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
     except ImageError:
         raise
     except Exception as error:  # see decode_image
@@ -96,8 +98,8 @@ def decode_image(
     except MemoryError:
         return Failure(name, "read", _NO_MEMORY)
     try:
-        decoded = _decode(content, None if exact else (spec.width, spec.height))
-        pixels = resize(decoded.image, spec)
+        with _decode(content, None if exact else (spec.width, spec.height)) as decoded:
+            pixels = resize(decoded.image, spec)
         if decoded.transform:  # after resizing, where there are few pixels to convert
             pixels = decoded.transform.apply_to_pixels(pixels)
         return Image(name, pixels, *decoded.size, read_exif(content) if with_exif else None)
@@ -125,25 +127,30 @@ class _Decoded(NamedTuple):
     transform: ColorTransform | None
 
 
-def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> _Decoded:
+@contextmanager
+def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> Iterator[_Decoded]:
+    """Decode an image within the memory that is left for it, which is held until the block ends."""
     # A caller's own image is copied: closing and turning must not touch it.
     image, content = (content.copy(), b"") if isinstance(content, PILImage.Image) else open_image(content)
     with image:
         check_pixels(*image.size)
+        if image.format == "PNG":
+            check_png_data(image, len(content))
         width, height = image.size
         if target is not None and image.format in _JPEG:
             image.draft(None, (2 * max(target), 2 * max(target)))
-        loaded = _load(image, content)
-        # Only now are orientation and profile known: Pillow turns a TIFF itself while loading it, and a PNG may carry
-        # metadata behind its pixels.
-        transpose, transform = upright_transpose(image), color_transform(image)
-        is_cmyk = transform is not None and transform.mode == "CMYK"
-        rgb = to_rgb(loaded, transform if is_cmyk else None)
-        return _Decoded(
-            rgb if transpose is None else rgb.transpose(transpose),
-            (width, height) if transpose not in SIDEWAYS else (height, width),
-            None if is_cmyk else transform,
-        )
+        with decode_budget().reserve(decoded_size(image, (width, height))):
+            loaded = _load(image, content)
+            # Only now are orientation and profile known: Pillow turns a TIFF itself while loading it, and a PNG may
+            # carry metadata behind its pixels.
+            transpose, transform = upright_transpose(image), color_transform(image)
+            is_cmyk = transform is not None and transform.mode == "CMYK"
+            rgb = to_rgb(loaded, transform if is_cmyk else None)
+            yield _Decoded(
+                rgb if transpose is None else rgb.transpose(transpose),
+                (width, height) if transpose not in SIDEWAYS else (height, width),
+                None if is_cmyk else transform,
+            )
 
 
 def _load(image: PILImage.Image, content: bytes) -> PILImage.Image:

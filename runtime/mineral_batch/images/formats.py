@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError, _imaging
 
 from mineral_batch.errors import ImageError, MissingDecoderError
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.metadata import without_metadata
 from mineral_batch.images.raw import is_raw, open_raw
 from mineral_batch.images.tiff.load import open_tiff
@@ -66,6 +67,8 @@ def open_image(content: bytes) -> tuple[PILImage.Image, bytes]:
     image: PILImage.Image
     try:
         image = PILImage.open(io.BytesIO(content))
+    except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
+        raise ImageError(f"over the limit of {MAX_PIXELS} pixels") from None
     # Damaged metadata make Pillow's readers raise almost anything.
     except Exception as error:
         content = without_metadata(content)

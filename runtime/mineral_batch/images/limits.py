@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 #: the process and warns from 89 megapixels on, so it is raised to this one.
 MAX_PIXELS = 256_000_000
 PILImage.MAX_IMAGE_PIXELS = MAX_PIXELS
+# Pillow refuses only twice its limit, and only warns before.
+#: The longest side: a row of more takes gigabytes by itself.
+MAX_SIDE = 500_000
+_DEFLATE_RATIO = 1032
 #: The largest file that is read.
 MAX_BYTES = 2**30
 
@@ -39,6 +43,19 @@ def check_pixels(width: int, height: int) -> None:
     """
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} is over the limit of {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{width} x {height} is over the limit of {MAX_SIDE} pixels a side")
+
+
+def check_png_data(image: PILImage.Image, size: int) -> None:
+    """Check that a PNG's file can hold its pixels: deflate compresses no more than 1,032 to 1.
+
+    Raises:
+        ImageError: if it cannot, which would be found only after gigabytes were set aside.
+    """
+    bits = {"RGB": 24, "RGBA": 32, "LA": 16}.get(image.mode, 1)
+    if image.width * image.height * bits // 8 > _DEFLATE_RATIO * size:
+        raise ImageError(f"image file is truncated: {size} bytes cannot hold {image.width} x {image.height} pixels")
 
 
 def read_file(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError
+from mineral_batch.images.budget import decode_budget
 from mineral_batch.images.geometry import ORIENTATION_TAG, UPRIGHT
 from mineral_batch.images.limits import check_pixels
 from mineral_batch.images.tiff.read import read, sample_format
@@ -26,7 +27,10 @@ def open_tiff(content: bytes, page: Page) -> PILImage.Image:
         ImageError: if it is damaged or too large.
     """
     check_pixels(page.number(256), page.number(257))
-    image = read(content, page)
+    # The samples, and half as much again for the 8-bit image and what lies between.
+    size = page.pixels * page.number(277, 1) * (page.number(258, 1) + 16) // 8
+    with decode_budget().reserve(size):
+        image = read(content, page)
     transpose = UPRIGHT.get(page.number(ORIENTATION_TAG, 1))
     upright = image if transpose is None else image.transpose(transpose)
     if profile := page.tags.get(_PROFILE_TAG):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mineral_batch.types import Pixels
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+# Samples that are scaled at a time.
+_BAND = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,25 @@ class SampleFormat:
         none exceeds it, as many programs store them. Floats are on the scale 0..1, or, where they exceed it, up to
         their maximum.
         """
-        scaled: NDArray[Any] = values.astype(np.float32 if self.bits <= 16 else np.float64)
-        scaled *= 255.0 / self._top(values)
-        if self.is_inverted:
-            scaled = 255.0 - scaled
-        pixels: Pixels = np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
+        factor = 255.0 / self._top(values)
+        pixels = np.empty(values.shape, np.uint8)
+        rows = max(1, _BAND // max(1, values[:1].size))
+        for top in range(0, len(values), rows):  # some rows at a time, because floats take eight times the memory
+            scaled = values[top : top + rows].astype(np.float32 if self.bits <= 16 else np.float64)
+            scaled *= factor
+            if self.is_inverted:
+                np.subtract(255.0, scaled, out=scaled)
+            scaled += 0.5
+            pixels[top : top + rows] = np.clip(scaled, 0, 255, out=scaled)
         return pixels
 
     def _top(self, values: NDArray[Any]) -> float:
         """Return the value of white."""
         if self.kind == FLOAT:
-            if not np.isfinite(values).all():
+            top = float(values.max(initial=0))  # not a number if any value is none
+            if not (np.isfinite(top) and np.isfinite(values.min(initial=0))):
                 raise ImageError("contains values that are not numbers")
-            return max(1.0, float(values.max(initial=0)))
+            return max(1.0, top)
         if self.bits > 16 and values.max(initial=0) <= 65535:
             return 65535.0
         return float(2 ** (self.bits - (self.kind == SIGNED)) - 1)

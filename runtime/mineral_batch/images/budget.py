@@ -1,0 +1,83 @@
+"""How much memory the images being decoded may take together: large ones wait for each other instead of failing."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mineral_batch.system import available_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image as PILImage
+
+# Images that take less do not wait: it is what ordinary photos take.
+_ALWAYS = 64 * 2**20
+# Of the memory that is available when the first large image comes; where that is not known, a machine of 4 GiB.
+_SHARE = 0.5
+_UNKNOWN = 4 * 2**30
+# Decoded samples and the RGB image made of them; Pillow takes 4 bytes for each pixel of most modes.
+_BYTES_PER_PIXEL = 8
+# Formats whose decoders hold several copies meanwhile (WebP: two canvases of an animation, and their bytes).
+_COPIES = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 20}
+# Progressive JPEGs: the coefficients of the whole image, two bytes for each of up to three components.
+_COEFFICIENTS = 6
+
+
+class MemoryBudget:
+    """A number of bytes that several threads share, first come, first served.
+
+    Args:
+        total: bytes. An image that takes more than that is decoded alone.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._free = total
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes are free, and hold them during the block."""
+        if size < _ALWAYS:
+            yield
+            return
+        size = min(size, self.total)
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and self._free >= size)
+            self._waiting.popleft()
+            self._free -= size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+@cache
+def decode_budget() -> MemoryBudget:
+    """Return the budget of this process."""
+    available = available_memory() or _UNKNOWN
+    return MemoryBudget(max(_ALWAYS, int(available * _SHARE)))
+
+
+def decoded_size(image: PILImage.Image, full: tuple[int, int]) -> int:
+    """Estimate the bytes that decoding an open image takes.
+
+    Args:
+        image: its size is the one that it is decoded to.
+        full: (width, height) of the file.
+    """
+    size = image.width * image.height * _COPIES.get(image.format or "", _BYTES_PER_PIXEL)
+    if image.info.get("progressive") or image.info.get("progression"):
+        size += full[0] * full[1] * _COEFFICIENTS
+    return size

@@ -1,0 +1,117 @@
+"""Memory is bounded: limits before decoding, large images wait for each other, conversions go by bands of rows."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from mineral_batch import Failure, InputSpec
+from mineral_batch.errors import ImageError
+from mineral_batch.images import budget as budget_module
+from mineral_batch.images import color
+from mineral_batch.images.budget import MemoryBudget, decode_budget, decoded_size
+from mineral_batch.images.decode import decode_image, open_rgb
+
+from ..conftest import encode, scene
+
+SPEC = InputSpec(height=24, width=32)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises its size and has next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((1, 255_000_000), "over the limit of 500000 pixels a side"),
+        ((255_000_000, 1), "over the limit of 500000 pixels a side"),
+        ((20_000, 20_000), "over the limit of 256000000 pixels"),
+        ((16_000, 15_999), "bytes cannot hold 16000 x 15999 pixels"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_memory_is_set_aside(size: tuple[int, int], reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        open_rgb(png_header(*size))
+
+
+def test_a_lack_of_memory_is_no_verdict_on_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(PILImage.Image, "resize", no_memory)
+    found = decode_image("a", lambda: encode(scene(), "PNG"), SPEC)
+    assert isinstance(found, Failure)
+    assert found.stage == "read", "it is tried again in the next run"
+
+
+def test_large_images_wait_for_each_other_and_small_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "_ALWAYS", 10)
+    budget = MemoryBudget(100)
+    entered, release = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def hold() -> None:
+        with budget.reserve(80):
+            entered.set()
+            release.wait(10)
+            order.append("first")
+
+    def wait() -> None:
+        with budget.reserve(5000):  # more than there is: alone
+            order.append("second")
+
+    threads = [threading.Thread(target=hold), threading.Thread(target=wait)]
+    threads[0].start()
+    entered.wait(10)
+    threads[1].start()
+    with budget.reserve(9):
+        order.append("small")
+    release.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["small", "first", "second"]
+    with budget.reserve(100):
+        pass
+
+
+def test_the_budget_is_given_back_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "_ALWAYS", 0)
+    content = encode(scene(), "PNG")
+    for _ in range(20):
+        assert isinstance(decode_image("a", lambda: content[: len(content) // 2], SPEC), Failure)
+    budget = decode_budget()
+    with budget.reserve(budget.total):
+        pass
+
+
+def test_the_budget_knows_what_decoding_takes() -> None:
+    with PILImage.open(io_of(encode(scene(64, 48), "JPEG"))) as image:
+        assert decoded_size(image, image.size) == 64 * 48 * 8
+    with PILImage.open(io_of(encode(scene(64, 48), "JPEG", progressive=True))) as image:
+        assert decoded_size(image, image.size) > 64 * 48 * 8
+
+
+def io_of(content: bytes) -> Any:
+    import io
+
+    return io.BytesIO(content)
+
+
+def test_bands_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch, photos: dict[str, Any]) -> None:
+    whole = {name: np.asarray(open_rgb(photo.content)) for name, photo in photos.items()}
+    monkeypatch.setattr(color, "_BAND", 200)
+    for name, photo in photos.items():
+        np.testing.assert_array_equal(np.asarray(open_rgb(photo.content)), whole[name], name)
