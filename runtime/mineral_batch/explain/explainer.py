@@ -20,7 +20,7 @@ from mineral_batch.model.onnx_file import read_contract, read_metadata, with_out
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,10 +55,12 @@ class Explainer:
         session: of ONNX Runtime.
         contract: the model's.
         maps: the kind of its maps.
+        outputs: names of the graph's outputs from which the maps follow. It may have others, such as a familiarity.
     """
 
-    def __init__(self, session: Any, contract: ModelContract, maps: MapSpec) -> None:
+    def __init__(self, session: Any, contract: ModelContract, maps: MapSpec, outputs: Sequence[str]) -> None:
         check_graph(session, contract)
+        self._outputs = list(outputs)
         self.contract = contract
         self.maps = maps
         self._session = session
@@ -71,12 +73,12 @@ class Explainer:
             BackendError: with ONNX Runtime's message, if the run fails.
         """
         try:
-            outputs = self._session.run(None, {self._input: pixels})
+            outputs = self._session.run(self._outputs, {self._input: pixels})
         except Exception as error:  # its exceptions have no common base class
             raise BackendError(f"cannot make the maps of a batch of {len(pixels)}: {first_line(error)}") from error
         return self._map_output(*outputs)
 
-    def _map_output(self, probabilities: Probabilities, labels: NDArray[np.int64], maps: Heat, *_: object) -> MapOutput:
+    def _map_output(self, probabilities: Probabilities, labels: NDArray[np.int64], maps: Heat) -> MapOutput:
         return MapOutput(probabilities, labels, maps)
 
     def close(self) -> None:
@@ -91,9 +93,9 @@ class Explainer:
 
 
 class _PooledExplainer(Explainer):
-    """Of a graph whose outputs are its probabilities (N, L) and the four parts of its `PooledHead`."""
+    """Of a graph that gives its probabilities, and features and weights of its `PooledHead`."""
 
-    def _map_output(self, probabilities: Probabilities, features: Heat, weights: Heat, *_: object) -> MapOutput:  # type: ignore[override]
+    def _map_output(self, probabilities: Probabilities, features: Heat, weights: Heat) -> MapOutput:  # type: ignore[override]
         labels = np.argsort(-probabilities, axis=1, kind="stable")
         maps = np.take_along_axis(activation_maps(features, weights), labels[..., None, None], axis=1)
         return MapOutput(probabilities, labels, maps)
@@ -112,7 +114,7 @@ def open_explainer(path: Path) -> Explainer:
         return _open_pooled(path, contract)
     session, maps = _session(path), MapSpec.from_json(text)
     _check_maps(session, maps)
-    return Explainer(session, contract, maps)
+    return Explainer(session, contract, maps, [one.name for one in session.get_outputs()[:3]])
 
 
 def _session(path: Path, content: bytes | None = None) -> Any:
@@ -139,11 +141,12 @@ def _open_pooled(path: Path, contract: ModelContract) -> Explainer:
         raise _no_maps(path)
     session = _session(path, with_outputs(path, head))
     probe = np.random.default_rng(0).integers(0, 256, (1, *contract.input.shape), np.uint8)
-    _, features, weights, bias, logits = session.run(None, {session.get_inputs()[0].name: probe})
+    features, weights, bias, logits = session.run(list(head), {session.get_inputs()[0].name: probe})
     # Operators have attributes that change what they compute: only a graph that keeps to the formula has these maps.
     if features.ndim != 4 or not _is_same(pooled_logits(features, weights, bias), logits):
         raise _no_maps(path)
-    return _PooledExplainer(session, contract, MapSpec(GRAD_CAM, features.shape[2:], len(contract.labels)))
+    maps = MapSpec(GRAD_CAM, features.shape[2:], len(contract.labels))
+    return _PooledExplainer(session, contract, maps, [session.get_outputs()[0].name, head.features, head.weights])
 
 
 def _is_same(ours: Heat, theirs: Heat) -> bool:

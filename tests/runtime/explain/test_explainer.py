@@ -10,6 +10,7 @@ from mineral_batch.errors import ContractError
 from mineral_batch.explain.explainer import open_explainer
 from mineral_batch.explain.maps import MapSpec
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.model.familiarity import FamiliarityScore, add_familiarity
 from mineral_batch.model.onnx_file import write_contract
 from mineral_batch.model.starter import starter_path
 
@@ -94,3 +95,22 @@ def test_calibrated_pooled_model_keeps_its_maps(tmp_path):
         np.take_along_axis(one.maps, np.argsort(one.labels, axis=1)[..., None, None], axis=1) for one in (before, after)
     ]
     np.testing.assert_allclose(*by_label, atol=1e-6)
+
+
+def test_pooled_model_with_a_familiarity_keeps_its_maps(tmp_path):
+    """Another output stands between the probabilities and what is added for the maps."""
+    write_pooled(tmp_path / "plain.onnx")
+    rng = np.random.default_rng(6)
+    score = FamiliarityScore(
+        mean=rng.normal(size=5),
+        inverse_sd=np.ones(5),
+        components=np.eye(2, 5),
+        weights=np.ones(2),
+        inverse_rest=1.0,
+        quantiles=np.linspace(-1, 1, 101),
+    )
+    add_familiarity(tmp_path / "plain.onnx", tmp_path / "scored.onnx", score)
+    pixels = rng.integers(0, 256, (2, *SPEC.shape), dtype=np.uint8)
+    with open_explainer(tmp_path / "plain.onnx") as plain, open_explainer(tmp_path / "scored.onnx") as scored:
+        for one, other in zip(plain.infer(pixels), scored.infer(pixels), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
