@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.evaluation.curves import log_odds
+from mineral_batch.model.familiarity import UNFAMILIAR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,14 @@ def pages(results: Results, accuracy: Accuracy | None) -> Iterator[dict[str, Any
             "found": [[int(label) for label in order[row] if table.called[row, label]] for row in rows],
             "captured": results.captured[rows.start : rows.stop] if any(results.captured) else None,
             "truth": [truth.get(row) for row in rows] if truth else None,
+            "unfamiliar": _unfamiliar(results, rows),
         }
+
+
+def _unfamiliar(results: Results, rows: range) -> list[int]:
+    """List the rows, counted from the first of them, that look unlike the training images."""
+    found: list[int] = np.flatnonzero(results.familiarity[rows.start : rows.stop] < UNFAMILIAR).tolist()
+    return found
 
 
 def _truth(accuracy: Accuracy | None) -> dict[int, list[int]]:

@@ -13,10 +13,12 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
+from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.report import figures, svg, warnings
 from mineral_batch.report.script import bundle
 from mineral_batch.report.worldmap import world_map
@@ -42,6 +44,7 @@ _KINDS = (
     ("unsure", "unsure: near a threshold"),
     ("failed", "could not be read"),
 )
+_KINDS_WITH_FAMILIARITY = (("unfamiliar", "unlike the training images"),)
 _KINDS_WITH_MAPS = (("explained", "with a map of where it looks"),)
 _KINDS_WITH_LABELS = (
     ("right", "labelled: everything right"),
@@ -75,7 +78,7 @@ def page(results: Results, accuracy: Accuracy | None, explained: Explained | Non
         "explained": explained,
         "accuracy": accuracy,
         "never_found": figures.never_found(results),
-        "kinds": _KINDS + (_KINDS_WITH_MAPS if explained else ()) + (_KINDS_WITH_LABELS if accuracy else ()),
+        "kinds": _kinds(results, accuracy, explained),
         "charts": _charts(results, accuracy),
     }
     if accuracy:
@@ -135,12 +138,23 @@ def _summary(results: Results) -> str:
         f"several minerals in {int((table.called.sum(axis=1) > 1).sum()):,} photographs",
         f"none in {int((~table.called.any(axis=1)).sum()):,}",
     ]
+    unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
+    parts += [f"{unfamiliar:,} unlike the training images"] if unfamiliar else []
     parts += [f"{len(results.failures):,} could not be read"] if results.failures else []
     model = certificate.get("model")
     parts += [f"model {model['name']}"] if isinstance(model, dict) and model.get("name") else []
     finished = certificate.get("finished")
     parts += [str(finished)[:10]] if finished else ["the run was stopped before it was complete"]
     return " · ".join(parts)
+
+
+def _kinds(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> list[tuple[str, str]]:
+    """List what the gallery can be filtered by."""
+    kinds = [*_KINDS]
+    kinds += _KINDS_WITH_FAMILIARITY if np.isfinite(results.familiarity).any() else ()
+    kinds += _KINDS_WITH_MAPS if explained else ()
+    kinds += _KINDS_WITH_LABELS if accuracy else ()
+    return kinds
 
 
 def _sections(results: Results, accuracy: Accuracy | None) -> list[Section]:

@@ -35,6 +35,7 @@ class Results:
         knows_thresholds: whether the certificate says.
         captured: N, ISO 8601; empty where it is not known or not in the table.
         places: (N, 2) latitude and longitude in degrees, NaN where they are not known.
+        familiarity: (N,) share of the training images that look stranger, NaN where it is not in the table.
         failures: the pictures without a prediction.
         certificate: run.json, empty for a run that was stopped.
     """
@@ -45,6 +46,7 @@ class Results:
     knows_thresholds: bool
     captured: tuple[str, ...]
     places: NDArray[np.float64]
+    familiarity: NDArray[np.float64]
     failures: tuple[Failure, ...]
     certificate: Mapping[str, Any]
 
@@ -82,6 +84,7 @@ def read_results(folder: str | Path) -> Results:
         knows_thresholds=thresholds is not None,
         captured=captured,
         places=places,
+        familiarity=_familiarity(table, header, len(predictions.paths)),
         failures=_failures(folder / FAILURES),
         certificate=certificate,
     )
@@ -115,12 +118,25 @@ def _captures(table: Path, header: list[str], count: int) -> tuple[tuple[str, ..
     return tuple(captured), np.array(places, np.float64).reshape(-1, 2)
 
 
+def _familiarity(table: Path, header: list[str], count: int) -> NDArray[np.float64]:
+    """Read the column `familiarity` (N,), NaN where there is none."""
+    if "familiarity" not in header:
+        return np.full(count, np.nan)
+    with open_csv(table) as opened:
+        return np.array([_number(row.get("familiarity"), 0, 1) for row in opened.dicts()], np.float64)
+
+
 def _degrees(cell: str | None, limit: float) -> float:
+    return _number(cell, -limit, limit)
+
+
+def _number(cell: str | None, low: float, high: float) -> float:
+    """A cell's number; NaN if it has none within the limits."""
     try:
         value = float(cell or "nan")
     except ValueError:
         return float("nan")
-    return value if abs(value) <= limit else float("nan")
+    return value if low <= value <= high else float("nan")
 
 
 def _failures(table: Path) -> tuple[Failure, ...]:

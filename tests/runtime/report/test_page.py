@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import json
 import re
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from mineral_batch.cli import main
 from mineral_batch.report.data import script_json
 
-from .runs import LABELS, ROWS, THRESHOLDS, Page, report, write_predictions
+from .runs import LABELS, ROWS, THRESHOLDS, Page, report, write_csv, write_predictions
 
 
 def test_page_has_the_data_of_the_run(run: Path) -> None:
@@ -137,3 +138,20 @@ def test_probabilities_are_judged_before_the_mistakes(run: Path) -> None:
     expected = (f"Brier score{np.square(p - truth).mean():.4f}" for p in (scores, prevalence))
     ours, baseline = expected
     assert ours + baseline.removeprefix("Brier score") in page.text.replace("\n", "")
+
+
+def test_images_unlike_the_training_images_are_counted_and_can_be_shown(run: Path) -> None:
+    report("-o", "page.html", "--thumbnails", "0")
+    assert "unlike the training images" not in Page(Path("page.html")).text
+    with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    at = header.index(LABELS[0])
+    header.insert(at, "familiarity")
+    for row, value in zip(rows, ["0.5", "0.049", "0.05", "", "0.0", "1", "0.9"], strict=True):
+        row.insert(at, value)
+    write_csv(run / "predictions.csv", [header, *rows])
+    report("-o", "page.html", "--thumbnails", "0")
+    page = Page(Path("page.html"))
+    assert "2 unlike the training images" in page.text
+    assert page.data["rows"][0]["unfamiliar"] == [1, 4]
+    assert ("option", {"value": "unfamiliar"}) in page.elements

@@ -14,7 +14,7 @@ const table = makeTable(
     { path: "box/agate 10.jpg", scores: [0.9, 0.1, 0.1], truth: [AGATE] },
     { path: "box/agate 9.jpg", scores: [0.8, 0.45, 0.1], truth: [GOLD] },
     { path: "both.jpg", scores: [0.7, 0.1, 0.95], truth: [AGATE, QUARTZ] },
-    { path: "nothing.jpg", scores: [0.2, 0.1, 0.25], truth: [GOLD] },
+    { path: "nothing.jpg", scores: [0.2, 0.1, 0.25], truth: [GOLD], isUnfamiliar: true },
   ],
   [["torn.jpg", "decode", "truncated"]],
 );
@@ -32,6 +32,7 @@ for (const [kind, expected] of Object.entries({
   nothing: [3],
   unsure: [1],
   failed: [TORN],
+  unfamiliar: [3],
   explained: [],
   right: [0, 2],
   wrong: [1],
@@ -41,7 +42,7 @@ for (const [kind, expected] of Object.entries({
 }
 
 test("every kind and order of the page exists", () => {
-  const page = ["all", "found", "several", "nothing", "unsure", "failed", "explained", "right", "wrong", "missed"];
+  const page = ["all", "found", "several", "nothing", "unsure", "failed", "unfamiliar", "explained", "right", "wrong", "missed"];
   assert.deepEqual(Object.keys(KINDS), page);
   assert.deepEqual(Object.keys(ORDERS), ["probable", "unsure", "file", "name"]);
 });

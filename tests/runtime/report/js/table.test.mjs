@@ -10,19 +10,20 @@ import { Table, percent } from "./table.mjs";
 test("scores are little-endian uint16 with 65535 for 1, over several pages", () => {
   const table = new Table({ labels: ["a", "b"], thresholds: [0.5, 0.5], low: [0, 0], high: [1, 1], count: 2, origin: "./", failures: [] });
   const page = (...values) => Buffer.from(Uint16Array.from(values).buffer).toString("base64");
-  table.append({ paths: ["x.jpg"], scores: page(65535, 0), found: [[0]], captured: null, truth: null });
-  table.append({ paths: ["y.jpg"], scores: page(256, 32768), found: [[1]], captured: ["2026"], truth: [[1]] });
+  table.append({ paths: ["x.jpg"], scores: page(65535, 0), found: [[0]], captured: null, truth: null, unfamiliar: [] });
+  table.append({ paths: ["y.jpg"], scores: page(256, 32768), found: [[1]], captured: ["2026"], truth: [[1]], unfamiliar: [0] });
   assert.equal(table.score(0, 0), 1);
   assert.equal(table.score(0, 1), 0);
   assert.equal(table.score(1, 0), 256 / 65535);
   assert.deepEqual([table.best(0), table.best(1)], [0, 1]);
   assert.deepEqual(table.captured, ["", "2026"]);
   assert.deepEqual(table.truth, [null, [1]]);
+  assert.deepEqual([...table.unfamiliar], [1]);
 });
 
 test("maps of a later page belong to its own images", () => {
   const table = makeTable([{ path: "x" }, { path: "y" }]);
-  const more = { paths: ["z"], scores: Buffer.from(new Uint8Array(6)).toString("base64"), found: [[]], captured: null, truth: null, maps: { 0: [2] } };
+  const more = { paths: ["z"], scores: Buffer.from(new Uint8Array(6)).toString("base64"), found: [[]], captured: null, truth: null, unfamiliar: [], maps: { 0: [2] } };
   table.append(more);
   table.addMap(0, 1);
   table.addMap(0, 2);

@@ -24,6 +24,7 @@ export function makeTable(images, failures = []) {
     scores: Buffer.from(Uint16Array.from(scores.flat().map((score) => Math.round(score * 65535))).buffer).toString("base64"),
     found: scores.map((row) => [0, 1, 2].filter((i) => row[i] >= THRESHOLD).sort((a, b) => row[b] - row[a])),
     captured: null,
+    unfamiliar: images.flatMap((image, i) => (image.isUnfamiliar ? [i] : [])),
     truth: images.map((image) => image.truth ?? null),
   });
   return table;

@@ -68,7 +68,8 @@ function about(item, focus) {
   if (focus >= 0 && !shown.includes(focus)) shown[SHOWN - 1] = focus;
   const missed = table.missed(item).map((label) => table.labels[label]);
   const verdict = missed.length ? make("span", "bad verdict", `○ missed: ${missed.join(", ")}`) : null;
-  return make("span", "about", name, ...shown.map((label) => scoreRow(item, label)), verdict);
+  const strange = table.unfamiliar.has(item) ? make("span", "verdict note", "unlike the training images") : null;
+  return make("span", "about", name, ...shown.map((label) => scoreRow(item, label)), verdict, strange);
 }
 
 /** @param {Entry} entry @param {number} focus @param {(from: HTMLElement) => void} onOpen */

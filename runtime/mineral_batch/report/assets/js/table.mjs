@@ -20,6 +20,7 @@
  * @property {number[][]} found labels at or above their thresholds, the most probable first
  * @property {string[] | null} captured
  * @property {(number[] | null)[] | null} truth
+ * @property {number[]} unfamiliar images, counted from the first of the page, that are unlike the training images
  * @property {number[]} [thumbnails] 1 for each image that has a file; in a report that is a folder
  * @property {Record<string, number[]>} [maps] image -> labels that have a map; in a report that is a folder
  */
@@ -62,6 +63,8 @@ export class Table {
     this.truth = [];
     /** @type {boolean[]} */
     this.hasFile = [];
+    /** @type {Set<number>} */
+    this.unfamiliar = new Set();
     /** @type {Map<number, number[]>} */
     this.maps = new Map();
     this.scores = new Uint16Array(frame.count * this.width);
@@ -83,6 +86,7 @@ export class Table {
       this.truth.push(rows.truth?.[i] ?? null);
       this.hasFile.push(rows.thumbnails?.[i] === 1);
     });
+    for (const i of rows.unfamiliar) this.unfamiliar.add(start + i);
     for (const [i, labels] of Object.entries(rows.maps ?? {})) this.maps.set(start + Number(i), labels);
   }
 
