@@ -207,3 +207,13 @@ def test_real_photographs_keep_their_split(tmp_path: Path) -> None:
     result = run(table, "-o", tmp_path / "m.csv", "--root", folder, "--keep-split")
     assert result.exit_code == 0, result.output
     assert [row.split for row in read_manifest(tmp_path / "m.csv").rows] == [r["split"] for r in records]
+
+
+def test_a_split_that_leaves_labels_without_test_images_suggests_another(tmp_path: Path, save_photo) -> None:
+    for k in range(40):
+        save_photo(tmp_path / "photos" / ("gold" if k % 2 else "agate") / f"{k}.jpg", k)
+    for split, suggested in (("18:1:1", True), ("50:10:40", False)):
+        arguments = ["data", str(tmp_path / "photos"), "-o", str(tmp_path / "m.csv"), "--split", split]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        assert ("--split 70:10:20 gives them more" in result.output) == suggested

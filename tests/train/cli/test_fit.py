@@ -184,3 +184,66 @@ def test_settings_are_listed_and_all_of_them_can_be_set():
     assert len(lines) > 35
     assert 'loss = "asymmetric"' in lines
     assert "lr = 1e-05" in lines
+
+
+def test_settings_come_from_options_then_set_then_the_recipe(run, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('epochs = 9\nhead-lr = 3.0\nloss = "focal"\nclip = 2\n', "utf-8")
+    result = run(tmp_path / "run", "--recipe", str(recipe), "--set", "loss=bce", "--set", "epochs=5", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["train"]
+    assert (record["epochs"], record["loss"], record["head_lr"], record["clip"]) == (1, "bce", 3.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "epoch=3"], "no setting 'epoch'; did you mean epochs?"),
+        (["--set", "epochs"], "--set takes key=value"),
+        (["--set", "ema=much"], "the setting ema must be a number"),
+        (["--set", "freeze-norm=perhaps"], "freeze_norm must be of type bool"),
+        (["--recipe", "some"], "choose few, paper, or give a TOML file"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(run, tmp_path, options, words):
+    result = run(tmp_path / "run", *options)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_default_recipe_is_printed_with_its_reason(coloured_manifest, labels, tmp_path):
+    arguments = ["fit", str(coloured_manifest), "-o", str(tmp_path / "run"), "--labels", str(labels)]
+    start = arguments.index("fit") + 1
+    options = TINY[TINY.index("--backbone") :]
+    result = CliRunner().invoke(main, [*arguments[:start], *arguments[start:], *options])
+    assert result.exit_code == 0, result.output
+    assert "recipe few: 16 training images are fewer than 20,000" in result.output
+    record = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["train"]
+    assert (record["init"], record["freeze_stages"], record["freeze_epochs"], record["ema"]) == ("", 0, 1, 0.99)
+
+
+def test_a_manifest_from_a_spreadsheet_is_read(run, coloured_manifest, tmp_path):
+    rows = [line.split(",") for line in coloured_manifest.read_text("utf-8").splitlines()]
+    rows = [[row[0] if n == 0 else str(coloured_manifest.parent / row[0]), *row[1:]] for n, row in enumerate(rows)]
+    table = tmp_path / "semicolons.csv"
+    table.write_text("\n".join(f'{path};"{names}";{split}' for path, names, split in rows), encoding="utf-8-sig")
+    assert run(tmp_path / "run", "--epochs", "1", manifest=table).exit_code == 0
+
+
+def test_deterministic_runs_with_two_threads_are_equal_bit_for_bit(coloured_manifest, labels, tmp_path):
+    """In processes of their own, because the tests themselves run with one thread."""
+    options = [*TINY[TINY.index("--no-pretrained") :], "--backbone", "test_efficientnet", "--image-size", "64"]
+    states = []
+    for name in "ab":
+        command = ["fit", str(coloured_manifest), "-o", str(tmp_path / name), "--labels", str(labels), *options]
+        done = subprocess.run(
+            [sys.executable, "-m", "mineral_train", *command, "--recipe", "paper", "--deterministic"],
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        states.append(load_state(tmp_path / name / STATE)[0])
+    assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []

@@ -16,7 +16,7 @@ from mineral_train.data import census
 from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from mineral_train.data.folders import TableFormat, folder_names, is_negative
 from mineral_train.data.labels import SEPARATOR, label_faults, raise_faults, read_labels
-from mineral_train.data.manifest import SPLITS, write_manifest, write_table, write_text
+from mineral_train.data.manifest import SPLITS, Manifest, write_manifest, write_table, write_text
 from mineral_train.data.prepare import Preparation, Prepared, prepare
 from mineral_train.data.splits import PAPER_SHARES
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDERS = "folders"
 REJECTED = "rejected.csv"
+_FEW = 5  # test images of a label
 
 
 def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
@@ -44,16 +45,16 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     help=f"Own label set: a text file, one a line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
 )
 @click.option("--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set.")
-@click.option("--path-column", default="path", show_default=True, help="Of a CSV: the column of paths.")
-@click.option("--labels-column", default="labels", show_default=True, help="Of a CSV: the column of labels.")
-@click.option("--separator", default=SEPARATOR, show_default=True, help="Of a CSV: what is between two labels.")
+@click.option("--path-column", default="path", show_default=True, help="CSV column of paths.")
+@click.option("--labels-column", default="labels", show_default=True, help="CSV column of labels.")
+@click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV cell.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    help="Of a CSV: the folder that its paths are relative to. [default: the CSV's own]",
+    help="Folder that a CSV's paths are relative to. [default: the CSV's own]",
 )
-@click.option("--group-column", help="Of a CSV: images with one value in it, one specimen's say, stay together.")
-@click.option("--keep-split", is_flag=True, help="Of a CSV: keep its column `split`.")
+@click.option("--group-column", help="CSV column naming the specimen; its images stay in one split.")
+@click.option("--keep-split", is_flag=True, help="Keep the CSV's column `split`.")
 @click.option(
     "--split",
     "shares",
@@ -62,30 +63,30 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     callback=_shares,
     help="Shares of training, validation and test; the default is the paper's.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the split.")
 @click.option(
     "--duplicate-distance",
     type=click.IntRange(-1, 16),
     default=MAX_DISTANCE,
     show_default=True,
-    help="Bits of 64 in which near-duplicates' hashes may differ; -1 looks for none.",
+    help="Most bits of 64 by which hashes of near-duplicates differ; -1 switches the search off.",
 )
 @click.option(
     "--duplicate-correlation",
     type=click.FloatRange(0, 1),
     default=MIN_CORRELATION,
     show_default=True,
-    help="Least correlation of near-duplicates' thumbnails.",
+    help="Least correlation of the thumbnails of near-duplicates.",
 )
-@click.option("--threads", type=click.IntRange(1), help="That decode. [default: one per CPU]")
+@click.option("--threads", type=click.IntRange(1), help="Threads that decode images. [default: one per CPU]")
 @click.pass_context
 def data(context: click.Context, /, source: Path, output: Path, label_set: str | None, **options: Any) -> None:
     """Make a manifest of the photographs in SOURCE: check, merge, split, count.
 
-    SOURCE is a folder with one folder of images per mineral, or a CSV with a path and labels per image. An image
-    that lies in several folders becomes one row with several labels. Every image is decoded; those that cannot be
-    are left out and listed with the reason in rejected.csv beside the manifest. Images of one specimen, and
-    near-duplicates, come into one split.
+    SOURCE is a folder with one folder of images per mineral (`none` for images that show none), or a CSV with a path
+    and labels per image. An image in several folders becomes one row with several labels. Every image is decoded;
+    those that fail are left out and listed in rejected.csv beside the manifest. Images of one specimen, and
+    near-duplicates, stay in one split.
     """
     if not output.absolute().parent.is_dir():  # before minutes of decoding, not after
         raise DataError(f"cannot write {output}: no folder {output.parent}; make it first")
@@ -125,7 +126,7 @@ def _preparation(
 
 
 def _write(prepared: Prepared, output: Path) -> None:
-    """The manifest last: where it is, the other files are too."""
+    """Write the manifest last: if it is there, the other files are too."""
     failures = [(failure.path, failure.stage, failure.reason) for failure in prepared.rejected]
     write_table(output.parent / REJECTED, ["path", "stage", "reason"], failures)
     if prepared.manifest.labels != MINERALS:
@@ -143,6 +144,7 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     for split in SPLITS:
         if lacking := census.missing(manifest, split):
             yield f"labels without an image in {split}: {_some(lacking)}"
+    yield from _suggested_split(manifest)
     if prepared.merged:
         yield f"merged with another row of the same path or bytes: {prepared.merged:,}"
     if alike := len(set(prepared.near_duplicates.ravel().tolist())):
@@ -153,8 +155,20 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     yield f"wrote {output} ({len(manifest.rows):,} images)"
 
 
+def _suggested_split(manifest: Manifest) -> Iterator[str]:
+    """Suggest larger parts for validation and test if most labels have hardly an image there."""
+    counts = {split: manifest.targets(split).sum(axis=0) for split in SPLITS}
+    shown = sum(counts.values()) > 0
+    few = int((shown & (counts["test"] < _FEW)).sum())
+    if few and counts["test"].sum() * 5 < sum(counts.values()).sum():
+        yield (
+            f"{few} of {int(shown.sum())} labels have fewer than {_FEW} images in test, so their figures say little: "
+            "--split 70:10:20 gives them more"
+        )
+
+
 def _torn(prepared: Prepared) -> Iterator[str]:
-    """A warning where a kept split has one specimen on both sides."""
+    """Warn if a kept split has one specimen on both sides."""
     if torn := prepared.torn_groups():
         one, other = torn[0]
         yield (
