@@ -198,7 +198,7 @@ def test_an_engine_that_loses_rows_is_not_believed(album: Path) -> None:
     assert not threads_of_the_pipeline()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.5, -0.25])
 def test_an_answer_that_is_no_number_is_a_failure_of_that_picture_only(album: Path, value: float) -> None:
     class Broken(FakeBackend):
         def infer(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What was compared, for the head of the report."""
+class _Comparison:
+    """The tables that were compared, for the head of the text."""
 
     predictions: Path
     labels: Path
@@ -49,18 +49,22 @@ _SHOWN = 5
 @click.command()
 @click.argument("predictions", type=_FILE)
 @click.argument("labels", type=_FILE)
-@click.option("--split", help="Judge only the rows of LABELS that have this in their column `split`.")
+@click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
 @click.option(
     "--thresholds",
     metavar="NUMBER|MODEL",
-    help="Decide anew with one threshold (0.5) or those of an ONNX file; default: the column `minerals`.",
+    help="Apply one threshold (0.5) or those of an ONNX file; default: take the column `minerals`.",
 )
 @click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9; needs --model.")
 @click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted, which gets the thresholds.")
 @click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
-@click.option("--dataset", help="With --record: what the photographs are, in words; default: the name of LABELS.")
+@click.option("--dataset", help="With --record: a description of the images; default: the name of LABELS.")
 @click.option(
-    "--bootstrap", default=1000, show_default=True, type=click.IntRange(0), help="Resamples for the interval; 0: none."
+    "--bootstrap",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Bootstrap resamples for the 95 % interval; 0: none.",
 )
 @click.option("--json", "json_file", type=_FILE, help="Write every figure as JSON.")
 @click.option("--csv", "csv_file", type=_FILE, help="Write the table per mineral as CSV.")
@@ -80,18 +84,17 @@ def evaluate(
     """Compare PREDICTIONS (predictions.csv of `predict`) with LABELS (CSV: path,labels[,split]).
 
     Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
-    match when one path is the end of the other; photographs in only one of the tables are counted and left out.
+    match when one path ends with the other; images in only one of the tables are counted and left out.
 
     With --tune, the model that made PREDICTIONS gets new thresholds. f1: for each mineral the threshold of the highest
-    F1; minerals in fewer than 5 photographs share one. precision=0.9: what is called present is right nine times in
-    ten, and as much as possible is found. recall=0.9: nine in ten are found, with as few false calls as possible. Both
-    list the minerals for which these photographs are too few to promise that with 95 % confidence. Tune on validation
-    photographs (--split val) and judge on others (--split test): a threshold looks better than it is on the
-    photographs that chose it.
+    F1; minerals in fewer than 5 images share one. precision=0.9: the highest recall at a precision of 0.9.
+    recall=0.9: the highest precision at a recall of 0.9. Both list the minerals for which these images are too few to
+    promise that with 95 % confidence. Tune on validation images (--split val) and evaluate on others (--split test):
+    a threshold looks better than it is on the images that it was chosen on.
 
-    With --record, MODEL carries from then on what was measured here: `predict` and `info` show it.
+    With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
-    asked = _Asked(predictions, labels, split, bootstrap)
+    compared = _Comparison(predictions, labels, split, bootstrap)
     rule = Rule.parse(tune) if tune else None
     contract = _to_tune(rule, model)
     cuts = _thresholds(thresholds)
@@ -99,19 +102,19 @@ def evaluate(
     joined = join(predictions, labels, split, known.labels if known else None)
     result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
     tuning = tune_model(joined, contract.thresholds, rule) if contract and rule else None
-    click.echo("\n".join(_text(joined, result, asked)))
+    click.echo("\n".join(_text(joined, result, compared)))
     if joined.predictions.is_rounded:
         click.echo("Warning: the probabilities have three decimals or fewer; the ties move mAP.", err=True)
     if json_file:
-        record_text = json.dumps(_record(joined, result, tuning, asked), indent=2, ensure_ascii=False)
+        record_text = json.dumps(_record(joined, result, tuning, compared), indent=2, ensure_ascii=False)
         write_file(json_file, f"{record_text}\n")
     if csv_file:
         write_csv(csv_file, _CSV_COLUMNS, _six_digits(_rows(result)))
     if model and contract and tuning:
-        write_contract(model, _tuned(contract, tuning, joined, asked))
+        write_contract(model, _tuned(contract, tuning, joined, compared))
         click.echo("\n".join(_tuning_text(tuning, contract, model, split)))
     if record:
-        measured = _measured(joined, result, dataset or _in_words(asked))
+        measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
         click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} photographs into {record}.")
 
@@ -131,8 +134,8 @@ def _to_tune(rule: Rule | None, model: Path | None) -> ModelContract | None:
     return contract
 
 
-def _in_words(asked: _Asked) -> str:
-    return f"split {asked.split} of {asked.labels.name}" if asked.split else asked.labels.name
+def _in_words(compared: _Comparison) -> str:
+    return f"split {compared.split} of {compared.labels.name}" if compared.split else compared.labels.name
 
 
 def _measured(joined: Joined, result: Evaluation, dataset: str) -> Measured:
@@ -177,13 +180,13 @@ def _for_labels(cuts: ModelContract | float | None, labels: Sequence[str]) -> li
     return [by_name[name] for name in labels]
 
 
-def _text(joined: Joined, result: Evaluation, asked: _Asked) -> list[str]:
+def _text(joined: Joined, result: Evaluation, compared: _Comparison) -> list[str]:
     return [
-        *_join_text(joined, asked),
+        *_join_text(joined, compared),
         "",
         *_label_lines(result),
         "",
-        *_mean_ap_lines(result, asked.resamples),
+        *_mean_ap_lines(result, compared.resamples),
         "",
         *_calibration_lines(result.calibration),
         "",
@@ -192,9 +195,9 @@ def _text(joined: Joined, result: Evaluation, asked: _Asked) -> list[str]:
     ]
 
 
-def _join_text(joined: Joined, asked: _Asked) -> list[str]:
-    of_split = f", split {asked.split}" if asked.split else ""
-    lines = [f"{len(joined.truth)} photographs are in {asked.predictions} and in {asked.labels}{of_split}."]
+def _join_text(joined: Joined, compared: _Comparison) -> list[str]:
+    of_split = f", split {compared.split}" if compared.split else ""
+    lines = [f"{len(joined.truth)} photographs are in {compared.predictions} and in {compared.labels}{of_split}."]
     if joined.unlabelled:
         lines.append(f"{joined.unlabelled} predictions have no labels and are ignored.")
     if joined.other_splits:
@@ -326,12 +329,12 @@ def _promise_lines(tuning: Tuning, labels: Sequence[str]) -> list[str]:
     return lines
 
 
-def _tuned(contract: ModelContract, tuning: Tuning, joined: Joined, asked: _Asked) -> ModelContract:
+def _tuned(contract: ModelContract, tuning: Tuning, joined: Joined, compared: _Comparison) -> ModelContract:
     """The contract with the new thresholds and where they come from."""
     origin: dict[str, Any] = {
         "rule": str(tuning.rule),
-        "labels": asked.labels.name,
-        "split": asked.split,
+        "labels": compared.labels.name,
+        "split": compared.split,
         "images": len(joined.truth),
     }
     if tuning.bound is not None:
@@ -341,12 +344,12 @@ def _tuned(contract: ModelContract, tuning: Tuning, joined: Joined, asked: _Aske
     )
 
 
-def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _Asked) -> dict[str, Any]:
+def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, compared: _Comparison) -> dict[str, Any]:
     """Every figure, ready for JSON: six significant digits, null where a figure is not defined."""
     record = {
-        "predictions": str(asked.predictions),
-        "labels": str(asked.labels),
-        "split": asked.split,
+        "predictions": str(compared.predictions),
+        "labels": str(compared.labels),
+        "split": compared.split,
         "images": len(joined.truth),
         "predictions_without_labels": joined.unlabelled,
         "predictions_of_other_splits": joined.other_splits,
@@ -354,7 +357,7 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, asked: _A
         "mean_ap": {name: figure.mean for name, figure in result.ap.items()},
         "interval_95": result.interval,
         "interval_of": EQUATION_6,
-        "bootstrap_resamples": asked.resamples,
+        "bootstrap_resamples": compared.resamples,
         "definitions": dict(DEFINITIONS),
         "minerals": [_label_record(result, index, row) for index, row in enumerate(_rows(result))],
         "without_positives": [result.labels[index] for index in result.mean_ap.empty],

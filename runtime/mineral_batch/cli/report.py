@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from mineral_batch.errors import DataError
+from mineral_batch.cli.console import say
+from mineral_batch.files import write_errors
 from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
 from mineral_batch.report.explained import read_explained
 from mineral_batch.results.read import read_results
@@ -66,6 +67,8 @@ def report(
     if explained and not size:
         raise click.UsageError("--explained needs thumbnails: remove --thumbnails 0")
     table = read_results(results)
+    for name in table.edited:
+        say(f"Note: {results / name} was edited since the run wrote it; the page shows the edited table", err=True)
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
     target = output or results / ("report" if folder else "report.html")
@@ -103,7 +106,5 @@ def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy 
 def _plot(table: Results, accuracy: Accuracy | None, folder: Path) -> None:
     from mineral_batch.report.plots import write_plots
 
-    try:
+    with write_errors(folder):
         write_plots(table, accuracy, folder)
-    except OSError as error:
-        raise DataError(f"cannot write the plots into {folder}: {error.strerror or error}") from None

@@ -23,6 +23,7 @@ from mineral_batch.explain.scores import (
     pointing_game,
     read_masks,
 )
+from mineral_batch.files import write_errors
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.geometry import visible_box
@@ -123,15 +124,12 @@ def run(
         BackendError: if the engine fails.
     """
     result = ExplainResult()
-    try:
-        with OutputFolder(folder) as out:
-            work = _Work(explainer, options, out)
-            for one in bounded_map(work, find_sources(inputs), threads or cpu_count(), "explain"):
-                _add(result, one)
-                on_image()
-            out.finish(result.rows, result.failures, result.mean_scores)
-    except OSError as error:
-        raise DataError(f"cannot write into {folder}: {error.strerror or error}") from None
+    with write_errors(folder), OutputFolder(folder) as out:
+        work = _Work(explainer, options, out)
+        for one in bounded_map(work, find_sources(inputs), threads or cpu_count(), "explain"):
+            _add(result, one)
+            on_image()
+        out.finish(result.rows, result.failures, result.mean_scores)
     return result
 
 

@@ -72,7 +72,7 @@ def page(results: Results, accuracy: Accuracy | None, explained: Explained | Non
         "style": Markup(style),  # noqa: S704 - a file of this package
         "title": title(results),
         "summary": _summary(results),
-        "warnings": warnings.of_model(results.certificate),
+        "warnings": warnings.of_model(results.manifest),
         "sections": _sections(results, accuracy),
         "results": results,
         "explained": explained,
@@ -132,7 +132,7 @@ def _digest(content: str) -> str:
 
 
 def _summary(results: Results) -> str:
-    table, certificate = results.predictions, results.certificate
+    table, manifest = results.predictions, results.manifest
     parts = [
         f"{int(table.called.any(axis=0).sum())} of {len(table.labels)} minerals found",
         f"several minerals in {int((table.called.sum(axis=1) > 1).sum()):,} photographs",
@@ -141,9 +141,9 @@ def _summary(results: Results) -> str:
     unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
     parts += [f"{unfamiliar:,} unlike the training images"] if unfamiliar else []
     parts += [f"{len(results.failures):,} could not be read"] if results.failures else []
-    model = certificate.get("model")
+    model = manifest.get("model")
     parts += [f"model {model['name']}"] if isinstance(model, dict) and model.get("name") else []
-    finished = certificate.get("finished")
+    finished = manifest.get("finished")
     parts += [str(finished)[:10]] if finished else ["the run was stopped before it was complete"]
     return " · ".join(parts)
 
@@ -166,7 +166,7 @@ def _sections(results: Results, accuracy: Accuracy | None) -> list[Section]:
     sections += [Section("map", "Where they were taken")] if results.has_places else []
     sections += [Section("accuracy", "Accuracy")] if accuracy else []
     sections += [Section("failures", "Could not be read")] if results.failures else []
-    sections += [Section("run", "Run")] if results.certificate else []
+    sections += [Section("run", "Run")] if results.manifest else []
     return sections
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from mineral_batch.model.starter import STARTER_NAME, STARTER_WARNING
 
 
-def of_model(certificate: Mapping[str, Any]) -> list[str]:
+def of_model(manifest: Mapping[str, Any]) -> list[str]:
     """List the warnings about the model of a run.
 
     Args:
-        certificate: run.json; empty for a run that was stopped.
+        manifest: run.json; empty for a run that was stopped.
     """
-    model = certificate.get("model")
+    model = manifest.get("model")
     if not isinstance(model, Mapping):
         return []
     lines = [STARTER_WARNING] if model.get("name") == STARTER_NAME else []

@@ -1,4 +1,4 @@
-"""What a run left in its output folder, in memory."""
+"""The output folder of a run, in memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import open_csv
+from mineral_batch.results.manifest import edited_tables
 from mineral_batch.results.predictions import Predictions, read_predictions
 from mineral_batch.results.schema import FAILURE_COLUMNS, FAILURES, LEADING, PARTIAL, PREDICTIONS, RUN_MANIFEST
 from mineral_batch.types import Failure
@@ -29,15 +30,16 @@ class Results:
     """The tables of one run.
 
     Attributes:
-        table: the file that was read, predictions.csv or that of a run which was stopped.
-        predictions: N pictures, L labels.
-        thresholds: (L,) of the model; `ASSUMED_THRESHOLD` where the certificate does not say.
-        knows_thresholds: whether the certificate says.
+        table: the file that was read: predictions.csv, or predictions.partial.csv of a run that was stopped.
+        predictions: N images, L labels.
+        thresholds: (L,) of the model; `ASSUMED_THRESHOLD` where run.json does not say.
+        knows_thresholds: whether run.json says.
         captured: N, ISO 8601; empty where it is not known or not in the table.
         places: (N, 2) latitude and longitude in degrees, NaN where they are not known.
         familiarity: (N,) share of the training images that look stranger, NaN where it is not in the table.
-        failures: the pictures without a prediction.
-        certificate: run.json, empty for a run that was stopped.
+        failures: the images without a prediction.
+        manifest: run.json; empty for a run that was stopped.
+        edited: names of the tables that were changed since the run wrote them.
     """
 
     table: Path
@@ -48,16 +50,17 @@ class Results:
     places: NDArray[np.float64]
     familiarity: NDArray[np.float64]
     failures: tuple[Failure, ...]
-    certificate: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    edited: tuple[str, ...] = ()
 
     @property
     def has_places(self) -> bool:
-        """Whether any picture says where it was taken."""
+        """Whether any image says where it was taken."""
         return bool(np.isfinite(self.places).all(axis=1).any())
 
 
 def read_results(folder: str | Path) -> Results:
-    """Read the output folder of `predict`, also that of a run which was stopped.
+    """Read the output folder of `predict`, also of a run that was stopped.
 
     Raises:
         DataError: if there are no tables, or one is damaged.
@@ -66,13 +69,13 @@ def read_results(folder: str | Path) -> Results:
     table = next((folder / name for name in (PREDICTIONS, PARTIAL) if (folder / name).is_file()), None)
     if table is None:
         raise DataError(f"no {PREDICTIONS} in {folder}: name the output folder of mineral-batch predict")
-    certificate = _certificate(folder / RUN_MANIFEST)
-    model = certificate.get("model")
+    manifest = _manifest(folder / RUN_MANIFEST)
+    model = manifest.get("model")
     model = model if isinstance(model, dict) else {}
     with open_csv(table) as opened:
         header = list(opened.header)
     labels = model.get("labels") if isinstance(model.get("labels"), list) else None
-    # Every column behind the leading ones is a label, as `predict` writes them.
+    # Every column after the leading ones is a label, as `predict` writes them.
     labels = labels or [name for name in header if name not in LEADING]
     predictions = read_predictions(table, {*MINERALS}, exactly=labels)
     thresholds = _thresholds(model.get("thresholds"), len(labels))
@@ -86,17 +89,18 @@ def read_results(folder: str | Path) -> Results:
         places=places,
         familiarity=_familiarity(table, header, len(predictions.paths)),
         failures=_failures(folder / FAILURES),
-        certificate=certificate,
+        manifest=manifest,
+        edited=tuple(edited_tables(folder)),
     )
 
 
-def _certificate(path: Path) -> dict[str, Any]:
+def _manifest(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} ({error}): give the command of the run again to have it anew") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path} ({error}): rerun the command of the run to write it again") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -107,7 +111,7 @@ def _thresholds(values: Any, count: int) -> NDArray[np.float64] | None:
 
 
 def _captures(table: Path, header: list[str], count: int) -> tuple[tuple[str, ...], NDArray[np.float64]]:
-    """When (N) and where (N, 2) pictures were taken, as far as the columns on request say."""
+    """When (N) and where (N, 2) images were taken, as far as the extra columns say."""
     if not {"captured", "latitude", "longitude"} & {*header}:
         return ("",) * count, np.full((count, 2), np.nan)
     captured, places = [], []

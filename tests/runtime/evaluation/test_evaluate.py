@@ -290,7 +290,7 @@ def test_record_writes_what_was_measured_into_the_model(world):
 def test_tuning_on_the_photographs_to_be_judged_is_said_to_be_optimistic(world):
     assert "optimistic" in run(world.predictions(), world.labels(), "--tune", "f1", "--model", world.model()).stdout
     text = " ".join(run("--help").stdout.split())
-    assert "Tune on validation photographs" in text
+    assert "Tune on validation images" in text
 
 
 def test_a_model_of_other_labels_is_not_tuned(world):

@@ -193,7 +193,7 @@ def model_with_broken_metadata(folder):
         ),
         (["album", "-m", "BROKEN"], "cannot read the model's description of its maps"),
         (["album", "-m", "OTHER"], "the model's graph gives maps of the shapes"),
-        (["album", "-m", "MODEL", "-o", "album/grey.png"], "cannot write into album/grey.png"),
+        (["album", "-m", "MODEL", "-o", "album/grey.png"], "cannot write album/grey.png"),
     ],
 )
 def test_user_error_is_one_line(arguments, message, album, colour_model_path, model_path, tmp_path, monkeypatch):

@@ -23,10 +23,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_predictions(results / "predictions.csv", ROWS)
     write_csv(results / "failures.csv", [["path", "stage", "reason"], ["photos/<b>bad.jpg", "decode", "<i>torn</i>"]])
     write_csv(tmp_path / "labels.csv", [["path", "labels", "split"], *([p, t, "test"] for p, _, t in ROWS)])
-    certificate = {
+    manifest = {
         "finished": "2026-01-02T03:04:05+00:00",
         "model": {"name": "tiny </script>", "labels": list(LABELS), "thresholds": list(THRESHOLDS)},
         "pictures": {"predicted": len(ROWS), "failed": 1},
     }
-    (results / "run.json").write_text(json.dumps(certificate))
+    (results / "run.json").write_text(json.dumps(manifest))
     return results

@@ -182,9 +182,9 @@ def pages_turn(page: Browser) -> None:
 @pytest.mark.parametrize("width", [360, 390, 800, 1440])
 def test_nothing_is_wider_than_the_window(run: Path, width: int) -> None:
     explain(Path("maps"))
-    certificate = run / "run.json"
+    manifest = run / "run.json"
     long = {"inputs": ["photos/" + "x" * 300], "model": {"name": "m" * 80, "deep": {"deeper": {"hash": "0" * 64}}}}
-    certificate.write_text(json.dumps(json.loads(certificate.read_text()) | {"more": long}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"more": long}))
     report("-o", "page.html", "--labels", "labels.csv", "--explained", "maps")
     with browser(run.parent) as page:
         page.send(

@@ -112,9 +112,9 @@ def test_data_cannot_end_its_script_element(value: object) -> None:
     ],
 )
 def test_page_opens_with_the_warning_of_its_model(run: Path, model: dict[str, object], expected: str | None) -> None:
-    certificate = json.loads((run / "run.json").read_text())
-    certificate["model"] |= model
-    (run / "run.json").write_text(json.dumps(certificate))
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["model"] |= model
+    (run / "run.json").write_text(json.dumps(manifest))
     report("-o", "page.html", "--thumbnails", "0")
     content = Path("page.html").read_text("utf-8")
     warnings = re.findall(r'<p class="warning"[^>]*>([^<]*)</p>', content)

@@ -35,9 +35,9 @@ def test_names_are_text_and_not_formulas(run: Path) -> None:
     name = r"agate $\frac{"
     table = (run / "predictions.csv").read_text().replace("agate", name)
     (run / "predictions.csv").write_text(table)
-    certificate = json.loads((run / "run.json").read_text())
-    certificate["model"]["labels"][0] = name
-    (run / "run.json").write_text(json.dumps(certificate))
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["model"]["labels"][0] = name
+    (run / "run.json").write_text(json.dumps(manifest))
     write_csv(Path("labels.csv"), [["path", "labels"], ["a.jpg", name]])
     report("-o", "page.html", "--labels", "labels.csv", "--plots", "plots", "--thumbnails", "0")
     assert name in Path("plots/counts.svg").read_text("utf-8")

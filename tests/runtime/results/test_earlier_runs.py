@@ -158,6 +158,14 @@ def test_a_table_that_was_edited_is_not_overwritten(predict: Any, restart: bool)
     assert paths() == DAY1 + DAY2
 
 
+def test_report_says_that_a_table_was_edited(predict: Any) -> None:
+    predict("day1")
+    assert "edited" not in CliRunner().invoke(main, ["report", "out"]).stderr
+    table = Path("out/predictions.csv")
+    table.write_text(table.read_text() + "\n")
+    assert "out/predictions.csv was edited since the run wrote it" in CliRunner().invoke(main, ["report", "out"]).stderr
+
+
 def test_after_a_resume_the_summary_counts_all_images(predict: Any) -> None:
     first = predict("day1").stdout
     again = predict("day1").stdout

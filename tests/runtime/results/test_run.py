@@ -512,7 +512,7 @@ def test_run_json_says_what_was_done(album: Path, tmp_path: Path, predictor: Pre
     assert record["started"] <= record["finished"]
 
 
-def test_a_folder_that_needs_no_certificate_keeps_other_peoples_files(
+def test_a_folder_that_needs_no_manifest_keeps_other_peoples_files(
     album: Path, tmp_path: Path, predictor: Predictor
 ) -> None:
     out = tmp_path / "out"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.contract import InputSpec
+from mineral_batch.threads import bounded_map
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
@@ -36,15 +36,12 @@ THUMBNAIL = InputSpec(height=16, width=18, resize="squash", interpolation="bilin
 MAX_DISTANCE = 6
 MIN_CORRELATION = 0.95
 
-_QUEUE = 512  # images submitted at a time: the queue must not grow with the number of images
 _BLOCK = 8192  # pairs of thumbnails compared at a time: 28 MB as float32
 
 
 def thumbnails(paths: Sequence[Path], threads: int) -> Iterator[Pixels | Failure]:
     """Decode every image, which also shows whether it can be decoded; (16, 18, 3) uint8 each, in order."""
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(paths), _QUEUE):
-            yield from pool.map(_thumbnail, paths[start : start + _QUEUE])
+    return bounded_map(_thumbnail, paths, threads)
 
 
 def _thumbnail(path: Path) -> Pixels | Failure:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import shutil
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from mineral_batch.errors import DataError
+from mineral_batch.files import atomic_file
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.csv import CsvWriter
 from mineral_train.synth.compose import Bytes, check, generate, stream, turn_of
 from mineral_train.synth.looks import LOOKS
 
@@ -205,16 +204,10 @@ def _write_mask(path: Path, mask: Bytes, note: str) -> None:
 
 
 def _write_manifest(root: Path, rows: Iterable[tuple[str, ...]]) -> Path:
-    """Whole or not at all: under another name until the last row is there."""
+    """The manifest appears when the last image is drawn."""
     target = root / "manifest.csv"
-    handle, unfinished = tempfile.mkstemp(dir=root, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_HEADER)
-            writer.writerows(rows)
-        Path(unfinished).replace(target)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    with atomic_file(target) as file:
+        table = CsvWriter(file, _HEADER)
+        for row in rows:
+            table.write(row)
     return target
