@@ -79,7 +79,8 @@ class SampleFormat:
         pixels = np.empty(values.shape, np.uint8)
         rows = max(1, _BAND // max(1, values[:1].size))
         for top in range(0, len(values), rows):  # some rows at a time, because floats take eight times the memory
-            scaled = values[top : top + rows].astype(np.float32 if self.bits <= 16 else np.float64)
+            kind: Any = np.float32 if self.bits <= 16 else np.float64
+            scaled = values[top : top + rows].astype(kind)
             scaled *= factor
             if self.is_inverted:
                 np.subtract(255.0, scaled, out=scaled)
