@@ -151,6 +151,9 @@ def test_a_dry_run_measures_what_the_real_one_does(dry: Path) -> None:
     assert found["engines"][found["engines"]["better"]].keys() == {"1", "2"}
     assert found["engines"][f"onnx-cpu, images in memory{found['engines']['better_graph']}"].keys() == {"1"}
     assert found["starter"]["starter, ONNX Runtime CUDA FP16"]["1"] > 0
+    for switch in ("not deterministic", "NHWC"):
+        assert found["engines"][f"{found['engines']['better']}, {switch}"]["1"] > 0
+        assert found["starter"][f"starter, ONNX Runtime CUDA FP16, {switch}"]["1"] > 0
     assert found["starter"]["starter on onnx-cpu"]["within_budget"]
     for row in ("torch eager, half, 384", "torch eager, AMP, 384", "torch eager, half, 12MP"):
         assert found["peers"][f"DataLoader + {row}"]["pictures_per_s"] > 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mineral_batch.engines.base import Tuning
     from mineral_batch.engines.onnx_cuda import Provider
     from mineral_bench.gpu.settings import Settings
 
@@ -22,12 +23,12 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 @contextmanager
-def onnx_runtime(settings: Settings, batch: int, model: Path) -> Iterator[Workload]:
+def onnx_runtime(settings: Settings, batch: int, model: Path, tuning: Tuning | None = None) -> Iterator[Workload]:
     """Open the session of `predict --backend onnx-cuda`, input and output on the GPU; nothing is copied."""
     from mineral_batch.engines.onnx_cuda import cuda_options
 
-    options = {} if settings.sizes.dry else cuda_options(0, is_exact=False)
-    with _bound(settings, batch, model, [(_CPU if settings.sizes.dry else _CUDA, options)]) as workload:
+    options = {} if settings.sizes.dry else cuda_options(0, is_exact=False, tuning=tuning)
+    with _bound(settings, batch, model, [(_CPU if settings.sizes.dry else _CUDA, options)], tuning) as workload:
         yield workload
 
 
@@ -45,7 +46,9 @@ def onnx_tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Workl
 
 
 @contextmanager
-def _bound(settings: Settings, batch: int, model: Path, providers: list[Provider]) -> Iterator[Workload]:
+def _bound(
+    settings: Settings, batch: int, model: Path, providers: list[Provider], tuning: Tuning | None = None
+) -> Iterator[Workload]:
     """Open a session on torch's stream, so that CUDA events bracket it; without torch's CUDA each run is waited for."""
     import onnxruntime
 
@@ -56,11 +59,11 @@ def _bound(settings: Settings, batch: int, model: Path, providers: list[Provider
             runs.add_run_config_entry("disable_synchronize_execution_providers", "1")
             stream = str(stack.enter_context(side_stream()).cuda_stream)
             providers = [(name, {**options, "user_compute_stream": stream}) for name, options in providers]
-        yield _with_or_without_graph(settings, batch, model, providers, runs)
+        yield _with_or_without_graph(settings, batch, model, providers, runs, tuning)
 
 
 def _with_or_without_graph(
-    settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any
+    settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any, tuning: Tuning | None
 ) -> Workload:
     """Open it as `predict` does: as one CUDA graph, or without if the model cannot be one; it has run once."""
     from mineral_batch.cuda.errors import clear_frames, is_about_graphs
@@ -68,20 +71,27 @@ def _with_or_without_graph(
 
     why = ""
     try:
-        session, run = _opened(settings, batch, model, providers, runs, has_graph=True)
+        session, run = _opened(settings, batch, model, providers, runs, tuning, has_graph=True)
     except Exception as error:
         if not is_about_graphs(error):
             raise
         why = f" ({first_line(error.__cause__ or error)})"
         clear_frames(error)
     if why:
-        session, run = _opened(settings, batch, model, providers, runs, has_graph=False)
+        session, run = _opened(settings, batch, model, providers, runs, tuning, has_graph=False)
     graph = f"no CUDA graph{why}" if why or settings.sizes.dry else "one CUDA graph"
     return Workload(run, notes="; ".join(filter(None, (graph, nodes_elsewhere(session)))))
 
 
 def _opened(
-    settings: Settings, batch: int, model: Path, providers: list[Provider], runs: Any, *, has_graph: bool
+    settings: Settings,
+    batch: int,
+    model: Path,
+    providers: list[Provider],
+    runs: Any,
+    tuning: Tuning | None,
+    *,
+    has_graph: bool,
 ) -> tuple[Any, Callable[[], Any]]:
     """Return a session and what runs it on noise; its first run may be what fails."""
     import onnxruntime
@@ -89,7 +99,7 @@ def _opened(
     from mineral_batch.engines.base import Tuning
     from mineral_batch.engines.onnx_cuda import fixed_session
 
-    session = fixed_session(onnxruntime, model, providers, Tuning(), batch, has_graph)
+    session = fixed_session(onnxruntime, model, providers, tuning or Tuning(), batch, has_graph)
     binding, kept = _binding(settings, batch, session)
 
     def run() -> Any:

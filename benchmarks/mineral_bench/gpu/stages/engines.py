@@ -13,7 +13,7 @@ from mineral_bench.gpu.packages import is_there
 from mineral_bench.gpu.record import read_record
 from mineral_bench.gpu.runners import onnx_runtime
 from mineral_bench.gpu.runners.kernels import kernels as kernel_shares
-from mineral_bench.gpu.stages.rows import ENGINE, backends, folder_rows, row_of, runners_of, try_row
+from mineral_bench.gpu.stages.rows import ENGINE, backends, folder_rows, row_of, runners_of, try_row, tuned_runners
 from mineral_bench.gpu.stages.verify import compare_with_float32
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def engines(settings: Settings, record: Record) -> None:
     alone = {f"{engine}, images in memory{better}": _alone(graphs[better], engine) for engine in backends(settings)[:1]}
     by_batch(settings, record, alone, few[:1])
     by_batch(settings, record, kinds[better])
+    by_batch(settings, record, tuned_runners(graphs[better], better), few)
 
 
 def _alone(model: Path, engine: str) -> Runner:
@@ -84,7 +85,8 @@ def starter(settings: Settings, record: Record) -> None:
         compare_with_float32(settings, record, f"starter on {engine}", f"{half}@{engine}", "float16", starter_path())
         rows = (f"starter, {row_of(engine)}", *folder_rows(settings, f"starter, {engine}"))
         record.judged_by(f"starter on {engine}", rows)
-    by_batch(settings, record, runners_of(record, half, "FP16", before="starter, "), settings.sizes.few_batches)
+    ways = runners_of(record, half, "FP16", before="starter, ") | tuned_runners(half, before="starter, ")
+    by_batch(settings, record, ways, settings.sizes.few_batches)
     for engine in backends(settings):
         options: dict[str, Any] = {"beside": f"starter, {row_of(engine)}", "model": half, "backend": engine}
         measure_folders(settings, record, f"starter, {engine}", settings.sizes.photos, **options)

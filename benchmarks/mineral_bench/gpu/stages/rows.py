@@ -53,6 +53,17 @@ def runners_of(record: Record, model: Path, precision: str, words: str = "", bef
     return ours
 
 
+def tuned_runners(model: Path, words: str = "", before: str = "") -> dict[str, Runner]:
+    """Return the runners of switches that are off by default, until such a row shows that they pay."""
+    from mineral_batch.engines.base import Tuning
+
+    switches = {"not deterministic": Tuning(deterministic=False), "NHWC": Tuning(nhwc=True)}
+    return {
+        f"{before}{ENGINE}{words}, {name}": partial(onnx_runtime.onnx_runtime, model=model, tuning=tuning)
+        for name, tuning in switches.items()
+    }
+
+
 def try_row(record: Record, row: str, measure: Callable[[], Any]) -> None:
     """Save a measurement, or why it failed: the others are still measured."""
     if record.has(row):
