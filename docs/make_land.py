@@ -28,7 +28,8 @@ SOURCE = "Natural Earth 4.1.0, land, 1:110 million, simplified by docs/make_land
 
 def main(topology: Path) -> None:
     """Write {source, rings: [[longitude, latitude, longitude, ...], ...]}, in tenths of a degree."""
-    rings = [simplify(ring, TOLERANCE) for ring in rings_of(json.loads(topology.read_text("utf-8")))]
+    whole = [part for ring in rings_of(json.loads(topology.read_text("utf-8"))) for part in cut_at_antimeridian(ring)]
+    rings = [simplify(ring, TOLERANCE) for ring in whole]
     large = [ring for ring in rings if len(ring) > 3 and area(ring) > SMALLEST]
     outline = {"source": SOURCE, "rings": [(10 * ring).round().astype(int).ravel().tolist() for ring in large]}
     TARGET.write_text(json.dumps(outline, separators=(",", ":")) + "\n", "utf-8")
@@ -45,6 +46,32 @@ def rings_of(topology: dict[str, Any]) -> list[Points]:
         for polygon in polygons
         for ring in polygon
     ]
+
+
+def cut_at_antimeridian(ring: Points) -> list[Points]:
+    """Cut a ring that crosses 180 degrees into its parts on either side; a ring around the south pole is closed there.
+
+    Drawn as it is, such a ring would run back across the whole map.
+    """
+    longitude = ring[:, 0] + 360 * np.cumsum(np.round(-np.diff(ring[:, 0], prepend=ring[0, 0]) / 360))
+    line = np.column_stack([longitude, ring[:, 1]])
+    if abs(line[-1, 0] - line[0, 0]) > 180:
+        line = np.concatenate([line, [[line[-1, 0], -90], [line[0, 0], -90]], line[:1]])
+    parts = [_clip(_clip(line + np.array([shift, 0]), -180, below=False), 180, below=True) for shift in (-360, 0, 360)]
+    return [part for part in parts if len(part)]
+
+
+def _clip(ring: Points, limit: float, *, below: bool) -> Points:
+    """Keep the part of a closed ring below or above a longitude (Sutherland and Hodgman 1974)."""
+    inside = ring[:, 0] <= limit if below else ring[:, 0] >= limit
+    points: list[Points] = []
+    for i in range(1, len(ring)):
+        if inside[i] != inside[i - 1]:
+            part = (limit - ring[i - 1, 0]) / (ring[i, 0] - ring[i - 1, 0])
+            points.append(np.array([limit, ring[i - 1, 1] + part * (ring[i, 1] - ring[i - 1, 1])]))
+        if inside[i]:
+            points.append(ring[i])
+    return np.array([*points, points[0]]) if points else np.empty((0, 2))
 
 
 def simplify(line: Points, tolerance: float) -> Points:

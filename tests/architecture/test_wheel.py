@@ -81,7 +81,16 @@ def test_the_commands_and_extras_are_declared(wheel: Path) -> None:
     for extra in ("cpu", "gpu", "trt", "train", "export"):
         assert f"Provides-Extra: {extra}" in metadata
     needed = {line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line}
-    assert {line.split()[1].split(">")[0] for line in needed} == {"click", "numpy", "pillow", "simplejpeg", "tqdm"}
+    names = {line.split()[1].split(">")[0] for line in needed}
+    assert names == {"click", "jinja2", "numpy", "pillow", "simplejpeg", "tqdm"}
+
+
+def test_the_reports_templates_script_and_map_are_inside(wheel: Path) -> None:
+    report = ROOT / "runtime/mineral_batch/report"
+    files = [path for kind in ("templates/*.html", "assets/js/*.mjs", "assets/*.*") for path in report.glob(kind)]
+    assert len(files) > 15
+    with zipfile.ZipFile(wheel) as archive:
+        assert {path.relative_to(ROOT / "runtime").as_posix() for path in files} <= {*archive.namelist()}
 
 
 def test_it_works_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ def _digest(content: str) -> str:
 
 def _summary(results: Results) -> str:
     table, manifest = results.predictions, results.manifest
+    found = table.called.sum(axis=1)
     parts = [
         f"{int(table.called.any(axis=0).sum())} of {len(table.labels)} minerals found",
-        f"several minerals in {int((table.called.sum(axis=1) > 1).sum()):,} photographs",
-        f"none in {int((~table.called.any(axis=1)).sum()):,}",
+        f"{int((found > 0).sum()):,} photographs with a mineral, {int((found > 1).sum()):,} with several",
     ]
     unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
     parts += [f"{unfamiliar:,} unlike the training images"] if unfamiliar else []

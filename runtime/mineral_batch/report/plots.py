@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from mineral_batch.files import atomic_file
 from mineral_batch.report import figures, land
 from mineral_batch.report.charts import Bars, Heatmap, Panels, Places, Reliability
+from mineral_batch.report.worldmap import View
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,16 +153,14 @@ def _(chart: Reliability) -> Figure:
 
 @draw.register
 def _(chart: Places) -> Figure:
-    figure, axes = _figure(6, 4)
-    north, east = chart.points.T
-    axes.scatter(east, north, s=12, color=_COLOURS["second"], alpha=0.7, linewidths=0, zorder=2)
-    axes.set(xlabel="longitude, degrees east", ylabel="latitude, degrees north")
-    axes.set_aspect(1 / max(0.1, math.cos(math.radians(float(north.mean())))), adjustable="datalim")
-    axes.apply_aspect()
-    limits = axes.get_xlim(), axes.get_ylim()
+    view, (figure, axes) = View.around(chart.points), _figure(6, 4)
     for ring in land.rings():
         axes.fill(*ring.T, color=_LAND, linewidth=0, zorder=0)
-    axes.set(xlim=limits[0], ylim=limits[1])
+    north, east = chart.points.T
+    axes.scatter(east, north, s=12, color=_COLOURS["second"], alpha=0.7, linewidths=0, zorder=2)
+    axes.set(xlim=(view.west, view.east), ylim=(view.south, view.north))
+    axes.set(xlabel="longitude, degrees east", ylabel="latitude, degrees north")
+    axes.set_aspect(1 / view.squeeze)
     axes.grid(linewidth=0.4)
     return figure
 

@@ -46,7 +46,7 @@ class MapShapes(NamedTuple):
 
 def world_map(chart: Places) -> MapShapes:
     """Place points on a map that shows all of them."""
-    view = _View.around(chart.points)
+    view = View.around(chart.points)
     grid, names = view.graticule()
     scale, scale_name = view.scale_bar()
     spots, counts = _cluster(view.pixels(chart.points))
@@ -73,8 +73,8 @@ def _cluster(points: Floats) -> tuple[list[list[float]], list[int]]:
     return (np.stack(sums, axis=1) / counts[:, None]).tolist(), counts.tolist()
 
 
-class _View(NamedTuple):
-    """A part of the earth on `_WIDTH` pixels; degrees."""
+class View(NamedTuple):
+    """A part of the earth, in degrees, on `_WIDTH` pixels."""
 
     south: float
     north: float
@@ -82,7 +82,7 @@ class _View(NamedTuple):
     east: float
 
     @classmethod
-    def around(cls, places: NDArray[np.float64]) -> _View:
+    def around(cls, places: NDArray[np.float64]) -> View:
         """Show all places with a margin, at least about two kilometres, not higher than wide."""
         (south, west), (north, east) = places.min(axis=0).tolist(), places.max(axis=0).tolist()
         margin = max(0.01, 0.08 * max(north - south, east - west))
@@ -137,7 +137,8 @@ class _View(NamedTuple):
         for value in _round_degrees(self.west, self.east):
             x = float(self.x(value))
             grid += f"M{x:.1f} 0v{self.height}"
-            names.append(Text(x, self.height + 13, _coordinate(value, "EW"), "middle"))
+            middle = min(max(x, 22.0), _WIDTH - 22.0)  # a name at the edge stays inside
+            names.append(Text(middle, self.height + 13, _coordinate(value, "EW"), "middle"))
         for value in _round_degrees(self.south, self.north):
             y = float(self.y(value))
             grid += f"M0 {y:.1f}h{_WIDTH}"

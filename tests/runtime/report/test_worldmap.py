@@ -59,10 +59,22 @@ def is_land(latitude: float, longitude: float) -> bool:
         ("mid-Atlantic", 30.0, -40.0, False),
         ("Pacific", 0.0, -150.0, False),
         ("Caspian Sea", 41.5, 51.0, False),
+        ("Anadyr, west of 180 degrees", 66.0, 178.0, True),
+        ("Chukotka, east of 180 degrees", 66.5, -175.0, True),
+        ("Norwegian Sea, at the latitude of both", 67.0, 0.0, False),
+        ("South Atlantic, at the latitude of Fiji", -16.8, -10.0, False),
+        ("South Pole", -89.0, 30.0, True),
     ],
 )
 def test_land_is_where_it_is(name: str, latitude: float, longitude: float, expected: bool) -> None:
     assert is_land(latitude, longitude) is expected, name
+
+
+def test_no_outline_runs_across_the_map() -> None:
+    for ring in land.rings():
+        longitude, latitude = ring.T
+        across = np.abs(np.diff(longitude)) > 90
+        assert not (across & (latitude[1:] > -85)).any()
 
 
 def test_only_the_land_in_view_is_drawn() -> None:
