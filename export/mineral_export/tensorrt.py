@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mineral_batch.cuda.probe import first_gpu
-from mineral_batch.engines.tensorrt.build import MIXED, Network, require_buildable
+from mineral_batch.engines.tensorrt.build import Network
+from mineral_batch.engines.tensorrt.layers import MIXED
 from mineral_batch.engines.tensorrt.library import load_library
 from mineral_batch.engines.tensorrt.open import describe
 from mineral_batch.engines.tensorrt.plan import SUFFIXES, EngineRecord, fits_chip, sidecar_path, write_engine
+from mineral_batch.engines.tensorrt.targets import require_buildable
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import graph_digest, read_contract
 from mineral_export.verify.artefacts import open_artefact
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mineral_batch.cuda.probe import Gpu
-    from mineral_batch.engines.tensorrt.build import Built, Layers, Options, Progress
+    from mineral_batch.engines.tensorrt.build import Built, Progress
+    from mineral_batch.engines.tensorrt.layers import Layers
+    from mineral_batch.engines.tensorrt.options import Options
     from mineral_export.verify.budget import Budget
     from mineral_export.verify.parity import Parity
     from mineral_export.verify.samples import Samples

@@ -87,7 +87,7 @@ def trt(
     """
     from functools import partial
 
-    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.options import Options
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.tensorrt import export_engine
 

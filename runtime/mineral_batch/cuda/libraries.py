@@ -84,7 +84,7 @@ def why_provider_does_not_load(runtime: Any, provider: str) -> str:
 def load_cuda_libraries(runtime: Any) -> None:
     """Load what ONNX Runtime needs, wherever a Python package has it; what is not found is no error yet.
 
-    A library that is loaded once is found again by its name, whoever asks. ONNX Runtime's own search comes last: it
+    A library that is loaded once is found again by its name, by any caller. ONNX Runtime's own search comes last: it
     knows the layout of Windows, and its provider can be registered only when the libraries are there. What it prints
     goes to the debug log: only the session shows whether a missing library matters.
 

@@ -1,4 +1,4 @@
-"""Page-locked arrays that are freed with their last view, for whoever fills batches."""
+"""Page-locked arrays for batches, freed with their last view."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class Engine(ABC):
     """
 
     name: str
-    #: Precisions that the engine can be asked for.
+    #: Values of --precision that the engine takes.
     precisions: ClassVar[tuple[str, ...]] = ("auto", "float32")
     device_kind: ClassVar[Literal["cpu", "gpu"]] = "cpu"
     #: Whether it can give the familiarity of images.

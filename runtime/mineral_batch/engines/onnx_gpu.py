@@ -54,7 +54,7 @@ T = TypeVar("T")
 class OnnxGpuEngine(Engine):
     """One GPU session at a time, for a fixed batch; see `Engine`.
 
-    When the GPU runs out of memory, the session is made anew for half the batch, which also frees what the old one
+    When the GPU runs out of memory, the session is made again for half the batch, which also frees what the old one
     held, and the same images are tried again; each halving is logged once. A model that cannot be one CUDA graph is
     computed without one; that is logged too, and `device` says so.
 
@@ -67,7 +67,7 @@ class OnnxGpuEngine(Engine):
         contract: the model's.
         name: as in the registry.
         info: what it computes with; the requested batch size is the one to begin with.
-        check: called with the batch size when a session has run once; raises if it is not what was asked for.
+        check: called with the batch size when a session has run once; raises if it is not the requested engine.
 
     Raises:
         BackendError: if not even a batch of one fits.

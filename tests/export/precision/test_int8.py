@@ -183,7 +183,7 @@ def test_each_pass_over_the_pictures_is_told(made):
 def test_tensorrt_builds_its_file(source, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed (extra int8)")
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.options import Options
     from mineral_batch.engines.tensorrt.plan import Profile
     from mineral_export.tensorrt import export_engine
 

@@ -42,7 +42,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def ada(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver shows a GPU; nothing can be run on it."""
     gpus = [Gpu(0, "NVIDIA L4", "8.9", 24 << 30)]
-    for module in ("cuda.probe", "engines.tensorrt.build"):
+    for module in ("cuda.probe", "engines.tensorrt.layers", "engines.tensorrt.targets"):
         monkeypatch.setattr(f"mineral_batch.{module}.gpus", lambda: gpus)
     monkeypatch.setattr("mineral_batch.engines.tensorrt.open.cuda_version", lambda: "13.0")
 

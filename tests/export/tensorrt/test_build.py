@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 import mineral_batch.cli
 from mineral_batch.engines.tensorrt import build as tensorrt_build
-from mineral_batch.engines.tensorrt.build import Options
+from mineral_batch.engines.tensorrt.options import Options
 from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_export.tensorrt import export_engine

@@ -14,7 +14,8 @@ from onnx import TensorProto
 from PIL import Image as PILImage
 
 from mineral_batch.engines.tensorrt import build as tensorrt_build
-from mineral_batch.engines.tensorrt.build import Options
+from mineral_batch.engines.tensorrt.layers import Layers
+from mineral_batch.engines.tensorrt.options import Options
 from mineral_batch.engines.tensorrt.plan import Profile
 from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
@@ -100,7 +101,7 @@ def test_an_engine_without_a_layer_of_fp16_is_refused(
     product: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the network says: the built engine's own layers are asked, where they can be."""
-    read_back = tensorrt_build.Layers({"float16": 1}, {"float32": 4}, "engine")
+    read_back = Layers({"float16": 1}, {"float32": 4}, "engine")
     monkeypatch.setattr(tensorrt_build, "engine_layers", lambda *_: read_back)
     message = refused(product, "-o", plan, *ONE_CHIP)
     assert "nothing was written: the engine should be fp16, and its layers are 4 in float32" in message

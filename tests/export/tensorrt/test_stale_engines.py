@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 from mineral_batch.engines.registry import open_backend
-from mineral_batch.engines.tensorrt.build import Options
+from mineral_batch.engines.tensorrt.options import Options
 from mineral_batch.engines.tensorrt.plan import Profile, read_record, sidecar_path
 from mineral_batch.errors import BackendError
 from mineral_batch.model.onnx_file import read_contract, write_contract

@@ -22,7 +22,7 @@ def tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Workload]:
     import tensorrt as trt
     import torch
 
-    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.options import Options
     from mineral_batch.engines.tensorrt.plan import Profile
     from mineral_export.tensorrt import export_engine
 

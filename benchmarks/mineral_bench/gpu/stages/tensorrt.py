@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def rtx(settings: Settings, record: Record) -> None:
     """Try once to build an engine of TensorRT for RTX for this chip: it does not have a target for every chip."""
-    from mineral_batch.engines.tensorrt.build import Options
+    from mineral_batch.engines.tensorrt.options import Options
     from mineral_batch.engines.tensorrt.plan import Profile
     from mineral_batch.errors import MineralError
     from mineral_export.tensorrt import export_engine

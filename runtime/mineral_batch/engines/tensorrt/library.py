@@ -10,11 +10,11 @@ from typing import Any
 
 from mineral_batch.errors import BackendError
 
-#: What to install -> the module to import; the first one that imports is taken unless one is asked for.
+#: Package to install -> the module to import; by default the first one that imports is taken.
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Before it, a network could be strongly typed but ONNX Cast and LayerNormalization were not always taken as written.
 _OLDEST = (10, 12)
-# Errors that are remembered.
+# Error messages that are kept.
 _KEPT = 32
 
 
@@ -36,7 +36,7 @@ class Library:
         return str(self.module.__version__)
 
     def messages(self) -> Messages:
-        """What goes wrong from now on, in TensorRT's words."""
+        """Collect TensorRT's error messages from now on."""
         return Messages(_logger(self.module.ILogger))
 
 
@@ -72,8 +72,8 @@ class Messages:
 def _logger(base: Any) -> Any:
     """One that keeps the last errors and prints nothing.
 
-    TensorRT has one logger in a process, the first that it was given, and keeps its address for as long as a builder or
-    a runtime lives (its documentation of `Logger`): one for each would be told nothing, and be missed when it is gone.
+    TensorRT has one logger in a process, the first that is passed to it, and keeps its address for as long as a builder
+    or a runtime lives (its documentation of `Logger`): a second one would receive nothing, and a freed one would crash.
     """
 
     class Errors(base):  # type: ignore[misc, unused-ignore]

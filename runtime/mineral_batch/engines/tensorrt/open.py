@@ -16,9 +16,10 @@ from mineral_batch.cuda.probe import cuda_version, require_gpu
 from mineral_batch.engines.base import TF32
 from mineral_batch.engines.cache import cache_folder, make_folder
 from mineral_batch.engines.onnx_cpu import open_cpu
-from mineral_batch.engines.tensorrt.build import Network, Options
+from mineral_batch.engines.tensorrt.build import Network
 from mineral_batch.engines.tensorrt.engine import TensorRtEngine
 from mineral_batch.engines.tensorrt.library import load_library
+from mineral_batch.engines.tensorrt.options import Options
 from mineral_batch.engines.tensorrt.plan import (
     SUFFIXES,
     EngineRecord,

@@ -1,9 +1,9 @@
 """An engine file and its description: plain plan bytes, and beside them `NAME.json`.
 
 Nothing is put in front of the plan, so that trtexec and Triton load it as it is. An engine runs only on the software
-and the kind of GPU that it was built for; elsewhere it would fail late or, worse, answer for another model. So every
-one of these facts is checked before the plan is touched, and what does not fit is refused with the command that
-builds it again.
+and the kind of GPU that it was built for; elsewhere it would fail late or, worse, give another model's probabilities.
+So each of these facts is checked before the plan is loaded, and an engine that does not fit is refused with the command
+that builds it again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Profile:
-    """How many pictures an engine takes at once.
+    """How many images an engine takes at once.
 
     Attributes:
         smallest: at least this many.
@@ -65,7 +65,7 @@ class EngineRecord:
         source: name of the ONNX file that it was built from.
         onnx_sha256: of that file's graph, without its metadata.
         engine_sha256: of the plan.
-        runtime: a key of `tensorrt_library.RUNTIMES`.
+        runtime: a key of `library.RUNTIMES`.
         version: of that package.
         cuda: newest version that the driver of the building machine runs; empty where there was no driver.
         gpu: of the building machine; empty where the engine was built without one.
@@ -75,13 +75,13 @@ class EngineRecord:
         layers: how many layers there are of each precision.
         layers_from: `engine`, as the engine inspector tells, or `typed network`, where there is no GPU to load the
             engine on; TensorRT is bound to the types of a strongly typed network.
-        profile: how many pictures it takes.
+        profile: how many images it takes.
         inputs: name -> dtype and shape.
         outputs: name -> dtype and shape.
         rebuild: the command that builds it again.
         version_compatible: also runs on later releases of the same major version.
         hardware_compatible: also runs on every GPU since Ampere.
-        compared: how far its answers lie from the ONNX file's, on what, in words; empty where it was not run yet.
+        compared: the difference between its probabilities and the ONNX file's, in words; empty until it has run.
     """
 
     contract: ModelContract
@@ -136,7 +136,7 @@ def sidecar_path(engine: Path) -> Path:
 
 
 def rebuild_command(engine: Path, source: str, *options: str) -> str:
-    """What a user types to build an engine again."""
+    """Return the command that builds an engine again."""
     return shlex.join(["mineral-export", "trt", source, "-o", engine.name, *options])
 
 
@@ -190,7 +190,7 @@ def read_engine(path: Path, library: Library, gpu: Gpu) -> tuple[EngineRecord, b
 
 
 def _misfit(path: Path, plan: bytes, record: EngineRecord, library: Library, gpu: Gpu) -> str:
-    """Why the engine must not be run here; empty if it may."""
+    """Say why the engine must not be run here; empty if it may."""
     source = path.with_name(record.source)
     if hashlib.sha256(plan).hexdigest() != record.engine_sha256:
         return f"is not the engine that {sidecar_path(path).name} describes, or it was damaged"

@@ -13,7 +13,8 @@ import pytest
 from mineral_batch.cuda import probe
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.engines.tensorrt import open as open_module
-from mineral_batch.engines.tensorrt.build import Built, Layers, inspected
+from mineral_batch.engines.tensorrt.build import Built
+from mineral_batch.engines.tensorrt.layers import Layers, inspected
 from mineral_batch.model.onnx_file import write_contract
 
 if TYPE_CHECKING:
