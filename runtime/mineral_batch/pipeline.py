@@ -24,7 +24,8 @@ import numpy as np
 
 from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import decode_image
-from mineral_batch.images.processes import PIECE, Answered, DecodeProcesses
+from mineral_batch.images.processes.pool import PIECE, DecodeProcesses
+from mineral_batch.images.processes.task import Answered
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Image, Pixels, Prediction, Probabilities, Result
 

@@ -22,7 +22,7 @@ from mineral_batch.images.decoder import AUTO as AUTO_DECODER
 from mineral_batch.images.decoder import CPU, DecodeOptions, Decoder, check_decoder_name
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.processes import DecodeProcesses, is_supported
+from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.model.starter import starter_path
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Pixels, Probabilities, Source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mineral_batch.images.processes import is_supported
+from mineral_batch.images.processes.pool import is_supported
 from mineral_bench.cli import main
 from mineral_bench.measure import Estimate, Plan, Rounds
 from mineral_bench.process import interpreter_lock

@@ -12,7 +12,7 @@ import pytest
 from mineral_batch import BackendError, Failure, InputSpec, ModelContract, Prediction
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.processes import DecodeProcesses, is_supported
+from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.pipeline import run, slots
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from mineral_batch import pipeline
 from mineral_batch.engines.base import Engine, EngineInfo
 from mineral_batch.errors import BackendError
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.processes import DecodeProcesses, is_supported
+from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.model.contract import InputSpec, ModelContract
 from mineral_batch.system import cpu_count
 from mineral_bench.baselines.loaders import LOADERS

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from mineral_batch.system import available_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from PIL import Image as PILImage
 
@@ -33,10 +33,12 @@ class MemoryBudget:
 
     Args:
         total: bytes. An image that takes more than that is decoded alone.
+        alone: held meanwhile, where several processes share the machine's memory.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.total = total
+        self._alone = alone
         self._free = total
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
@@ -47,6 +49,7 @@ class MemoryBudget:
         if size < _ALWAYS:
             yield
             return
+        is_too_large = size > self.total
         size = min(size, self.total)
         ticket = object()
         with self._changed:
@@ -56,18 +59,41 @@ class MemoryBudget:
             self._free -= size
             self._changed.notify_all()
         try:
-            yield
+            with self._alone() if is_too_large else nullcontext():
+                yield
         finally:
             with self._changed:
                 self._free += size
                 self._changed.notify_all()
 
 
-@cache
+# This process's budget, once it is known.
+_own: list[MemoryBudget] = []
+_lock = threading.Lock()
+
+
 def decode_budget() -> MemoryBudget:
     """Return the budget of this process."""
+    with _lock:
+        if not _own:
+            _own.append(MemoryBudget(_share_of_memory(1)))
+        return _own[0]
+
+
+def share_decode_budget(processes: int, alone: Callable[[], AbstractContextManager[None]]) -> None:
+    """Make this process's budget its share of the machine's.
+
+    Args:
+        processes: how many decode side by side.
+        alone: lets one of them at a time decode an image that takes more than its share.
+    """
+    with _lock:
+        _own[:] = [MemoryBudget(_share_of_memory(processes), alone)]
+
+
+def _share_of_memory(processes: int) -> int:
     available = available_memory() or _UNKNOWN
-    return MemoryBudget(max(_ALWAYS, int(available * _SHARE)))
+    return max(_ALWAYS, int(available * _SHARE) // processes)
 
 
 def decoded_size(image: PILImage.Image, full: tuple[int, int]) -> int:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import BackendError, Failure, InputSpec, Prediction, Predictor
-from mineral_batch.images import processes as module
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.processes import DecodeProcesses, is_supported
+from mineral_batch.images.processes import supervisor
+from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.types import Image, Source
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="decode processes need POSIX")
@@ -106,7 +106,7 @@ class _Crash:
 
     START = """
 import os, signal, time
-from mineral_batch.images import worker
+from mineral_batch.images.processes import worker
 decode = worker.decode_image
 def crashing(name, read, *args, **kwargs):
     content = read()
@@ -122,7 +122,7 @@ worker.main()
 
 @pytest.fixture
 def crashing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_START", _Crash.START)
+    monkeypatch.setattr(supervisor, "_START", _Crash.START)
     opened = DecodeProcesses(SPEC, count=2, seconds_per_image=3)
     yield opened
     opened.close()
@@ -154,7 +154,7 @@ def test_an_image_that_ends_its_process_is_a_failure_and_its_neighbours_are_not(
 def test_processes_that_cannot_start_are_an_error_with_the_way_out(
     album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_START", "raise SystemExit(1)")
+    monkeypatch.setattr(supervisor, "_START", "raise SystemExit(1)")
     pool = DecodeProcesses(SPEC, count=1)
     pixels = pool.buffer(8)
     with pytest.raises(BackendError, match="--decode-processes 0"):
@@ -191,3 +191,41 @@ def test_processes_end_when_their_parent_is_gone(album: Path) -> None:
         time.sleep(0.01)
     assert child.poll() == 0
     pool.close()
+
+
+def test_images_larger_than_a_process_s_share_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes the lock, and says so by a file that must not be there yet; waiting is no lack of progress."""
+    start = """
+import os, time
+from mineral_batch.images import budget
+from mineral_batch.images.processes import worker
+budget._ALWAYS = budget._share_of_memory = lambda processes: 1000
+budget._ALWAYS = 1
+real = worker._Worker._alone
+from contextlib import contextmanager
+@contextmanager
+def watched(self):
+    with real(self):
+        mark = os.open(os.environ["MARK"], os.O_CREAT | os.O_EXCL)
+        time.sleep(0.5)
+        yield
+        os.close(mark)
+        os.unlink(os.environ["MARK"])
+worker._Worker._alone = watched
+worker.main()
+"""
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    monkeypatch.setattr(supervisor, "_START", start)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for index in range(16):
+        (folder / f"{index:02}.jpg").write_bytes(photo(index))
+    opened = DecodeProcesses(SPEC, count=2, seconds_per_image=2)
+    try:
+        results = decoded(opened, list(find_sources([folder])))
+    finally:
+        opened.close()
+    for result, name in zip(results, sorted(folder.iterdir()), strict=True):
+        assert_same(result, load_image(name, SPEC))

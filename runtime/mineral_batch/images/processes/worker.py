@@ -1,4 +1,4 @@
-"""A decode process: `python -c "from mineral_batch.images.worker import main; main()"`, started by `processes`.
+"""One decode process; `supervisor` starts it and talks to it.
 
 It reads pieces of work from its standard input and writes what became of them to its standard output, both as pickles
 behind their length. Pixels go into memory that it shares with the parent. It ends when its input ends, so no decode
@@ -14,26 +14,27 @@ import signal
 import struct
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mineral_batch.images.budget import share_decode_budget
 from mineral_batch.images.decode import decode_image
 from mineral_batch.images.limits import read_file
+from mineral_batch.images.processes.shared_memory import map_counters
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import ExifInfo, Pixels
 
 _LENGTH = struct.Struct("<Q")
-#: The shared memory begins with one counter per process: the images of its piece that it has finished.
-COUNTERS = mmap.ALLOCATIONGRANULARITY
-MAX_PROCESSES = COUNTERS // 4
+_SECONDS_BETWEEN_TRIES = 0.05
 
 
 class Setup(NamedTuple):
@@ -41,13 +42,15 @@ class Setup(NamedTuple):
 
     Attributes:
         memory: file descriptor of the shared memory.
-        number: of this process, for its counter.
+        number: of this process, for its counters.
+        processes: how many share the machine.
         spec: the model's input.
         exact: see `decode.load_image`.
     """
 
     memory: int
     number: int
+    processes: int
     spec: InputSpec
     exact: bool
 
@@ -117,16 +120,34 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._buffers: dict[tuple[int, int], Pixels] = {}
-        self._counter = np.frombuffer(mmap.mmap(setup.memory, COUNTERS), np.uint32)
+        self._counters = map_counters(setup.memory)[setup.number]
+        share_decode_budget(setup.processes, self._alone)
 
     def decode(self, piece: Piece) -> Answer:
         start = time.perf_counter()
         pixels = self._buffer(piece.offset, piece.rows)
         results: list[Decoded | Failure] = []
         for row, name, content in piece.items:
-            self._counter[self._setup.number] = len(results)
+            self._counters[0] = len(results)
             results.append(self._one(pixels[row], name, content, piece.with_exif))
         return Answer(results, time.perf_counter() - start)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold what only one process may hold at a time: an image that takes more than its share of the memory."""
+        import fcntl
+
+        while True:
+            try:
+                fcntl.lockf(self._setup.memory, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+                break
+            except OSError:
+                self._counters[1] += 1  # waiting is no lack of progress
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._setup.memory, fcntl.LOCK_UN, 1)
 
     def _one(self, row: Pixels, name: str, content: str | bytes, with_exif: bool) -> Decoded | Failure:
         read = partial(read_file, Path(content)) if isinstance(content, str) else lambda: content

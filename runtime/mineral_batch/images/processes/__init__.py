@@ -1,0 +1,1 @@
+"""Decoding in processes of their own, whose interpreters do not share one lock."""
