@@ -11,19 +11,17 @@ import hashlib
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
+from typing import Self
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import cannot_write
-from mineral_batch.types import ExifInfo, Failure, Prediction, Result, Source
+from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact, source_identity
+from mineral_batch.types import Failure, Result, Source
 
 JOURNAL = "journal.sqlite"
 
@@ -58,9 +56,6 @@ _VIEWS = (
     f"CREATE TEMP VIEW kept AS SELECT {_COLUMNS} FROM result "  # noqa: S608
     "WHERE NOT EXISTS (SELECT 1 FROM listing WHERE listing.name = result.name)",
 )
-_DAMAGED = "the saved result is damaged: name this image again to predict it again"
-
-_Row = Sequence[Any]
 
 
 class Journal:
@@ -96,7 +91,7 @@ class Journal:
         self._with_familiarity = with_familiarity
         self._position = 0
         self._in_flight: dict[str, tuple[int, int]] = {}
-        self._unwritten: list[_Row] = []
+        self._unwritten: list[Row] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -149,7 +144,7 @@ class Journal:
         self._db.execute("ALTER TABLE result ADD COLUMN familiarity REAL")
         if version == 1:
             self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
-            self._db.create_function("checksum_of", -1, lambda *row: _checksum(row), deterministic=True)
+            self._db.create_function("checksum_of", -1, lambda *row: checksum(row), deterministic=True)
             self._db.execute(f"UPDATE result SET checksum = checksum_of({_IDENTITY}, {_VALUES})")  # noqa: S608
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
@@ -186,7 +181,7 @@ class Journal:
                 reused(None)
             size = 1 if is_slow else min(2 * size, _SOURCES_AHEAD if unfinished else _SOURCES_AT_ONCE)
             for source in unfinished:
-                name, *identity = _identity(source)
+                name, *identity = source_identity(source)
                 self._in_flight[name] = (identity[0], identity[1])
                 yield source
             start = time.monotonic()
@@ -196,7 +191,7 @@ class Journal:
         first = self._position
         rows = []
         for self._position, source in enumerate(chunk, first + 1):
-            name, size, modified = _identity(source)
+            name, size, modified = source_identity(source)
             rows.append((self._position, os.fsencode(name), size, modified))
         with self._explaining():
             listed = self._db.executemany("INSERT OR IGNORE INTO listing VALUES (?, ?, ?, ?)", rows).rowcount
@@ -210,10 +205,10 @@ class Journal:
         unfinished = [chunk[position - first - 1] for position, *row in known if not self._is_done(row)]
         return unfinished, len(known) - len(unfinished)
 
-    def _is_done(self, row: _Row) -> bool:
+    def _is_done(self, row: Row) -> bool:
         if row[0] is None:
             return False
-        if not _is_intact(row):
+        if not is_intact(row):
             self.damaged += 1
             return False
         has_exif, stage, familiarity = row[6], row[10], row[12]
@@ -230,8 +225,8 @@ class Journal:
         identity = self._in_flight.pop(result.path, None)
         if identity is None:
             identity = self._listed_identity(result.path)
-        row = (os.fsencode(result.path), *identity, *_values(result))
-        self._unwritten.append((*row, _checksum(row)))
+        row = (os.fsencode(result.path), *identity, *encode_values(result))
+        self._unwritten.append((*row, checksum(row)))
         if time.monotonic() - self._committed > _SECONDS_BETWEEN_COMMITS:
             self.commit()
         elif len(self._unwritten) >= _ROWS_AT_ONCE:
@@ -320,8 +315,8 @@ class Journal:
         self._write()
         with self._explaining():
             if kept:
-                yield from map(_result, self._db.execute(f"SELECT {_COLUMNS} FROM kept ORDER BY name"))  # noqa: S608
-            yield from map(_result, self._db.execute(f"SELECT {_COLUMNS} FROM answered ORDER BY position"))  # noqa: S608
+                yield from map(decode_result, self._db.execute(f"SELECT {_COLUMNS} FROM kept ORDER BY name"))  # noqa: S608
+            yield from map(decode_result, self._db.execute(f"SELECT {_COLUMNS} FROM answered ORDER BY position"))  # noqa: S608
 
     def close(self) -> None:
         """Commit and let go of the file. Never raises: it also runs while an error is on its way."""
@@ -379,51 +374,3 @@ def _draw(sources: Iterator[Source | Failure], count: int) -> list[Source | Fail
         if size >= _BYTES_AT_ONCE:
             break
     return chunk
-
-
-def _identity(source: Source | Failure) -> tuple[str, int, int]:
-    """Name, size, time of change."""
-    if isinstance(source, Failure):
-        return source.path, 0, 0
-    return source.name, source.size, _signed(source.modified)
-
-
-def _signed(value: int) -> int:
-    """The number as SQLite holds it, in 64 bits: a file may say that it is of the year 2400."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
-def _values(result: Result) -> tuple[Any, ...]:
-    """The columns of `result` behind the first three, as SQLite gives them back."""
-    if isinstance(result, Failure):
-        reason = result.reason.encode("utf-8", "backslashreplace").decode()
-        return None, None, None, 0, None, None, None, result.stage, reason, None
-    probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
-    exif = result.exif or ExifInfo()
-    place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
-    shape = result.width, result.height, int(result.exif is not None)
-    familiarity = None if result.familiarity is None else float(result.familiarity)
-    return probabilities, *shape, exif.time, *place, None, None, familiarity
-
-
-def _checksum(row: _Row) -> int:
-    """CRC-32 of all columns of `result` but the last; without the familiarity, which is newer, where there is none."""
-    name, size, modified, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, extra = row
-    text = f"{size} {modified} {width} {height} {has_exif} {time_} {latitude} {longitude} {stage} {reason}"
-    text += "" if extra is None else f" {extra}"
-    return zlib.crc32(b"%b|%b|%b" % (name, probabilities or b"", text.encode()))
-
-
-def _is_intact(row: _Row) -> bool:
-    return bool(row[-1] == _checksum(row[:-1]))
-
-
-def _result(row: _Row) -> Result:
-    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, familiarity, _ = row
-    if not _is_intact(row):
-        return Failure(os.fsdecode(name), "read", _DAMAGED)
-    if probabilities is None:
-        return Failure(os.fsdecode(name), stage, reason)
-    exif = ExifInfo(time_, latitude, longitude) if has_exif else None
-    values = np.frombuffer(probabilities, "<f4")
-    return Prediction(os.fsdecode(name), values, width, height, exif, familiarity=familiarity)

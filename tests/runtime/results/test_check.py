@@ -92,10 +92,10 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_to_the_table_is_reported(results: Path, damage: str) -> None:
-    pattern, replacement, told = DAMAGE[damage]
+    pattern, replacement, expected = DAMAGE[damage]
     edit(results / "predictions.csv", lambda text: re.sub(pattern, replacement, text, count=1))
     problems = list(check(results))
-    assert any(problem.startswith(f"predictions.csv: {told}") for problem in problems), problems
+    assert any(problem.startswith(f"predictions.csv: {expected}") for problem in problems), problems
 
 
 def test_a_probability_that_was_rounded_onto_its_threshold_is_no_problem(results: Path) -> None:
@@ -119,14 +119,14 @@ JSON_DAMAGE = {
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
 def test_damage_to_the_lines_is_reported(results: Path, damage: str) -> None:
-    pattern, replacement, told = JSON_DAMAGE[damage]
+    pattern, replacement, expected = JSON_DAMAGE[damage]
     edit(results / "predictions.jsonl", lambda text: re.sub(pattern, replacement, text, count=1))
     problems = list(check(results))
-    assert any(problem.startswith(f"predictions.jsonl: {told}") for problem in problems), problems
+    assert any(problem.startswith(f"predictions.jsonl: {expected}") for problem in problems), problems
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("path,stage,reason\nbad.jpg,dream,damaged\n", "line 2: stage 'dream'"),
         ("path,stage,reason\nbad.jpg,decode,\n", "line 2: the reason must be one line"),
@@ -135,13 +135,13 @@ def test_damage_to_the_lines_is_reported(results: Path, damage: str) -> None:
         ("path,stage,reason\na,read,x\na,read,x\n", "line 3: duplicate path 'a'"),
     ],
 )
-def test_damage_to_the_failures_is_reported(results: Path, text: str, told: str) -> None:
+def test_damage_to_the_failures_is_reported(results: Path, text: str, expected: str) -> None:
     (results / "failures.csv").write_text(text)
-    assert any(problem.startswith(f"failures.csv: {told}") for problem in check(results))
+    assert any(problem.startswith(f"failures.csv: {expected}") for problem in check(results))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"schema": 2}, "schema 2; this release reads 1"),
         ({"started": "2027-01-01T00:00:00+00:00"}, "started 2027"),
@@ -153,10 +153,10 @@ def test_damage_to_the_failures_is_reported(results: Path, text: str, told: str)
         ({"tables": []}, "predictions.csv is not among its tables"),
     ],
 )
-def test_a_run_json_that_contradicts_itself_is_reported(results: Path, changes: dict[str, Any], told: str) -> None:
+def test_a_run_json_that_contradicts_itself_is_reported(results: Path, changes: dict[str, Any], expected: str) -> None:
     certify(results, **changes)
-    assert any(problem.startswith(f"run.json: {told}") for problem in check(results))
-    assert any(problem.startswith(told) for problem in check(results / "run.json"))
+    assert any(problem.startswith(f"run.json: {expected}") for problem in check(results))
+    assert any(problem.startswith(expected) for problem in check(results / "run.json"))
 
 
 def test_missing_and_extra_tables_are_reported(results: Path) -> None:
@@ -181,9 +181,12 @@ def test_parquet_is_held_against_the_same_rules(tmp_path: Path) -> None:
     assert list(check(path)) == []
     table = parquet.read_table(path)
     column = table.column_names.index("gold")
-    for values, told in (([0.9, 1.5], "row 2: no probability"), ([0.1, 0.9], "row 1: minerals are not in the order")):
+    for values, expected in (
+        ([0.9, 1.5], "row 2: no probability"),
+        ([0.1, 0.9], "row 1: minerals are not in the order"),
+    ):
         parquet.write_table(table.set_column(column, "gold", arrow.array(values, arrow.float32())), path)
-        assert [problem[: len(told)] for problem in check(path)] == [told]
+        assert [problem[: len(expected)] for problem in check(path)] == [expected]
     path.write_bytes(b"PAR1 not at all")
     with pytest.raises(DataError, match="cannot read"):
         list(check(path))
