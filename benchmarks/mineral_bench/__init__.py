@@ -1,1 +1,1 @@
-"""Measurements: how fast, how right, what it costs, each with the conditions that it was made under."""
+"""Measure speed, accuracy and cost, each with the conditions of the measurement."""

@@ -1,4 +1,4 @@
-"""Under which conditions a figure was measured: without them it means nothing a year later."""
+"""The conditions of a measurement, without which a figure means nothing a year later."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PACKAGES = (
     "simplejpeg", "opencv-python-headless", "opencv-python", "pyvips",
 )  # fmt: skip
 
-_WORDS_TOLD = 12
+_MAX_WORDS = 12
 
 
 def conditions(**facts: Any) -> dict[str, Any]:
-    """Hardware, software, date, command and load of this moment, and whatever else is to be recorded."""
+    """Record hardware, software, date, command and load, and further facts."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": command(),
@@ -40,19 +40,19 @@ def conditions(**facts: Any) -> dict[str, Any]:
 
 
 def command() -> str:
-    """What was typed, with the names of files and folders but not where they lie."""
+    """Return the command as typed, with the names of files and folders but not their places."""
     words = [without_folder(word) for word in sys.argv[1:]]
-    told = words if len(words) <= _WORDS_TOLD else [*words[:_WORDS_TOLD], "..."]
-    return shlex.join([Path(sys.argv[0]).name, *told])
+    shown = words if len(words) <= _MAX_WORDS else [*words[:_MAX_WORDS], "..."]
+    return shlex.join([Path(sys.argv[0]).name, *shown])
 
 
 def without_folder(word: str) -> str:
-    """The name of a file alone where its place on this machine was typed."""
+    """Return the name of a file alone if a place on this machine was typed."""
     return Path(word).name if word.startswith(("/", "~")) else word
 
 
 def versions() -> dict[str, str]:
-    """The installed packages that a figure may depend on."""
+    """Return the versions of installed packages that a figure may depend on."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, with the abilities that matrix products profit from."""
+    """Return the CPU's name, with the features that speed up matrix products."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
@@ -75,18 +75,18 @@ def processor() -> str:
 
 
 def load() -> float | None:
-    """Processes that wanted a processor over the last minute; other programs' share makes figures noisy."""
+    """Return the load average of the last minute; other programs make figures noisy."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU; empty where there is none."""
+    """Return name, memory and driver of each NVIDIA GPU; empty if there is none."""
     text = nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def nvidia_smi(*options: str) -> str:
-    """What the driver's tool answers, nothing where it is absent or fails."""
+    """Return nvidia-smi's output; empty if it is absent or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ""
@@ -98,7 +98,7 @@ def nvidia_smi(*options: str) -> str:
 
 
 def in_words(record: dict[str, Any]) -> list[str]:
-    """The conditions as lines of text for a table's foot."""
+    """Return the conditions as lines of text to put under a table."""
     shown = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     gpu = "; ".join(record["gpu"]) or "none"
     lines = [
@@ -112,5 +112,5 @@ def in_words(record: dict[str, Any]) -> list[str]:
 
 
 def model_facts(path: Path) -> dict[str, str]:
-    """Name, size and hash of a model file."""
+    """Return name, size and hash of a model file."""
     return {"model": f"{path.name}, {path.stat().st_size / 1e6:.1f} MB, SHA-256 {file_digest(path)[:16]}"}

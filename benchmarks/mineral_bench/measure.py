@@ -1,8 +1,8 @@
-"""Timing in interleaved rounds: what else the machine does falls on all candidates alike, so ratios survive it.
+"""Timing in interleaved rounds: other load affects all candidates alike, so ratios are not affected.
 
 Each round times every candidate once, in an order that rotates. A ratio is taken within rounds and not between
-medians. Beside the clock's seconds stand the processor's, which other programs change far less: on a busy machine the
-ratio to believe. Intervals are distribution-free, by order statistics: times on a shared machine are not normal.
+medians. CPU seconds are recorded as well; other programs change them far less, so on a busy machine trust their
+ratio. Intervals are distribution-free, by order statistics: times on a shared machine are not normally distributed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the 95 % interval of what it would be in the long run.
+    """A figure with its 95 % confidence interval.
 
     Attributes:
         value: the median.
@@ -42,15 +42,15 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Of the interval, relative to the value."""
+        """Half the width of the interval, relative to the value."""
         return (self.high - self.low) / (2 * self.value)
 
     def scaled(self, factor: float) -> Estimate:
-        """In another unit."""
+        """Return the estimate in another unit."""
         return Estimate(self.value * factor, self.low * factor, self.high * factor)
 
     def per(self, amount: float) -> Estimate:
-        """A rate: `amount` in that many seconds."""
+        """Return a rate: `amount` in that many seconds."""
         return Estimate(amount / self.value, amount / self.high, amount / self.low)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Estimate:
 
 
 def three_digits(value: float) -> str:
-    """A number with three significant digits, without an exponent."""
+    """Format a number with three significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return str(value)
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -66,7 +66,7 @@ def three_digits(value: float) -> str:
 
 
 def median(values: NDArray[np.float64]) -> Estimate:
-    """The median of (R,) values with its interval by order statistics.
+    """Return the median of (R,) values with its interval by order statistics.
 
     The interval is the narrowest symmetric pair of ordered values that covers the median with 95 % by the binomial
     distribution (Conover 1999, 3.2); with fewer than six values all of them, which covers 94 % with five.
@@ -83,12 +83,12 @@ def median(values: NDArray[np.float64]) -> Estimate:
 
 
 def ratio(times: NDArray[np.float64], reference: NDArray[np.float64]) -> Estimate:
-    """How many times faster than the reference: the median over rounds of `reference / times`, both (R,)."""
+    """Return how many times faster than the reference: the median over rounds of `reference / times`, both (R,)."""
     return median(reference / times)
 
 
 def ratio_between_runs(new: NDArray[np.float64], old: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """`median(old) / median(new)` of two runs that did not share rounds, with a bootstrap interval."""
+    """Return `median(old) / median(new)` of two runs that did not share rounds, with a bootstrap interval."""
     rng = np.random.default_rng(seed)
     medians = [np.median(rng.choice(values, (_RESAMPLES, len(values))), axis=1) for values in (old, new)]
     low, high = np.quantile(medians[0] / medians[1], [0.025, 0.975])
@@ -96,7 +96,7 @@ def ratio_between_runs(new: NDArray[np.float64], old: NDArray[np.float64], seed:
 
 
 class Times(NamedTuple):
-    """Seconds of one call: by the clock, and of processors over all threads."""
+    """Seconds of one call: by the clock, and CPU seconds over all threads."""
 
     clock: float
     cpu: float
@@ -123,13 +123,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rounds:
-    """What was timed.
+    """The result.
 
     Attributes:
         seconds: candidate -> (R,) seconds of each round, by the clock.
-        cpu: candidate -> (R,) seconds that processors worked for it, over all threads.
+        cpu: candidate -> (R,) CPU seconds of each round, over all threads.
         warm_up: rounds thrown away before.
-        is_stable: whether every interval came within the tolerance before the time was over.
+        is_stable: whether every interval was within the tolerance before the time was over.
     """
 
     seconds: Mapping[str, NDArray[np.float64]]
@@ -139,7 +139,7 @@ class Rounds:
 
     @property
     def count(self) -> int:
-        """Rounds that count."""
+        """Number of rounds that count."""
         return len(next(iter(self.seconds.values())))
 
     def __str__(self) -> str:
@@ -147,15 +147,15 @@ class Rounds:
         return f"{self.count} rounds after {self.warm_up} of warm-up, {state}"
 
 
-# A round that is faster than the one before by more than this says that caches, clocks or pools still warm up.
+# If a round is faster than the one before by more than this, caches, clocks or pools are still warming up.
 _WARMING = 0.95
 
 
 def interleave(candidates: Mapping[str, Action], plan: Plan = Plan()) -> Rounds:
-    """Time every candidate once per round until the medians stand still.
+    """Time every candidate once per round until the medians are stable.
 
     A candidate that works asynchronously must wait for its device before it returns. One that works in another process
-    returns the processor's seconds that it took there.
+    returns the CPU seconds that it took there.
     """
     deadline = time.perf_counter() + plan.seconds
     warm, last = 1, _round(candidates, 0)
@@ -187,7 +187,7 @@ def _round(candidates: Mapping[str, Action], number: int) -> dict[str, Times]:
 
 
 def timed(action: Action) -> Times:
-    """How long one call takes."""
+    """Time one call."""
     start, cpu = time.perf_counter(), time.process_time()
     elsewhere = action()
     own = time.process_time() - cpu

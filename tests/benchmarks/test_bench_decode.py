@@ -127,7 +127,7 @@ def test_nothing_readable_is_one_line(content: bytes, reason: str, tmp_path: Pat
         done = CliRunner().invoke(main, ["decode", str(given), "--seconds", "0"])
         assert done.exit_code == 1
         (line,) = done.output.splitlines()
-        assert line.startswith(f"Error: no readable photograph under {given} ({photo}: {reason}")
+        assert line.startswith(f"Error: no readable image under {given} ({photo}: {reason}")
 
 
 # ---- what a model makes of it ----------------------------------------------------------------------------------------

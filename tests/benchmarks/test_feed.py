@@ -64,8 +64,8 @@ def test_the_least_of_cores_lock_and_engine_is_extrapolated() -> None:
     assert feed.predicted(found, "ours", 2) == 1000, "by CPU time"
     assert feed.predicted(found, "ours", 32) == 2000, "by the lock"
     assert feed.predicted(found, "ours", 32, rate=1500) == 1500, "by the engine"
-    assert feed.error(found, "ours") == pytest.approx(0.25), "1000 predicted, 800 measured"
-    assert feed.error(result(feed.Feed("ours", 1, rate(480), cpu=0.002)), "ours") is None
+    assert feed.errors(found, "ours") == pytest.approx((0.0, 0.25)), "1000 predicted, 800 measured"
+    assert feed.errors(result(feed.Feed("ours", 1, rate(480), cpu=0.002)), "ours") is None
 
 
 def test_a_loader_that_is_not_installed_is_named(photos: Path, no_sampler: None) -> None:

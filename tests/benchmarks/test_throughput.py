@@ -54,7 +54,7 @@ def test_unreadable_pictures_are_not_measured_with(model_path: Path, tmp_path: P
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     backend = open_backend(model_path, "onnx-cpu")
     try:
-        with pytest.raises(DataError, match="none of these pictures can be read"):
+        with pytest.raises(DataError, match="none of these images can be read"):
             bench.readable(list(find_sources([tmp_path])), backend)
     finally:
         backend.close()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     default=(1000, 20_000),
     show_default=True,
     type=click.IntRange(1),
-    help="Of a run; give it several times.",
+    help="Images in a run; repeatable.",
 )
-@click.option("--backend", default="auto", show_default=True, help="As of mineral-batch predict.")
+@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
 @output
 def memory(
     model: Path,
@@ -34,9 +34,9 @@ def memory(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Peak memory of runs of MODEL on few and on many pictures: it must not grow.
+    """Measure the peak memory of runs of MODEL on few and on many images: it must not grow.
 
-    The pictures are links to those under PHOTOS, again and again, or small ones made for this.
+    The images are links to those under PHOTOS, repeated, or small generated ones.
     """
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.report import BenchmarkReport

@@ -1,4 +1,4 @@
-"""What several commands ask for."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PATH = click.Path(path_type=Path)
 
 
 def output(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options `--json` and `--markdown`, as parameters `json_file` and `markdown_file`."""
+    """Add the options `--json` and `--markdown`, as parameters `json_file` and `markdown_file`."""
     option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
-    command = option("--markdown", "markdown_file", help="Write the tables there, too.")(command)
-    return option("--json", "json_file", help="Write every figure there.")(command)
+    command = option("--markdown", "markdown_file", help="Also write the tables to this file.")(command)
+    return option("--json", "json_file", help="Write every figure to this file.")(command)
 
 
 def limit(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option `--seconds`."""
-    text = "Measure at most so long; earlier if all figures are stable."
+    """Add the option `--seconds`."""
+    text = "Measure for at most this long; less if all figures are stable."
     return click.option("--seconds", default=seconds, show_default=True, type=click.FloatRange(0), help=text)

@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--backend", default="auto", show_default=True, help="As of mineral-batch predict.")
+@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
 @click.option(
     "--per-day",
     multiple=True,
     default=(10_000, 100_000, 1_000_000, 10_000_000),
     show_default=True,
     type=click.IntRange(1),
-    help="Pictures a day to size a machine for; give it several times.",
+    help="Images a day to size a machine for; repeatable.",
 )
-@click.option("--megapixels", default=12.0, show_default=True, type=click.FloatRange(0.01), help="Of those pictures.")
+@click.option(
+    "--megapixels", default=12.0, show_default=True, type=click.FloatRange(0.01), help="Megapixels of those images."
+)
 @limit(160)
 @output
 def scaling(
@@ -35,10 +37,10 @@ def scaling(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """What MODEL costs by number and size of pictures, batch and cores, and what machine a task needs.
+    """Measure the cost of MODEL by number and size of images, batch and cores, and size a machine for a task.
 
-    Pictures are generated. Every cost is measured at several amounts and fitted with a line: a fixed part and one for
-    each more.
+    Images are generated. Each cost is measured at several amounts and fitted with a line: a fixed part, and a part for
+    each unit.
     """
     from contextlib import closing
 

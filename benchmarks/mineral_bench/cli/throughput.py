@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option("--backend", default="auto", show_default=True, help="As of mineral-batch predict.")
+@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
 @click.option("--device", type=click.IntRange(0), help="Index of the GPU.")
-@click.option("--precision", default="auto", show_default=True, help="Of the engine's arithmetic.")
-@click.option("--batch", type=click.IntRange(1), help="Pictures at once; default: what suits the device.")
-@click.option("--decode-threads", type=click.IntRange(1), help="Default: one per processor.")
+@click.option("--precision", default="auto", show_default=True, help="Numeric precision of the engine.")
+@click.option("--batch", type=click.IntRange(1), help="Batch size. [default: what suits the device]")
+@click.option("--decode-threads", type=click.IntRange(1), help="[default: one per CPU]")
 @click.option("--exact", is_flag=True, help="Decode JPEGs in full.")
-@click.option("--compare", "saved", type=PATH, help="A file of --json: say what changed since beyond noise.")
+@click.option("--compare", "saved", type=PATH, help="A file of --json: show what changed since, beyond noise.")
 @limit(120)
 @output
 def throughput(
@@ -38,10 +38,11 @@ def throughput(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Pictures a second of MODEL (.onnx) on PHOTOS (as of mineral-batch predict).
+    """Measure images a second of MODEL (.onnx) on PHOTOS (as for mineral-batch predict).
 
-    Decode alone, engine alone and both together in interleaved rounds, so that the whole can be judged by its parts,
-    and latencies, stage times, memory and GPU. Nothing is written but what --json and --markdown name.
+    Decoding alone, the engine alone and both together are timed in interleaved rounds, so that the whole can be judged
+    by its parts; with latencies, times of the stages, memory and GPU. Only the files of --json and --markdown are
+    written.
     """
     import json
     from contextlib import closing
@@ -58,7 +59,7 @@ def throughput(
     devices = [] if device is None else [device]
     with closing(open_backend(model, backend, devices=devices, batch_size=batch, precision=precision)) as engine:
         sources = bench.readable(list(islice(find_sources(photos), 2000)), engine)
-        facts = {"data": f"{len(sources)} different pictures", "engine": f"{engine.name}, {engine.version}"}
+        facts = {"data": f"{len(sources)} different images", "engine": f"{engine.name}, {engine.version}"}
         before = conditions(**model_facts(model), **facts, batch=batch or engine.batch_size)
         load = bench.make_load(sources, engine, batch, decode_threads, seconds / 40, exact)
         found = bench.measure(engine, load, Plan(seconds=seconds))

@@ -1,4 +1,4 @@
-"""How long a Python process holds its interpreter lock (GIL), sampled from outside by py-spy."""
+"""What share of a Python process's CPU time is spent holding its interpreter lock (GIL), sampled by py-spy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,46 @@ def find_py_spy() -> str | None:
     return shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
 
 
-def share_of_time_held(pid: int, seconds: float, work: Callable[[], object]) -> float:
-    """Sample a process for so long while `work` keeps it busy, and return the share of samples with the lock held.
+def share_with_lock(pid: int, seconds: float, work: Callable[[], object]) -> float:
+    """Return the share of a process's running time in which its running thread holds the interpreter lock.
+
+    Samples of threads that hold the lock are divided by samples of all running threads, taken one after the other. A
+    thread that waits for a core counts as running in both, so other programs do not change the share.
 
     Args:
         pid: the process.
-        seconds: to sample.
-        work: called again and again until the sampling ends.
+        seconds: to sample in all.
+        work: called again and again while samples are taken.
 
     Raises:
         IsolatedError: if the process cannot be sampled, in one line.
     """
+    held = _samples(pid, seconds / 2, work, "--gil")
+    running = _samples(pid, seconds / 2, work)
+    if not running:
+        raise IsolatedError("py-spy saw no running thread")
+    return min(1.0, held / running)
+
+
+def _samples(pid: int, seconds: float, work: Callable[[], object], *options: str) -> int:
     program = find_py_spy()
     if program is None:
         raise IsolatedError("py-spy is not installed: pip install py-spy")
+    duration = ["--rate", str(_SAMPLES_PER_SECOND), "--duration", str(max(1, round(seconds)))]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "stacks.txt")
-        options = ["--gil", "--rate", str(_SAMPLES_PER_SECOND), "--duration", str(max(1, round(seconds)))]
-        command = [program, "record", "--pid", str(pid), *options, "--format", "raw", "--output", str(output)]
+        command = [
+            program,
+            "record",
+            "--pid",
+            str(pid),
+            *duration,
+            "--format",
+            "raw",
+            "--output",
+            str(output),
+            *options,
+        ]
         with subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as sampler:
@@ -52,8 +74,7 @@ def share_of_time_held(pid: int, seconds: float, work: Callable[[], object]) -> 
             messages = sampler.stderr.read()
         if sampler.returncode or not output.is_file():
             raise IsolatedError(f"py-spy cannot sample the process: {_last_line(messages)}")
-        held = count_samples(output.read_text("utf-8", "replace"))
-    return held / (_SAMPLES_PER_SECOND * max(1, round(seconds)))
+        return count_samples(output.read_text("utf-8", "replace"))
 
 
 def count_samples(text: str) -> int:

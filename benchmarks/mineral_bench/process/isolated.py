@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch.errors import MineralError
@@ -29,12 +29,14 @@ class Reply:
         value: what the method returned.
         seconds: in the other process, without the transfer.
         cpu_seconds: CPU time there, child processes included.
+        own_cpu_seconds: CPU time there, without child processes.
         peak_memory_mib: of the other process so far, without child processes.
     """
 
     value: Any
     seconds: float
     cpu_seconds: float
+    own_cpu_seconds: float
     peak_memory_mib: float | None
 
 
@@ -111,7 +113,7 @@ class Isolated:
 def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     """Make the object and serve calls until the other side closes the pipe."""
     made = _attempt(make)
-    pipe.send(made if isinstance(made, str) else Reply(None, made.seconds, made.cpu_seconds, made.peak_memory_mib))
+    pipe.send(made if isinstance(made, str) else replace(made, value=None))
     try:
         while not isinstance(made, str):
             method, arguments = pipe.recv()
@@ -121,10 +123,11 @@ def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
 
 
 def _attempt(action: Callable[..., Any], *arguments: Any) -> Reply | str:
-    start, cpu = time.perf_counter(), cpu_seconds()
+    start, cpu, own = time.perf_counter(), cpu_seconds(), time.process_time()
     try:
         value = action(*arguments)
     except Exception as error:  # whatever it was, it is reported to the other process
         words = (str(error).strip().splitlines() or [""])[0]
         return words if isinstance(error, MineralError) else f"{type(error).__name__}: {words}"
-    return Reply(value, time.perf_counter() - start, cpu_seconds() - cpu, peak_memory_mib())
+    own_seconds = time.process_time() - own
+    return Reply(value, time.perf_counter() - start, cpu_seconds() - cpu, own_seconds, peak_memory_mib())

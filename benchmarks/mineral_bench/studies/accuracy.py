@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.engines.registry import BACKENDS
+from mineral_batch.engines.registry import engine_names
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.evaluation.calibration import ECE_DEFINITION, probability_scores
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, MeanAP, bootstrap_interval, mean_average_precision
@@ -68,8 +68,8 @@ def engines_of(backends: Sequence[str]) -> list[tuple[str, str]]:
         DataError: if there is no backend of that name.
     """
     for name in backends:
-        if name not in BACKENDS:
-            raise DataError(f"no engine is called '{name}'; there are: {', '.join(BACKENDS)}")
+        if name not in engine_names():
+            raise DataError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
     named = {name: [engine for engine in ENGINES if engine[0] == name] or [(name, "auto")] for name in backends}
     return [engine for engines in named.values() for engine in engines] or list(ENGINES)
 

@@ -1,4 +1,4 @@
-"""Decoders: milliseconds for one picture on one thread, and how near each comes to the full decode.
+"""Decoders: milliseconds for one image on one thread, and how near each comes to the full decode.
 
 The reference is Pillow's full decode, resized with the antialiased bicubic filter: what training frameworks do.
 """
@@ -45,34 +45,34 @@ _SAME_FIDELITY = 0.5
 
 
 def pillow(content: bytes, spec: InputSpec) -> Pixels:
-    """Everything decoded, then resized: what most scripts do, once they turn the picture upright."""
+    """Decode everything, then resize: what most scripts do, with EXIF orientation applied."""
     return resize(open_rgb(content), spec)
 
 
 def ours(content: bytes, spec: InputSpec) -> Pixels:
-    """What `mineral-batch predict` does: a JPEG at the smallest of its own scales that is twice the input's size."""
+    """Decode as `mineral-batch predict`: a JPEG at the smallest of its own scales that is twice the input's size."""
     return resize(open_rgb(content, target=(spec.width, spec.height)), spec)
 
 
 def draft(content: bytes, spec: InputSpec) -> Pixels:
-    """A JPEG at the smallest of its own scales that is the input's size or more."""
+    """Decode a JPEG at the smallest of its own scales that is the input's size or more."""
     return resize(open_rgb(content, target=((spec.width + 1) // 2, (spec.height + 1) // 2)), spec)
 
 
 def simplejpeg(content: bytes, spec: InputSpec, times: int = 1) -> Pixels:
-    """libjpeg-turbo without Pillow, at a scale that is `times` the input's size or more."""
+    """Decode with libjpeg-turbo without Pillow, at a scale that is `times` the input's size or more."""
     decoder = importlib.import_module("simplejpeg")
     pixels = decoder.decode_jpeg(content, min_height=times * spec.height, min_width=times * spec.width)
     return resize(PILImage.fromarray(pixels), spec)
 
 
 def simplejpeg_twice(content: bytes, spec: InputSpec) -> Pixels:
-    """The same at twice the input's size, the scale of our own decoder."""
+    """Decode with simplejpeg at twice the input's size, the scale of our own decoder."""
     return simplejpeg(content, spec, times=2)
 
 
 def opencv(content: bytes, spec: InputSpec) -> Pixels:
-    """OpenCV: JPEGs at a reduced scale, area interpolation."""
+    """Decode with OpenCV: JPEGs at a reduced scale, area interpolation."""
     cv2 = importlib.import_module("cv2")
     with PILImage.open(io.BytesIO(content)) as header:
         scale = min(header.width // spec.width, header.height // spec.height)
@@ -84,7 +84,7 @@ def opencv(content: bytes, spec: InputSpec) -> Pixels:
 
 
 def pyvips(content: bytes, spec: InputSpec) -> Pixels:
-    """Thumbnails by libvips, which also reads the other formats piece by piece."""
+    """Make thumbnails with libvips, which also reads the other formats piece by piece."""
     vips = importlib.import_module("pyvips")
     small = vips.Image.thumbnail_buffer(content, spec.width, height=spec.height, size="force")
     if small.hasalpha():
@@ -99,7 +99,7 @@ class Candidate:
 
     Attributes:
         run: (bytes, spec) -> (H, W, 3) uint8.
-        package: that it needs beside the base ones; empty for none.
+        package: that it needs in addition to the base packages; empty for none.
         jpeg_only: whether it reads no other format.
     """
 
@@ -128,7 +128,7 @@ CANDIDATES: Mapping[str, Candidate] = {
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are measured together.
+    """Images that are measured together.
 
     Attributes:
         name: their format and size.
@@ -142,7 +142,7 @@ class Group:
 
 
 def generated(names: Iterable[str] = images.FORMATS, sizes: Iterable[str] = images.SIZES) -> list[Group]:
-    """One rendered picture per size and format that Pillow writes here."""
+    """Make one rendered image per size and format that Pillow writes here."""
     drawn = {size: images.photograph(*images.SIZES[size]) for size in sizes}
     return [
         Group(f"{name}, {size}", (images.encode(picture, name),), name.startswith("JPEG"))
@@ -151,12 +151,12 @@ def generated(names: Iterable[str] = images.FORMATS, sizes: Iterable[str] = imag
     ]
 
 
-# Megapixels up to which a user's photographs are one group, so that small ones do not vanish among large ones.
+# Limits of the groups of a user's photographs, megapixels, so that small ones do not vanish among large ones.
 _LARGEST = (0.3, 1.0, 4.0, 16.0)
 
 
 def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> tuple[list[Group], list[Failure]]:
-    """The user's photographs by format and size, at most so many of each; and those that cannot be read.
+    """Group the user's photographs by format and size, at most `most` of each; also returns those that cannot be read.
 
     Raises:
         DataError: if none can be read.
@@ -164,18 +164,18 @@ def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> tuple[lis
     found: dict[tuple[str, str], list[bytes]] = defaultdict(list)
     failures = []
     for source in find_sources(inputs):
-        looked = source if isinstance(source, Failure) else _look_at(source)
-        if isinstance(looked, Failure):
-            failures.append(looked)
-        elif len(found[looked.kind]) < most:
-            decoded = decode_image(looked.name, partial(bytes, looked.content), spec)
+        header = source if isinstance(source, Failure) else _read_header(source)
+        if isinstance(header, Failure):
+            failures.append(header)
+        elif len(found[header.kind]) < most:
+            decoded = decode_image(header.name, partial(bytes, header.content), spec)
             if isinstance(decoded, Failure):
                 failures.append(decoded)
             else:
-                found[looked.kind].append(looked.content)
+                found[header.kind].append(header.content)
     if not any(found.values()):
         reason = f" ({failures[0].path}: {failures[0].reason})" if failures else ""
-        raise DataError(f"no readable photograph under {', '.join(map(str, inputs))}{reason}")
+        raise DataError(f"no readable image under {', '.join(map(str, inputs))}{reason}")
     groups = [
         Group(f"{kind}, {size} ({len(contents)})", tuple(contents), kind in ("JPEG", "MPO"))
         for (kind, size), contents in sorted(found.items())
@@ -185,8 +185,8 @@ def of_user(inputs: Sequence[Path], spec: InputSpec, most: int = 8) -> tuple[lis
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """A photograph of which the header alone was read.
+class _Header:
+    """A photograph of which only the header was read.
 
     Attributes:
         name: of its source.
@@ -199,17 +199,17 @@ class _Looked:
     content: bytes
 
 
-def _look_at(source: Source) -> _Looked | Failure:
+def _read_header(source: Source) -> _Header | Failure:
     try:
         content = source.read()
         assert isinstance(content, bytes), "sources of names are files"
-        return _Looked(source.name, _kind(content), content)
+        return _Header(source.name, _kind(content), content)
     except Exception as error:  # damaged files make the decoders raise almost anything, see decode_image
         return Failure(source.name, "read", one_line(error))
 
 
 def _kind(content: bytes) -> tuple[str, str]:
-    """Format and size in words."""
+    """Return format and size in words."""
     with open_image(content)[0] as picture:
         megapixels, kind = picture.width * picture.height / 1e6, str(picture.format)
     limit = next((limit for limit in _LARGEST if megapixels <= limit), None)
@@ -222,8 +222,8 @@ class DecodeTimes:
 
     Attributes:
         group: its name.
-        pictures: how many.
-        rounds: of all candidates that can read it.
+        images: how many.
+        rounds: of all candidates that can read the group.
         psnr: candidate -> dB against the reference over all pixels; infinite where they are identical.
     """
 
@@ -233,7 +233,7 @@ class DecodeTimes:
     psnr: Mapping[str, float]
 
     def better(self) -> list[str]:
-        """Candidates that are faster than ours beyond noise, and as near to the full decode."""
+        """Return the candidates that are faster than ours beyond noise, and as near to the full decode."""
         times = self.rounds.cpu
         return [
             name
@@ -258,7 +258,7 @@ def measure(group: Group, spec: InputSpec, plan: Plan) -> DecodeTimes:
 
 
 def attempt(candidate: Candidate, group: Group, spec: InputSpec) -> list[Pixels]:
-    """What a decoder makes of a group; nothing where it is absent or cannot read one of its pictures."""
+    """Decode a group; empty if the decoder is absent or cannot read one of its images."""
     if not candidate.is_installed() or (candidate.jpeg_only and not group.is_jpeg):
         return []
     try:
@@ -269,20 +269,20 @@ def attempt(candidate: Candidate, group: Group, spec: InputSpec) -> list[Pixels]
 
 
 def psnr(found: Sequence[Pixels], exact: Sequence[Pixels]) -> float:
-    """Peak signal-to-noise ratio, dB: 10 log10(255² / mean squared difference), over all pixels together."""
+    """Return the peak signal-to-noise ratio, dB: 10 log10(255² / mean squared difference), over all pixels together."""
     squares = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(found, exact, strict=True)]
     mean = float(np.mean(squares))
     return math.inf if mean == 0 else 10 * math.log10(255**2 / mean)
 
 
 def table(results: Sequence[DecodeTimes], failures: Sequence[Failure] = ()) -> Table:
-    """One row per group and decoder; what could not be read is named under it."""
+    """Return one row per group and decoder; a note names what could not be read."""
     rows = [row for result in results for row in _rows(result)]
-    columns = ("pictures", "decoder", "CPU ms a picture", "times faster than Pillow in full", "PSNR, dB")
+    columns = ("images", "decoder", "CPU ms an image", "times faster than Pillow in full", "PSNR, dB")
     return Table("Decode and resize, one thread", columns, rows, [verdict(results), *_left_out(failures)])
 
 
-# Photographs that cannot be read and are named; a folder may have thousands.
+# Unreadable photographs that are named; a folder may have thousands.
 _NAMED = 5
 
 
@@ -309,7 +309,7 @@ def _rows(result: DecodeTimes) -> list[tuple[object, ...]]:
 
 
 def verdict(results: Sequence[DecodeTimes]) -> str:
-    """Whether another decoder should replace ours: faster beyond noise at the same fidelity."""
+    """Say whether another decoder should replace ours: faster beyond noise at the same fidelity."""
     better = {result.group: result.better() for result in results}
     told = [f"{group}: {', '.join(names)}" for group, names in better.items() if names]
     rule = f"faster than {OURS} beyond noise and at most {_SAME_FIDELITY} dB farther from the full decode"
@@ -317,7 +317,7 @@ def verdict(results: Sequence[DecodeTimes]) -> str:
 
 
 def figures(results: Sequence[DecodeTimes]) -> list[dict[str, Any]]:
-    """Every round's seconds and every fidelity; null where a decoder gives the reference's very pixels."""
+    """Return every round's seconds and every fidelity; null if a decoder gives exactly the reference's pixels."""
     return [
         {
             "group": result.group,

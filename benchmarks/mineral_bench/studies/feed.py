@@ -25,7 +25,7 @@ from mineral_batch.model.contract import InputSpec, ModelContract
 from mineral_batch.system import cpu_count
 from mineral_bench.baselines.loaders import LOADERS
 from mineral_bench.measure import Estimate, Plan, Rounds, interleave, median
-from mineral_bench.process.interpreter_lock import share_of_time_held
+from mineral_bench.process.interpreter_lock import share_with_lock
 from mineral_bench.process.isolated import Isolated, IsolatedError
 from mineral_bench.report import Table
 
@@ -131,7 +131,7 @@ class Feed:
         cores: that it could use; one decode thread or process for each.
         rate: images a second.
         cpu: CPU seconds for an image, over all its processes.
-        held: seconds for an image in which the engine's process held the interpreter lock; None if not measured.
+        held: CPU seconds for an image in which the engine's process held the interpreter lock; None if not measured.
     """
 
     way: str
@@ -211,14 +211,14 @@ def _open(
 
 
 def _held(process: Isolated, images: int, seconds: float, way: str, notes: list[str]) -> float | None:
-    """Return the seconds for an image in which the process holds its interpreter lock."""
+    """Return the CPU seconds for an image in which the process holds its interpreter lock."""
     rounds: list[float] = []
 
     def work() -> None:
-        rounds.append(process.call("round").seconds)
+        rounds.append(process.call("round").own_cpu_seconds)
 
     try:
-        share = share_of_time_held(process.pid, seconds, work)
+        share = share_with_lock(process.pid, seconds, work)
     except IsolatedError as error:
         notes.append(f"The lock was not measured for {way}: {error}.")
         return None
@@ -235,11 +235,17 @@ def predicted(result: FeedResult, way: str, cores: int, rate: float = 0.0) -> fl
     return min(limits)
 
 
-def error(result: FeedResult, way: str, rate: float = 0.0) -> float | None:
-    """Return the largest relative error of `predicted` on the cores of this machine; None with one core."""
-    feeds = [feed for feed in result.feeds if feed.way == way and feed.cores > 1]
-    errors = [predicted(result, way, feed.cores, rate) / feed.rate.value - 1 for feed in feeds]
-    return max(errors, key=abs, default=None)
+def errors(result: FeedResult, way: str, rate: float = 0.0) -> tuple[float, float] | None:
+    """Return how far the prediction for all cores of this machine is off: by CPU time, and by the clock.
+
+    By CPU time it is the change of an image's cost from one core to all; by the clock it includes what other programs
+    took. None with one core.
+    """
+    feeds = [feed for feed in result.feeds if feed.way == way]
+    if len(feeds) < 2:
+        return None
+    first, last = feeds[0], feeds[-1]
+    return last.cpu / first.cpu - 1, predicted(result, way, last.cores, rate) / last.rate.value - 1
 
 
 def tables(result: FeedResult, load: FeedLoad, cores: Sequence[int]) -> list[Table]:
@@ -258,8 +264,8 @@ def tables(result: FeedResult, load: FeedLoad, cores: Sequence[int]) -> list[Tab
     engine = f"takes {load.rate:g} images a second" if load.rate else "takes no time"
     notes = [
         f"The null engine {engine}; batches of {_BATCH}, one decode thread or process per core. {result.rounds}, "
-        f"{result.images} images each. The lock is that of the process that owns the engine; the ceiling is what its "
-        "interpreter allows with any number of cores.",
+        f"{result.images} images each. The lock is that of the process that owns the engine, in CPU time; the "
+        "ceiling is what its interpreter allows with any number of cores.",
         *result.notes,
     ]
     columns = (
@@ -278,23 +284,29 @@ def _extrapolation(result: FeedResult, load: FeedLoad, cores: Sequence[int]) -> 
         (
             way,
             *(round(predicted(result, way, count, load.rate)) for count in cores),
-            "" if (off := error(result, way, load.rate)) is None else f"{100 * off:+.0f} %",
+            *_percent(errors(result, way, load.rate)),
         )
         for way in dict.fromkeys(feed.way for feed in result.feeds)
     ]
     note = (
-        "The least of cores / CPU time of an image on one core, the ceiling, and the engine's rate. The error is that "
-        "of the same prediction for the cores of this machine. Memory, disk and bus are not in it."
+        "The least of cores / CPU time of an image on one core, the ceiling, and the engine's rate; memory, disk and bus "
+        "are not in it. The errors are those of the same prediction for all cores of this machine: by the change of "
+        "an image's CPU time from one core to all, and by the clock, which other programs disturb."
     )
-    columns = ("way", *(f"{count} cores" for count in cores), "error here")
+    columns = ("way", *(f"{count} cores" for count in cores), "error by CPU time", "by the clock")
     return Table("Images a second, extrapolated", columns, rows, [note])
+
+
+def _percent(values: tuple[float, float] | None) -> tuple[str, str]:
+    return ("", "") if values is None else (f"{100 * values[0]:+.0f} %", f"{100 * values[1]:+.0f} %")
 
 
 def figures(result: FeedResult, cores: Sequence[int], rate: float) -> dict[str, Any]:
     """Return the figures for JSON."""
     names = dict.fromkeys(feed.way for feed in result.feeds)
     extrapolated: Mapping[str, Any] = {
-        way: {str(count): predicted(result, way, count, rate) for count in cores} | {"error": error(result, way, rate)}
+        way: {str(count): predicted(result, way, count, rate) for count in cores}
+        | {"errors": errors(result, way, rate)}
         for way in names
     }
     return {

@@ -1,4 +1,4 @@
-"""Does a long run need more memory than a short one? Whole runs, with tables and journal, in fresh processes."""
+"""Compare the peak memory of long and short runs: whole runs, with tables and journal, in fresh processes."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
     from mineral_bench.process.runner import Ran
 
-# Of the pictures made here: small, because what is measured is the run and not the decoder.
+# Size of generated images: small, because the run is measured and not the decoder.
 _SIZE = (160, 120)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Of one run.
+    """The peak of one run.
 
     Attributes:
-        pictures: how many.
-        mib: the most that its process held.
+        images: how many.
+        mib: the most memory that its process held.
         seconds: that it took.
     """
 
-    pictures: int
+    images: int
     mib: float
     seconds: float
 
 
 @contextmanager
 def folder_of(count: int, photos: Sequence[Path]) -> Iterator[Path]:
-    """A folder of so many pictures: links to the user's, or to a few that are made here.
+    """Make a folder of `count` images: links to the user's, or to a few generated ones.
 
     Raises:
-        DataError: if there is no photograph under `photos`.
+        DataError: if there is no image under `photos`.
     """
     found = [path for path in find_images(photos) if not isinstance(path, Failure)]
     if photos and not found:
-        raise DataError(f"no photograph under {', '.join(map(str, photos))}")
+        raise DataError(f"no image under {', '.join(map(str, photos))}")
     with TemporaryDirectory() as name:
         if not found:
             write_photographs(Path(name), count, _SIZE)
@@ -61,10 +61,10 @@ def folder_of(count: int, photos: Sequence[Path]) -> Iterator[Path]:
 
 
 def measure(model: Path, counts: Sequence[int], photos: Sequence[Path] = (), backend: str = "auto") -> list[Peak]:
-    """The peak of one run per count, each in a fresh process.
+    """Measure the peak of one run for each count, each in a fresh process.
 
     Raises:
-        DataError: if a run lost pictures.
+        DataError: if a run lost images.
         IsolatedError: if one failed.
     """
     return [_peak(model, count, photos, backend) for count in counts]
@@ -75,22 +75,22 @@ def _peak(model: Path, count: int, photos: Sequence[Path], backend: str) -> Peak
         answer = runner.call("run", [str(folder)])
     ran: Ran = answer.value
     if ran.predicted + ran.failed != count:
-        raise DataError(f"a run of {count} pictures gave {ran.predicted} predictions and {ran.failed} failures")
+        raise DataError(f"a run of {count} images gave {ran.predicted} predictions and {ran.failed} failures")
     if answer.peak_memory_mib is None:
-        raise DataError("this system does not say how much memory a process has held at most")
+        raise DataError("this system does not report the peak memory of a process")
     return Peak(count, answer.peak_memory_mib, ran.seconds)
 
 
 def table(peaks: Sequence[Peak]) -> Table:
-    """One row per run, each against the shortest."""
-    least = min(peaks, key=lambda peak: peak.pictures)
+    """Return one row per run, each compared with the shortest."""
+    least = min(peaks, key=lambda peak: peak.images)
     rows = [
-        (peak.pictures, f"{peak.mib:.1f}", f"{100 * (peak.mib / least.mib - 1):+.1f} %", peak.seconds) for peak in peaks
+        (peak.images, f"{peak.mib:.1f}", f"{100 * (peak.mib / least.mib - 1):+.1f} %", peak.seconds) for peak in peaks
     ]
-    columns = ("pictures", "peak MiB", "against the shortest run", "seconds")
+    columns = ("images", "peak MiB", "against the shortest run", "seconds")
     return Table("Peak memory of whole runs", columns, rows)
 
 
 def figures(peaks: Sequence[Peak]) -> list[dict[str, Any]]:
-    """For JSON."""
-    return [vars(peak) for peak in peaks]
+    """Return the figures for JSON."""
+    return [{"pictures": peak.images, "mib": peak.mib, "seconds": peak.seconds} for peak in peaks]

@@ -1,4 +1,4 @@
-"""What one more picture, pixel, row of a batch or core costs, and how large a machine a task needs.
+"""The cost of one more image, pixel, row of a batch or core, and the machine that a task needs.
 
 Each cost is a straight line, seconds = fixed + each × amount, fitted by least squares of the relative errors: the
 amounts span two orders of magnitude, and the small ones must count as much as the large ones.
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from mineral_batch.engines.base import Backend
     from mineral_batch.model.contract import InputSpec
 
-# (width, height) of the pictures whose decoding is timed.
+# (width, height) of the images whose decoding is timed.
 _DECODED = ((384, 288), (800, 600), (1600, 1200), (2800, 2100), (4000, 3000))
 _BATCHES = (1, 2, 4, 8, 16, 32)
 _COUNTS = (16, 64, 256)
-# Of the pictures in the studies of counts and cores.
+# Size of the images in the studies of counts and cores.
 _COUNTED = (640, 480)
-# Share of the highest rate from which more of something is no longer worth it.
+# Share of the highest rate from which more is not worth it.
 _SATURATED = 0.95
-# Of a day, machines compute at most so much: the rest is for restarts, uneven arrival and other programs.
+# Share of a day that machines compute at most: the rest is for restarts, uneven load and other programs.
 UTILISATION = 0.7
 _DAY = 86_400
 
@@ -60,17 +60,17 @@ class Line:
     worst: float
 
     def __call__(self, amount: float) -> float:
-        """Seconds for an amount."""
+        """Return the seconds for an amount."""
         return self.fixed + self.each * amount
 
     @property
     def saturates_at(self) -> float:
-        """The amount from which the rate is 95 % of what it can become: fixed / each × 0.95 / 0.05."""
+        """The amount from which the rate is 95 % of its limit: fixed / each × 0.95 / 0.05."""
         return max(0.0, self.fixed) / self.each * _SATURATED / (1 - _SATURATED) if self.each > 0 else float("inf")
 
 
 def fit(amounts: Sequence[float], seconds: Sequence[float]) -> Line:
-    """The line with the least squares of relative errors through two or more points."""
+    """Fit a line through two or more points by least squares of the relative errors."""
     x, y = np.asarray(amounts, np.float64), np.asarray(seconds, np.float64)
     design = np.stack([1 / y, x / y], axis=1)
     (fixed, each), *_ = np.linalg.lstsq(design, np.ones_like(y))
@@ -84,9 +84,9 @@ class Study:
     Attributes:
         title: what was varied.
         unit: of the amounts.
-        amounts: that were tried.
+        amounts: the amounts measured.
         seconds: median of each.
-        line: through them.
+        line: fitted to them.
         rounds: how they were measured, in words.
     """
 
@@ -99,12 +99,12 @@ class Study:
 
     @classmethod
     def of(cls, title: str, unit: str, amounts: Sequence[float], rounds: Rounds) -> Study:
-        """From rounds whose candidates are the amounts, in their order."""
+        """Make it from rounds whose candidates are the amounts, in their order."""
         medians = tuple(float(np.median(times)) for times in rounds.seconds.values())
         return cls(title, unit, tuple(amounts), medians, fit(amounts, medians), str(rounds))
 
     def table(self) -> Table:
-        """One row per amount: measured and fitted."""
+        """Return one row per amount: measured and fitted."""
         rows = [
             (amount, milliseconds * 1000, self.line(amount) * 1000, amount / milliseconds)
             for amount, milliseconds in zip(self.amounts, self.seconds, strict=True)
@@ -118,15 +118,15 @@ class Study:
 
 
 def by_picture_size(spec: InputSpec, plan: Plan) -> Study:
-    """Decoding and resizing one JPEG on one thread, against its megapixels."""
+    """Measure decoding and resizing one JPEG on one thread, by megapixels."""
     contents = [encode(photograph(*size), "JPEG") for size in _DECODED]
     work = {f"{len(content)}": partial(decode_image, "", partial(bytes, content), spec) for content in contents}
     amounts = [width * height / 1e6 for width, height in _DECODED]
-    return Study.of("Decoding, by the size of the picture (one thread)", "megapixels", amounts, interleave(work, plan))
+    return Study.of("Decoding, by image size (one thread)", "megapixels", amounts, interleave(work, plan))
 
 
 def by_batch(backend: Backend, plan: Plan, batches: Sequence[int] = _BATCHES) -> Study:
-    """One call of the engine, against the pictures in it."""
+    """Measure one call of the engine, by the number of images in it."""
     rng = np.random.default_rng(0)
 
     def filled(count: int) -> NDArray[np.uint8]:
@@ -136,17 +136,17 @@ def by_batch(backend: Backend, plan: Plan, batches: Sequence[int] = _BATCHES) ->
 
     work = {str(count): partial(backend.infer, filled(count)) for count in batches}
     title = f"The engine, by batch (one call on {backend.name}, {backend.device})"
-    return Study.of(title, "pictures", batches, interleave(work, plan))
+    return Study.of(title, "images", batches, interleave(work, plan))
 
 
 def by_count(model: Path, backend: str, plan: Plan, counts: Sequence[int] = _COUNTS) -> Study:
-    """Whole runs with an open model, tables and journal included, against the number of pictures."""
+    """Measure whole runs with an open model, tables and journal included, by the number of images."""
     with TemporaryDirectory() as name, Isolated(partial(Runner, model, backend)) as runner:
         folders = [_folder(Path(name, str(count)), count) for count in counts]
         work = {
             str(count): partial(runner.work, "run", [folder]) for count, folder in zip(counts, folders, strict=True)
         }
-        return Study.of("Whole runs, by the number of pictures", "pictures", counts, interleave(work, plan))
+        return Study.of("Whole runs, by the number of images", "images", counts, interleave(work, plan))
 
 
 def _folder(folder: Path, count: int) -> str:
@@ -160,8 +160,8 @@ class Cores:
     """Whole runs on fewer cores.
 
     Attributes:
-        cores: that were tried.
-        rates: pictures a second of each.
+        cores: numbers of cores.
+        rates: images a second of each.
         serial: share of one core's time that more cores do not shorten (Amdahl's law), fitted; 0 at best.
         rounds: how they were measured, in words.
     """
@@ -172,7 +172,7 @@ class Cores:
     rounds: str
 
     def table(self) -> Table:
-        """One row per number of cores."""
+        """Return one row per number of cores."""
         rows = [
             (n, rate, rate / self.rates[0], rate / self.rates[0] / n)
             for n, rate in zip(self.cores, self.rates, strict=True)
@@ -181,14 +181,14 @@ class Cores:
         note = f"Serial share by Amdahl's law {100 * self.serial:.1f} %, hence a limit of {limit}; {self.rounds}."
         return Table(
             "Whole runs, by cores",
-            ("cores", "pictures a second", "times one core", "share of ideal"),
+            ("cores", "images a second", "times one core", "share of ideal"),
             rows,
             [note],
         )
 
 
 def by_cores(model: Path, backend: str, plan: Plan, pictures: int = 64) -> Cores | None:
-    """The same run on 1, 2, 4, ... cores; None where a system cannot confine a process, or has one core."""
+    """Measure the same run on 1, 2, 4, ... cores; None if the system cannot confine a process, or has one core."""
     most = cpu_count()
     if not hasattr(os, "sched_setaffinity") or most < 2:
         return None
@@ -207,11 +207,11 @@ def by_cores(model: Path, backend: str, plan: Plan, pictures: int = 64) -> Cores
 
 @dataclass(frozen=True)
 class Sizing:
-    """What a task needs, from what was measured here.
+    """The machine that a task needs, from the costs measured here.
 
     Attributes:
-        decode: core-seconds to decode a picture.
-        engine: seconds of one device, or core-seconds on the processor, to answer for a picture.
+        decode: core-seconds to decode an image.
+        engine: seconds of one device, or core-seconds on the CPU, to predict an image.
         is_gpu: whether the engine has a device of its own.
     """
 
@@ -220,12 +220,12 @@ class Sizing:
     is_gpu: bool
 
     def needs(self, per_day: float) -> tuple[float, float]:
-        """(cores, GPUs) busy 70 % of the day; fractions, to be rounded up by who buys."""
+        """Return (cores, GPUs) that are busy 70 % of the day; fractions, to be rounded up."""
         rate = per_day / _DAY / UTILISATION
         return (rate * self.decode, rate * self.engine) if self.is_gpu else (rate * (self.decode + self.engine), 0.0)
 
     def table(self, per_day: Sequence[int], megapixels: float) -> Table:
-        """One row per task."""
+        """Return one row per task."""
         rows = [
             (
                 f"{n:,}",
@@ -238,20 +238,20 @@ class Sizing:
         ]
         device = "GPU" if self.is_gpu else "core"
         note = (
-            f"For pictures of {megapixels:g} megapixels: {three_digits(1000 * self.decode)} core-milliseconds to "
-            f"decode and {three_digits(1000 * self.engine)} {device}-milliseconds to answer; machines busy "
+            f"For images of {megapixels:g} megapixels: {three_digits(1000 * self.decode)} core-milliseconds to "
+            f"decode and {three_digits(1000 * self.engine)} {device}-milliseconds to predict; machines busy "
             f"{UTILISATION:.0%} of the day. Cores and GPUs are those of this machine."
         )
-        return Table("Sizing", ("pictures a day", "a second", "cores", "GPUs"), rows, [note])
+        return Table("Sizing", ("images a day", "a second", "cores", "GPUs"), rows, [note])
 
 
 def sizing(decoding: Study, engine: Study, backend: Backend, megapixels: float) -> Sizing:
-    """From the fitted costs; on the processor a call of the engine holds its share of the cores."""
+    """Compute it from the fitted costs; on the CPU a call of the engine holds its share of the cores."""
     is_gpu = backend.info.device.kind == "gpu"
     held = 1.0 if is_gpu else cpu_count() / backend.workers
     return Sizing(decoding.line(megapixels), engine.line.each * held, is_gpu)
 
 
 def figures(studies: Sequence[Study | Cores | None]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """Return the figures for JSON."""
     return [vars(one) | ({"line": vars(one.line)} if isinstance(one, Study) else {}) for one in studies if one]

@@ -1,4 +1,4 @@
-"""Decode alone, engine alone and both together, in one run, so that the whole can be judged by its parts."""
+"""Time decoding alone, the engine alone and both together in one run, so that the whole can be judged by its parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _YARDSTICK_BYTES = 2**23
 
 
 class TimedBackend:
-    """A backend that notes how long each of its batches took; see `mineral_batch.engines.base.Backend`."""
+    """A backend that records the time of each batch; see `mineral_batch.engines.base.Backend`."""
 
     def __init__(self, backend: Backend) -> None:
         self.name, self.info = backend.name, backend.info
@@ -50,15 +50,15 @@ class TimedBackend:
         self._backend = backend
 
     def buffer(self, count: int) -> Pixels:
-        """The backend's own."""
+        """Return the backend's own buffer."""
         return self._backend.buffer(count)
 
     def pin(self, pixels: Pixels) -> None:
-        """The backend's own."""
+        """Return the backend's own buffer."""
         self._backend.pin(pixels)
 
     def infer(self, pixels: Pixels) -> Probabilities:
-        """The backend's own answer; list.append is safe from several threads."""
+        """Return the backend's output; list.append is safe from several threads."""
         start = time.perf_counter()
         probabilities = self._backend.infer(pixels)
         self.seconds.append(time.perf_counter() - start)
@@ -74,9 +74,9 @@ class Load:
     """What a round consists of.
 
     Attributes:
-        sources: pictures, some several times.
-        batch: pictures given to the engine at once.
-        threads: that decode.
+        sources: images, perhaps repeated.
+        batch: images in a call of the engine.
+        threads: decode threads.
         exact: whether JPEGs are decoded in full.
     """
 
@@ -97,18 +97,18 @@ class Stages:
         self._buffers = self._decoded()
 
     def decode(self) -> None:
-        """Read, decode and resize every picture of a round, on as many threads as the pipeline has."""
+        """Read, decode and resize every image of a round, on as many threads as the pipeline has."""
         spec = self.backend.contract.input
         with ThreadPoolExecutor(self.load.threads) as pool:
             for _ in pool.map(lambda s: decode_image(s.name, s.read, spec, exact=self.load.exact), self.load.sources):
                 pass
 
     def engine(self) -> None:
-        """Answer as many pictures, decoded before, on as many threads as the backend wants."""
+        """Predict as many decoded images, on as many threads as the backend wants."""
         infer_all(self.backend, itertools.islice(itertools.cycle(self._buffers), self.batches))
 
     def together(self) -> None:
-        """What `mineral-batch predict` does, without the tables."""
+        """Do what `mineral-batch predict` does, without the tables."""
         self.backend.seconds.clear()
         self.times = StageTimes()
         results = pipeline.run(
@@ -126,11 +126,11 @@ class Stages:
 
     @property
     def batches(self) -> int:
-        """Of a round; the load is a multiple of the batch."""
+        """Number of batches in a round; the load is a multiple of the batch."""
         return len(self.load.sources) // self.load.batch
 
     def _decoded(self) -> list[Pixels]:
-        """Full batches in the memory that the backend reads fastest."""
+        """Decode full batches into the memory that the backend reads fastest."""
         spec = self.backend.contract.input
         wanted = min(len(self.load.sources), max(DECODED, self.load.batch) // self.load.batch * self.load.batch)
         images = [decode_image(source.name, source.read, spec) for source in self.load.sources[:wanted]]
@@ -139,7 +139,7 @@ class Stages:
 
 
 def readable(sources: Sequence[Source | Failure], backend: Backend, most: int = 2000) -> list[Source]:
-    """The pictures that decode: a failure costs nothing and would flatter the figures.
+    """Return the images that can be decoded: a failure costs nothing and would flatter the figures.
 
     Raises:
         DataError: if there is none.
@@ -150,7 +150,7 @@ def readable(sources: Sequence[Source | Failure], backend: Backend, most: int = 
         images = list(pool.map(lambda source: read(source.name, source.read), candidates))
     found = [source for source, image in zip(candidates, images, strict=True) if not isinstance(image, Failure)]
     if not found:
-        raise DataError("none of these pictures can be read: there is nothing to measure with")
+        raise DataError("none of these images can be read, so there is nothing to measure with")
     return found
 
 
@@ -162,7 +162,7 @@ def make_load(
     round_seconds: float,
     exact: bool,
 ) -> Load:
-    """A round long enough that its beginning and end do not count, from one trial."""
+    """Make a round so long that its beginning and end do not matter, judging by one trial."""
     size, threads = batch or backend.batch_size, threads or cpu_count()
     least = LEAST_BATCHES * size * backend.workers
     trial = Load(repeated(sources, 2 * size * backend.workers), size, threads, exact)
@@ -174,7 +174,7 @@ def make_load(
 
 
 def repeated(sources: Sequence[Source], count: int) -> list[Source]:
-    """So many, from the beginning again as often as needed."""
+    """Repeat the sources until there are `count`."""
     return list(itertools.islice(itertools.cycle(sources), count))
 
 
@@ -184,16 +184,16 @@ class Throughput:
 
     Attributes:
         rounds: of the stages and of the yardstick.
-        pictures: in a round.
-        latencies: seconds of every batch of the rounds end to end.
-        stage_seconds: of the last round end to end.
-        is_shared: whether engine and decoding use the same processors.
+        images: in a round.
+        latencies: seconds of every batch in the end-to-end rounds.
+        stage_seconds: of the last end-to-end round.
+        is_shared: whether engine and decoding share the CPUs.
         gpu: during the rounds.
-        peak_memory_mib: of this process until now.
+        peak_memory_mib: of this process so far.
     """
 
     rounds: Rounds
-    pictures: int
+    images: int
     latencies: NDArray[np.float64]
     stage_seconds: dict[str, float]
     is_shared: bool
@@ -201,14 +201,14 @@ class Throughput:
     peak_memory_mib: float | None
 
     def rate(self, stage: str) -> Estimate:
-        """Pictures a second."""
-        return median(self.rounds.seconds[stage]).per(self.pictures)
+        """Return images a second."""
+        return median(self.rounds.seconds[stage]).per(self.images)
 
     def efficiency(self) -> Estimate:
-        """How near the whole comes to what its parts allow, 1 at best.
+        """Return how near the whole comes to what its parts allow, 1 at best.
 
-        On separate devices the slower part sets the pace: max(decode, engine). On the same processors the two take
-        turns, and no schedule is faster than their sum.
+        On separate devices the slower part sets the pace: max(decode, engine). On shared CPUs the two take turns, and
+        no schedule is faster than their sum.
         """
         times = self.rounds.seconds
         parts = times[DECODE], times[ENGINE]
@@ -227,24 +227,24 @@ def measure(backend: Backend, load: Load, plan: Plan) -> Throughput:
 
 
 def yardstick() -> None:
-    """The same work on every processor whatever is measured: its time differs only with the machine's state."""
+    """Do a fixed piece of work on every CPU: its time changes only with the state of the machine."""
     block = bytes(_YARDSTICK_BYTES)
     with ThreadPoolExecutor(cpu_count()) as pool:
         list(pool.map(lambda _: hashlib.sha256(block).digest(), range(4 * cpu_count())))
 
 
 def tables(found: Throughput, backend: Backend, load: Load) -> list[Table]:
-    """The rates, then the latencies and where the time went."""
+    """Return the rates, then the latencies and where the time went."""
     rates: list[tuple[object, ...]] = [
-        (name, str(found.rate(name)), float(np.median(found.rounds.cpu[name])) * 1000 / found.pictures)
+        (name, str(found.rate(name)), float(np.median(found.rounds.cpu[name])) * 1000 / found.images)
         for name in (DECODE, ENGINE, TOGETHER)
     ]
-    rule = "decode + engine, which share the processors" if found.is_shared else "the slower of decode and engine"
+    rule = "decode + engine, which share the CPUs" if found.is_shared else "the slower of decode and engine"
     rates.append((f"end to end, as a share of what its parts allow ({rule})", str(found.efficiency()), None))
     title = f"{backend.contract.name} on {backend.name} ({backend.device}), batch {load.batch}"
-    notes = [f"Pictures a second with the 95 % interval; {found.rounds}, {found.pictures} pictures each."]
+    notes = [f"Images a second with the 95 % interval; {found.rounds}, {found.images} images each."]
     return [
-        Table(title, ("stage", "pictures a second", "CPU ms a picture"), rates, notes),
+        Table(title, ("stage", "images a second", "CPU ms an image"), rates, notes),
         _details(found, load),
     ]
 
@@ -265,9 +265,9 @@ def _details(found: Throughput, load: Load) -> Table:
 
 
 def figures(found: Throughput, load: Load) -> dict[str, Any]:
-    """For JSON, and for `compare`."""
+    """Return the figures for JSON, and for `compare`."""
     return {
-        "pictures": found.pictures,
+        "pictures": found.images,
         "batch": load.batch,
         "seconds": dict(found.rounds.seconds),
         "cpu_seconds": dict(found.rounds.cpu),
@@ -287,11 +287,11 @@ _MAY_DIFFER = {"date", "command", "load_before"}
 
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> Table:
-    """What changed beyond noise between two records of this benchmark (`conditions` and `figures`)."""
+    """Show what changed beyond noise between two records of this benchmark (`conditions` and `figures`)."""
     rows = [(stage, *_change(stage, new["figures"], old["figures"])) for stage in (DECODE, ENGINE, TOGETHER, YARDSTICK)]
     notes = [f"Saved run of {old['conditions']['date']}."]
     if rows[-1][2] != _NO_CHANGE:
-        notes.append(f"The machine itself was {rows[-1][2]} ({rows[-1][1]}): the other rows contain that.")
+        notes.append(f"The machine itself was {rows[-1][2]} ({rows[-1][1]}); the other rows include that.")
     differing = sorted(
         name
         for name in (new["conditions"].keys() | old["conditions"].keys()) - _MAY_DIFFER
