@@ -12,9 +12,10 @@ from click.testing import CliRunner
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.errors import DataError
 from mineral_batch.images.discover import find_sources
+from mineral_batch.system import peak_memory_mib
 from mineral_bench.cli import main
 from mineral_bench.measure import Rounds
-from mineral_bench.process.usage import GpuUsage, peak_memory_mib, read_samples
+from mineral_bench.process.usage import GpuUsage, read_samples
 from mineral_bench.studies import throughput as bench
 
 if TYPE_CHECKING:

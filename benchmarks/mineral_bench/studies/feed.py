@@ -289,9 +289,9 @@ def _extrapolation(result: FeedResult, load: FeedLoad, cores: Sequence[int]) -> 
         for way in dict.fromkeys(feed.way for feed in result.feeds)
     ]
     note = (
-        "The least of cores / CPU time of an image on one core, the ceiling, and the engine's rate; memory, disk and bus "
-        "are not in it. The errors are those of the same prediction for all cores of this machine: by the change of "
-        "an image's CPU time from one core to all, and by the clock, which other programs disturb."
+        "The least of cores / CPU time of an image on one core, the ceiling, and the engine's rate; memory, disk and "
+        "bus are not in it. The errors are those of the same prediction for all cores of this machine: by the change "
+        "of an image's CPU time from one core to all, and by the clock, which other programs disturb."
     )
     columns = ("way", *(f"{count} cores" for count in cores), "error by CPU time", "by the clock")
     return Table("Images a second, extrapolated", columns, rows, [note])
