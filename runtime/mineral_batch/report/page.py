@@ -192,13 +192,14 @@ def _charts(results: Results, accuracy: Accuracy | None) -> dict[str, Any]:
 
 def _of_accuracy(accuracy: Accuracy) -> dict[str, Any]:
     """What the accuracy section prints beside its charts."""
-    found = accuracy.evaluation.calibration
-    names = (("ece", "Expected calibration error, 10 bins"), ("brier", "Brier score"), ("log_loss", "Log loss"))
+    model, baseline = accuracy.evaluation.calibration.scores, accuracy.evaluation.calibration.baseline
     return {
         "fewest": figures.FEWEST,
         "ap_definition": DEFINITIONS[EQUATION_6],
         "unlabelled": [accuracy.evaluation.labels[index] for index in accuracy.evaluation.mean_ap.empty],
         "probability_scores": [
-            (text, f"{getattr(found.scores, name):.4f}", f"{getattr(found.baseline, name):.4f}") for name, text in names
+            ("Expected calibration error, 10 bins", f"{model.ece:.4f}", "0, by definition"),
+            ("Brier score", f"{model.brier:.4f}", f"{baseline.brier:.4f}"),
+            ("Log loss", f"{model.log_loss:.4f}", f"{baseline.log_loss:.4f}"),
         ],
     }

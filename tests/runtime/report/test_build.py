@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +88,18 @@ def test_user_error_is_one_line(run: Path, words: list[str], message: str) -> No
     done = CliRunner().invoke(main, ["report", *words])
     assert done.exit_code in (1, 2)
     assert message in done.output
+
+
+def test_thumbnails_use_only_the_cpus_of_the_process(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def slow_read(path: Path) -> bytes:
+        threads.add(threading.current_thread().name)
+        time.sleep(0.05)
+        return path.read_bytes()
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr("mineral_batch.report.thumbnails.read_file", slow_read)
+    report("-o", "page.html")
+    assert len(threads) == 1
