@@ -6,6 +6,7 @@ silently. Only `session.get_providers()[0]` of the finished session tells: that 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ CLASH_FIX = (
     "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
     "(or onnxruntime on a machine without an NVIDIA GPU)"
 )
+# Such as `/onnxruntime_src/onnxruntime/core/x.cc:63 static void f(const T&) [ONNXRuntimeError] : 1 : FAIL : the reason`.
+_SOURCE = re.compile(r"^/\S+:\d+ .*?(?=\[ONNXRuntimeError\])")
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -147,5 +150,6 @@ def check_graph(session: Any, contract: ModelContract) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An engine's own words, without the lines about its source files."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an engine's error, without the source file and function that ONNX Runtime may begin it with."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _SOURCE.sub("", line)

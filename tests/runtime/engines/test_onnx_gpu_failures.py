@@ -160,3 +160,10 @@ def test_a_failed_run_of_a_healthy_gpu_leaves_the_session_in_use(
     assert not runtime.alive, "though its error is kept"
     assert not runtime.cuda.forbidden
     assert caught.value.__cause__ is not None
+
+
+def test_the_source_file_that_onnx_runtime_names_is_left_out(model_path: Path, runtime: Runtime) -> None:
+    runtime.fits = 0
+    runtime.out_of_memory = "/src/core/x.cc:63 static T f(const U&) [ONNXRuntimeError] : 1 : FAIL : no such kernel\n"
+    with pytest.raises(BackendError, match=r"batch of \d+: \[ONNXRuntimeError\] : 1 : FAIL : no such kernel$"):
+        open_backend(model_path, "onnx-cuda")
