@@ -37,7 +37,7 @@ CLASH_FIX = (
     "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
     "(or onnxruntime on a machine without an NVIDIA GPU)"
 )
-# Such as `/onnxruntime_src/onnxruntime/core/x.cc:63 static void f(const T&) [ONNXRuntimeError] : 1 : FAIL : the reason`.
+# Such as `/onnxruntime_src/core/x.cc:63 static void f(const T&) [ONNXRuntimeError] : 1 : FAIL : the reason`.
 _SOURCE = re.compile(r"^/\S+:\d+ .*?(?=\[ONNXRuntimeError\])")
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
