@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +16,9 @@ import pytest
 from mineral_batch import BackendError, ContractError, InputSpec, ModelContract, Predictor
 from mineral_batch.cuda import probe
 from mineral_batch.cuda.probe import DriverError, Gpu
+from mineral_batch.engines import registry
 from mineral_batch.engines.registry import BACKENDS, choose_backend, engine_names, open_backend
 from mineral_batch.model.onnx_file import write_contract
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -224,3 +225,16 @@ def test_a_closed_engine_says_so(model_path: Path) -> None:
     backend.close()
     with pytest.raises(BackendError, match="onnx-cpu: the engine is closed"):
         backend.infer(backend.buffer(1))
+
+
+def test_the_engine_in_contributing_works(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text("utf-8")
+    section = text[text.index("## A new engine") :]
+    (tmp_path / "my_package.py").write_text(section.split("```python\n")[1].split("```")[0])
+    (name, value) = re.findall(r'^\s*(\w+) = "(my_package:\w+)"$', section, re.MULTILINE)[0]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_third_party", lambda: {name: EntryPoint(name, value, registry.GROUP)})
+    backend = open_backend(model_path, name)
+    assert (backend.infer(backend.buffer(3)) == 0.5).all()
+    assert backend.version == "constant 1.0, float32"
+    backend.close()
