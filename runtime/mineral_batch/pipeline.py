@@ -3,7 +3,7 @@
     sources --(decode threads)--> slot 0 | slot 1 | slot 2 | ... --(engine threads)--> results, in order
 
 While the engine works on one slot the next is being decoded and the last one is being written. A GPU has one engine
-thread and its batches are large; an engine on the processor takes one picture on each of as many threads as it likes.
+thread and its batches are large; an engine on the CPU takes one image on each of its threads.
 Slots are allocated once and reused, and no more sources are drawn than they hold, so memory does not depend on how
 many there are.
 """
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     _Decode = Callable[[str, Callable[[], bytes | PILImage.Image]], Image | Failure]
 
-# Pictures that may be drawn ahead, so that one that decodes slowly does not stop the others: so many for each decode
-# thread, and fewer where there are more threads than processors, because those only wait for a GPU.
+# Images that may be drawn ahead, so that one that decodes slowly does not stop the others: this many per decode
+# thread, and fewer if there are more threads than CPUs, because those only wait for a GPU.
 _LOOK_AHEAD = 8
 _LOOK_AHEAD_WAITING = 2
 
@@ -52,8 +52,8 @@ class StageTimes:
     Attributes:
         decode: reading, decoding and resizing, over all decode threads.
         engine: inside the engine.
-        engine_waited: the engine, idle, for pictures: decoding is the bottleneck where this is large.
-        results_waited: whoever draws the results, for the next batch.
+        engine_waited: the engine, idle, for images: if this is large, decoding is the bottleneck.
+        results_waited: the consumer of the results, for the next batch.
     """
 
     def __init__(self) -> None:

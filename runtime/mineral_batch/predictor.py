@@ -77,7 +77,7 @@ class Predictor:
         backend: a name in `mineral_batch.engines.registry.BACKENDS`, or `auto`.
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
-        batch_size: pictures per call of the engine; None for what suits the device.
+        batch_size: images per call of the engine; None for what suits the device.
         decode_threads: None for one per CPU.
         decode_processes: decode in so many processes instead of threads (POSIX only); 0 for threads; None for one per
             CPU where the engine is on a GPU and there are at least four CPUs, else threads.
@@ -172,7 +172,7 @@ class Predictor:
 
     @property
     def engine_identity(self) -> str:
-        """The same, but with the batch size that was asked for where memory was too short for it."""
+        """The same, with the requested batch size even if memory was too short for it."""
         return self._backend.identity
 
     @property

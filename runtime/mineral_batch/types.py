@@ -37,14 +37,14 @@ class ExifInfo:
 
 @dataclass(frozen=True)
 class Source:
-    """One photograph before it is read.
+    """One image before it is read.
 
     Attributes:
         name: its row's name: the path as it was found, or `ARCHIVE/MEMBER`.
         size: bytes.
         modified: nanoseconds since 1970, or the checksum of an archive's member; with `size` it tells whether the
-            picture changed since an earlier run.
-        read: gives the file's bytes, or a picture that is in memory already; raises `OSError` or
+            image changed since an earlier run.
+        read: returns the file's bytes, or an image that is in memory already; raises `OSError` or
             `images.ImageError`. Safe to call from any thread.
     """
 
@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture without a prediction.
+    """An image without a prediction.
 
     Attributes:
         path: as `mineral_batch.images.discover` names it.
@@ -72,14 +72,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Image:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         path: as `mineral_batch.images.discover` names it.
         pixels: (H, W, 3) uint8 RGB, the model's input size.
-        width: of the upright photograph, pixels.
-        height: of the upright photograph, pixels.
-        exif: when and where it was taken; None where that was not asked for.
+        width: of the upright image, pixels.
+        height: of the upright image, pixels.
+        exif: when and where it was taken; None if it was not requested.
     """
 
     path: str
@@ -98,11 +98,11 @@ class Prediction:
         probabilities: (L,) float32, 0..1, in the order of the contract's labels.
         width: of the upright image, pixels.
         height: of the upright image, pixels.
-        exif: when and where it was taken; None where that was not asked for.
+        exif: when and where it was taken; None if it was not requested.
         labels: L, of the contract.
         thresholds: L, of the contract: the probability from which a label counts as present.
-        familiarity: share of the training images that look stranger to the model, 0..1; None where that was not asked
-            for. Below 0.05 the image looks like nothing that the model was trained on.
+        familiarity: share of the training images that look stranger to the model, 0..1; None if it was not
+            requested. Below 0.05 the image looks like nothing that the model was trained on.
     """
 
     path: str

@@ -116,7 +116,7 @@ def evaluate(
     if record:
         measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
-        click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} photographs into {record}.")
+        click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} images into {record}.")
 
 
 def _to_tune(rule: Rule | None, model: Path | None) -> ModelContract | None:
@@ -141,7 +141,7 @@ def _in_words(compared: _Comparison) -> str:
 def _measured(joined: Joined, result: Evaluation, dataset: str) -> Measured:
     """What a contract carries of an evaluation: the figures by equation 6."""
     if math.isnan(result.mean_ap.mean):
-        raise DataError("nothing to record: none of these photographs has a label")
+        raise DataError("nothing to record: none of these images has a label")
     low, high = result.interval or (None, None)
     ap, low, high = (_six_digits(value) for value in (result.mean_ap.per_label.tolist(), low, high))
     return Measured(
@@ -197,7 +197,7 @@ def _text(joined: Joined, result: Evaluation, compared: _Comparison) -> list[str
 
 def _join_text(joined: Joined, compared: _Comparison) -> list[str]:
     of_split = f", split {compared.split}" if compared.split else ""
-    lines = [f"{len(joined.truth)} photographs are in {compared.predictions} and in {compared.labels}{of_split}."]
+    lines = [f"{len(joined.truth)} images are in both {compared.predictions} and {compared.labels}{of_split}."]
     if joined.unlabelled:
         lines.append(f"{joined.unlabelled} predictions have no labels and are ignored.")
     if joined.other_splits:
@@ -205,7 +205,7 @@ def _join_text(joined: Joined, compared: _Comparison) -> list[str]:
     if joined.missing:
         first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
         more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
-        lines.append(f"{len(joined.missing)} labelled photographs have no prediction: {first}{more}.")
+        lines.append(f"{len(joined.missing)} labelled images have no prediction: {first}{more}.")
     if joined.renamed:
         lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
     lines += [f"{note}." for note in joined.notes]
@@ -255,7 +255,7 @@ def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
         interval = ""
         if name == EQUATION_6 and result.interval:
             low, high = (_cell(value) for value in result.interval)
-            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the photographs)"
+            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the images)"
         lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
         lines += textwrap.wrap(DEFINITIONS[name], 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
     return lines
@@ -294,8 +294,7 @@ def _empty_lines(result: Evaluation) -> list[str]:
         return []
     return [
         "",
-        f"In no photograph, so that nothing is said about them ({len(empty)} of {len(result.labels)}): "
-        f"{', '.join(empty)}.",
+        f"In no image, so not evaluated ({len(empty)} of {len(result.labels)}): {', '.join(empty)}.",
     ]
 
 
@@ -307,7 +306,9 @@ def _tuning_text(tuning: Tuning, contract: ModelContract, model: Path, split: st
     if tuning.bound is not None:
         lines += _promise_lines(tuning, contract.labels)
     if split != "val":
-        lines.append("These photographs chose the thresholds, so the figures after are optimistic; judge on others.")
+        lines.append(
+            "The thresholds were chosen on these images, so the figures after are optimistic; evaluate on others."
+        )
     return lines
 
 

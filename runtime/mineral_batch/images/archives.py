@@ -36,8 +36,10 @@ def is_archive(name: str) -> bool:
 
 def refuse_archive(name: str) -> str:
     """Return why an archive that is named directly is not opened; empty if it is none, or opened."""
-    suffix = next((suffix for suffix in OTHER_ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
-    return f"{suffix} archives are not opened: unpack it, or pack it as .zip or .tar" if suffix else ""
+    if not name.lower().endswith(OTHER_ARCHIVE_SUFFIXES):
+        return ""
+    suffix = next(suffix for suffix in OTHER_ARCHIVE_SUFFIXES if name.lower().endswith(suffix))
+    return f"{suffix} archives are not opened: unpack it, or pack it as .zip or .tar"
 
 
 def signed_64_bits(number: int) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ListedName(str):
 
 def has_image_suffix(name: str) -> bool:
     """Return whether a file in a folder or an archive is read as an image: by its name, if its decoder is installed."""
-    suffix = PurePath(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a path object for each file would take longer
     if name.startswith(".") or not suffix:
         return False
     if suffix in RAW_SUFFIXES:

@@ -109,7 +109,7 @@ def test_the_printed_figures_are_scikit_learns(world, split):
     assert f"mAP {np.sum(ap) / 4:.4f}  empty-as-zero" in out
     assert re.search(r"mAP 0\.\d{4}  voc2010-envelope", out)
     assert f"OF1 {f1_score(truth.ravel(), called.ravel()):.4f}" in out
-    assert "nothing is said about them (1 of 4): topaz." in out
+    assert "In no image, so not evaluated (1 of 4): topaz." in out
 
 
 def test_json_has_every_figure_with_six_significant_digits(world):
@@ -283,7 +283,7 @@ def test_record_writes_what_was_measured_into_the_model(world):
     assert list(measured.support.values()) == [*truth[:, :3].sum(axis=0), 0]
     assert measured.low <= measured.high
     assert (measured.dataset, measured.images, measured.definition) == ("thirty made pictures", 30, "equation-6")
-    assert f"Wrote mAP {measured.mean_ap:.4f} on 30 photographs" in out
+    assert f"Wrote mAP {measured.mean_ap:.4f} on 30 images" in out
     assert replace(read_contract(model), measured=None) == replace(before, measured=None)
 
 
@@ -317,10 +317,10 @@ def stripped(path):
 def test_what_is_in_one_table_only_is_counted(world):
     labels = world.labels([*world.label_rows[5:], *([f"missing/{i}.jpg", "gold", "test"] for i in range(7))])
     out = run(world.predictions(), labels, "--split", "test").stdout
-    assert "30 photographs are in" in out
+    assert "30 images are in both" in out
     assert "5 predictions have no labels and are ignored." in out
     assert "25 predictions belong to other splits and are ignored." in out
-    assert "7 labelled photographs have no prediction: missing/0.jpg, missing/1.jpg" in out
+    assert "7 labelled images have no prediction: missing/0.jpg, missing/1.jpg" in out
     assert "missing/4.jpg and 2 more." in out
 
 
@@ -328,15 +328,15 @@ def test_names_that_are_not_utf8_match_and_are_printed(world):
     predictions, labels = world.predictions(), world.labels()
     for table in (predictions, labels):
         table.write_bytes(table.read_bytes().replace(b"images/59", b"images/\xff59"))
-    assert "60 photographs are in" in run(predictions, labels).stdout
+    assert "60 images are in both" in run(predictions, labels).stdout
     predictions.write_bytes(predictions.read_bytes().replace(b"\xff59", b"gone"))
-    assert "1 labelled photographs have no prediction: images/" in run(predictions, labels).stdout
+    assert "1 labelled images have no prediction: images/" in run(predictions, labels).stdout
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(world):
     labels = world.labels()
     labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes())
-    assert "60 photographs are in" in run(world.predictions(), labels).stdout
+    assert "60 images are in both" in run(world.predictions(), labels).stdout
 
 
 # --- mistakes ------------------------------------------------------------------------------------------
