@@ -1,4 +1,4 @@
-"""Pictures to measure with where the user gave none: rendered specimens with a sensor's grain."""
+"""Images to measure with if the user gives none: rendered specimens with a sensor's grain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-#: Name -> (width, height): a telephone's camera, a web page's large picture, a data set's.
+#: Name -> (width, height): a phone camera's, a large image of a web page, a data set's.
 SIZES: Mapping[str, tuple[int, int]] = {"12 MP": (4000, 3000), "2 MP": (1632, 1224), "384 px": (384, 384)}
 
 #: Name -> (Pillow's format, options): JPEG as cameras and web sites write it.
@@ -31,7 +31,7 @@ _GRAIN = 3.0
 
 
 def photograph(width: int, height: int, seed: int = 0) -> PILImage.Image:
-    """A synthetic specimen at any size, with grain, so that a codec has as much to do as with a photograph."""
+    """Make a synthetic specimen of any size, with grain, so that a codec has as much work as with a photograph."""
     from mineral_train.synth import generate
 
     rendered = PILImage.fromarray(generate(seed, seed=0, size=min(_RENDERED, max(width, height))).pixels)
@@ -41,7 +41,7 @@ def photograph(width: int, height: int, seed: int = 0) -> PILImage.Image:
 
 
 def encode(picture: PILImage.Image, name: str) -> bytes:
-    """A picture's bytes in one of `FORMATS`."""
+    """Encode an image in one of `FORMATS`."""
     kind, options = FORMATS[name]
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
@@ -55,7 +55,7 @@ def can_encode(name: str) -> bool:
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int], different: int = 8) -> list[Path]:
-    """`count` names of JPEGs in a folder; all but `different` of them are hard links, which cost no disk."""
+    """Write `count` JPEGs to a folder; all but `different` of them are hard links, which take no space."""
     width, height = size
     originals = [encode(photograph(width, height, seed), "JPEG") for seed in range(min(count, different))]
     paths = [folder / f"{index:06d}.jpg" for index in range(count)]

@@ -1,4 +1,4 @@
-"""What a benchmark says: tables in Markdown for people, every figure in JSON for the next run to compare with."""
+"""Reports: tables in Markdown for people, every figure in JSON for the next run to compare with."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Table:
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """A heading, the table, its notes."""
+        """Return a heading, the table and its notes."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
         return "\n\n".join([f"### {self.title}", table, *self.notes])
 
 
 def names_apart(paths: Sequence[Path]) -> list[str]:
-    """What to call files or folders in a table: their own names, with as few folders before them as tell them apart.
+    """Return short unique names for files or folders: their own, with as few parent folders as tell them apart.
 
-    The same place has the same name as often as it comes.
+    The same place always gets the same name.
     """
     places = [path.absolute() for path in paths]
     return [_shortest(place, [other for other in places if other != place]) for place in places]
@@ -59,7 +59,7 @@ def _shortest(place: Path, others: Sequence[Path]) -> str:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """The same names, a second one of a kind with ` (2)` behind it."""
+    """Return the names, with ` (2)` after the second of two equal ones."""
     seen = [names[:index].count(name) for index, name in enumerate(names)]
     return [f"{name} ({times + 1})" if times else name for name, times in zip(names, seen, strict=True)]
 
@@ -71,7 +71,7 @@ class BenchmarkReport:
     Attributes:
         benchmark: its command's name.
         conditions: see `mineral_bench.conditions.conditions`.
-        figures: everything measured, ready for JSON but for `Estimate` and arrays, which are converted.
+        figures: everything measured, ready for JSON except `Estimate` and arrays, which are converted.
         tables: for people.
     """
 
@@ -81,7 +81,7 @@ class BenchmarkReport:
     tables: Sequence[Table] = field(default_factory=tuple)
 
     def json(self) -> str:
-        """All of it but the tables, which repeat the figures."""
+        """Return everything except the tables, which repeat the figures."""
         record = {
             "schema": SCHEMA_VERSION,
             "benchmark": self.benchmark,
@@ -91,12 +91,12 @@ class BenchmarkReport:
         return json.dumps(record, indent=1, default=_plain, ensure_ascii=False) + "\n"
 
     def markdown(self) -> str:
-        """The tables, then the conditions."""
+        """Return the tables, then the conditions."""
         foot = "\n".join(f"- {line}" for line in in_words(self.conditions))
         return "\n\n".join([*(table.markdown() for table in self.tables), foot]) + "\n"
 
     def write(self, json_file: Path | None, markdown_file: Path | None) -> None:
-        """Print the tables, and write the files that were asked for.
+        """Print the tables, and write the files that are named.
 
         Raises:
             DataError: if one cannot be written.
@@ -108,17 +108,17 @@ class BenchmarkReport:
 
 
 def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
-    """A report that was saved as JSON: the keys `conditions` and `figures`.
+    """Read a report that was saved as JSON: the keys `conditions` and `figures`.
 
     Raises:
-        DataError: if it is none, or another benchmark's.
+        DataError: if it is not a report, or another benchmark's.
     """
     try:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; give a file that --json wrote") from None
+        raise DataError(f"cannot read {path}: {error}; use a file that --json wrote") from None
     if not isinstance(record, dict) or record.get("benchmark") != benchmark or record.get("schema") != SCHEMA_VERSION:
-        raise DataError(f"{path} is not what `mineral-bench {benchmark} --json` of this version writes")
+        raise DataError(f"{path} was not written by `mineral-bench {benchmark} --json` of this version")
     return record
 
 
@@ -133,4 +133,4 @@ def _plain(value: Any) -> Any:
         return {"value": value.value, "low": value.low, "high": value.high}
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"{type(value)} has no form in JSON")
+    raise TypeError(f"{type(value)} cannot be written as JSON")

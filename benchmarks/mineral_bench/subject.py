@@ -28,8 +28,8 @@ def find_subject(given: Path, onnx: Path | None, scratch: Path) -> Subject:
     """Take a checkpoint's folder, an ONNX file, or a preset's name, and make what is missing in `scratch`.
 
     Args:
-        given: by the user.
-        onnx: an export of the checkpoint, to save the time of exporting it again.
+        given: what the user named.
+        onnx: an export of the checkpoint, to save exporting it again.
         scratch: an empty folder.
 
     Raises:
@@ -42,14 +42,14 @@ def find_subject(given: Path, onnx: Path | None, scratch: Path) -> Subject:
 
 
 def _random_weights(given: Path, folder: Path) -> Path:
-    """A preset as a checkpoint: speed does not depend on what was learnt, accuracy of course does."""
+    """Save a preset with random weights as a checkpoint: speed does not depend on the weights."""
     from mineral_batch.model.contract import ModelContract
     from mineral_train.model.network import PRESETS, build_model, input_spec, preset
     from mineral_train.training.checkpoint import save_checkpoint
 
     name = str(given)
     if name not in PRESETS:
-        raise DataError(f"{given} is no checkpoint, no .onnx file and no preset; presets are {', '.join(PRESETS)}")
+        raise DataError(f"{given} is not a checkpoint, an .onnx file or a preset; presets are {', '.join(PRESETS)}")
     config = preset(name)
     labels = tuple(config.labels)
     contract = ModelContract(labels, (0.5,) * len(labels), input_spec(config), name=f"{name}, random weights")

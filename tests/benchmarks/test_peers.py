@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from mineral_batch.cuda import probe
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_bench.baselines.pytorch import torch_device
 from mineral_bench.baselines.runtimes import OnnxRuntimeBaseline
+from mineral_bench.cli import main
 from mineral_bench.comparison import Comparison
 from mineral_bench.measure import Plan, Rounds
 from mineral_bench.studies import peers
@@ -68,8 +70,19 @@ def _checkpoint(folder: Path) -> Path:
     return folder
 
 
+def test_what_the_seconds_do_not_include_is_said_at_the_start(model_path: Path, photos: Path) -> None:
+    words = ["peers", model_path, photos, "--backend", "onnx-cpu", "--pictures", 2, "--seconds", 0]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    first, *others = done.stderr.splitlines()
+    assert first == "At most 0 s of measuring, after exporting the model and starting each program"
+    assert f"Starting {peers.ONNX}" in others
+    assert others[-1].endswith("ways in interleaved rounds, for at most 0 s")
+    assert "- seconds in all: " in done.stdout
+
+
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no preset; presets are .*vit-b16-384"):
+    with pytest.raises(DataError, match=r"or a preset; presets are .*vit-b16-384"):
         find_subject(tmp_path / "absent", None, tmp_path)
 
 

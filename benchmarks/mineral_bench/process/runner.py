@@ -1,4 +1,4 @@
-"""`mineral-batch predict` in a process of its own, on chosen processors."""
+"""`mineral-batch predict` in a process of its own, on a limited number of cores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ran:
-    """Of one run.
+class RunResult:
+    """The result of one run.
 
     Attributes:
-        predicted: pictures.
-        failed: pictures that could not be read.
+        predicted: number of images.
+        failed: number of images that could not be read.
         seconds: without opening the model.
     """
 
@@ -32,13 +32,13 @@ class Ran:
 
 
 class Runner:
-    """An open model; made by `mineral_bench.process.isolated.Isolated`.
+    """An open model, made by `mineral_bench.process.isolated.Isolated`.
 
     Args:
         model: the ONNX file.
-        backend: as of `predict`.
-        batch: pictures at once; None for what suits the device.
-        cores: to use at most so many; None for all. Set before the engine is opened, which counts them.
+        backend: as for `predict`.
+        batch: batch size; None for what suits the device.
+        cores: use at most so many; None for all. Set before the engine is opened, which counts them.
     """
 
     def __init__(self, model: Path, backend: str = "auto", batch: int | None = None, cores: int | None = None) -> None:
@@ -47,11 +47,11 @@ class Runner:
         self._predictor = Predictor(model, backend=backend, batch_size=batch)
 
     def cores(self) -> int:
-        """How many processors the process may use."""
+        """Return how many CPUs the process may use."""
         return cpu_count()
 
-    def run(self, inputs: Sequence[str]) -> Ran:
+    def run(self, inputs: Sequence[str]) -> RunResult:
         """Predict everything under the inputs into a folder that is thrown away."""
         with tempfile.TemporaryDirectory() as folder:
             report = runs.run(self._predictor, list(inputs), Path(folder, "results"))
-        return Ran(report.predicted, report.failed, report.seconds)
+        return RunResult(report.predicted, report.failed, report.seconds)

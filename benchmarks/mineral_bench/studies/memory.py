@@ -21,7 +21,7 @@ from mineral_bench.report import Table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mineral_bench.process.runner import Ran
+    from mineral_bench.process.runner import RunResult
 
 # Size of generated images: small, because the run is measured and not the decoder.
 _SIZE = (160, 120)
@@ -73,7 +73,7 @@ def measure(model: Path, counts: Sequence[int], photos: Sequence[Path] = (), bac
 def _peak(model: Path, count: int, photos: Sequence[Path], backend: str) -> Peak:
     with folder_of(count, photos) as folder, Isolated(partial(Runner, model, backend)) as runner:
         answer = runner.call("run", [str(folder)])
-    ran: Ran = answer.value
+    ran: RunResult = answer.value
     if ran.predicted + ran.failed != count:
         raise DataError(f"a run of {count} images gave {ran.predicted} predictions and {ran.failed} failures")
     if answer.peak_memory_mib is None:

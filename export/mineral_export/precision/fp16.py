@@ -1,16 +1,16 @@
-"""A float32 graph as a typed FP16 graph: every tensor's type is in the file, none is left to the engine's choice.
+"""Convert a float32 graph to a typed FP16 graph: every tensor's type is in the file, none is left to the engine.
 
 TensorRT 11 and strongly typed networks of 10.12 take precision from the graph alone. What is sensitive stays float32:
-the pictures' normalisation, norms, softmax, and the last sigmoid, whose input is cast up before it. A LayerNorm takes
+the image normalization, norms, softmax, and the last sigmoid, whose input is cast up before it. A LayerNorm takes
 and gives FP16 and computes in float32: ONNX says so with `stash_type` 1, and TensorRT does so by default
 (`INormalizationLayer.compute_precision`). Between two casts ONNX Runtime could not fuse it with the sum before it.
-Inputs and outputs keep their types. An `Attention` operator is FP16, its softmax the engine's affair: ONNX Runtime's
+Inputs and outputs keep their types. An `Attention` operator is FP16, its softmax up to the engine: ONNX Runtime's
 CUDA kernels refuse the attribute `softmax_precision`, and flash attention sums in float32. A Q/DQ pair is FP16
-throughout, scale included: TensorRT takes a product for one of 8 bits only where nothing stands between.
+throughout, scale included: TensorRT recognizes a product of 8 bits only if nothing is in between.
 
-Why a pass of our own: on the exported ViT, onnxconverter-common 1.16 writes a graph that ONNX Runtime refuses (it
-leaves `Cast` nodes pointing to float32), and ModelOpt's AutoCast, whose graph is as good, brings fourteen packages,
-onnxruntime-gpu among them, which must not be beside onnxruntime (benchmarks/README.md compares the graphs).
+Why our own pass: on the exported ViT, onnxconverter-common 1.16 writes a graph that ONNX Runtime refuses (it
+leaves `Cast` nodes pointing to float32), and ModelOpt's AutoCast, whose graph is as good, installs fourteen packages,
+among them onnxruntime-gpu, which breaks onnxruntime (benchmarks/README.md compares the graphs).
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ def to_fp16(
     budget: Budget | None = None,
     force: bool = False,
 ) -> ExportedFile:
-    """Write an ONNX file as a typed FP16 graph with the same contract, compared with the source before it has its name.
+    """Write an ONNX file as a typed FP16 graph with the same contract, compared with the source before it is written.
 
     Args:
         source: float32, written by `export_onnx`.
         target: where to write.
         samples: images to compare on; None for synthetic ones.
         budget: None for `BUDGETS["float16"]`.
-        force: write even what exceeds the budget.
+        force: write the file even if it exceeds the budget.
 
     Raises:
-        ParityError: if the answers differ by more than the budget; nothing is written.
-        ContractError: if the source is no model with a contract.
+        ParityError: if the output differs by more than the budget; nothing is written.
+        ContractError: if the source is not a model with a contract.
         DataError: if the source is not a plain float32 graph, or the target cannot be written.
     """
     return convert_and_verify(source, target, "float16", _write, samples=samples, budget=budget, force=force)
@@ -80,10 +80,10 @@ def _write(source: Path, target: Path) -> None:
 
 
 def converted(model: ModelProto) -> ModelProto:
-    """The model as a typed FP16 graph.
+    """Return the model as a typed FP16 graph.
 
     Args:
-        model: float32, without subgraphs, perhaps with Q/DQ pairs whose weights are not packed yet; left as it is.
+        model: float32, without subgraphs, perhaps with Q/DQ pairs whose weights are not packed yet; not changed.
 
     Raises:
         DataError: if it is FP16 already, or has branches or loops.
@@ -100,21 +100,21 @@ def converted(model: ModelProto) -> ModelProto:
 def _check(model: ModelProto) -> None:
     for node in model.graph.node:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
-            raise DataError(f"the graph has a branch or a loop ({node.op_type}), which has no FP16 form here")
+            raise DataError(f"the graph has a branch or a loop ({node.op_type}), which cannot be converted to FP16")
     if any(weights.data_type == TensorProto.FLOAT16 for weights in model.graph.initializer):
         raise DataError("the graph is FP16 already: convert the float32 file that it was made from")
 
 
 @dataclass
 class _Graph:
-    """A graph on its way to FP16.
+    """A graph while it is converted to FP16.
 
     Attributes:
         model: the float32 model with the type of every tensor inferred.
         floats: names of the tensors that are float32 in it.
         weights: its initializers by name.
         after: names of the tensors that come after a matrix operator.
-        half: names of the tensors that are FP16 by now.
+        half: names of the tensors that are already FP16.
         nodes: the new nodes, in order.
         casts: (tensor, type) -> the name of the tensor in that type.
         added: FP16 copies of the initializers in use.
@@ -140,7 +140,7 @@ class _Graph:
         return cls(model, floats, weights, {value.name for value in graph.output})
 
     def rewrite(self, node: NodeProto) -> None:
-        """Add the node in the type that it is to compute in, with the casts that its inputs need."""
+        """Add the node in the type that it shall compute in, with the casts that its inputs need."""
         if node.op_type in _MATRIX_OPERATORS or self.after.intersection(node.input):
             self.after.update(node.output)
         new = NodeProto()
@@ -156,7 +156,7 @@ class _Graph:
         self.nodes.append(new)
 
     def _is_half(self, node: NodeProto) -> bool:
-        """Whether the node computes in FP16: behind the normalisation, insensitive, and not the graph's last."""
+        """Whether the node computes in FP16: after the normalization, not sensitive, and not the graph's last."""
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             return True
         if not self.floats.intersection(node.output):  # `Shape` and comparisons take what there is
@@ -166,7 +166,7 @@ class _Graph:
         return bool(self.after.intersection(node.output))
 
     def _as(self, name: str, wanted: int) -> str:
-        """The tensor in that type: itself, an FP16 copy of a weight, or the output of one `Cast` for all users."""
+        """Return the tensor in that type: itself, an FP16 copy of a weight, or the output of a `Cast`."""
         if wanted == (TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT):
             return name
         if (name, wanted) not in self.casts:
@@ -178,7 +178,7 @@ class _Graph:
         return self.casts[name, wanted]
 
     def finished(self) -> ModelProto:
-        """The new model: only weights in use, types inferred anew."""
+        """Return the new model: only weights in use; types are inferred again."""
         graph = self.model.graph
         used = {name for node in self.nodes for name in node.input} | self.outputs
         weights = [w for name, w in ChainMap(self.added, self.weights).items() if name in used]
@@ -195,7 +195,7 @@ def _computes_in_float32(node: NodeProto) -> bool:
 
 
 def _retype(node: NodeProto) -> None:
-    """What a node says itself about its output's type."""
+    """Change what a node itself states about its output's type."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -204,7 +204,7 @@ def _retype(node: NodeProto) -> None:
 
 
 def _half(weights: TensorProto, name: str) -> TensorProto:
-    """An FP16 copy; a finite number stays finite, so that a mask of -1e9 does not become -inf (and -inf - -inf NaN)."""
+    """Return an FP16 copy; finite numbers stay finite, or a mask of -1e9 would become -inf (and -inf - -inf NaN)."""
     values = numpy_helper.to_array(weights)
     clipped = np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), values)
     return numpy_helper.from_array(clipped.astype(np.float16), name)
