@@ -9,7 +9,7 @@ the GPU's own memory and takes about a hundredth of the time of the copy over th
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -95,11 +95,11 @@ class StagingBuffers:
 
     def _close_all(self) -> None:
         buffers, self._buffers = self._buffers, []
-        with capture_lock.shared():
-            with self.context.current():
-                for buffer in buffers:
-                    buffer.close()
-            self.context.close()
+        with capture_lock.shared(), ExitStack() as steps:  # all of them, whatever fails
+            steps.callback(self.context.close)
+            steps.enter_context(self.context.current())
+            for buffer in reversed(buffers):
+                steps.callback(buffer.close)
 
 
 class StagedBatch:

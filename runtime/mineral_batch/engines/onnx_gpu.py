@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -178,11 +179,12 @@ class OnnxGpuEngine(Engine):
     def release(self) -> None:
         """Drop the session and its buffers, and with them the GPU's memory."""
         self._thread.submit(self._drop_session).result()
-        if self._stream and not self._lost:
-            self._thread.submit(self._stream.close).result()
-        self._thread.shutdown()
-        if self._staging and not self._lost:
-            self._staging.close()
+        with ExitStack() as steps:  # from the last one to the first, and all of them, whatever fails
+            if self._staging and not self._lost:
+                steps.callback(self._staging.close)
+            steps.callback(self._thread.shutdown)
+            if self._stream and not self._lost:
+                steps.callback(self._thread.submit(self._stream.close).result)
 
     def _drop_session(self) -> None:
         """Destroy the session; not on a GPU that has failed for other code in this process: see `leak`."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mineral_batch import BackendError
+from mineral_batch.cuda.probe import DriverError
 from mineral_batch.engines.registry import open_backend
 
 from .conftest import expected, images
@@ -167,3 +168,11 @@ def test_the_source_file_that_onnx_runtime_names_is_left_out(model_path: Path, r
     runtime.out_of_memory = "/src/core/x.cc:63 static T f(const U&) [ONNXRuntimeError] : 1 : FAIL : no such kernel\n"
     with pytest.raises(BackendError, match=r"batch of \d+: \[ONNXRuntimeError\] : 1 : FAIL : no such kernel$"):
         open_backend(model_path, "onnx-cuda")
+
+
+def test_what_fails_while_it_is_closed_keeps_nothing_else_on_the_gpu(model_path: Path, runtime: Runtime) -> None:
+    backend = open_backend(model_path, "onnx-cuda", batch_size=2)
+    runtime.cuda.errors["cuStreamDestroy_v2"] = 999
+    with pytest.raises(DriverError, match="CUDA error 999"):
+        backend.close()
+    assert (runtime.cuda.log.count("free"), len(runtime.alive)) == (2, 0)
