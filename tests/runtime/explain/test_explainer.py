@@ -114,3 +114,13 @@ def test_pooled_model_with_a_familiarity_keeps_its_maps(tmp_path):
     with open_explainer(tmp_path / "plain.onnx") as plain, open_explainer(tmp_path / "scored.onnx") as scored:
         for one, other in zip(plain.infer(pixels), scored.infer(pixels), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_outputs_behind_the_maps_are_ignored(colour_model_path, tmp_path):
+    model = onnx.load(str(colour_model_path))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("evidence", onnx.TensorProto.FLOAT, ["N", 3]))
+    onnx.save(model, str(tmp_path / "more.onnx"))
+    pixels = np.random.default_rng(7).integers(0, 256, (2, *SPEC.shape), dtype=np.uint8)
+    with open_explainer(colour_model_path) as plain, open_explainer(tmp_path / "more.onnx") as more:
+        for one, other in zip(plain.infer(pixels), more.infer(pixels), strict=True):
+            np.testing.assert_array_equal(one, other)
