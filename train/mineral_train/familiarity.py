@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-METHOD = (
-    "Mahalanobis distance of the pooled features by probabilistic principal components, as a percentile of training "
-    "images outside the fold that it was fitted on"
-)
+METHOD = "Mahalanobis distance of the pooled features by probabilistic principal components, as a percentile of "
 COMPONENTS = 64
 _FOLDS = 5
+
+
+def percentiles(held: int) -> str:
+    """Whose percentiles a score has, to complete `METHOD`: of so many images held out, or of the training images."""
+    return f"{held} images that trained nothing" if held else "training images outside the fold it was fitted on"
 
 
 def fit_familiarity(

@@ -11,7 +11,7 @@ from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.familiarity import add_familiarity, features_name
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
-from mineral_train.familiarity import METHOD, fit_familiarity
+from mineral_train.familiarity import METHOD, fit_familiarity, percentiles
 from mineral_train.training.onnx_values import graph_values
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ def familiarize_onnx(
         return values[np.isfinite(values).all(axis=1)]
 
     features = features_of(images)
-    score = fit_familiarity(features, held=features_of(held) if len(held) >= _LEAST_HELD else None)
+    others = features_of(held) if len(held) >= _LEAST_HELD else None
+    score = fit_familiarity(features, held=others)
     target = target or path
     add_familiarity(path, target, score)
-    described = replace(contract, familiarity=Familiarity(METHOD, dataset, len(features)))
+    method = METHOD + percentiles(0 if others is None else len(others))
+    described = replace(contract, familiarity=Familiarity(method, dataset, len(features)))
     write_contract(target, described)
     return described
