@@ -1,12 +1,12 @@
-"""Where a model looks: Grad-CAM and cross-attention in torch, the reference for the maps of an exported graph.
+"""Grad-CAM and cross-attention maps in torch, the reference for the maps of an exported graph.
 
 Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) on the backbone's output, as in figure 6 of Wu et al. 2022: the
 tokens (N, T, C) are read as C feature maps A_c of rows x columns,
 
     w_c = mean over places of d logit_k / d A_c,    map_k = ReLU(sum_c w_c A_c).
 
-A map is divided by its largest value, so it says where, not how much. It is all zeros where nothing in the image
-speaks for the label.
+A map is divided by its largest value, so it says where, not how much. It is all zeros if nothing in the image supports
+the label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 
 
 def grad_cam(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
-    """Grad-CAM of chosen labels, each image with its own.
+    """Compute Grad-CAM of chosen labels, each image with its own.
 
     Args:
         model: in eval mode, so that no image depends on its neighbours; its parameters get no gradients.
@@ -85,7 +85,7 @@ def _weighted_sum(gradient: Tensor, tokens: Tensor) -> Tensor:
 
 
 def cross_attention(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
-    """Where chosen labels look in the last decoder block, mean over its heads; arguments and result as `grad_cam`.
+    """Compute cross-attention of chosen labels in the last decoder block, mean over heads; as `grad_cam`.
 
     Raises:
         DataError: if the model has no decoder over places.

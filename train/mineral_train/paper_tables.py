@@ -83,17 +83,17 @@ ROWS: tuple[Row, ...] = (
 
 @dataclass(frozen=True)
 class RowResult:
-    """What a row's run came to.
+    """The result of a row's run.
 
     Attributes:
-        backbone: timm's name of what was trained.
+        backbone: timm's name of the backbone that was trained.
         test_map: mAP on the test split by equation 6, 0..1.
-        test_images: how many images that was.
+        test_images: in the test split.
         best_epoch: chosen by the validation split.
         parameters: of the whole model.
         parameters_like_the_paper: see `model.parameters_like_the_paper`.
         peak_memory_mib: of the training.
-        peak_memory_name: how that was measured.
+        peak_memory_name: how it was measured.
     """
 
     backbone: str
@@ -107,10 +107,10 @@ class RowResult:
 
 
 def choose_rows(tables: Sequence[int], runs: Sequence[str]) -> list[Row]:
-    """The rows of these tables (all for none) with these runs (all for none), in the paper's order.
+    """Choose rows by table and run (empty: all), in the paper's order.
 
     Raises:
-        DataError: when there is no such run in these tables.
+        DataError: if there is no such run in these tables.
     """
     rows = [row for row in ROWS if not tables or row.table in tables]
     unknown = sorted(set(runs) - {row.run for row in rows})
@@ -123,11 +123,11 @@ def choose_rows(tables: Sequence[int], runs: Sequence[str]) -> list[Row]:
 def row_config(
     row: Row, recipe: TrainConfig, changes: Mapping[str, Any], stand_ins: Mapping[str, str], weights: Mapping[str, str]
 ) -> TrainConfig:
-    """The recipe of one row.
+    """Make the recipe of one row.
 
     Args:
-        row: which.
-        recipe: all that the rows have in common; its model gives the labels.
+        row: of the paper.
+        recipe: what the rows have in common; its model gives the labels.
         changes: fields of the model that are changed in every row.
         stand_ins: preset -> another timm backbone.
         weights: preset -> file with the backbone's weights.
@@ -140,7 +140,7 @@ def row_config(
 
 
 def finished_row(folder: Path, config: TrainConfig, manifest: Path) -> RowResult | None:
-    """The result of a run that was finished with this recipe on this manifest, None where there is none."""
+    """Read the result of a run that finished with this recipe on this manifest, None if there is none."""
     try:
         record = json.loads((folder / RESULT).read_text("utf-8"))
         if record["identity"] == _identity(config, manifest):
@@ -151,10 +151,10 @@ def finished_row(folder: Path, config: TrainConfig, manifest: Path) -> RowResult
 
 
 def train_row(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions) -> RowResult:
-    """Train one row in a process of its own, so that peak memory is its own; evaluate it on the test split.
+    """Train one row in its own process, so that peak memory is its own, and evaluate it on the test split.
 
     Raises:
-        DoesNotFitError: when its memory does not suffice on the GPU.
+        DoesNotFitError: if the GPU's memory is too small.
         MineralError: as `loop.fit`.
     """
     context = multiprocessing.get_context("spawn")
@@ -202,10 +202,10 @@ def _test(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions
 
 
 def require_test_split(manifest: Path, labels: tuple[str, ...]) -> None:
-    """Refuse, before hours of training, a manifest that has nothing to test on.
+    """Refuse a manifest that has nothing to test on, before hours of training.
 
     Raises:
-        DataError: when no image of the split `test` has a label.
+        DataError: if no image of the split `test` has a label.
     """
     from mineral_train.data.manifest import read_manifest
 
@@ -229,7 +229,7 @@ def write_tables(folder: Path, results: Mapping[Row, RowResult | str]) -> str:
 
 
 def markdown(results: Mapping[Row, RowResult | str]) -> str:
-    """The tables, each measured column beside the paper's; a result that is text says why there is none."""
+    """Format the tables, each measured column beside the paper's; a result that is text says why there is none."""
     tables = dict.fromkeys(row.table for row in results)
     return "\n".join(_markdown_table(table, [r for r in results.items() if r[0].table == table]) for table in tables)
 

@@ -193,7 +193,7 @@ def test_an_output_in_no_folder_is_one_line(download: Path, tmp_path: Path) -> N
     result = run(download, "-o", tmp_path / "none" / "m.csv")
     assert result.exit_code == 1
     assert result.output.startswith("Error: cannot write")
-    assert "make it first" in result.output
+    assert "create it first" in result.output
 
 
 @pytest.mark.photos

@@ -132,7 +132,7 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path, monkeypatch, tiny_con
 
 def test_a_file_of_something_else_is_refused(tmp_path, tiny_config):
     torch.save({"epoch": 3}, tmp_path / "log.pth")
-    with pytest.raises(DataError, match="no table of named tensors"):
+    with pytest.raises(DataError, match="has no named tensors"):
         build_model(tiny_config(), pretrained=tmp_path / "log.pth")
 
 

@@ -53,7 +53,7 @@ def test_none_frozen_by_default(tiny_model):
 def test_a_stage_must_be_left_to_learn(tiny_model):
     backbone = tiny_model("test_resnet").backbone
     freeze_stages(backbone, 3)
-    with pytest.raises(MineralError, match="--freeze-stages 4 leaves nothing of the backbone's 4 stages"):
+    with pytest.raises(MineralError, match="--freeze-stages 4 freezes all 4 stages"):
         freeze_stages(backbone, 4)
 
 

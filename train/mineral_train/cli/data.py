@@ -89,7 +89,7 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     near-duplicates, stay in one split.
     """
     if not output.absolute().parent.is_dir():  # before minutes of decoding, not after
-        raise DataError(f"cannot write {output}: no folder {output.parent}; make it first")
+        raise DataError(f"cannot write {output}: no folder {output.parent}; create it first")
     labels = _label_set(source, label_set)
     progress = partial(tqdm, desc="checking", unit=" images", disable=None)
     prepared = prepare(source, labels, _preparation(**options), progress)
@@ -149,7 +149,7 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
         yield f"merged with another row of the same path or bytes: {prepared.merged:,}"
     if alike := len(set(prepared.near_duplicates.ravel().tolist())):
         yield f"images that are near-duplicates of another: {alike:,}"
-    yield from _torn(prepared)
+    yield from _across_splits(prepared)
     if prepared.rejected:
         yield f"images that cannot be read, left out: {len(prepared.rejected):,}, see {output.parent / REJECTED}"
     yield f"wrote {output} ({len(manifest.rows):,} images)"
@@ -167,12 +167,12 @@ def _suggested_split(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _torn(prepared: Prepared) -> Iterator[str]:
+def _across_splits(prepared: Prepared) -> Iterator[str]:
     """Warn if a kept split has one specimen on both sides."""
-    if torn := prepared.torn_groups():
-        one, other = torn[0]
+    if groups := prepared.groups_across_splits():
+        one, other = groups[0]
         yield (
-            f"warning: groups of one specimen or of near-duplicates in several splits: {len(torn):,}, for example "
+            f"warning: {len(groups):,} groups of one specimen or near-duplicates are in several splits, for example "
             f"{one.path} ({one.split}) and {other.path} ({other.split}); the test figure will be too good; "
             "without --keep-split they stay together"
         )

@@ -41,8 +41,8 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     show_default=True,
     help="Parts of train, validation and test.",
 )
-@click.option("--off-centre", is_flag=True, help="Minerals anywhere in the image, not in its middle.")
-@click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw.")
+@click.option("--off-centre", is_flag=True, help="Place minerals anywhere in the image, not in its middle.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw images.")
 @click.option("--overwrite", is_flag=True, help="Replace the images of an earlier run.")
 def synth(
     folder: Path,
@@ -56,11 +56,11 @@ def synth(
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Generate labelled synthetic specimen images into FOLDER.
+    """Generate labelled synthetic images of specimens into FOLDER.
 
     Writes images/, masks/ (one palette PNG per image: value k + 1 where mineral k is seen) and manifest.csv.
-    They try the pipeline without data; a model trained on them knows nothing about real minerals. Explanations are
-    scored on --off-centre: in the middle a map finds every mineral without having looked.
+    They let you try the pipeline without data; a model trained on them knows nothing about real minerals. To score
+    explanations use --off-centre: if every mineral is in the middle, a map that always points there is right.
     """
     config = SynthConfig(seed, size, max_minerals, minerals, split, off_centre)
     manifest = write_dataset(folder, number, config, workers=workers, overwrite=overwrite, progress=True)

@@ -1,4 +1,4 @@
-"""How many images there are of what: the paper's Tables 1 and 2 for any manifest, with a column per split."""
+"""Count images and labels: the paper's Tables 1 and 2 for any manifest, with a column per split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def table_2(manifest: Manifest) -> str:
 
 
 def missing(manifest: Manifest, split: str) -> list[str]:
-    """The labels that no image of a split has."""
+    """List the labels that no image of a split shows."""
     counts: list[int] = manifest.targets(split).sum(axis=0).tolist()
     return [label for label, count in zip(manifest.labels, counts, strict=True) if count == 0]
 

@@ -1,9 +1,9 @@
-"""Images that are one image: byte for byte, or after scaling, recompression or a small crop.
+"""Find images that are the same: byte for byte, or after scaling, recompression or a small crop.
 
-In two splits they would make the test figure too good. Two images are near-duplicates when their 64-bit difference
-hashes differ in at most 6 bits AND their 18 × 16 thumbnails correlate at 0.95 or more. The hash alone will not do for
+Duplicates in two splits would make the test figure too good. Two images are near-duplicates if their 64-bit difference
+hashes differ in at most 6 bits AND their 18 × 16 thumbnails correlate at 0.95 or more. The hash alone is not enough for
 specimens, which lie in the middle of a plain ground: among 2,919 photographs, 163 pairs were within 6 bits, and the 8
-of them that were the same image are those that the correlation confirmed. What it finds of altered images is
+of them that were the same image are those that the correlation confirmed. Its recall on altered images is
 measured in tests/train/data/test_duplicates.py.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Links = NDArray[np.int64]
 
-#: What images are compared by: 864 bytes each, 173 MB for 200,000.
+#: The thumbnails that are compared: 864 bytes each, 173 MB for 200,000.
 THUMBNAIL = InputSpec(height=16, width=18, resize="squash", interpolation="bilinear")
 
 MAX_DISTANCE = 6
@@ -72,7 +72,7 @@ def _digest(path: Path) -> object:
 
 
 def _or_unique(value: Callable[[], Hashable]) -> object:
-    """The value, or something equal to nothing else where the file cannot be read."""
+    """The value, or something equal to nothing else if the file cannot be read."""
     try:
         return value()
     except OSError:

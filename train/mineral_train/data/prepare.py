@@ -1,8 +1,7 @@
-"""From photographs as people keep them to a manifest: find, merge, check, group, split."""
+"""Make a manifest from photographs as people keep them: find, merge, check, group, split."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
+from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import (
     MAX_DISTANCE,
@@ -42,14 +42,14 @@ class Preparation:
     """How to make a manifest.
 
     Attributes:
-        table: where a CSV has what; unused for folders.
-        ignore_unknown: leave out folders, or labels of a CSV, that the label set does not have.
-        group_column: of a CSV; images with one value in it stay in one split. Empty values are none.
+        table: the columns of a CSV; unused for folders.
+        ignore_unknown: leave out folders, or labels of a CSV, that are not in the label set.
+        group_column: CSV column naming the specimen; its images stay in one split. Empty cells do not count.
         shares: of training, validation and test.
         seed: of the split.
         duplicate_distance: see `near_duplicates`; -1 looks for none.
         duplicate_correlation: see `near_duplicates`.
-        threads: that decode; None for one per CPU.
+        threads: decoding threads; None for one per CPU.
     """
 
     table: TableFormat = field(default_factory=TableFormat)
@@ -67,7 +67,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A manifest of N images and how it came about.
+    """A manifest of N images and how it was made.
 
     Attributes:
         manifest: the images that can be decoded, each in a split.
@@ -83,8 +83,8 @@ class Prepared:
     merged: int
     near_duplicates: Links
 
-    def torn_groups(self) -> list[tuple[Row, Row]]:
-        """Of every group that lies in several splits, two rows of different ones."""
+    def groups_across_splits(self) -> list[tuple[Row, Row]]:
+        """For every group with images in several splits, two rows of different splits."""
         rows = self.manifest.rows
         first: dict[int, Row] = {}
         torn: dict[int, tuple[Row, Row]] = {}
@@ -109,19 +109,19 @@ def prepare(
         DataError: if the source is missing or empty, has unknown labels, or none of its images can be decoded.
     """
     how = how or Preparation()
-    found = _found(source, labels, how)
-    merged = merge_identical(found, labels)
-    rows, thumbs, rejected = _examined(merged, how.threads or os.cpu_count() or 1, progress)
+    rows_found = _read_rows(source, labels, how)
+    merged = merge_identical(rows_found, labels)
+    rows, thumbs, rejected = _decode_all(merged, how.threads or cpu_count(), progress)
     alike = near_duplicates(thumbs, how.duplicate_distance, how.duplicate_correlation)
-    groups = connected(len(rows), alike, _same_value(rows, how.group_column))
+    groups = connected(len(rows), alike, _links_by_value(rows, how.group_column))
     manifest = Manifest(tuple(rows), tuple(labels))
     if how.table.split_column is None:
         splits = stratified_split(manifest.targets(), groups, how.shares, how.seed)
         manifest = replace(manifest, rows=tuple(replace(row, split=s) for row, s in zip(rows, splits, strict=True)))
-    return Prepared(manifest, groups, tuple(rejected), len(found) - len(merged), alike)
+    return Prepared(manifest, groups, tuple(rejected), len(rows_found) - len(merged), alike)
 
 
-def _found(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
+def _read_rows(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
     if not source.exists():
         raise DataError(f"no such folder or CSV: {source}")
     if not source.is_dir():
@@ -137,8 +137,10 @@ def _found(source: Path, labels: Sequence[str], how: Preparation) -> list[Row]:
     return rows
 
 
-def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> tuple[list[Row], Pixels, list[Failure]]:
-    """The rows whose image can be decoded, their thumbnails, and why the others cannot."""
+def _decode_all(
+    rows: Sequence[Row], threads: int, progress: Progress | None
+) -> tuple[list[Row], Pixels, list[Failure]]:
+    """Decode all images: the good rows, their thumbnails, and the failures of the others."""
     looks: Iterable[Pixels | Failure] = thumbnails([row.path for row in rows], threads)
     if progress is not None:
         looks = progress(looks, total=len(rows))
@@ -152,19 +154,19 @@ def _examined(rows: Sequence[Row], threads: int, progress: Progress | None) -> t
     if not good:
         raise DataError(
             f"none of the {len(rows)} images can be read; the first is {rejected[0].path}: {rejected[0].reason}; "
-            "is the folder that a CSV's paths are relative to another than its own, give it with --root"
+            "if a CSV's paths are relative to a folder other than its own, name it with --root"
         )
     return good, np.stack(thumbs), rejected
 
 
 def _named(rows: Iterable[Row], looks: Iterable[Pixels | Failure]) -> Iterator[Pixels | Failure]:
-    """Reject the images whose name a CSV in UTF-8 cannot hold."""
+    """Reject the images whose name has no UTF-8 form, for a CSV cannot hold it."""
     for row, look in zip(rows, looks, strict=True):
         name = str(row.path).encode(errors="backslashreplace").decode()
         yield (look if name == str(row.path) else Failure(name, "read", "its name is not UTF-8; rename the file"))
 
 
-def _same_value(rows: Sequence[Row], column: str | None) -> Links:
-    """Links between the rows that have one value, and not an empty one, in a column."""
+def _links_by_value(rows: Sequence[Row], column: str | None) -> Links:
+    """Link the rows that share a value, other than an empty one, in a column."""
     named = ((row.extra[column], i) for i, row in enumerate(rows) if column and row.extra[column])
     return link_classes(classes(named))

@@ -1,8 +1,8 @@
-"""Training, validation and test sets that are alike in their labels and share no specimen.
+"""Split into training, validation and test sets that are alike in their labels and share no specimen.
 
 Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification of multi-label data"), applied
-to groups of images in place of single ones: the rarest label is shared out first, because later there is no
-choice left for it.
+to groups of images instead of single ones: the rarest label is distributed first, because later there is no choice
+left for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def stratified_split(
     shares: Sequence[float] = PAPER_SHARES,
     seed: int = 0,
 ) -> list[str]:
-    """The split of each of N images.
+    """Assign a split to each of N images.
 
     Every split gets its share of each label's images, and of those without a label, as nearly as whole groups
     allow; the same input and seed give the same split.
@@ -38,7 +38,7 @@ def stratified_split(
         targets: (N, L), which labels an image has.
         groups: (N,) numbers; images of one group come into one split.
         shares: of training, validation and test, in any unit. A split of share 0 stays empty.
-        seed: decides between groups that are equally suited.
+        seed: breaks ties between groups.
 
     Raises:
         DataError: if a share is negative or that of training is 0.
@@ -46,12 +46,12 @@ def stratified_split(
     wanted = fractions_of(shares)
     _, group_of = np.unique(groups, return_inverse=True)
     counts = _group_counts(targets, group_of)
-    chosen = _share_out(counts, wanted, np.random.default_rng(seed))
+    chosen = _distribute(counts, wanted, np.random.default_rng(seed))
     return [SPLITS[chosen[group]] for group in group_of]
 
 
 def fractions_of(shares: Sequence[float]) -> NDArray[np.float64]:
-    """(3,) shares of training, validation and test that sum to 1.
+    """Normalise shares of training, validation and test to a sum of 1, (3,).
 
     Raises:
         DataError: if they are not three, one is negative, or that of training is 0.
@@ -75,7 +75,7 @@ def _group_counts(targets: NDArray[np.bool_], group_of: NDArray[np.intp]) -> NDA
     return counts
 
 
-def _share_out(
+def _distribute(
     counts: NDArray[np.float64], fractions: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """(G,) the number of the split of each group, by (G, L + 2) counts and (3,) fractions."""
@@ -108,5 +108,5 @@ def stratified_folds(targets: NDArray[np.bool_], groups: NDArray[np.int64], fold
     """Assign each of N images to one of `folds` equal parts, as `stratified_split` does; (N,) numbers from 0."""
     _, group_of = np.unique(groups, return_inverse=True)
     counts = _group_counts(targets, group_of)
-    chosen = _share_out(counts, np.full(folds, 1 / folds), np.random.default_rng(seed))
+    chosen = _distribute(counts, np.full(folds, 1 / folds), np.random.default_rng(seed))
     return chosen[group_of]

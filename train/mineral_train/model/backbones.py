@@ -53,7 +53,7 @@ def _declare_missing_operators() -> None:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """How to read what a backbone's `forward_features` returns.
+    """How to read the result of a backbone's `forward_features`.
 
     Attributes:
         tokens: T, without extra tokens.
@@ -79,7 +79,7 @@ class FeatureLayout:
 
 
 def pretrained_cfg(name: str) -> Any:
-    """What timm knows of a model and its weights (a `timm.models.PretrainedCfg`).
+    """Return timm's record of a model and its weights (a `timm.models.PretrainedCfg`).
 
     Raises:
         DataError: if timm has no such model or no such tag, with what it has.
@@ -97,7 +97,7 @@ def pretrained_cfg(name: str) -> Any:
 
 
 def input_spec_of(name: str, image_size: int) -> InputSpec:
-    """The normalisation and filter that a backbone was pretrained with, squashed to a square as in the paper."""
+    """Return the input a backbone was pretrained with, squashed to a square as in the paper."""
     cfg = pretrained_cfg(name)
     return InputSpec(
         height=image_size,
@@ -117,7 +117,7 @@ def create_backbone(
     pretrained: bool = False,
     overlay: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A timm model without its classifier. timm interpolates position embeddings to `image_size`.
+    """Make a timm model without its classifier. timm interpolates position embeddings to `image_size`.
 
     Args:
         name: timm model name.
@@ -146,10 +146,10 @@ def feature_layout(backbone: nn.Module, image_size: int) -> FeatureLayout:
     """Find out how to read a backbone by running it on torch's meta device, which computes shapes only.
 
     Parameters that do not reach the features (a norm or convolution that timm applies in its classifier) are frozen:
-    they would never get a gradient, which distributed training takes for an error.
+    they would never get a gradient, which is an error in distributed training.
 
     Raises:
-        DataError: if the backbone gives neither a feature map nor tokens.
+        DataError: if the backbone returns neither a feature map nor tokens.
     """
     features, on_meta = _run_on_meta(backbone, lambda net, x: net.forward_features(x), image_size)
     if not isinstance(features, Tensor) or features.ndim not in {3, 4}:
@@ -161,7 +161,7 @@ def feature_layout(backbone: nn.Module, image_size: int) -> FeatureLayout:
 
 
 def stage_channels(backbone: nn.Module, image_size: int, stages: int) -> tuple[list[int], tuple[int, int]]:
-    """The channels of the last stages, finest first, and the middle one's grid; found as in `feature_layout`."""
+    """Find the channels of the last stages, finest first, and the middle one's grid, as in `feature_layout`."""
     maps, on_meta = _run_on_meta(backbone, lambda net, x: stage_maps(net, x, stages), image_size)
     _freeze_unreached(backbone, on_meta, maps)
     rows, columns = maps[len(maps) // 2].shape[-2:]
@@ -169,7 +169,7 @@ def stage_channels(backbone: nn.Module, image_size: int, stages: int) -> tuple[l
 
 
 def stage_maps(backbone: nn.Module, x: Tensor, stages: int) -> list[Tensor]:
-    """The feature maps [(N, C_i, H_i, W_i)] of the last stages, finest first.
+    """Compute the feature maps [(N, C_i, H_i, W_i)] of the last stages, finest first.
 
     Raises:
         DataError: if timm cannot give a backbone's stages.

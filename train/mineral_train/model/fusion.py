@@ -24,7 +24,7 @@ FUSED_STAGES = 3
 
 
 class StageFusion(nn.Module):
-    """Feature maps of several resolutions -> tokens on the grid of the middle one.
+    """Fuse feature maps of several resolutions to tokens on the grid of the middle one.
 
     Args:
         channels: of each stage, from the finest to the coarsest.
@@ -47,7 +47,7 @@ class StageFusion(nn.Module):
 
 
 class StageTokens(nn.Module):
-    """Feature maps of several resolutions, side by side -> tokens on the grid of the middle one.
+    """Concatenate feature maps of several resolutions to tokens on the grid of the middle one.
 
     A backbone's last layers keep what tells its pretraining's classes apart; colour and texture, by which minerals
     differ, are still to be had from the stages below. Each channel is standardised (BatchNorm without scale and

@@ -40,7 +40,7 @@ __all__ = [
 
 
 class MineralNet(nn.Module):
-    """Normalised images (N, 3, H, W) to logits (N, L), in two halves that explanations can part: tokens between.
+    """The whole network, normalised images (N, 3, H, W) to logits (N, L); tokens stand between its two halves.
 
     The parts are sub-modules in the order of the data. Which of them work depends on `config.method`:
 
@@ -104,7 +104,7 @@ class MineralNet(nn.Module):
         self.head = nn.Linear(width, len(self.config.labels))
 
     def features(self, x: Tensor) -> Tensor:
-        """What the image shows, place by place: after the backbone's last norm (or stages), without class tokens.
+        """Compute the tokens: the backbone's features after its last norm (or stages), without class tokens.
 
         Args:
             x: (N, 3, image_size, image_size) float, normalised as `input_spec` says.
@@ -121,11 +121,11 @@ class MineralNet(nn.Module):
         return self.layout.read(self.backbone.forward_features(x))  # type: ignore[operator]
 
     def classify(self, tokens: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Tokens (N, T, C) to logits (N, L).
+        """Classify tokens (N, T, C): logits (N, L).
 
         Args:
             tokens: of `features`.
-            start: what `decoder.queries()` gave earlier, for an exporter that holds it as constants; None computes it.
+            start: result of `decoder.queries()` that an exporter holds as constants; None computes it.
         """
         if self.config.method == "decoder":
             logits: Tensor = self.head(self.decoder(self.projection(tokens), start))
@@ -138,7 +138,7 @@ class MineralNet(nn.Module):
         return self.classify(self.features(x))
 
     def cross_attention(self, tokens: Tensor, start: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Where each label looks in the last decoder block: tokens (N, T, C) to weights (N, heads, L, T).
+        """Cross-attention of each label in the last decoder block: tokens (N, T, C) to weights (N, heads, L, T).
 
         Args:
             tokens: of `features`.

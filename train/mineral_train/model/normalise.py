@@ -1,4 +1,4 @@
-"""Pixels to the numbers that a backbone was pretrained on, on the device; training and export share it."""
+"""Normalisation of pixels, on the device; training and export share it."""
 
 from __future__ import annotations
 

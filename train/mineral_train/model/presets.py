@@ -1,4 +1,4 @@
-"""What a model is made of, and a named recipe for every row of the paper's tables.
+"""The configuration of a model, and a preset for every row of the paper's tables.
 
 Paper: Wu et al., "Mineral Identification Based on Multi-Label Image Classification", Minerals 2022, 12(11), 1338.
 Nothing here imports torch, so that a command can list the presets at once.
@@ -86,7 +86,7 @@ class ModelConfig:
         _require(len(self.labels) > 0, "model.labels is empty: a model needs at least one label")
 
     def to_json(self) -> dict[str, Any]:
-        """A record for `json.dumps` that `from_json` reads back to an equal config."""
+        """Convert to a record for `json.dumps` that `from_json` reads back to an equal config."""
         return asdict(self) | {"labels": list(self.labels)}
 
     @classmethod
@@ -111,11 +111,11 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _tiny(backbone: str, image_size: int) -> ModelConfig:
-    """A decoder in proportion to a backbone of a few million parameters."""
+    """Make a preset with a decoder in proportion to a backbone of a few million parameters."""
     return ModelConfig(backbone, image_size, width=256, ffn=1024)
 
 
-#: Named recipes. The first six are the rows of the paper's Tables 3 and 5; which weights a row starts from:
+#: The presets. The first six are the rows of the paper's Tables 3 and 5; which weights a row starts from:
 #:
 #: - `vit-b16-384`: AugReg, ImageNet-21k then ImageNet-1k at 384 (Steiner et al. 2022), timm's default for this
 #:   model and more accurate on ImageNet than the original release (`orig_in21k_ft_in1k`).
@@ -149,7 +149,7 @@ PAPER_PARAMETERS: dict[str, float] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """A recipe by name, with some of its fields changed.
+    """Return a preset with some of its fields changed.
 
     Raises:
         DataError: if there is no such preset, or a changed value is outside its range.

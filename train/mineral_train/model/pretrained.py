@@ -54,10 +54,10 @@ class Loaded:
 
 
 def load_backbone(config: ModelConfig, pretrained: bool | Path) -> tuple[nn.Module, Loaded]:
-    """A backbone with random weights (False), timm's (True) or a file's.
+    """Load a backbone with random weights (False), timm's (True) or a file's.
 
     Raises:
-        DataError: if the weights cannot be had, with what to do about it.
+        DataError: if the weights cannot be loaded, saying how to fix that.
     """
     if pretrained is False:
         return create_backbone(config.backbone, config.image_size, config.drop_path), Loaded("random", 0)
@@ -140,9 +140,9 @@ def _from_file(config: ModelConfig, path: Path) -> tuple[nn.Module, Loaded]:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .safetensors file, or of a torch file read without unpickling objects.
+    """Read the tensors of a .safetensors file, or of a torch file without unpickling objects.
 
-    Takes the wrappers in use off: a record with `state_dict` or `model`, the prefixes of distributed and compiled
+    Common wrappers are removed: a record with `state_dict` or `model`, the prefixes of distributed and compiled
     training, and the `backbone.` of this package's own checkpoints.
 
     Raises:
@@ -152,7 +152,7 @@ def read_state(path: Path) -> State:
         raise DataError(f"no such weights file: {path}")
     state = _unwrapped(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path))
     if not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"{path} holds no table of named tensors: save model.state_dict() there")
+        raise DataError(f"{path} has no named tensors: save model.state_dict() to it")
     return state
 
 
@@ -193,10 +193,10 @@ def _unwrapped(record: Any) -> State:
 
 
 def _with_timm_names(name: str, state: State) -> tuple[State, str]:
-    """The state under timm's names, and whether these were matched by `name` or by `order`.
+    """Rename the state to timm's names; also says whether they were matched by `name` or by `order`.
 
-    Ports of a model often differ in names only. Equal shapes in equal order, for every tensor of the model, are taken
-    for the same model; anything less is left to timm's own conversions, which read several original releases.
+    Ports of a model often differ in names only. If every tensor has the same shape in the same order, it is the same
+    model; everything else is left to timm's own conversions, which read several original releases.
     """
     references = [_reference_state(name, classes) for classes in (0, pretrained_cfg(name).num_classes)]
     if set(references[0]) <= set(state):
@@ -225,7 +225,7 @@ def _forget_state(backbone: nn.Module) -> None:
 
 
 def _difference(name: str, state: State, error: Exception) -> str:
-    """What keeps a file from being this model: the first name or shape that differs."""
+    """Say why a file is not this model: the first name or shape that differs."""
     reference = _reference_state(name, 0)
     missing = [n for n in reference if n not in state]
     if missing:

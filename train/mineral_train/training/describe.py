@@ -31,15 +31,15 @@ def make_contract(
     dataset: str,
     facts: dict[str, Any],
 ) -> ModelContract:
-    """The contract of the weights that gave `scores`.
+    """Make the contract of the weights that gave `scores`.
 
     Args:
         config: the recipe.
         spec: the model's input.
         scores: (N, L) probabilities on the validation split.
         truth: (N, L).
-        name: what to call the model.
-        dataset: what it was measured on, in words.
+        name: of the model.
+        dataset: the validation images, in words.
         facts: further provenance.
     """
     tuned = config.tune_thresholds
@@ -54,7 +54,7 @@ def make_contract(
 
 
 def measure(scores: NDArray[np.float32], truth: NDArray[np.bool_], labels: tuple[str, ...], dataset: str) -> Measured:
-    """Mean and per-label AP by equation 6, as a contract holds them.
+    """Measure mean and per-label AP by equation 6, as a contract holds them.
 
     Args:
         scores: (N, L).
@@ -72,7 +72,7 @@ def measure(scores: NDArray[np.float32], truth: NDArray[np.bool_], labels: tuple
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-    """The recipe without the labels, which the contract has, and without folders, which are nobody else's business."""
+    """The recipe without the labels, which the contract has, and without folders, which are private."""
     record = config.to_json()
     record |= {name: Path(record[name]).name for name in ("pretrained", "init")}
     record["model"] = {name: value for name, value in record["model"].items() if name != "labels"}

@@ -1,4 +1,4 @@
-"""One process or several: who does what, and how their results come together.
+"""One process or several: how they share the work and combine their results.
 
 `torchrun --nproc-per-node 4 -m mineral_train fit ...` starts one process per GPU (gloo on CPU). A recipe means the
 same on any number of them: `batch` counts the images of one optimiser step over all processes, and the gradient
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that train together.
+    """One of the processes that train together.
 
     Attributes:
         rank: 0 .. world - 1.
@@ -43,16 +43,16 @@ class Process:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes files and talks to the user."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait for all processes."""
         if self.world > 1:
             dist.barrier()
 
     def total(self, *values: float) -> list[float]:
-        """The sum over all processes of each value, in float64."""
+        """Sum each value over all processes, in float64."""
         if self.world == 1:
             return list(values)
         where = self.device if self.device.type == "cuda" else torch.device("cpu")
@@ -61,7 +61,7 @@ class Process:
         return [float(value) for value in summed]
 
     def gather(self, part: torch.Tensor) -> list[torch.Tensor]:
-        """The CPU tensors `part` of all processes in the order of their ranks; shapes may differ."""
+        """Gather the CPU tensors `part` of all processes in the order of their ranks; shapes may differ."""
         if self.world == 1:
             return [part]
         parts: list[Any] = [None] * self.world
@@ -69,7 +69,7 @@ class Process:
         return parts
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` with gradients averaged over the processes; itself where there is only one.
+        """Average the gradients of `model` over the processes; returns it unchanged if there is only one.
 
         BatchNorm normalises by the images of its own process, so a CNN that is trained on several differs from one
         that is trained on one, unless `share_batch_norm` (CUDA only) came before.
@@ -80,10 +80,10 @@ class Process:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `name` means: `auto` is CUDA where there is one, else the CPU.
+    """Choose the device called `name`; `auto` is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        MineralError: when the device is unknown or not on this machine.
+        MineralError: if the device is unknown or not on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,9 +92,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise MineralError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise MineralError(
-            f"device {name!r} was asked for, but torch {torch.__version__} sees no GPU here: use --device cpu"
-        )
+        raise MineralError(f"--device {name}: torch {torch.__version__} finds no GPU on this machine; use --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise MineralError(f"device {name!r} is not supported for training: use auto, cpu, cuda or cuda:N")
     return device
@@ -102,7 +100,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def join(device: str) -> Iterator[Process]:
-    """Join the processes that `torchrun` started; alone, when it did not start this one."""
+    """Join the processes that `torchrun` started; a process that it did not start trains alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     place = choose_device(device)
     if world == 1:
@@ -122,7 +120,7 @@ def join(device: str) -> Iterator[Process]:
 
 
 def share_batch_norm(model: nn.Module) -> None:
-    """Let every BatchNorm normalise by the images of all processes, which works on CUDA only.
+    """Make every BatchNorm share its statistics among the processes; works on CUDA only.
 
     By timm's conversion: torch's own loses the activation that timm's `BatchNormAct2d` contains.
     """
@@ -132,37 +130,37 @@ def share_batch_norm(model: nn.Module) -> None:
         setattr(model, name, convert(child))
 
 
-class Piece(NamedTuple):
-    """The images of one forward and backward pass.
+class MicroBatch(NamedTuple):
+    """The images of one forward and backward pass of one process.
 
     Attributes:
         indices: places in the training set, never empty.
-        weight: what the mean loss over them is multiplied by, so that the gradients add up (over a process's pieces)
-            and average (over processes) to the gradient of the mean over the whole batch. 0 for a stand-in.
+        weight: factor of the mean loss over them. With it the gradients add up (over a process's micro-batches) and
+            average (over processes) to the gradient of the mean over the whole batch. 0 for a placeholder.
     """
 
     indices: list[int]
     weight: float
 
 
-def plan_epoch(order: list[int], *, batch: int, accumulate: int, rank: int, world: int) -> list[list[Piece]]:
-    """What one process computes in each optimiser step of an epoch.
+def plan_epoch(order: list[int], *, batch: int, accumulate: int, rank: int, world: int) -> list[list[MicroBatch]]:
+    """Plan what one process computes in each optimiser step of an epoch.
 
     Args:
         order: the epoch's order of images.
         batch: images per optimiser step, over all processes; the last step takes what is left.
-        accumulate: pieces into which each process cuts its share, one forward and backward pass each.
+        accumulate: micro-batches into which each process cuts its share.
         rank: of this process.
         world: number of processes.
 
     Returns:
-        For each step at least one piece. A process for which nothing is left in the last step gets one image
-        with weight 0, because all must take part in the averaging.
+        At least one micro-batch per step. A process with no image left in the last step gets one image with weight
+        0, because all must take part in the averaging.
     """
     return [_share(order[start : start + batch], accumulate, rank, world) for start in range(0, len(order), batch)]
 
 
-def _share(batch: list[int], accumulate: int, rank: int, world: int) -> list[Piece]:
+def _share(batch: list[int], accumulate: int, rank: int, world: int) -> list[MicroBatch]:
     parts = np.array_split(np.asarray(batch), world * accumulate)[rank * accumulate : (rank + 1) * accumulate]
-    pieces = [Piece(part.tolist(), len(part) * world / len(batch)) for part in parts if len(part)]
-    return pieces or [Piece(batch[:1], 0.0)]
+    pieces = [MicroBatch(part.tolist(), len(part) * world / len(batch)) for part in parts if len(part)]
+    return pieces or [MicroBatch(batch[:1], 0.0)]

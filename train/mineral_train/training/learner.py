@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
     from mineral_train.model.network import MineralNet
     from mineral_train.training.config import RunOptions, TrainConfig
-    from mineral_train.training.distributed import Piece, Process
+    from mineral_train.training.distributed import MicroBatch, Process
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Learner:
-    """One process's model and all that changes while it learns.
+    """One process's model and everything that changes while it learns.
 
     Args:
         config: the recipe.
-        options: how to carry it out.
-        process: where.
+        options: of the run.
+        process: this one.
         spec: the model's input.
         targets: (N, L) float32 of the training split, for the weights of rare labels.
         resumed: whether `restore` follows, so that no pretrained weights are needed.
@@ -77,19 +77,19 @@ class Learner:
 
     @property
     def kept(self) -> MineralNet:
-        """The model, or its moving average where the recipe has one."""
+        """The model, or its moving average if the recipe has one."""
         kept: MineralNet = self.model if self.ema is None else self.ema.module
         return kept
 
     def start_epoch(self, *, frozen: bool) -> None:
-        """Training mode; what does not learn, all of a frozen backbone or its lowest stages, stays in evaluation mode.
+        """Set training mode, but evaluation mode for what is frozen: the whole backbone or its lowest stages.
 
-        Evaluation mode keeps its BatchNorm statistics and its stochastic depth still, not only its weights.
+        Evaluation mode also freezes BatchNorm statistics and switches stochastic depth off.
         """
         if frozen != self._frozen:
             for parameter in self._backbone:
                 parameter.requires_grad_(not frozen)
-            # What averages the gradients of several processes counts the parameters that learn.
+            # DistributedDataParallel counts the parameters that learn, so it is made again.
             self._parallel = self.process.wrap(self.model)
             self._frozen = frozen
         optim.train_what_learns(self.model)
@@ -97,7 +97,7 @@ class Learner:
             optim.freeze_statistics(self.model.backbone)
 
     def step(
-        self, pieces: list[Piece], batches: list[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float
+        self, pieces: list[MicroBatch], batches: list[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float
     ) -> torch.Tensor:
         """Do one optimiser step.
 
@@ -121,7 +121,7 @@ class Learner:
         return loss_sum
 
     def _learn_from(self, pixels: torch.Tensor, targets: torch.Tensor, weight: float, *, last: bool) -> torch.Tensor:
-        """Add the gradient of one piece; its mean loss. Processes average theirs in the last piece only."""
+        """Add the gradient of one micro-batch; returns its mean loss. Processes average after the last one only."""
         with contextlib.nullcontext() if last else self._no_sync():
             loss = self._loss(pixels, targets) if len(pixels) > 1 else self._loss_of_one(pixels, targets)
             self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -166,7 +166,7 @@ class Learner:
             self.ema.update(self.model, step=number + 1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors that a resumed run needs, as `part/name`."""
+        """Collect all tensors that a resumed run needs, as `part/name`."""
         parts = {
             "model": self.model.state_dict(),
             "optimizer": optim.named_state(self.model, self.optimizer),
@@ -175,10 +175,10 @@ class Learner:
         return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], scaler: dict[str, Any], source: Path) -> None:
-        """Put back what `tensors` and `scaler.state_dict` gave.
+        """Restore what `tensors` and `scaler.state_dict` returned.
 
         Raises:
-            DataError: when they belong to another model.
+            DataError: if they belong to another model.
         """
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
         for name, tensor in tensors.items():
@@ -209,8 +209,8 @@ def _require_statistics(model: MineralNet, config: TrainConfig, options: RunOpti
     learns = any(isinstance(module, _BatchNorm) and id(module) not in frozen for module in model.modules())
     if alone and learns:
         raise MineralError(
-            f"--batch {config.batch} gives {process.world} x {config.accumulate} pieces of one image, too few for "
-            "BatchNorm: use a larger --batch, a smaller --accumulate, or --freeze-norm"
+            f"--batch {config.batch} leaves each of {process.world} x {config.accumulate} micro-batches one image, "
+            "too few for BatchNorm: use a larger --batch, a smaller --accumulate, or --freeze-norm"
         )
 
 
@@ -222,7 +222,7 @@ def _criterion(config: TrainConfig, targets: torch.Tensor, device: torch.device)
 
 
 def positive_weights(targets: torch.Tensor) -> torch.Tensor:
-    """sqrt(negatives / positives) per label: targets (N, L) of 0 and 1 -> (L,) float32.
+    """Compute sqrt(negatives / positives) per label: targets (N, L) of 0 and 1 to (L,) float32.
 
     The square root, because the full ratio lets a label with five images of a thousand outweigh all others. A label
     that is in no image gets 1: its positive term never occurs.

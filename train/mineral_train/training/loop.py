@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mineral_train.model.network import MineralNet
-    from mineral_train.training.distributed import Piece
+    from mineral_train.training.distributed import MicroBatch
 
     Listener = Callable[[EpochRecord], None]
     Batch = tuple[torch.Tensor, torch.Tensor]
@@ -240,7 +240,7 @@ class Trainer:
     def _lr(self, step: int) -> float:
         return self.config.lr * optim.lr_factor(self.config, step, self._steps_per_epoch)
 
-    def _plan(self, epoch: int) -> list[list[Piece]]:
+    def _plan(self, epoch: int) -> list[list[MicroBatch]]:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train)).tolist()
         return plan_epoch(
             order,
@@ -250,7 +250,7 @@ class Trainer:
             world=self.process.world,
         )
 
-    def _batches(self, plan: list[list[Piece]]) -> Iterator[tuple[list[Piece], list[Batch]]]:
+    def _batches(self, plan: list[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], list[Batch]]]:
         """Load the images of each step, all pieces before the first is used: nothing fails in mid-step."""
         indices = [piece.indices for step in plan for piece in step]
         loader = samples(make_loader(self.data.train, indices, self._workers, self.process.device))
@@ -259,8 +259,8 @@ class Trainer:
             yield [piece for piece, _ in loaded], [batch for _, batch in loaded]
 
     def _to_device(
-        self, piece: Piece, pixels: torch.Tensor, targets: torch.Tensor, index: torch.Tensor
-    ) -> tuple[Piece, Batch]:
+        self, piece: MicroBatch, pixels: torch.Tensor, targets: torch.Tensor, index: torch.Tensor
+    ) -> tuple[MicroBatch, Batch]:
         """Move a piece's images to the device, without those that could not be decoded (index below 0)."""
         if (index < 0).any():
             for damaged in index[index < 0].tolist():

@@ -1,4 +1,4 @@
-"""How the weights move: parameter groups, the learning rate's schedule, the moving average."""
+"""The optimiser: parameter groups, learning rate schedule, frozen layers, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LABEL_EMBEDDINGS = "decoder.labels"
 
 
 def make_optimizer(model: MineralNet, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters that can learn; call it before any is frozen for a while.
+    """Make AdamW over all parameters that can learn; call it before any is frozen for a while.
 
     Raises:
-        MineralError: when layer-wise decay is asked for and the backbone does not tell its layers.
+        MineralError: if layer-wise decay is wanted and the backbone does not declare its layers.
     """
     groups = [*_backbone_groups(model.backbone, config), *_head_groups(model, config)]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
@@ -37,9 +37,7 @@ def _backbone_groups(backbone: nn.Module, config: TrainConfig) -> list[dict[str,
     if config.layer_decay == 1.0:
         return _decay_groups(backbone.named_parameters(), _undecayed(backbone), config.weight_decay, 1.0)
     if not hasattr(backbone, "group_matcher"):
-        raise MineralError(
-            f"{config.model.backbone} does not tell which parameter is in which layer: leave out --layer-decay"
-        )
+        raise MineralError(f"timm does not declare the layers of {config.model.backbone}: leave out --layer-decay")
     import_timm()
     timm_optim = importlib.import_module("timm.optim")
     groups: list[dict[str, Any]] = timm_optim.param_groups_layer_decay(
@@ -57,7 +55,7 @@ def _head_groups(model: MineralNet, config: TrainConfig) -> list[dict[str, Any]]
 def _decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], undecayed: set[str], weight_decay: float, lr_scale: float
 ) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, and vectors (norms, biases) and `undecayed` without."""
+    """Make two groups: matrices with weight decay; vectors (norms, biases) and `undecayed` without."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named:
         if not parameter.requires_grad:  # no path to the features, see `backbones.feature_layout`
@@ -71,14 +69,14 @@ def _decay_groups(
 
 
 def _undecayed(module: nn.Module) -> set[str]:
-    """Names of embeddings: what the module itself declares (timm's convention) and `nn.Embedding` tables."""
+    """List the embeddings: what the module itself declares (timm's convention) and `nn.Embedding` tables."""
     declared = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # type: ignore[operator]
     tables = {f"{name}.weight" for name, m in module.named_modules() if isinstance(m, nn.Embedding)}
     return set(declared) | tables | {LABEL_EMBEDDINGS}
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """What the peak learning rate is multiplied by in optimiser step `step` (from 0) of the run.
+    """Compute the factor of the peak learning rate in optimiser step `step` (from 0) of the run.
 
     A function of the step alone, so that a resumed run needs no state of it. Linear from 1 / warm-up steps to 1 over
     the warm-up, then 1 or half a cosine down to `min_lr` (Loshchilov & Hutter 2017, without restarts).
@@ -99,27 +97,29 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def freeze_stages(backbone: nn.Module, count: int) -> None:
-    """Stop the learning of a backbone's stem and of its `count` lowest stages (a transformer's blocks), for good.
+    """Freeze a backbone's stem and its `count` lowest stages (a transformer's blocks) for the whole run.
 
     Raises:
-        MineralError: when the backbone does not tell its stages, or has not more than `count`.
+        MineralError: if the backbone does not declare its stages, or has no more than `count`.
     """
     if not count:
         return
     if not hasattr(backbone, "group_matcher"):
-        raise MineralError("this backbone does not tell which parameter is in which stage: leave out --freeze-stages")
+        raise MineralError("timm does not declare the stages of this backbone: leave out --freeze-stages")
     import_timm()
     rules = backbone.group_matcher(coarse=True)  # type: ignore[operator]
     grouped = importlib.import_module("timm.models").group_parameters(backbone, rules)
     stem, *stages = [names for _, names in sorted(grouped.items())]
     if count >= len(stages):
-        raise MineralError(f"--freeze-stages {count} leaves nothing of the backbone's {len(stages)} stages to learn")
+        raise MineralError(
+            f"--freeze-stages {count} freezes all {len(stages)} stages of the backbone: use a smaller number"
+        )
     for name in itertools.chain(stem, *stages[:count]):
         backbone.get_parameter(name).requires_grad_(False)
 
 
 def train_what_learns(model: nn.Module) -> None:
-    """Training mode, but evaluation mode for each module with parameters of which none learns."""
+    """Set training mode, but evaluation mode for each module with parameters of which none learns."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -128,14 +128,14 @@ def train_what_learns(model: nn.Module) -> None:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """BatchNorm in evaluation mode: it normalises with the statistics that it has, and does not change them."""
+    """Set BatchNorm to evaluation mode: it normalises with its running statistics and does not update them."""
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.eval()
 
 
 def make_ema(model: nn.Module, decay: float) -> Any | None:
-    """Timm's moving average of all weights and buffers, warmed up so that early weights are forgotten; None for 0."""
+    """Make timm's moving average of weights and buffers, warmed up to forget early weights; None for decay 0."""
     if not decay:
         return None
     import_timm()
@@ -143,7 +143,7 @@ def make_ema(model: nn.Module, decay: float) -> Any | None:
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors as `parameter name/key`, for a file that knows no Python objects."""
+    """Name the optimiser's tensors `parameter name/key`, for a file without Python objects."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -153,7 +153,7 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `named_state` gave, each tensor on its parameter's device and in its memory format."""
+    """Restore what `named_state` returned, each tensor on its parameter's device and in its memory format."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, torch.Tensor]] = {}
@@ -166,5 +166,5 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: d
 
 
 def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """`value` laid out as the optimiser lays out its own: other strides can round differently."""
+    """Lay out `value` as the optimiser lays out its own: other strides can round differently."""
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
