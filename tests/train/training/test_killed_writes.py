@@ -20,6 +20,7 @@ from mineral_train.training.run_folder import STATE
 HERE = RunOptions(device="cpu", workers=0, quiet=True, save_every=1)
 _OPERATIONS = [
     (Path, "replace"),
+    (Path, "rename"),
     (Path, "mkdir"),
     (Path, "unlink"),
     (os, "fsync"),

@@ -47,7 +47,7 @@ def test_two_runs_into_one_folder_are_refused(recipe, coloured_manifest, tmp_pat
 
 def test_what_killed_writes_left_is_removed(recipe, coloured_manifest, tmp_path):
     fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
-    left = [tmp_path / "last" / ".state.safetensors.0123abcd.part", tmp_path / ".model.safetensors.0123abcd.part"]
+    left = [tmp_path / "last" / ".state.safetensors.0123abcd.part", tmp_path / ".checkpoint.0123abcd.part"]
     for folder in left:
         folder.mkdir()
         (folder / ".tmpXYZ").write_bytes(b"half")

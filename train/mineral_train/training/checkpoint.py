@@ -2,8 +2,9 @@
 
 A checkpoint is a folder with `model.safetensors` and `config.json`:
 `{"checkpoint": id, "model": ModelConfig, "contract": ModelContract, ...}`. Both files carry the same id, so that a pair
-from two different epochs, left by a kill between two renames, is noticed. The state from which a run resumes is one
-safetensors file with a JSON record in its header, because one file can be replaced atomically.
+from two different epochs, left by a kill between two renames, is noticed; `finish_checkpoint` completes it. The state
+from which a run resumes is one safetensors file with a JSON record in its header, because one file can be replaced
+atomically.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_PAIR = "checkpoint"  # of which both files are staged together
+_READY = ".checkpoint.ready"
 
 
 def save_checkpoint(folder: str | Path, model: MineralNet, contract: ModelContract, **extra: Any) -> None:
@@ -55,14 +58,38 @@ def save_checkpoint(folder: str | Path, model: MineralNet, contract: ModelContra
         "contract": json.loads(contract.to_json()),
         **extra,
     }
-    # Both are complete before the first is renamed: a full disk leaves the earlier pair.
-    with _staged(folder / WEIGHTS) as weights, _staged(folder / CONFIG) as config:
+    finish_checkpoint(folder)
+    with _staged(folder / _PAIR) as pair:
+        weights, config = pair.parent / WEIGHTS, pair.parent / CONFIG
         with _write_errors(folder / WEIGHTS):
             save_file(_contiguous(model.state_dict()), weights, {"checkpoint": identity})
+            _flush(weights)
         with _write_errors(folder / CONFIG):
             config.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
-        _publish(weights, folder / WEIGHTS)
-        _publish(config, folder / CONFIG)
+            _flush(config)
+        with _write_errors(folder / WEIGHTS):
+            pair.parent.rename(folder / _READY)
+    finish_checkpoint(folder)
+
+
+def finish_checkpoint(folder: Path) -> None:
+    """Put a complete new pair of files in place: after writing it, or after a kill in the middle of that.
+
+    Two files cannot be renamed at once. So both are complete in a folder of their own, whose rename to `_READY` is the
+    moment from which the new pair counts; a kill after it is made good here.
+
+    Raises:
+        DataError: if the files cannot be renamed.
+    """
+    ready = folder / _READY
+    if not ready.is_dir():
+        return
+    for name in (WEIGHTS, CONFIG):
+        with _write_errors(folder / name):
+            if (ready / name).exists():
+                (ready / name).replace(folder / name)
+    _sync_folder(folder)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[MineralNet, ModelContract]:
@@ -209,14 +236,25 @@ def _publish(staged: Path, path: Path) -> None:
     safetensors creates its files with mode 0600, whatever the umask.
     """
     with _write_errors(path):
-        probe = staged.with_name("mode")
-        probe.touch()
-        staged.chmod(probe.stat().st_mode & 0o777)
-        # Opened again by its name: safetensors renamed its own file to it, so a handle from before is another file.
-        _sync(staged, os.O_RDWR)
+        _flush(staged)
         staged.replace(path)
-        if os.name == "posix":
-            _sync(path.parent, os.O_RDONLY)  # the rename itself
+        _sync_folder(path.parent)
+
+
+def _flush(staged: Path) -> None:
+    """Flush a complete file to disk, with the permissions that a new file has here."""
+    probe = staged.with_name("mode")
+    probe.touch()
+    staged.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()
+    # Opened by its name: safetensors renamed a file of its own to it, so a handle from before is another file.
+    _sync(staged, os.O_RDWR)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush renames in a folder to disk."""
+    if os.name == "posix":
+        _sync(folder, os.O_RDONLY)
 
 
 def _sync(path: Path, flags: int) -> None:

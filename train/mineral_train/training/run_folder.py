@@ -154,7 +154,8 @@ class RunFolder:
         if file is None:
             raise MineralError(f"another `mineral-train fit` writes to {self.path}; wait for it, or give another -o")
         try:
-            for name in (checkpoint.WEIGHTS, checkpoint.CONFIG, LOG, STATE):
+            checkpoint.finish_checkpoint(self.path)
+            for name in ("checkpoint", LOG, STATE):
                 remove_leftovers(self.path / name)
             yield
         finally:
