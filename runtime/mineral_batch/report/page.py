@@ -78,6 +78,7 @@ def page(results: Results, accuracy: Accuracy | None, explained: Explained | Non
         "explained": explained,
         "accuracy": accuracy,
         "never_found": figures.never_found(results),
+        "threshold_rule": _threshold_rule(results),
         "kinds": _kinds(results, accuracy, explained),
         "charts": _charts(results, accuracy),
     }
@@ -146,6 +147,13 @@ def _summary(results: Results) -> str:
     finished = manifest.get("finished")
     parts += [str(finished)[:10]] if finished else ["the run was stopped before it was complete"]
     return " · ".join(parts)
+
+
+def _threshold_rule(results: Results) -> str:
+    """Say how the model's thresholds were chosen, as far as run.json knows."""
+    model = results.manifest.get("model")
+    chosen = model.get("thresholds_by") if isinstance(model, dict) else None
+    return str(chosen.get("rule", "")) if isinstance(chosen, dict) else ""
 
 
 def _kinds(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> list[tuple[str, str]]:

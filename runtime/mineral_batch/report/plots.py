@@ -166,7 +166,7 @@ def _(chart: Places) -> Figure:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    """Make a figure of so many inches with one plot."""
+    """Make a figure with one plot; inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 

@@ -155,3 +155,13 @@ def test_images_unlike_the_training_images_are_counted_and_can_be_shown(run: Pat
     assert "2 unlike the training images" in page.text
     assert page.data["rows"][0]["unfamiliar"] == [1, 4]
     assert ("option", {"value": "unfamiliar"}) in page.elements
+
+
+def test_page_says_how_the_thresholds_were_chosen(run: Path) -> None:
+    report("-o", "page.html", "--thumbnails", "0")
+    assert "the mark on its bar)." in Page(Path("page.html")).text
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["model"]["thresholds_by"] = {"rule": "precision of 0.9 <per label>", "split": "val"}
+    (run / "run.json").write_text(json.dumps(manifest))
+    report("-o", "page.html", "--thumbnails", "0")
+    assert "chosen by precision of 0.9 <per label>." in Page(Path("page.html")).text
