@@ -1,4 +1,4 @@
-"""`mineral-batch evaluate`: how right a table of predictions is."""
+"""`mineral-batch evaluate`: the accuracy of a table of predictions."""
 
 from __future__ import annotations
 

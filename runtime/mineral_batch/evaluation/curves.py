@@ -1,6 +1,6 @@
 """What a report says about accuracy: curves, confusions and the worst mistakes. numpy only.
 
-Shapes as in `mineral_batch.evaluation.metrics`: N pictures, L labels, scores (N, L), truth (N, L) bool.
+Shapes as in `mineral_batch.evaluation.metrics`: N images, L labels, scores (N, L), truth (N, L) bool.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GRID = np.linspace(0.0, 1.0, 101)
 _WORST = 12
 _RESAMPLES = 1000
-# Beyond this many pictures the interval is narrow and its thousand resamples take minutes.
+# Beyond this many images the interval is narrow and its thousand resamples take minutes.
 _RESAMPLED_UP_TO = 20_000
 _TINY = 1e-9
 
@@ -45,9 +45,9 @@ class ThresholdCurves(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A wrong decision: `picture` is an index into the judged pictures, `label` into the labels."""
+    """A wrong decision: `image` is an index into the judged images, `label` into the labels."""
 
-    picture: int
+    image: int
     label: int
 
 
@@ -58,7 +58,7 @@ class Accuracy:
     Attributes:
         source: what was compared, in words.
         evaluation: AP, mAP and decisions.
-        rows: (M,) for each judged picture its index in the predictions.
+        rows: (M,) for each judged image its index in the predictions.
         truth: (M, L) bool.
         curves: L.
         thresholds: L.
@@ -148,8 +148,8 @@ def threshold_curves(scores: Floats, truth: Bools) -> ThresholdCurves:
 def confusion(called: Bools, truth: Bools) -> NDArray[np.int64]:
     """Which label is called instead of which, (L, L + 1) int64.
 
-    Row t, column t: pictures with t in which t was called. Row t, column j: pictures with t in which t was missed
-    and j was called wrongly; with several wrong calls a picture counts in several columns. Last column: pictures with
+    Row t, column t: images with t in which t was called. Row t, column j: images with t in which t was missed
+    and j was called wrongly; with several wrong calls an image counts in several columns. Last column: images with
     t in which t was missed and nothing was called wrongly.
 
     Args:
@@ -180,12 +180,12 @@ def worst_mistakes(
 
 
 def _farthest(chosen: Bools, key: NDArray[np.float64], count: int) -> tuple[Mistake, ...]:
-    """The chosen decisions with the smallest keys, one per picture."""
+    """The chosen decisions with the smallest keys, one per image."""
     places = np.argwhere(chosen)
     order = np.argsort(key[chosen], kind="stable")
     found: dict[int, Mistake] = {}
-    for picture, label in places[order].tolist():
-        found.setdefault(picture, Mistake(picture, label))
+    for image, label in places[order].tolist():
+        found.setdefault(image, Mistake(image, label))
         if len(found) == count:
             break
     return tuple(found.values())

@@ -116,7 +116,7 @@ def evaluate(joined: Joined, thresholds: Sequence[float] | None = None, resample
     """Judge probabilities and decisions.
 
     Args:
-        joined: the pictures.
+        joined: the images.
         thresholds: L, to make the decisions anew; None takes those of the column `minerals`.
         resamples: of the bootstrap; 0 leaves the interval out.
     """

@@ -1,6 +1,6 @@
 """How good a table of probabilities is: average precision, precision / recall / F1, thresholds.
 
-Shapes throughout: N pictures, L labels; `scores (N, L)` are probabilities (only their order matters for AP),
+Shapes throughout: N images, L labels; `scores (N, L)` are probabilities (only their order matters for AP),
 `truth (N, L)` is bool. Everything is numpy, and everything about one label is computed from one `_Ranking`.
 
 Repositories differ in what they call "mAP", and the definition alone can move the figure by a point. So a
@@ -54,7 +54,7 @@ class MeanAP:
     Attributes:
         mean: mAP, 0..1; NaN when no label has a positive.
         per_label: (L,) float64 AP per label, NaN for a label without positives.
-        support: (L,) int64, positive pictures per label.
+        support: (L,) int64, positive images per label.
         definition: the name of the definition; `DEFINITIONS` says it in full.
     """
 
@@ -65,7 +65,7 @@ class MeanAP:
 
     @property
     def empty(self) -> tuple[int, ...]:
-        """Indices of the labels without a positive picture: what this figure says nothing about."""
+        """Indices of the labels without a positive image: what this figure says nothing about."""
         return tuple(np.flatnonzero(self.support == 0).tolist())
 
 
@@ -74,7 +74,7 @@ def average_precision(scores: Floats, truth: Bools, definition: Definition = EQU
 
     Equation 6 of Wu et al. 2022: AP = sum_n (R_n - R_{n-1}) P_n, where P_n and R_n are precision and recall when
     everything down to the n-th distinct score is called present. Equal scores are one threshold, so the result
-    does not depend on the order of the pictures; equal to scikit-learn's `average_precision_score`.
+    does not depend on the order of the images; equal to scikit-learn's `average_precision_score`.
 
     Args:
         scores: (N,) any real scale, higher is more likely; only the order matters.
@@ -115,13 +115,13 @@ def mean_average_precision(scores: Floats, truth: Bools, definition: Definition 
 def bootstrap_interval(
     scores: Floats, truth: Bools, resamples: int = 1000, seed: int = 0, definition: Definition = EQUATION_6
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of mAP over pictures: (2 m - q97.5, 2 m - q2.5), within 0..1.
+    """95 % bootstrap interval of mAP over images: (2 m - q97.5, 2 m - q2.5), within 0..1.
 
-    m is the mAP and q are quantiles of the mAP of `resamples` draws of N pictures with replacement, each the mean
+    m is the mAP and q are quantiles of the mAP of `resamples` draws of N images with replacement, each the mean
     over the labels that have positives in the draw. This is the basic bootstrap (Davison & Hinkley 1997, 5.2) and
     not the percentile interval (q2.5, q97.5), because AP of few positives is biased upwards, in a resample more
-    than in the sample: in simulations with 36 labels and 150 to 2000 pictures the basic interval held the true
-    mAP 87 to 95 times in 100, the percentile interval 12 to 93 times. It is about the choice of pictures only,
+    than in the sample: in simulations with 36 labels and 150 to 2000 images the basic interval held the true
+    mAP 87 to 95 times in 100, the percentile interval 12 to 93 times. It is about the choice of images only,
     not about the training run.
 
     Args:
@@ -163,8 +163,8 @@ class PrecisionRecallF1:
         precision: (L,) TP / (TP + FP); 0 for a label never called.
         recall: (L,) TP / (TP + FN); 0 for a label without positives.
         f1: (L,) 2 TP / (2 TP + FP + FN).
-        called: (L,) int64, pictures in which the label was called present.
-        support: (L,) int64, pictures in which it is present.
+        called: (L,) int64, images in which the label was called present.
+        support: (L,) int64, images in which it is present.
         per_class: CP, CR, CF1. CP and CR are the means of `precision` and `recall` over the labels that have
             positives (the labels of mAP); CF1 = 2 CP CR / (CP + CR).
         overall: OP, OR, OF1 over all decisions of all labels (micro average): OP = sum TP / sum (TP + FP),
@@ -206,14 +206,14 @@ def _triple(precision: float, recall: float) -> Triple:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """One label's pictures from the highest score down, with all that AP needs per positive.
+    """One label's images from the highest score down, with all that AP needs per positive.
 
     Kept apart from the weights so that a bootstrap sorts once and not a thousand times.
 
     Attributes:
-        order: (N,) picture indices, best first.
-        positives: (P,) picture indices of the positives, best first.
-        tie_end: (P,) position in `order` of the last picture with the positive's score.
+        order: (N,) image indices, best first.
+        positives: (P,) image indices of the positives, best first.
+        tie_end: (P,) position in `order` of the last image with the positive's score.
         tie_last: (P,) position in `positives` of the last positive with the same score.
     """
 
@@ -233,7 +233,7 @@ class _Ranking:
         return cls(order, order[at], tie_end, tie_last)
 
     def ap(self, weights: NDArray[np.integer[Any]], definition: Definition) -> NDArray[np.float64]:
-        """AP (B,) for each row of weights (B, N): how many times each picture is in the sample."""
+        """AP (B,) for each row of weights (B, N): how many times each image is in the sample."""
         own = weights[:, self.positives]  # (B, P)
         total = own.sum(axis=1)
         found = own.cumsum(axis=1)[:, self.tie_last]
@@ -272,7 +272,7 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any], empty: float) -> NDArray[np.
 
 
 def _resample_weights(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Chunks (B, N) of how often each picture is drawn; the chunking does not change the numbers drawn."""
+    """Chunks (B, N) of how often each image is drawn; the chunking does not change the numbers drawn."""
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // count)
     for start in range(0, resamples, rows):

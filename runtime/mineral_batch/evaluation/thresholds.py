@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mineral_batch.evaluation.metrics import Bools, Floats
 
-#: Labels with fewer positives than this share one threshold: the best cut of four pictures is chance.
+#: Labels with fewer positives than this share one threshold: the best cut of four images is chance.
 MIN_SUPPORT: Final = 5
 
 
@@ -41,11 +41,11 @@ def tune_thresholds(
     fallback: Floats | float = 0.5,
     min_support: int = MIN_SUPPORT,
 ) -> NDArray[np.float64]:
-    """Per label the threshold that maximises F_beta on these pictures.
+    """Per label the threshold that maximises F_beta on these images.
 
     F_beta = (1 + beta^2) TP / ((1 + beta^2) TP + beta^2 FN + FP) (van Rijsbergen 1979). The threshold lies midway
     between the lowest score called present and the next one below (0 below the last); of several best cuts the one
-    that calls the fewest pictures. Figures for the pictures that were tuned on are optimistic: tune on validation.
+    that calls the fewest images. Figures for the images that were tuned on are optimistic: tune on validation.
 
     Args:
         scores: (N, L) probabilities, 0..1.

@@ -34,13 +34,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a picture becomes the model's input; the same object drives training and deployment.
+    """How an image becomes the model's input; the same object drives training and deployment.
 
     Attributes:
         height: rows of the input, pixels.
         width: columns of the input, pixels.
         resize: `squash` changes the aspect ratio (the paper's rule: "resized to 384 x 384"); `crop` scales until
-            the picture covers the input and keeps the centre.
+            the image covers the input and keeps the centre.
         interpolation: the resampling filter, always with antialiasing.
         mean: per channel (R, G, B) on the 0..1 scale; the graph computes `(pixels / 255 - mean) / std`.
         std: per channel (R, G, B) on the 0..1 scale.
@@ -55,7 +55,7 @@ class InputSpec:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one picture's pixels: (height, width, 3)."""
+        """Of one image's pixels: (height, width, 3)."""
         return self.height, self.width, 3
 
     def __post_init__(self) -> None:
@@ -107,9 +107,9 @@ class Measured:
         mean_ap: mean average precision, 0..1.
         definition: the name of the definition of AP that was used.
         dataset: what it was measured on, in words.
-        images: how many pictures that was.
-        ap: average precision per label, 0..1, None for a label with no positive picture.
-        support: positive pictures per label.
+        images: how many images that was.
+        ap: average precision per label, 0..1, None for a label with no positive image.
+        support: positive images per label.
         low: lower end of the 95 % bootstrap interval of `mean_ap`, None if not computed.
         high: its upper end.
     """
@@ -158,7 +158,7 @@ class ModelContract:
         labels: L distinct names, in the order of the model's outputs. Any Unicode text without a line break,
             and without `;`, which separates labels in tables.
         thresholds: L probabilities; a label is called present at or above its own.
-        input: how a picture becomes the input.
+        input: how an image becomes the input.
         name: what to call the model to a user.
         licence: SPDX expression or a sentence; empty when unknown.
         numerics: the number formats of the file's graph.

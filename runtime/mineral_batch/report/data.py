@@ -53,7 +53,7 @@ def frame(results: Results, accuracy: Accuracy | None, origin: str) -> dict[str,
     }
     if accuracy:
         for name, mistakes in (("alarms", accuracy.false_alarms), ("misses", accuracy.missed)):
-            data[name] = [[int(accuracy.rows[mistake.picture]), mistake.label] for mistake in mistakes]
+            data[name] = [[int(accuracy.rows[mistake.image]), mistake.label] for mistake in mistakes]
     return data
 
 

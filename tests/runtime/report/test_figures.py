@@ -23,8 +23,8 @@ def test_look_alikes_are_found_instead_of_what_is_missed(run: Path) -> None:
     assert table[gold, gold] == 1
     assert table[agate, agate] == 2
     assert figures.look_alikes(judged) == [figures.LookAlike("pyrite", "gold", 1, 2)]
-    assert [(int(judged.rows[m.picture]), m.label) for m in judged.false_alarms] == [(2, gold), (5, agate)]
-    assert [(int(judged.rows[m.picture]), m.label) for m in judged.missed] == [(3, quartz), (2, pyrite)]
+    assert [(int(judged.rows[m.image]), m.label) for m in judged.false_alarms] == [(2, gold), (5, agate)]
+    assert [(int(judged.rows[m.image]), m.label) for m in judged.missed] == [(3, quartz), (2, pyrite)]
 
 
 def test_co_occurrence_counts_pairs(run: Path) -> None:
