@@ -39,7 +39,8 @@ def load_jpeg(image: PILImage.Image, content: bytes) -> PILImage.Image:
     if pixels is None or image.mode == "CMYK" or pixels.shape[:2] != (image.height, image.width):
         image.load()
         return image
-    return PILImage.frombuffer(image.mode, image.size, pixels, "raw", "RGBX" if image.mode == "RGB" else "L", 0, 1)
+    # Pillow keeps RGB in four bytes, too, so that this copies rows as they are.
+    return PILImage.frombytes(image.mode, image.size, pixels.data, "raw", "RGBX" if image.mode == "RGB" else "L")
 
 
 def _decode(content: bytes, image: PILImage.Image) -> Pixels | None:
