@@ -84,7 +84,9 @@ class Calibration:
 
 
 def calibrate_command(model: object) -> str:
-    """The command that calibrates a model file or a checkpoint."""
+    """The command that calibrates a model file or a checkpoint; a built engine is built again from the ONNX file."""
+    if str(model).endswith((".plan", ".engine")):
+        return "mineral-train calibrate MODEL.onnx MANIFEST.csv --split val, then mineral-export trt MODEL.onnx"
     return f"mineral-train calibrate {model} MANIFEST.csv --split val"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mineral_batch import MINERALS, ContractError, InputSpec, Measured, ModelContract
 from mineral_batch.model import contract as contract_module
+from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Numerics
 
 names = (
@@ -182,6 +183,13 @@ def test_a_contract_of_version_1_is_read_as_one_of_an_uncalibrated_model() -> No
     contract = ModelContract.from_json(json.dumps(old))
     assert not contract.is_calibrated
     assert contract.schema_version == 2
+
+
+def test_the_command_that_calibrates_names_what_can_be_calibrated() -> None:
+    assert calibrate_command("runs/mine") == "mineral-train calibrate runs/mine MANIFEST.csv --split val"
+    assert calibrate_command("model.plan").endswith(
+        "MODEL.onnx MANIFEST.csv --split val, then mineral-export trt MODEL.onnx"
+    )
 
 
 @pytest.mark.parametrize("missing", ["labels", "thresholds"])
