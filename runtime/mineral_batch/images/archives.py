@@ -12,6 +12,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Self, cast
 
 from mineral_batch.errors import ImageError, one_line
+from mineral_batch.images.formats import may_be_image
 from mineral_batch.images.limits import check_bytes
 from mineral_batch.images.names import formula_safe, has_image_suffix
 from mineral_batch.types import Failure, Source
@@ -27,6 +28,9 @@ OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.lz4", ".tar.
 
 # The signatures of an entry in a zip's directory and of a member; bits of their flags, the second one of the high byte.
 _ZIP_ENTRY, _ZIP_MEMBER, _ZIP_ENCRYPTED, _ZIP_UTF8 = b"PK\x01\x02", b"PK\x03\x04", 1, 8
+
+# From this size on, bytes, a member's first bytes are looked at before the rest is read.
+_LARGE = 16 * 2**20
 
 
 def is_archive(name: str) -> bool:
@@ -105,12 +109,23 @@ def _read_zip_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     if member.flag_bits & _ZIP_ENCRYPTED:
         raise OSError("encrypted: unpack the archive with its password")
     try:
-        return opened.read(member)
-    except OSError:
+        if member.file_size <= _LARGE:
+            return opened.read(member)
+        with opened.open(member) as file:
+            return _read_image(file, member.filename)
+    except (OSError, ImageError):
         raise
     # A wrong checksum, an unknown compression, a damaged stream of any of four kinds.
     except Exception as error:
         raise OSError(one_line(error)) from error
+
+
+def _read_image(file: IO[bytes], name: str) -> bytes:
+    """Read a large member, unless its first bytes are no image's: an archive of megabytes may unpack to gigabytes."""
+    head = file.read(4096)
+    if not may_be_image(head, name):
+        raise ImageError("not an image, or in a format that is not supported")
+    return head + file.read()
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -175,7 +190,7 @@ def _tar_reader(archive: Path, opened: tarfile.TarFile, member: tarfile.TarInfo)
     # A compressed stream cannot be entered in the middle, so it is read as it passes.
     content = opened.extractfile(member)
     assert content is not None
-    return partial(bytes, content.read())
+    return partial(bytes, _read_image(content, member.name) if member.size > _LARGE else content.read())
 
 
 def _last(member: str) -> str:
@@ -188,5 +203,5 @@ def _read_at(archive: Path, offset: int, size: int) -> bytes:
         file.seek(offset)
         content = file.read(size)
     if len(content) < size:
-        raise OSError("the archive ends in the middle of this picture")
+        raise OSError("the archive ends in the middle of this image")
     return content

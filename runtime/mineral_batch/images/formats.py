@@ -27,6 +27,7 @@ _EXECUTED = frozenset({"EPS", "WMF"})
 _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _GENERAL_BRANDS = frozenset({b"mif1", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_WITHOUT_SIGNATURE = (".tga",)
 # ISO/IEC 18181-2: a bare codestream, or a container.
 _JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
@@ -76,6 +77,19 @@ def open_image(content: bytes) -> tuple[PILImage.Image, bytes]:
     if image.format in _EXECUTED:
         raise ImageError(f"{image.format} is not a photo format and is not opened")
     return image, content
+
+
+def may_be_image(head: bytes, name: str) -> bool:
+    """Return whether the first bytes of a file may be an image's, so that the rest is worth reading."""
+    PILImage.init()
+    signatures = (accept for _, accept in PILImage.OPEN.values() if accept is not None)
+    return (
+        name.lower().endswith(_WITHOUT_SIGNATURE)
+        or is_raw(head)
+        or _is_heif(head)
+        or head.startswith(_JXL_SIGNATURES)
+        or any(accept(head) for accept in signatures)
+    )
 
 
 def _open_tiff(content: bytes) -> tuple[PILImage.Image, bytes]:

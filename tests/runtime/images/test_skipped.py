@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mineral_batch import Failure
+from mineral_batch.errors import ImageError
 from mineral_batch.images import names as names_module
 from mineral_batch.images.discover import find_images, find_sources
 from mineral_batch.images.lists import read_list
@@ -231,3 +232,29 @@ def test_an_encrypted_member_is_said_to_be_encrypted(tmp_path: Path) -> None:
     assert isinstance(source, Source)
     with pytest.raises(OSError, match="encrypted: unpack the archive with its password"):
         source.read()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tgz"])
+def test_a_large_member_that_is_no_image_is_not_unpacked(tmp_path: Path, suffix: str) -> None:
+    size = 17 * 2**20
+    large = encode(scene(2500, 2400), "BMP")
+    assert len(large) > size
+    members = {"zeros.jpg": bytes(size), "large.bmp": large}
+    if suffix == ".zip":
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(tmp_path / "a.tgz", "w:gz") as packed:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+    reasons, contents = [], []
+    for source in find_sources([tmp_path / f"a{suffix}"]):
+        try:
+            contents.append(source.read() if isinstance(source, Source) else reasons.append(source.reason))
+        except ImageError as error:
+            reasons.append(str(error))
+    assert reasons == ["not an image, or in a format that is not supported"]
+    assert large in contents
