@@ -59,7 +59,7 @@ def main() -> None:
         rows = sum(max(1, math.ceil(len(re.sub("<[^>]*>", "", line)) / COLUMNS)) for line in lines)
         (folder / "terminal.html").write_text(_TERMINAL.format(text="\n".join(lines)), "utf-8")
         _picture(chromium, folder / "results/report.html", DOCS / "report.png", 1200, 780)
-        _picture(chromium, folder / "terminal.html", DOCS / "terminal.png", 1000, 50 + 22 * rows)
+        _picture(chromium, folder / "terminal.html", DOCS / "terminal.png", 1000, 66 + 22 * rows)
 
 
 def _run(folder: Path, *command: str) -> str:

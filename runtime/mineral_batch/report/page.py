@@ -153,7 +153,9 @@ def _threshold_rule(results: Results) -> str:
     """Say how the model's thresholds were chosen, as far as run.json knows."""
     model = results.manifest.get("model")
     chosen = model.get("thresholds_by") if isinstance(model, dict) else None
-    return str(chosen.get("rule", "")) if isinstance(chosen, dict) else ""
+    rule = str(chosen.get("rule", "")) if isinstance(chosen, dict) else ""
+    name, _, value = rule.partition("=")  # `--tune f1`, `--tune precision=0.9`
+    return f"a {name} of {value}" if value else {"f1": "the highest F1"}.get(name, name)
 
 
 def _kinds(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> list[tuple[str, str]]:

@@ -157,11 +157,18 @@ def test_images_unlike_the_training_images_are_counted_and_can_be_shown(run: Pat
     assert ("option", {"value": "unfamiliar"}) in page.elements
 
 
-def test_page_says_how_the_thresholds_were_chosen(run: Path) -> None:
-    report("-o", "page.html", "--thumbnails", "0")
-    assert "the mark on its bar)." in Page(Path("page.html")).text
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("f1", "(the mark on its bar), chosen by the highest F1."),
+        ("precision=0.9", "chosen by a precision of 0.9."),
+        ("highest F1 <per label>", "chosen by highest F1 <per label>."),
+        (None, "(the mark on its bar)."),
+    ],
+)
+def test_page_says_how_the_thresholds_were_chosen(run: Path, rule: str | None, expected: str) -> None:
     manifest = json.loads((run / "run.json").read_text())
-    manifest["model"]["thresholds_by"] = {"rule": "precision of 0.9 <per label>", "split": "val"}
+    manifest["model"]["thresholds_by"] = rule and {"rule": rule, "split": "val"}
     (run / "run.json").write_text(json.dumps(manifest))
     report("-o", "page.html", "--thumbnails", "0")
-    assert "chosen by precision of 0.9 <per label>." in Page(Path("page.html")).text
+    assert expected in Page(Path("page.html")).text
