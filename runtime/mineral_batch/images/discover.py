@@ -39,13 +39,13 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     Raises:
         DataError: if an input does not exist or a glob matches nothing.
     """
-    for found in find_images(expand(inputs), skipped):
+    for found in _find(expand(inputs), skipped):
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
-        elif is_archive(found.name):
-            yield from members(found)
-        elif reason := refuse_archive(found.name):
-            yield Failure(formula_safe(str(found)), "read", reason)
+        elif is_archive(found):
+            yield from members(Path(found))
+        elif reason := refuse_archive(found):
+            yield Failure(formula_safe(found), "read", reason)
         else:
             yield _file(found)
 
@@ -77,13 +77,18 @@ def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) ->
     Raises:
         DataError: if an input does not exist.
     """
+    return (found if isinstance(found, Failure) else Path(found) for found in _find(inputs, skipped))
+
+
+def _find(inputs: Iterable[str | Path], skipped: Skipped | None) -> Iterator[str | Failure]:
+    """Do what `find_images` does, without a path object for each file: there may be a million."""
     seen, skipped = _Seen(), skipped if skipped is not None else Skipped()
     # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
     for name, is_folder in [(Path(name), _is_existing_folder(Path(name))) for name in inputs]:
         if is_folder:
             yield from _walk(name, seen, skipped)
         elif seen.is_new_file(name):
-            yield name
+            yield str(name)
 
 
 def _is_existing_folder(name: Path) -> bool:
@@ -132,6 +137,7 @@ class _Listing:
 
     def __init__(self, folder: Path, real: str, named: set[str]) -> None:
         self.folder, self.real = folder, real
+        self.prefix = "" if folder == Path() else os.path.join(folder, "")  # noqa: PTH118 - ends with a separator
         self._named = named
         present: set[str] = set()
         with os.scandir(folder) as entries:
@@ -175,7 +181,7 @@ def _split(run: str) -> Iterator[str]:
     yield run[start:]
 
 
-def _walk(root: Path, seen: _Seen, skipped: Skipped) -> Iterator[Path | Failure]:
+def _walk(root: Path, seen: _Seen, skipped: Skipped) -> Iterator[str | Failure]:
     # A stack of its own: folders may be nested more deeply than Python functions.
     stack: list[tuple[_Listing, Iterator[tuple[str, str]]]] = []
     pending: tuple[Path, str] | None = (root, os.path.realpath(root))
@@ -196,15 +202,15 @@ def _walk(root: Path, seen: _Seen, skipped: Skipped) -> Iterator[Path | Failure]
             stack.pop()
             continue
         name, mark = entry
-        path = listing.folder / name
         if mark:
             if _is_walked(name, listing, skipped):
+                path = listing.folder / name
                 real = os.path.realpath(path) if mark == _LINK_MARK else os.path.join(listing.real, name)  # noqa: PTH118
                 pending = path, real
         elif has_image_suffix(name):
-            yield path
+            yield listing.prefix + name
         elif not name.startswith("."):
-            skipped.add_file(path)
+            skipped.add_file(listing.folder / name)
 
 
 def _is_walked(name: str, listing: _Listing, skipped: Skipped) -> bool:
@@ -222,10 +228,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _file(path: Path) -> Source | Failure:
+def _file(path: str) -> Source | Failure:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - see _find
     except OSError as error:
-        return Failure(formula_safe(str(path)), "read", one_line(error))
-    name, modified = formula_safe(str(path)), signed_64_bits(status.st_mtime_ns)
+        return Failure(formula_safe(path), "read", one_line(error))
+    name, modified = formula_safe(path), signed_64_bits(status.st_mtime_ns)
     return Source(name, status.st_size, modified, partial(read_file, path))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: Phones take 200 megapixels; far beyond that is a panorama or a decompression bomb. Pillow's own limit is global to
 #: the process and warns from 89 megapixels on, so it is raised to this one.
@@ -58,12 +55,13 @@ def check_png_data(image: PILImage.Image, size: int) -> None:
         raise ImageError(f"image file is truncated: {size} bytes cannot hold {image.width} x {image.height} pixels")
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """Read an image file.
 
     Raises:
         ImageError: if it is empty or too large.
         OSError: if it cannot be read.
     """
+    path = Path(path)
     check_bytes(path.stat().st_size)
     return path.read_bytes()
