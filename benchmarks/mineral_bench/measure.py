@@ -45,10 +45,6 @@ class Estimate:
         """Half the width of the interval, relative to the value."""
         return (self.high - self.low) / (2 * self.value)
 
-    def scaled(self, factor: float) -> Estimate:
-        """Return the estimate in another unit."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
-
     def per(self, amount: float) -> Estimate:
         """Return a rate: `amount` in that many seconds."""
         return Estimate(amount / self.value, amount / self.high, amount / self.low)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.option("--wheels", type=PATH, help="Folder of wheels, sdists, .tar.xz archives and pieces NAME.part00, ...")
 @click.option("--photos", type=PATH, help="Verify on these photographs. [default: synthetic images]")
 @click.option("--minutes", default=MINUTES, show_default=True, type=click.FloatRange(0), help="Time limit of the run.")
-@click.option("--redo", multiple=True, type=click.Choice(list(STAGES)), help="Run this stage from its beginning.")
+@click.option(
+    "--redo", multiple=True, metavar="STAGE", type=click.Choice(list(STAGES)), help="Run this stage from its beginning."
+)
 @click.option("--dry-run", is_flag=True, help="Walk through all stages on the CPU with tiny sizes, in OUT/dry-run.")
 def gpu(
     out: Path, wheels: Path | None, photos: Path | None, minutes: float, redo: tuple[str, ...], dry_run: bool
