@@ -18,6 +18,8 @@ _HOLE = bytes(32)
 _READ_AHEAD = 8
 # More than this left over, and not all the same byte, is not analysed.
 _MAX_STRAY = 4096
+# Short segments: damage in the last one may leave over a part of itself, which are no blocks either.
+_MAX_STRAY_AFTER_RESTARTS = 64
 # Encoders write about ten scans; thousands are a bomb that takes minutes to decode.
 _MAX_SCANS = 200
 
@@ -87,9 +89,9 @@ def _is_stray(content: bytes, size: int) -> bool:
         return len(data) - len(data.rstrip(left_over[:1])) <= size + _READ_AHEAD
     if _hole(content, scan) >= 0:
         return False
-    if not structure.is_sequential or len(scan.components) < structure.components or scan.restart_interval:
+    if not structure.is_sequential or len(scan.components) < structure.components:
         return size <= _READ_AHEAD
-    if size > _MAX_STRAY:
+    if size > (_MAX_STRAY_AFTER_RESTARTS if scan.restart_interval else _MAX_STRAY):
         return False
     return not _are_whole_blocks(data[-size - _READ_AHEAD - 1 :].replace(b"\xff\x00", b"\xff"), scan)
 
