@@ -42,11 +42,13 @@ def test_modules_in_node(name: str, tmp_path: Path) -> None:
 
 
 @needs_typescript
+@pytest.mark.slow
 def test_types_of_the_modules(tmp_path: Path) -> None:
     assert _errors(HERE, HERE / "tsconfig.json") == ""
 
 
 @needs_typescript
+@pytest.mark.slow
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:
     """Otherwise the check above would pass whatever the modules say."""
     for path in MODULES:
