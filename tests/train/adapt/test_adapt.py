@@ -122,6 +122,12 @@ def test_features_are_computed_once(photos, base, tmp_path, monkeypatch):
     assert first.measured == second.measured
 
 
+def test_features_of_another_model_are_not_used(photos, base, tmp_path):
+    wider = {"keys": np.array(["other|x|1|1"]), "vectors": np.ones((1, 7), np.float32)}
+    np.savez(tmp_path / "f.npz", **wider, thumbnails=np.zeros((1, 16, 18, 3), np.uint8))
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+
+
 def test_a_damaged_cache_is_only_a_cache(photos, base, tmp_path):
     (tmp_path / "f.npz").write_bytes(b"PK not whole")
     adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")

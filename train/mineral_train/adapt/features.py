@@ -56,7 +56,9 @@ class FeatureCache:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 keys, vectors, thumbs = (arrays[name] for name in ("keys", "vectors", "thumbnails"))
-            self._entries = {str(k): (v, t) for k, v, t in zip(keys, vectors, thumbs, strict=True)}
+            entries = zip(keys.tolist(), vectors, thumbs, strict=True)
+            # Of another model the vectors are useless here, and of another length.
+            self._entries = {key: (v, t) for key, v, t in entries if key.startswith(f"{self._model}|")}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # none yet, or damaged: it is only a cache
 

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 #: Inverse strengths of the L2 penalty that are compared.
-STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FOLDS = 5
 _PRIOR_SCALE = 10.0  # the old logit counts a hundred times less in the penalty than a feature
 _IMAGES_FOR_CHOICE = 2000  # with more, the choice of the penalty takes minutes and is the same
