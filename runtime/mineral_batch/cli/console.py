@@ -88,3 +88,8 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     if package not in _EXTRA_OF:
         raise error
     return f"the Python package '{package}' is not installed; this command needs it: {pip_install(_EXTRA_OF[package])}"
+
+
+def counted(number: int, noun: str = "image") -> str:
+    """`1 image`, `1,383 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

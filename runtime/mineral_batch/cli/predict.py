@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from mineral_batch.cli.config import chosen_options
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, say
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cuda.probe import first_gpu
@@ -216,28 +216,28 @@ def _introduction(predictor: Predictor, *, is_starter: bool) -> list[str]:
 
 
 def _stopped(summary: RunSummary | None, output: Path) -> str:
-    done = f" after {summary.predicted + summary.failed} images" if summary else ""
+    done = f" after {counted(summary.predicted + summary.failed)}" if summary else ""
     partial = f" (so far: {output / PARTIAL})" if summary and summary.predicted else ""
     return f"Stopped{done}. Results saved in {output}{partial}; rerun the same command to resume."
 
 
 def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
     new, reused = summary.new, summary.reused
-    lines = [f"{new} images in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
+    lines = [f"{counted(new)} in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
     if reused:
-        lines.append(f"{reused} {'more images' if new else 'images, all of them,'} were done by an earlier run")
+        lines.append(f"{counted(reused, 'more image' if new else 'image')} already done by an earlier run")
     if summary.damaged:
-        lines.append(f"{summary.damaged} saved results were damaged on disk; their images were predicted again")
+        lines.append(f"{counted(summary.damaged, 'saved result')} damaged on disk; predicted again")
     if summary.kept:
-        lines.append(f"{summary.kept} rows are from earlier runs, not of these inputs (--prune removes them)")
+        lines.append(f"{counted(summary.kept, 'row')} of earlier runs, not of these inputs (--prune removes them)")
     if summary.failed:
-        lines.append(f"{summary.failed} images could not be read: {output / FAILURES}")
+        lines.append(f"{counted(summary.failed)} could not be read: {output / FAILURES}")
     lines += [summary.not_read] if summary.not_read else []
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     minerals = summary.counts.minerals if summary.counts else Counter()
-    lines += [f"  {name:<20} in {n} images" for name, n in minerals.most_common(_SHOWN)]
+    lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:
-        lines.append(f"  and {len(minerals) - _SHOWN} more minerals")
+        lines.append(f"  and {counted(len(minerals) - _SHOWN, 'more mineral')}")
     if summary.counts and summary.counts.blank:
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "

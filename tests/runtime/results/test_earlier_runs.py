@@ -59,7 +59,7 @@ def test_other_inputs_add_their_rows(predict: Any) -> None:
     assert done.exit_code == 0
     assert paths() == DAY1 + DAY2
     assert "2 images in" in done.stdout
-    assert "3 rows are from earlier runs, not of these inputs (--prune removes them)" in done.stdout
+    assert "3 rows of earlier runs, not of these inputs (--prune removes them)" in done.stdout
     assert [json.loads(line)["path"] for line in Path("out/predictions.jsonl").read_text().splitlines()] == DAY1 + DAY2
     assert manifest()["pictures"]["of_other_inputs"] == 3
     assert list(check("out")) == []
@@ -72,7 +72,7 @@ def test_the_order_of_runs_and_an_interruption_change_no_row(predict: Any) -> No
     with sqlite3.connect("out/journal.sqlite") as db:  # as if the second run had been killed before its last image
         db.execute("DELETE FROM result WHERE name = ?", (b"day2/1.png",))
     db.close()
-    assert "1 images in" in predict("day2").stdout
+    assert "1 image in" in predict("day2").stdout
     assert Path("out/predictions.csv").read_bytes() == together
 
 
@@ -196,7 +196,7 @@ def test_a_damaged_result_is_predicted_again_and_counted(predict: Any, change: t
         db.execute(f"UPDATE result SET {change[0]} WHERE name = ?", (change[1], b"day1/1.png"))
     db.close()
     done = predict("day1", "--columns", "size")
-    assert "1 saved results were damaged on disk; their images were predicted again" in done.stdout
+    assert "1 saved result damaged on disk; predicted again" in done.stdout
     assert Path("out/predictions.csv").read_bytes() == before
     assert manifest()["pictures"]["damaged_results_predicted_again"] == 1
 
@@ -222,7 +222,7 @@ def test_a_journal_without_checksums_is_brought_up_to_date(predict: Any) -> None
         db.execute("PRAGMA user_version = 1")
     db.close()
     done = predict("day1", "--columns", "captured,gps")
-    assert "3 images, all of them, were done by an earlier run" in done.stdout
+    assert "3 images already done by an earlier run" in done.stdout
     assert Path("out/predictions.csv").read_bytes() == before
 
 
