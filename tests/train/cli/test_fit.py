@@ -139,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Trainer, "_validate", interrupted)
     result = run(tmp_path)
     assert result.exit_code == 130
-    assert "no state was saved yet" in result.output
+    assert "the same command resumes from the last state saved" in result.output
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, coloured_manifest, labels, tmp_path):

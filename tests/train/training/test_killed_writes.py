@@ -59,7 +59,7 @@ def _run(*arguments):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that a kill costs no start of Python")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_kill_at_any_operation_costs_nothing_but_time(tiny_config, coloured_manifest, tmp_path):
-    config = TrainConfig(tiny_config("test_vit"), pretrained="none", epochs=2, batch=8, lr=1e-3, ema=0.9)
+    config = TrainConfig(tiny_config("test_vit"), pretrained="none", epochs=2, batch=16, lr=1e-3)
     assert _run(config, coloured_manifest, tmp_path / "whole", 0) == 0
     operations = int((tmp_path / "whole.operations").read_text("utf-8"))
     assert operations > 20

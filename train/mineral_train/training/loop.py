@@ -195,6 +195,8 @@ class Trainer:
     def _epoch(self, reporter: Reporter) -> EpochRecord:
         start, epoch = time.perf_counter(), self.progress.epoch + 1
         lr, train_loss = self._train(epoch, reporter)
+        if epoch == 1:
+            self._save()  # a kill after the first checkpoint must find a state beside it
         try:
             scores, val_loss = self._validate()
         except (RunStopped, DataError):
