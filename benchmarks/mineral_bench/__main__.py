@@ -3,4 +3,4 @@
 from mineral_bench.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="python -m mineral_bench")
+    main(prog_name="mineral-bench")

@@ -3,4 +3,4 @@
 from mineral_export.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="python -m mineral_export")
+    main(prog_name="mineral-export")

@@ -3,4 +3,4 @@
 from mineral_batch.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="python -m mineral_batch")
+    main(prog_name="mineral-batch")

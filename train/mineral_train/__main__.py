@@ -3,4 +3,4 @@
 from mineral_train.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="python -m mineral_train")
+    main(prog_name="mineral-train")

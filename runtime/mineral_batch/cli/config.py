@@ -9,6 +9,43 @@ from typing import Any
 
 import click
 
+#: The commands of all four programs, which may share one file.
+COMMANDS = frozenset(
+    [
+        "predict",
+        "evaluate",
+        "check",
+        "report",
+        "review",
+        "explain",
+        "info",
+        "doctor",
+        "data",
+        "fit",
+        "adapt",
+        "tables",
+        "calibrate",
+        "familiarity",
+        "synth",
+        "onnx",
+        "fp16",
+        "fp8",
+        "int8",
+        "trt",
+        "triton",
+        "verify",
+        "throughput",
+        "decode",
+        "peers",
+        "engines",
+        "accuracy",
+        "scaling",
+        "memory",
+        "feed",
+        "gpu",
+        "gpu-pieces",
+    ]
+)
 #: Where a context's `meta` has the name of the file.
 CONFIG = "mineral_batch.config"
 
@@ -41,15 +78,25 @@ def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path} is not a TOML file: {error}") from None
     name = ctx.command.name or ""
+    _check_tables(path, tables, name)
     values = tables.get(name, {})
-    if not isinstance(values, dict):
-        raise click.UsageError(f"{path}: write the options of {name} below a line [{name}]")
     parameters = _parameters(ctx.command)
     for key in values:
         if key.replace("_", "-") not in parameters:
             raise click.UsageError(_unknown(path, name, key, parameters))
     ctx.default_map = {parameters[key.replace("_", "-")]: value for key, value in values.items()}
     ctx.meta[CONFIG] = str(path)
+
+
+def _check_tables(path: Path, tables: dict[str, Any], command: str) -> None:
+    """Refuse what no command would ever read: it would be ignored in silence."""
+    for name, content in tables.items():
+        if not isinstance(content, dict):
+            raise click.UsageError(f"{path}: {name} is in no table; write the options of {command} below a line [{command}]")
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            guess = f"; did you mean [{near[0]}]?" if near else f"; there are: {', '.join(sorted(COMMANDS))}"
+            raise click.UsageError(f"{path}: no command is called {name}{guess}")
 
 
 def _parameters(command: click.Command) -> dict[str, str]:

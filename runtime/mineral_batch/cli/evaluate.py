@@ -23,6 +23,7 @@ from mineral_batch.files import write_file
 from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_batch.model.starter import starter_path
 from mineral_batch.results.csv import write_csv
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ _SHOWN = 5
     metavar="NUMBER|MODEL",
     help="Apply one threshold (0.5) or those of an ONNX file; default: take the column `minerals`.",
 )
-@click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9; needs --model.")
-@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted, which gets the thresholds.")
+@click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
+@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")
+@click.option(
+    "-o", "--output", type=_FILE, help="With --tune: write the model with its new thresholds here; default: in place."
+)
 @click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
 @click.option("--dataset", help="With --record: a description of the images; default: the name of LABELS.")
 @click.option(
@@ -75,6 +79,7 @@ def evaluate(
     thresholds: str | None,
     tune: str | None,
     model: Path | None,
+    output: Path | None,
     record: Path | None,
     dataset: str | None,
     bootstrap: int,
@@ -96,7 +101,7 @@ def evaluate(
     """
     compared = _Comparison(predictions, labels, split, bootstrap)
     rule = Rule.parse(tune) if tune else None
-    contract = _to_tune(rule, model)
+    contract = _to_tune(rule, model, output)
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     joined = join(predictions, labels, split, known.labels if known else None)
@@ -110,21 +115,25 @@ def evaluate(
         write_file(json_file, f"{record_text}\n")
     if csv_file:
         write_csv(csv_file, _CSV_COLUMNS, _six_digits(_rows(result)))
-    if model and contract and tuning:
-        write_contract(model, _tuned(contract, tuning, joined, compared))
-        click.echo("\n".join(_tuning_text(tuning, contract, model, split)))
+    if contract and tuning:
+        target = _tuned_file(model or starter_path(), output)
+        write_contract(target, _tuned(contract, tuning, joined, compared))
+        click.echo("\n".join(_tuning_text(tuning, contract, target, split)))
     if record:
         measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
         click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} images into {record}.")
 
 
-def _to_tune(rule: Rule | None, model: Path | None) -> ModelContract | None:
+def _to_tune(rule: Rule | None, model: Path | None, output: Path | None) -> ModelContract | None:
     """The contract of the model that gets thresholds; None where there is nothing to tune."""
-    if rule is None and model is None:
+    if rule is None:
+        if model or output:
+            raise click.UsageError("--model and --output need --tune f1, precision=0.9 or recall=0.9")
         return None
-    if rule is None or model is None:
-        raise click.UsageError("--tune and --model go together: --tune f1 --model model.onnx")
+    if model is None and output is None:
+        raise click.UsageError(f"--tune {rule} needs --model FILE, or -o FILE for a copy of the starter model")
+    model = model or starter_path()
     contract = read_contract(model)
     if rule.goal != "f1" and not contract.is_calibrated:
         raise ContractError(
@@ -132,6 +141,14 @@ def _to_tune(rule: Rule | None, model: Path | None) -> ModelContract | None:
             f"{calibrate_command(model)}"
         )
     return contract
+
+
+def _tuned_file(model: Path, output: Path | None) -> Path:
+    """The file that gets the thresholds: the model itself, or its copy."""
+    if output is None:
+        return model
+    write_file(output, model.read_bytes())
+    return output
 
 
 def _in_words(compared: _Comparison) -> str:
@@ -269,20 +286,20 @@ def _calibration_lines(figures: CalibrationFigures) -> list[str]:
         )
     ]
     return [
-        "Do the probabilities mean what they say? Beside the model: always giving a mineral its prevalence here.",
+        "Calibration, compared with always predicting the prevalence in these images:",
         f"{'':<9}{'model':>10}{'prevalence':>12}",
         *rows,
         *textwrap.wrap(f"ECE: {ECE_DEFINITION}; log loss and Brier score: means over all decisions.", 100),
-        f"Minerals in a photograph: {figures.labels_predicted:.2f} by the sum of the probabilities, "
+        f"Minerals per image: {figures.labels_predicted:.2f} by the sum of the probabilities, "
         f"{figures.labels_true:.2f} labelled.",
     ]
 
 
 def _decision_lines(result: Evaluation) -> list[str]:
     found = result.decisions
-    by = "the thresholds above" if result.thresholds else "the column minerals"
+    by = "the thresholds above" if result.thresholds else "the `minerals` column"
     return [
-        f"What was called present by {by}:",
+        f"Decisions by {by}:",
         "per class  CP {:.4f}  CR {:.4f}  CF1 {:.4f}".format(*found.per_class) + f"  macro-F1 {found.macro_f1:.4f}",
         "overall    OP {:.4f}  OR {:.4f}  OF1 {:.4f}".format(*found.overall),
     ]
@@ -313,9 +330,9 @@ def _tuning_text(tuning: Tuning, contract: ModelContract, model: Path, split: st
 
 
 def _f1_changes(tuning: Tuning) -> str:
-    """How many minerals gained and lost: `F1 rises for 3 minerals, falls for 1, stays for 32`."""
+    """How many minerals gained and lost: `F1 rises for 3, falls for 1, is unchanged for 32 minerals`."""
     difference = tuning.after.f1 - tuning.before.f1
-    counts = {"rises": (difference > 0).sum(), "falls": (difference < 0).sum(), "stays": (difference == 0).sum()}
+    counts = {"rises": (difference > 0).sum(), "falls": (difference < 0).sum(), "is unchanged": (difference == 0).sum()}
     return "F1 " + ", ".join(f"{what} for {count}" for what, count in counts.items() if count) + " minerals"
 
 
@@ -323,9 +340,11 @@ def _promise_lines(tuning: Tuning, labels: Sequence[str]) -> list[str]:
     unknown = tuning.without_promise(labels)
     promised = len(labels) - len(unknown)
     goal = f"{tuning.rule.goal} of at least {tuning.rule.value:g}"
-    lines = [f"A {goal} is promised with {CONFIDENCE:.0%} confidence for {promised} of {len(labels)} minerals."]
+    lines = [f"A {goal} is guaranteed with {CONFIDENCE:.0%} confidence for {promised} of {len(labels)} minerals."]
+    if not promised:
+        lines.append("Warning: these images guarantee it for no mineral; the thresholds rest on the calibration alone.")
     if unknown:
-        text = f"Too few photographs to promise it, so that only the calibration speaks for them: {', '.join(unknown)}."
+        text = f"Too few images for a guarantee; only the calibration supports the threshold: {', '.join(unknown)}."
         lines += textwrap.wrap(text, 100)
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import mineral_batch.cli
 import mineral_bench.cli
 import mineral_export.cli
 import mineral_train.cli
+from mineral_batch.cli.config import COMMANDS
 
 pytest.importorskip("onnxruntime")
 
@@ -106,4 +108,25 @@ def test_every_command_has_the_option_and_a_prefix_for_the_environment(package: 
 @pytest.mark.parametrize("package", ["mineral_batch", "mineral_train", "mineral_export", "mineral_bench"])
 def test_python_m_runs_the_command(package: str) -> None:
     done = subprocess.run([sys.executable, "-m", package, "--help"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"Usage: python -m {package} [OPTIONS] COMMAND")
+    assert done.stdout.startswith(f"Usage: {package.replace('_', '-')} [OPTIONS] COMMAND")
+
+
+def test_the_tables_of_a_file_are_the_commands_of_the_four_programs() -> None:
+    packages = ("mineral_batch", "mineral_train", "mineral_export", "mineral_bench")
+    names = {name for package in packages for name in importlib.import_module(f"{package}.cli")._COMMANDS}
+    assert names == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[predikt]\nbatch-size = 3\n", "no command is called predikt; did you mean [predict]?"),
+        ("batch-size = 3\n", "batch-size is in no table; write the options of predict below a line [predict]"),
+    ],
+)
+def test_what_no_command_would_read_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    done = CliRunner().invoke(mineral_batch.cli.main, ["predict", str(tmp_path), "--config", str(file)])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())

@@ -210,7 +210,7 @@ def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
     assert after > before
     assert f"before  macro-F1 {before:.4f}" in out
     assert f"after   macro-F1 {after:.4f}" in out
-    assert re.search(r"Wrote thresholds by f1 into .*: F1 rises for 3, stays for 1 minerals", out)
+    assert re.search(r"Wrote thresholds by f1 into .*: F1 rises for 3, is unchanged for 1 minerals", out)
     assert "optimistic" not in out
     assert contract.provenance == {
         "by": "me",
@@ -225,7 +225,7 @@ def test_a_threshold_stays_where_f1_stays(world):
     run(world.predictions(), world.labels(), "--split", "val", "--tune", "f1", "--model", model)
     first = read_contract(model).thresholds
     out = run(world.predictions(), world.labels(), "--split", "val", "--tune", "f1", "--model", model).stdout
-    assert "F1 stays for 4 minerals" in out
+    assert "F1 is unchanged for 4 minerals" in out
     assert read_contract(model).thresholds == first
 
 
@@ -242,7 +242,7 @@ def test_precision_thresholds_name_the_minerals_without_a_promise(world):
     model, target = calibrated(world.model()), world.folder / "report.json"
     arguments = ("--tune", "precision=0.9", "--model", model, "--json", target)
     out = run(world.predictions(), world.labels(), *arguments).stdout
-    assert "A precision of at least 0.9 is promised with 95% confidence for 1 of 4 minerals." in out
+    assert "A precision of at least 0.9 is guaranteed with 95% confidence for 1 of 4 minerals." in out
     assert "gold, quartz, topaz." in " ".join(out.split())
     contract = read_contract(model)
     assert contract.thresholds == pytest.approx((0.05, 0.9, 0.9, 0.9), abs=0.051)
@@ -265,9 +265,21 @@ def test_an_unknown_rule_lists_those_there_are(world, rule):
     assert f"'{rule}' is not a rule for thresholds: f1, precision=0.9 or recall=0.9" in message
 
 
-def test_tune_and_model_go_together(world):
-    for option in (["--tune", "f1"], ["--model", str(world.model())]):
-        assert "--tune and --model go together" in run(world.predictions(), world.labels(), *option, code=2).stderr
+def test_tune_needs_a_model_or_a_place_for_a_copy_of_the_starter(world):
+    alone = run(world.predictions(), world.labels(), "--tune", "precision=0.9", code=2).stderr
+    assert "--tune precision=0.9 needs --model FILE, or -o FILE for a copy of the starter model" in " ".join(
+        alone.split()
+    )
+    for option in (["--model", str(world.model())], ["-o", str(world.folder / "new.onnx")]):
+        assert "--model and --output need --tune" in run(world.predictions(), world.labels(), *option, code=2).stderr
+
+
+def test_tuned_thresholds_go_into_a_copy_and_leave_the_model_alone(world):
+    model, copy = world.model(), world.folder / "tuned.onnx"
+    before = model.read_bytes()
+    run(world.predictions(), world.labels(), "--tune", "f1", "--model", model, "-o", copy)
+    assert model.read_bytes() == before
+    assert read_contract(copy).thresholds != read_contract(model).thresholds
 
 
 def test_record_writes_what_was_measured_into_the_model(world):

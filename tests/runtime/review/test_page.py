@@ -62,7 +62,10 @@ def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, re
     progress(page, "2 of 5 labelled")
     page.keyboard.press("Shift+U")
     progress(page, "2 of 5 labelled, 1 unsure")
-    page.keyboard.type("zircon")  # a label that the model does not know
+    page.keyboard.type("zircon")  # a label that the model does not know is asked for twice
+    page.keyboard.press("Enter")
+    assert "not a label yet" in page.text_content("#found")
+    assert "zircon" not in page.text_content("#chosen")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     progress(page, "3 of 5 labelled, 1 unsure")

@@ -181,7 +181,7 @@ def test_a_model_that_got_worse_is_not_written(photos, base, tmp_path, monkeypat
 def test_photographs_that_cannot_be_read_are_left_out_and_named(photos, base, tmp_path):
     (tmp_path / "7.png").write_bytes(b"not an image")
     out = adapt(photos, base, tmp_path / "mine.onnx", code=3)
-    assert "1 photographs could not be read" in out
+    assert "1 photograph could not be read" in out
     assert "7.png" in out
     assert read_contract(tmp_path / "mine.onnx").measured.images == 59
 

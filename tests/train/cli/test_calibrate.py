@@ -141,7 +141,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, coloured_m
     rows = read_manifest(folder / "manifest.csv", LABELS).select("val")
     Path(rows[0].path).write_bytes(b"not an image")
     result = calibrate(onnx_file, folder / "manifest.csv", code=3)
-    assert f"1 images could not be read and were left out, the first: {rows[0].path}" in result.stderr
+    assert f"1 image could not be read and left out, the first: {rows[0].path}" in result.stderr
     assert read_contract(onnx_file).calibration.images == 11
 
 

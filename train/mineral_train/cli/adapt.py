@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
+from mineral_batch.system import pip_install
 from mineral_train.adapt import compare
 from mineral_train.adapt import run as adapting
 from mineral_train.data.folders import TableFormat
@@ -65,6 +67,9 @@ def adapt(
     the fit (5-fold cross-validation; photographs of one specimen and near-duplicates stay together).
     """
     start = time.monotonic()
+    missing = [name for name in ("onnx", "sklearn") if find_spec(name) is None]
+    if missing:
+        raise DataError(f"adapt needs the Python package {' and '.join(missing)}: {pip_install('adapt')}")
     base = base or starter_path()
     if not output.absolute().parent.is_dir():
         raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
@@ -93,7 +98,7 @@ def adapt(
     if result.failures:
         first = result.failures[0]
         click.echo(
-            f"{len(result.failures)} photographs could not be read and were left out; the first: {first.path}: "
+            f"{counted(len(result.failures), 'photograph')} could not be read and left out; the first: {first.path}: "
             f"{first.reason}",
             err=True,
         )
@@ -103,7 +108,7 @@ def adapt(
 def _about(photos: adapting.LabelledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     own = [label for label in photos.labels if label not in known]
     yield (
-        f"{len(photos.rows):,} photographs, {len(photos.labels)} labels"
+        f"{counted(len(photos.rows), 'photograph')}, {counted(len(photos.labels), 'label')}"
         + (f", {len(own)} of them new to the model: {', '.join(own[:5])}" if own else "")
         + (" and more" if len(own) > 5 else "")
     )

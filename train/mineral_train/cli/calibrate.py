@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.thresholds import Rule
 from mineral_train.data.manifest import SPLITS, read_manifest
@@ -52,7 +52,7 @@ def calibrate(
     click.echo("\n".join(report(contract, output or model)))
     if failures:
         first = failures[0].path
-        click.echo(f"{len(failures)} images could not be read and were left out, the first: {first}", err=True)
+        click.echo(f"{counted(len(failures))} could not be read and left out, the first: {first}", err=True)
         context.exit(EXIT_SOME_IMAGES_FAILED)
 
 

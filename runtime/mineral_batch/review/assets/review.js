@@ -6,7 +6,7 @@ const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 const page = {
   labels: [], images: 0, counts: {}, size: 60,
   items: [], at: 0, next: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
-  chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false,
+  chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false, confirming: null,
 };
 
 class Refused extends Error {}
@@ -198,7 +198,8 @@ function showFound() {
   const found = matching(page.labels, text);
   const entries = found.map((label) => option(label, label));
   if (text && !page.labels.some((label) => label.toLowerCase() === text.toLowerCase())) {
-    entries.push(option(text, `Add the label “${text}”`));
+    const isAsked = page.confirming === text;
+    entries.push(option(text, isAsked ? `“${text}” is not a label yet: Enter again adds it` : `New label “${text}”`));
   }
   $("found").replaceChildren(...entries);
 }
@@ -212,8 +213,16 @@ function option(label, text) {
   return entry;
 }
 
+/** Choose a label that was searched for; a new one only when it is confirmed, as a slip of the finger is none. */
 function pick(label) {
-  if (!page.labels.includes(label)) page.labels.push(label);
+  if (!page.labels.includes(label)) {
+    if (page.confirming !== label) {
+      page.confirming = label;
+      return showFound();
+    }
+    page.labels.push(label);
+  }
+  page.confirming = null;
   page.chosen.add(label);
   $("search").value = "";
   showChoice();
