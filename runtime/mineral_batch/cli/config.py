@@ -92,7 +92,9 @@ def _check_tables(path: Path, tables: dict[str, Any], command: str) -> None:
     """Refuse what no command would ever read: it would be ignored in silence."""
     for name, content in tables.items():
         if not isinstance(content, dict):
-            raise click.UsageError(f"{path}: {name} is in no table; write the options of {command} below a line [{command}]")
+            raise click.UsageError(
+                f"{path}: {name} is in no table; write the options of {command} below a line [{command}]"
+            )
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             guess = f"; did you mean [{near[0]}]?" if near else f"; there are: {', '.join(sorted(COMMANDS))}"
