@@ -198,7 +198,7 @@ def test_an_output_in_no_folder_is_one_line(download: Path, tmp_path: Path) -> N
 
 @pytest.mark.photos
 def test_real_photographs_keep_their_split(tmp_path: Path) -> None:
-    folder = Path(os.environ.get("MINERAL_PHOTOS", Path(__file__).parents[2].parent / "shared" / "photos"))
+    folder = Path(os.environ.get("MINERAL_PHOTOS", Path(__file__).parents[3].parent / "shared" / "photos"))
     if not (folder / "manifest.csv").is_file():
         pytest.skip(f"no photographs: {folder} has no manifest.csv; set MINERAL_PHOTOS")
     records = rows_of(folder / "manifest.csv")[:60]
