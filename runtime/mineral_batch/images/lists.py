@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_list(file: str | Path) -> list[ListedName]:
-    """Read a list of inputs, one a line or separated by NUL bytes; `-` is the standard input.
+    """Read a list of inputs, one per line or separated by NUL bytes; `-` is the standard input.
 
     UTF-8 and UTF-16 with a byte order mark, which Windows PowerShell writes, are understood; without one, a name is
     any bytes.

@@ -52,7 +52,7 @@ class Inputs:
         if self.missing:
             lines.append(f"no such file or folder: {listed(self.missing)}")
         if self.empty:
-            lines.append(f"no images in {listed(self.empty)}: is a drive not mounted?")
+            lines.append(f"no images in {listed(self.empty)}: is the drive mounted?")
         return lines
 
 
@@ -84,7 +84,7 @@ def _exists(name: str) -> bool:
 def _refuse_list(name: str) -> None:
     path = Path(name)
     if path.suffix.lower() in _LIST_SUFFIXES and path.is_file():
-        raise DataError(f"{name} is not an image: if it lists images, one a line, give it as --list {name}")
+        raise DataError(f"{name} is not an image: if it lists images, one per line, give it as --list {name}")
 
 
 def _may_be_empty(name: str) -> bool:

@@ -104,8 +104,8 @@ def test_an_input_without_images_is_a_warning_at_both_ends(predict: Any) -> None
     Path("empty").mkdir()
     done = predict("empty", "day1")
     assert done.exit_code == 0
-    assert "Warning: no images in empty: is a drive not mounted?" in done.stderr
-    assert "Warning: no images in empty: is a drive not mounted?" in done.stdout
+    assert "Warning: no images in empty: is the drive mounted?" in done.stderr
+    assert "Warning: no images in empty: is the drive mounted?" in done.stdout
     assert manifest()["inputs_without_images"] == ["empty"]
 
 

@@ -98,7 +98,7 @@ def test_a_checkpoint_answers_calibrated_and_makes_the_same_decisions(checkpoint
     assert found.after.log_loss < found.before.log_loss
     assert contract.provenance == {"by": "me"}
     assert "12 images (split val of manifest.csv)" in output
-    assert "in none of these images, so that the map of all minerals stands for them: quartz" in output
+    assert "in none of these images, so the common map is used for them: quartz" in output
 
 
 def test_an_onnx_file_answers_calibrated_and_keeps_its_form(onnx_file, coloured_manifest, tmp_path):

@@ -7,10 +7,10 @@ from mineral_batch.cli.console import LazyGroup
 _COMMANDS = {
     "fit": ("mineral_train.cli.fit:fit", "Train a model on a manifest; resumes where it stopped."),
     "data": ("mineral_train.cli.data:data", "Make a manifest from folders or a CSV: check, merge, split."),
-    "calibrate": ("mineral_train.cli.calibrate:calibrate", "Make a model's probabilities mean what they say."),
+    "calibrate": ("mineral_train.cli.calibrate:calibrate", "Calibrate a model's probabilities on labelled images."),
     "familiarity": (
         "mineral_train.cli.familiarity:familiarity",
-        "Let a model say what is unlike its training images.",
+        "Add a score of how familiar an image is to a model.",
     ),
     "adapt": ("mineral_train.cli.adapt:adapt", "Fit a model of your own from labelled photographs, in minutes."),
     "synth": ("mineral_train.cli.synth:synth", "Generate labelled synthetic specimen images."),

@@ -91,7 +91,7 @@ def recipe_options(*, shown: bool) -> Decorator:
         setting("--batch", "Images per optimiser step, over all GPUs.", shown=True),
         setting("--lr", "Peak learning rate.", shown=True),
         setting("--accumulate", "Split each GPU's share of a batch to fit its memory.", shown=shown),
-        setting("--positive-weight", "Weigh rare labels up in the loss.", recipes.PositiveWeight, shown=shown),
+        setting("--positive-weight", "Give rare labels more weight in the loss.", recipes.PositiveWeight, shown=shown),
         setting("--smoothing", "Label smoothing.", shown=shown),
         setting("--augment", "RandAugment policy in timm's notation, or none.", shown=shown),
         setting("--flip", "Probability of the mirror image.", shown=shown),
@@ -122,7 +122,7 @@ def run_options(*, shown: bool) -> Decorator:
         click.option("--cache", is_flag=True, help="Keep decoded images in shared memory.", hidden=not shown),
         click.option("--compile", is_flag=True, help="Compile the model with torch.compile.", hidden=not shown),
         click.option(
-            "--deterministic", is_flag=True, help="Equal bits each time; slower: one CPU thread.", hidden=not shown
+            "--deterministic", is_flag=True, help="Bit-identical results; slower: one CPU thread.", hidden=not shown
         ),
         click.option("--skip-damaged", is_flag=True, help="Go on without images that cannot be decoded."),
         click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs.", hidden=not shown),

@@ -37,7 +37,7 @@ def calibrate(
 ) -> None:
     """Calibrate MODEL (a run's folder or an ONNX file) on a split of MANIFEST that it was not trained on.
 
-    Afterwards a probability says how often such an answer is right: of the answers of 0.8, eight in ten. The ranking
+    Afterwards a probability says how often such an answer is right: 80 % of answers given as 0.8 are right. The ranking
     of the images is the same as before, and so is the average precision. Thresholds move with the probabilities, so
     that the same minerals are called present as before, unless --tune chooses new ones; thresholds that were all left
     at 0.5 stay there.
@@ -71,8 +71,7 @@ def report(contract: ModelContract, target: Path) -> list[str]:
     if without:
         more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
         lines.append(
-            f"  in none of these images, so that the map of all minerals stands for them: "
-            f"{', '.join(without[:_SHOWN])}{more}"
+            f"  in none of these images, so the common map is used for them: {', '.join(without[:_SHOWN])}{more}"
         )
     origin = contract.provenance.get("thresholds")
     if isinstance(origin, dict):

@@ -42,7 +42,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     "--labels",
     "label_set",
     metavar=f"FILE|{FOLDERS}",
-    help=f"Own label set: a text file, one a line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
+    help=f"Own label set: a text file, one per line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
 )
 @click.option("--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set.")
 @click.option("--path-column", default="path", show_default=True, help="CSV column of paths.")
@@ -69,7 +69,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     type=click.IntRange(-1, 16),
     default=MAX_DISTANCE,
     show_default=True,
-    help="Most bits of 64 by which hashes of near-duplicates differ; -1 switches the search off.",
+    help="Largest difference between the hashes of near-duplicates, in bits of 64; -1: no search.",
 )
 @click.option(
     "--duplicate-correlation",

@@ -24,7 +24,7 @@ def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -
     """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
 
     Afterwards `mineral-batch predict --columns familiarity` says for every image how many training images look stranger
-    to the model: 0.03 means that it is stranger than 97 % of them. It is a question of its own: a photograph of a
+    to the model: 0.03 means that it is stranger than 97 % of them. It says nothing about minerals: a photo of a
     mineral that is not among the labels is familiar, and has low probabilities.
     """
     from tqdm import tqdm

@@ -32,14 +32,14 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 @click.option("-n", "--number", type=int, required=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--size", type=int, default=384, show_default=True, help="Width and height, pixels.")
-@click.option("--max-minerals", type=int, default=3, show_default=True, help="Most minerals in one image, 1 to 6.")
+@click.option("--max-minerals", type=int, default=3, show_default=True, help="Maximum minerals per image, 1 to 6.")
 @click.option("--minerals", callback=_names, help="Only these, separated by commas.  [default: all 36]")
 @click.option(
     "--split",
     callback=_parts,
     default="18:1:1",
     show_default=True,
-    help="Parts of train, validation and test.",
+    help="Shares of train, validation and test.",
 )
 @click.option("--off-centre", is_flag=True, help="Place minerals anywhere in the image, not in its middle.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw images.")
