@@ -165,7 +165,7 @@ def test_onnx_runtime_computes_what_a_file_with_fp16_says(tmp_path):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
-    (expected,) = plain.run(None, {"pixels": pixels})
+    (expected,) = plain.run(["probabilities"], {"pixels": pixels})
     with open_artefact(target) as artefact:
         assert np.abs(artefact.predict(pixels) - expected).mean() < 0.02
 

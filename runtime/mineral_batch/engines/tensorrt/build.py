@@ -76,6 +76,7 @@ class Network:
         if not self._parser.parse_from_file(str(source)):
             raise BackendError(f"{library.name} {library.version} does not take {source}: {self._reason()}")
         _let_decompose(trt, self._network)
+        _drop_other_outputs(self._network)
 
     def layers(self) -> Layers:
         """Count the network's layers by precision."""
@@ -145,6 +146,12 @@ class Network:
         words = self._parser.get_error(0).desc() if self._parser.num_errors else self._messages.first()
         reason = " ".join(words.split()) or "it gives no reason"
         return f"{reason} {_ATTENTION}" if "Attention" in reason else reason
+
+
+def _drop_other_outputs(network: Any) -> None:
+    """Leave the probabilities, a graph's first output, as the only one: no engine computes maps or familiarity."""
+    for index in reversed(range(1, network.num_outputs)):
+        network.unmark_output(network.get_output(index))
 
 
 def _let_decompose(trt: Any, network: Any) -> None:
