@@ -16,6 +16,7 @@ from mineral_export.verify.staging import require_writable, staged_output
 
 #: Begins an export, says so and waits in the conversion.
 WAITING = """
+import signal
 import sys, time
 from pathlib import Path
 import click
@@ -29,6 +30,7 @@ def wait() -> None:
         print("begun", flush=True)
         time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 main._table["wait"] = ("wait_command:wait", "")
 sys.modules["wait_command"] = sys.modules["__main__"]
 main(["wait"])

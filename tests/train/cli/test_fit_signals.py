@@ -19,7 +19,8 @@ _OPTIONS = [
 ]  # fmt: skip
 # Sends itself the signal after the sixth step, in the second epoch, so that nothing depends on speed.
 _SIGNALLED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 from mineral_train.training.learner import Learner
 from mineral_train.cli import main
 number, step, count = int(sys.argv.pop()), Learner.step, [0]
