@@ -1,9 +1,10 @@
 """Convert a float32 graph to a typed FP16 graph: every tensor's type is in the file, none is left to the engine.
 
 TensorRT 11 and strongly typed networks of 10.12 take precision from the graph alone. What is sensitive stays float32:
-the image normalization, norms, softmax, and the last sigmoid, whose input is cast up before it. A LayerNorm takes
-and gives FP16 and computes in float32: ONNX says so with `stash_type` 1, and TensorRT does so by default
-(`INormalizationLayer.compute_precision`). Between two casts ONNX Runtime could not fuse it with the sum before it.
+the image normalization, norms, softmax, the last sigmoid, whose input is cast up before it, and the familiarity. A
+LayerNorm takes and gives FP16 and computes in float32: ONNX says so with `stash_type` 1, and TensorRT does so by
+default (`INormalizationLayer.compute_precision`). Between two casts ONNX Runtime could not fuse it with the sum
+before it.
 Inputs and outputs keep their types. An `Attention` operator is FP16, its softmax up to the engine: ONNX Runtime's
 CUDA kernels refuse the attribute `softmax_precision`, and flash attention sums in float32. A Q/DQ pair is FP16
 throughout, scale included: TensorRT recognizes a product of 8 bits only if nothing is in between.
@@ -24,7 +25,7 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from mineral_batch.errors import DataError
-from mineral_export.precision.qdq import DEQUANTIZE, QUANTIZE, is_quantized, with_half_scales
+from mineral_export.precision.qdq import DEQUANTIZE, QUANTIZE, is_quantized, side_nodes, with_half_scales
 from mineral_export.verify.convert import ExportedFile, convert_and_verify
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class _Graph:
         model: the float32 model with the type of every tensor inferred.
         floats: names of the tensors that are float32 in it.
         weights: its initializers by name.
+        beside: names of the tensors that the probabilities do not need.
         after: names of the tensors that come after a matrix operator.
         half: names of the tensors that are already FP16.
         nodes: the new nodes, in order.
@@ -124,6 +126,7 @@ class _Graph:
     floats: set[str]
     weights: dict[str, TensorProto]
     outputs: set[str]
+    beside: set[str]
     after: set[str] = field(default_factory=set)
     half: set[str] = field(default_factory=set)
     nodes: list[NodeProto] = field(default_factory=list)
@@ -137,7 +140,8 @@ class _Graph:
         floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
         weights = {weight.name: weight for weight in graph.initializer}
         floats |= {name for name, weight in weights.items() if weight.data_type == TensorProto.FLOAT}
-        return cls(model, floats, weights, {value.name for value in graph.output})
+        beside = {name for node in side_nodes(model) for name in node.output}
+        return cls(model, floats, weights, {value.name for value in graph.output}, beside)
 
     def rewrite(self, node: NodeProto) -> None:
         """Add the node in the type that it shall compute in, with the casts that its inputs need."""
@@ -161,7 +165,7 @@ class _Graph:
             return True
         if not self.floats.intersection(node.output):  # `Shape` and comparisons take what there is
             return bool(self.half.intersection(node.input))
-        if _computes_in_float32(node) or self.outputs.intersection(node.output):
+        if _computes_in_float32(node) or (self.outputs | self.beside).intersection(node.output):
             return False
         return bool(self.after.intersection(node.output))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 
 from mineral_batch.errors import BackendError
+from mineral_export.precision.qdq import side_nodes
 from mineral_export.precision.quantize import Method, quantize_within_budget
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def _by_modelopt(model: ModelProto, images: Iterable[Pixels]) -> ModelProto:
                 quantize_mode="fp8",
                 calibration_data={model.graph.input[0].name: np.stack(list(images))},
                 calibration_method="max",
+                nodes_to_exclude=[re.escape(node.name) for node in side_nodes(model)],
                 calibration_eps=["cpu"],
                 high_precision_dtype="fp32",
                 output_path=str(target),

@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from mineral_batch.errors import BackendError
 from mineral_batch.system import pip_install
-from mineral_export.precision.qdq import DEQUANTIZE, QUANTIZE
+from mineral_export.precision.qdq import DEQUANTIZE, QUANTIZE, side_nodes
 from mineral_export.precision.quantize import Method, Quantized, Rest, quantize_within_budget
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def quantize_by_nncf(model: ModelProto, calibration: Iterable[Pixels], count: in
             preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
             subset_size=count,
             model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+            ignored_scope=nncf.IgnoredScope(names=[node.name for node in side_nodes(model)]),
             advanced_parameters=_parameters(target),
         )
     if symmetric:

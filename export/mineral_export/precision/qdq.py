@@ -38,9 +38,31 @@ def quantized_layers(model: ModelProto) -> tuple[str, ...]:
     )
 
 
+def layer_count(model: ModelProto) -> int:
+    """Return the number of convolutions and matrix products that can be quantized."""
+    beside = {node.output[0] for node in side_nodes(model)}
+    return sum(node.op_type in LAYERS and node.output[0] not in beside for node in model.graph.node)
+
+
 def producers(model: ModelProto) -> dict[str, NodeProto]:
     """Return the node that computes each tensor."""
     return {name: node for node in model.graph.node for name in node.output}
+
+
+def side_nodes(model: ModelProto) -> list[NodeProto]:
+    """Return the nodes that the first output does not need: those of the familiarity.
+
+    No conversion changes them. They take differences, squares and a logarithm of the pooled features, and cost nothing
+    beside the rest of the graph.
+    """
+    made_by = producers(model)
+    needed, waiting = set(), [model.graph.output[0].name]
+    while waiting:
+        name = waiting.pop()
+        if name in made_by and name not in needed:
+            needed.update(made_by[name].output)
+            waiting.extend(made_by[name].input)
+    return [node for node in model.graph.node if not needed.intersection(node.output)]
 
 
 def weights_of(model: ModelProto) -> dict[str, TensorProto]:

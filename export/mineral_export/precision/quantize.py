@@ -14,7 +14,7 @@ from mineral_batch.model.onnx_file import read_contract
 from mineral_export.precision.calibration import MIN_CALIBRATION
 from mineral_export.precision.fp16 import converted
 from mineral_export.precision.layer_errors import layer_errors
-from mineral_export.precision.qdq import LAYERS, is_quantized, left_in_float32, packed, quantized_layers
+from mineral_export.precision.qdq import LAYERS, is_quantized, layer_count, left_in_float32, packed, quantized_layers
 from mineral_export.verify.convert import ExportedFile, convert_and_verify
 from mineral_export.verify.parity import ParityError
 from mineral_export.verify.samples import load_samples
@@ -158,8 +158,7 @@ def quantize_within_budget(
                 raise ParityError(f"{error}; tried with {tried}") from None
             errors = errors or layer_errors(model, full, calibration[:_MEASURED])
         else:
-            total = sum(node.op_type in LAYERS for node in model.graph.node)
-            return Quantized(exported, total, len(layers) - len(kept), kept, method.rest, errors)
+            return Quantized(exported, layer_count(model), len(layers) - len(kept), kept, method.rest, errors)
     raise AssertionError("the last attempt returns or raises")
 
 
