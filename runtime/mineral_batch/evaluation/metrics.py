@@ -145,6 +145,26 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_ap(
+    scores: Floats, truth: Bools, resamples: int, seed: int = 0, definition: Definition = EQUATION_6
+) -> NDArray[np.float64]:
+    """AP (resamples, L) of draws of N images with replacement; NaN for a label without positives in a draw.
+
+    The draws depend on N and the seed alone: two tables of scores for the same images are compared draw by draw.
+
+    Args:
+        scores: (N, L).
+        truth: (N, L) bool.
+        resamples: how many times to draw.
+        seed: of numpy's default generator.
+        definition: one of `DEFINITIONS`.
+    """
+    scores, truth = checked(scores, truth, ndim=2)
+    rankings = list(_rankings(scores, truth))
+    drawn = _resample_weights(len(scores), resamples, seed)
+    return np.concatenate([np.stack([r.ap(w, definition) for r in rankings], axis=1) for w in drawn])
+
+
 class Triple(NamedTuple):
     """Precision, recall and F1 as one mean over labels."""
 

@@ -115,22 +115,99 @@ def test_it_needs_no_torch(photos, base, tmp_path):
 
 
 def test_features_are_computed_once(photos, base, tmp_path, monkeypatch):
-    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f")
     monkeypatch.setattr(features, "load_image", lambda *_: pytest.fail("decoded again"))
-    adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f.npz")
+    adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f")
     first, second = (read_contract(tmp_path / name) for name in ("a.onnx", "b.onnx"))
     assert first.measured == second.measured
 
 
-def test_features_of_another_model_are_not_used(photos, base, tmp_path):
-    wider = {"keys": np.array(["other|x|1|1"]), "vectors": np.ones((1, 7), np.float32)}
-    np.savez(tmp_path / "f.npz", **wider, thumbnails=np.zeros((1, 16, 18, 3), np.uint8))
-    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+def test_a_killed_run_goes_on_with_the_features_it_has(photos, base, tmp_path, monkeypatch):
+    """A file cut off in a record, and a record that was damaged, cost those photographs and no others."""
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f")
+    (kept,) = (tmp_path / "f").iterdir()
+    content = bytearray(kept.read_bytes())
+    content[200] ^= 1  # in the first record
+    kept.write_bytes(content[:-30])
+    decoded = []
+    plain = features.load_image
+    monkeypatch.setattr(features, "load_image", lambda path, spec: (decoded.append(path.name), plain(path, spec))[1])
+    adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f")
+    assert decoded == ["0.png", "59.png"]
+    assert read_contract(tmp_path / "a.onnx").measured == read_contract(tmp_path / "b.onnx").measured
 
 
-def test_a_damaged_cache_is_only_a_cache(photos, base, tmp_path):
-    (tmp_path / "f.npz").write_bytes(b"PK not whole")
-    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f.npz")
+def test_each_model_has_its_own_features(photos, base, tmp_path):
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f")
+    adapt(photos, tmp_path / "a.onnx", tmp_path / "b.onnx", "--features", tmp_path / "f")
+    assert len(list((tmp_path / "f").iterdir())) == 2
+
+
+def test_a_file_in_the_place_of_the_features_is_left_alone(photos, base, tmp_path):
+    (tmp_path / "f").write_bytes(b"of the user")
+    assert "is a file; name a folder" in adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f", code=1)
+    assert (tmp_path / "f").read_bytes() == b"of the user"
+
+
+def test_a_damaged_head_of_the_features_is_begun_again(photos, base, tmp_path):
+    adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f")
+    (kept,) = (tmp_path / "f").iterdir()
+    kept.write_bytes(b"not whole")
+    adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f")
+    assert read_contract(tmp_path / "a.onnx").measured == read_contract(tmp_path / "b.onnx").measured
+
+
+def _with_split(table, test):
+    """Add a column `split`; the photographs in `test` are held out."""
+    header, *lines = table.read_text().splitlines()
+    rows = [f"{line},{'test' if n in test else 'train'}" for n, line in enumerate(lines)]
+    table.write_text("\n".join([f"{header},split", *rows]) + "\n")
+
+
+def test_test_photographs_judge_and_are_not_fitted_on(photos, base, tmp_path):
+    _with_split(photos, range(40, 60))
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "; 20 are held out as a test" in out
+    assert "on 20 held-out test photographs of labels.csv:" in out
+    contract = read_contract(tmp_path / "mine.onnx")
+    assert contract.measured.images == 20
+    assert contract.provenance["images"] == contract.calibration.images == 40
+    lines = photos.read_text().splitlines()
+    for number in range(41, 61):  # wrong labels in the test rows change the figures, not the model
+        name, _, split = lines[number].split(",")
+        lines[number] = f"{name},{'gold' if number % 2 else ''},{split}"
+    photos.write_text("\n".join(lines) + "\n")
+    adapt(photos, base, tmp_path / "again.onnx", "--force")
+    again = read_contract(tmp_path / "again.onnx")
+    assert again.measured.mean_ap < contract.measured.mean_ap
+    assert again.calibration.scale == contract.calibration.scale
+    adapt(photos, base, tmp_path / "all.onnx", "--split-column", "none", "--force")
+    assert read_contract(tmp_path / "all.onnx").provenance["images"] == 60
+
+
+def test_photographs_like_a_test_photograph_are_not_fitted_on(photos, base, tmp_path):
+    _with_split(photos, range(40, 60))
+    image = Image.open(tmp_path / "59.png").resize((48, 40), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "again.png")
+    photos.write_text(photos.read_text() + "again.png,gold,train\n")
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "1 photograph not fitted on" in out
+    assert read_contract(tmp_path / "mine.onnx").provenance["images"] == 40
+
+
+def test_a_share_is_held_out(photos, base, tmp_path):
+    out = adapt(photos, base, tmp_path / "mine.onnx", "--test-share", 0.25)
+    contract = read_contract(tmp_path / "mine.onnx")
+    assert 12 <= contract.measured.images <= 18
+    assert contract.provenance["images"] == 60 - contract.measured.images
+    assert "held-out test photographs" in out
+
+
+def test_a_column_split_of_other_words_is_only_a_column(photos, base, tmp_path):
+    _with_split(photos, ())
+    photos.write_text(photos.read_text().replace(",train", ",left half"))
+    adapt(photos, base, tmp_path / "mine.onnx")
+    assert "split must be one of" in adapt(photos, base, tmp_path / "mine.onnx", "--split-column", "split", code=1)
 
 
 def test_a_calibrated_model_is_adapted_from_its_calibrated_logits(photos, base, tmp_path):
@@ -169,7 +246,7 @@ def test_a_folder_of_folders_with_none(photos, base, tmp_path):
 
 def test_a_model_that_got_worse_is_not_written(photos, base, tmp_path, monkeypatch):
     worse = compare.LabelComparison("mean of 2 labels", 40, 0.9, 0.5, -0.5, -0.3)
-    monkeypatch.setattr("mineral_train.adapt.run.compare", lambda *_: ([], worse))
+    monkeypatch.setattr("mineral_train.adapt.run.compare", lambda *_, **__: ([worse], worse))
     out = adapt(photos, base, tmp_path / "mine.onnx", code=1)
     assert "WORSE" in out
     assert "--force writes it" in out

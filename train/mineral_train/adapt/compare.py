@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mineral_batch.evaluation.metrics import mean_average_precision
+from mineral_batch.evaluation.metrics import bootstrap_ap, mean_average_precision
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -70,7 +70,7 @@ def compare(
     shown = y.any(axis=0)
     both = shown & known
     first, second = (mean_average_precision(scores, y).per_label for scores in (before, after))
-    differences = _bootstrap(y, before, after, seed)  # (R, L)
+    differences = bootstrap_ap(after, y, _RESAMPLES, seed) - bootstrap_ap(before, y, _RESAMPLES, seed)  # (R, L)
     rows = [
         LabelComparison(
             labels[k],
@@ -88,17 +88,6 @@ def compare(
     images = int(y[:, both].any(axis=1).sum())
     mean = float(first[both].mean()), float(second[both].mean())
     return rows, LabelComparison(f"mean of {int(both.sum())} labels", images, *mean, *_interval(of_mean))
-
-
-def _bootstrap(y: Bools, before: Floats, after: Floats, seed: int) -> Floats:
-    """(R, L) AP after minus before, in samples of the photographs with replacement; NaN without a positive."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(_RESAMPLES):
-        drawn = rng.integers(len(y), size=len(y))
-        first, second = (mean_average_precision(scores[drawn], y[drawn]).per_label for scores in (before, after))
-        rows.append(second - first)
-    return np.stack(rows)
 
 
 def _interval(differences: Floats) -> tuple[float, float]:

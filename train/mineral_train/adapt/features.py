@@ -1,10 +1,10 @@
-"""Features of photographs, computed once and kept in a file."""
+"""Features of photographs, computed once and kept in a file that survives a kill."""
 
 from __future__ import annotations
 
-import io
-import time
-import zipfile
+import hashlib
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from mineral_batch.files import write_file
+from mineral_batch.errors import DataError
+from mineral_batch.files import write_errors
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.system import cpu_count
@@ -25,7 +26,8 @@ from mineral_train.data.duplicates import THUMBNAIL
 from mineral_train.data.manifest import Row
 
 _BATCH = 16
-_SAVE_EVERY = 60.0  # seconds
+_FORMAT = b"mineral-batch features 1\n"
+_KEY_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -46,53 +48,99 @@ class Features:
 
 
 class FeatureCache:
-    """A file of features by photograph and model; a photograph that changed is computed again."""
+    """The features of one model in a file that only grows: a record for each photograph, each with a checksum.
 
-    def __init__(self, path: Path, head: LinearHead) -> None:
-        self._path = path
-        self._model = graph_digest(head.path)
-        self._entries: dict[str, tuple[NDArray[np.float32], Pixels]] = {}
-        self._saved = time.monotonic()
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                keys, vectors, thumbs = (arrays[name] for name in ("keys", "vectors", "thumbnails"))
-            entries = zip(keys.tolist(), vectors, thumbs, strict=True)
-            # Of another model the vectors are useless here, and of another length.
-            self._entries = {key: (v, t) for key, v, t in entries if key.startswith(f"{self._model}|")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # none yet, or damaged: it is only a cache
+    A run that is killed loses the batch it was computing. A photograph that changed has another key and is computed
+    again. Records are read through a memory map, so that 100,000 of them need no memory of their own.
 
-    def key(self, path: Path) -> str:
-        """Identify a photograph's content and the model, without reading it."""
+    Args:
+        folder: created if missing; each model has a file of its own in it.
+        head: the model.
+
+    Raises:
+        DataError: if the folder or the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, head: LinearHead) -> None:
+        digest, channels = graph_digest(head.path), head.weights.shape[1]
+        self.path = folder / f"{digest[:16]}.features"
+        self._record = np.dtype(
+            [
+                ("key", f"V{_KEY_BYTES}"),
+                ("vector", "<f4", (channels,)),
+                ("thumbnail", "u1", THUMBNAIL.shape),
+                ("checksum", "<u4"),
+            ]
+        )
+        self._header = _FORMAT + f"{digest} {channels}\n".encode()
+        with write_errors(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._make_whole()
+        self._places: dict[bytes, int] = {}
+        self._index()
+
+    def _make_whole(self) -> None:
+        """Begin the file, or cut off a record that a kill left incomplete."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        with self.path.open("r+b" if size else "wb") as file:
+            if size == 0 or file.read(len(self._header)) != self._header:
+                file.seek(0)
+                file.truncate()
+                file.write(self._header)
+            else:
+                file.truncate(size - (size - len(self._header)) % self._record.itemsize)
+
+    def _index(self) -> None:
+        """Find the records that were added since, and check them."""
+        records = self._records()
+        for place in range(len(self._places), len(records)):
+            record = records[place]
+            content = record.tobytes()
+            if zlib.crc32(content[:-4]) == int(record["checksum"]):
+                self._places[content[:_KEY_BYTES]] = place
+
+    def _records(self) -> NDArray[np.void]:
+        if self.path.stat().st_size <= len(self._header):
+            return np.empty(0, self._record)
+        return np.memmap(self.path, self._record, "r", offset=len(self._header))
+
+    def key(self, path: Path) -> bytes:
+        """Identify a photograph's content, without reading it; empty for one that is not there."""
         try:
             found = path.stat()
         except OSError:
-            return ""
-        return f"{self._model}|{path}|{found.st_size}|{found.st_mtime_ns}"
+            return b""
+        text = f"{path}|{found.st_size}|{found.st_mtime_ns}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_KEY_BYTES).digest()
 
-    def get(self, key: str) -> tuple[NDArray[np.float32], Pixels] | None:
-        """Return the features and the thumbnail of a photograph, None if they are not kept."""
-        return self._entries.get(key)
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
 
-    def put(self, key: str, vector: NDArray[np.float32], thumbnail: Pixels) -> None:
-        """Keep the features of a photograph; once a minute everything is written to the file."""
-        self._entries[key] = vector, thumbnail
-        if time.monotonic() - self._saved > _SAVE_EVERY:
-            self.save()
-
-    def save(self) -> None:
-        """Write the file.
+    def add(self, keys: Sequence[bytes], vectors: NDArray[np.float32], thumbs: Sequence[Pixels]) -> None:
+        """Append the features of photographs to the file, in one write.
 
         Raises:
             DataError: if it cannot be written.
         """
-        if not self._entries:
-            return
-        buffer = io.BytesIO()
-        vectors, thumbs = zip(*self._entries.values(), strict=True)
-        np.savez(buffer, keys=list(self._entries), vectors=np.stack(vectors), thumbnails=np.stack(thumbs))
-        write_file(self._path, buffer.getvalue())
-        self._saved = time.monotonic()
+        records = np.zeros(len(keys), self._record)
+        for record, key, vector, thumb in zip(records, keys, vectors, thumbs, strict=True):
+            record["key"], record["vector"], record["thumbnail"] = key, vector, thumb
+            record["checksum"] = zlib.crc32(record.tobytes()[:-4])
+        with write_errors(self.path), self.path.open("ab", buffering=0) as file:
+            written = file.write(records.tobytes())
+            if written != records.nbytes:  # a disk that became full in the middle
+                os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - (written or 0))
+                raise DataError(f"cannot write {self.path}: the disk is full; free space and start again")
+
+    def read(self, keys: Sequence[bytes]) -> tuple[NDArray[np.float32], Pixels]:
+        """Read the vectors (N, C) and thumbnails (N, 16, 18, 3) of photographs that are in it."""
+        self._index()
+        records, places = self._records(), [self._places[key] for key in keys]
+        return np.array(records["vector"][places]), np.array(records["thumbnail"][places])
+
+    def refresh(self) -> None:
+        """Take in what was added."""
+        self._index()
 
 
 def extract(
@@ -107,25 +155,20 @@ def extract(
         progress: wraps the places of the photographs that are computed; gets their number.
     """
     keys = [cache.key(row.path) for row in rows]
-    missing = [place for place, key in enumerate(keys) if cache.get(key) is None]
+    missing = [place for place, key in enumerate(keys) if key not in cache]
     failures: list[Failure] = []
-    try:
-        for _ in progress(_computed(head, rows, keys, missing, cache, failures), len(missing)):
-            pass
-    finally:
-        if missing:
-            cache.save()
-    entries = [(row, cache.get(key)) for row, key in zip(rows, keys, strict=True)]
-    good = [(row, *entry) for row, entry in entries if entry is not None]
-    vectors = np.stack([vector for _, vector, _ in good]) if good else np.empty((0, head.weights.shape[1]), np.float32)
-    thumbs = np.stack([thumb for _, _, thumb in good]) if good else np.empty((0, *THUMBNAIL.shape), np.uint8)
-    return Features(tuple(row for row, _, _ in good), vectors, thumbs, tuple(failures))
+    for _ in progress(_computed(head, rows, keys, missing, cache, failures), len(missing)):
+        pass
+    cache.refresh()
+    good = [place for place, key in enumerate(keys) if key in cache]
+    vectors, thumbs = cache.read([keys[place] for place in good])
+    return Features(tuple(rows[place] for place in good), vectors, thumbs, tuple(failures))
 
 
 def _computed(
     head: LinearHead,
     rows: Sequence[Row],
-    keys: Sequence[str],
+    keys: Sequence[bytes],
     places: Sequence[int],
     cache: FeatureCache,
     failures: list[Failure],
@@ -145,8 +188,7 @@ def _computed(
                 images[place] = image.pixels
         if images:
             (vectors,) = session.run(None, {pixels_name: np.stack(list(images.values()))})
-            for (place, pixels), vector in zip(images.items(), vectors, strict=True):
-                cache.put(keys[place], vector, _thumbnail(pixels))
+            cache.add([keys[place] for place in images], vectors, [_thumbnail(pixels) for pixels in images.values()])
         yield from (place for place, _ in group)
 
 

@@ -7,9 +7,9 @@ features, so it is one layer of the exported graph.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,13 @@ class Adapted:
         head: fitted on all photographs.
         out_of_fold: (N, L) logits, of each photograph by the layer that was fitted without its fold.
         strength: the inverse penalty that was chosen.
+        log_loss: of the held-out folds, mean over all decisions.
     """
 
     head: Head
     out_of_fold: Floats
     strength: float
+    log_loss: float
 
 
 def adapt_head(
@@ -75,7 +77,8 @@ def adapt_head(
     some = np.random.default_rng(seed).permutation(len(x))[:_IMAGES_FOR_CHOICE]
     losses = {c: _log_loss(_out_of_fold(x[some], y[some], folds[some], old, c), y[some]) for c in STRENGTHS}
     strength = min(losses, key=lambda c: (losses[c], c))
-    return Adapted(fit_head(x, y, old, strength), _out_of_fold(x, y, folds, old, strength), strength)
+    logits = _out_of_fold(x, y, folds, old, strength)
+    return Adapted(fit_head(x, y, old, strength), logits, strength, _log_loss(logits, y))
 
 
 def _out_of_fold(
@@ -89,12 +92,22 @@ def _out_of_fold(
 
 
 def fit_head(x: NDArray[np.float32], y: Bools, old: Sequence[tuple[Floats, float] | None], c: float) -> Head:
-    """Fit one logistic regression per label; arguments as `adapt_head`, `c` the inverse penalty."""
+    """Fit one logistic regression per label; arguments as `adapt_head`, `c` the inverse penalty.
+
+    All labels are fitted at once by L-BFGS: their losses add up, and one product of matrices serves all of them.
+    """
     mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-6
-    normal = (x - mean) / spread
-    rows = [_fit_label(normal, y[:, k], _normalised(old[k], mean, spread), c) for k in range(y.shape[1])]
-    weights = np.stack([w for w, _ in rows]) / spread
-    return Head(weights, np.array([b for _, b in rows]) - weights @ mean)
+    normal = ((x - mean.astype(np.float32)) / spread.astype(np.float32)).astype(np.float32, copy=False)
+    rows = [_normalised(row, mean, spread) for row in old]
+    weights, bias = np.zeros((len(rows), x.shape[1])), np.where(y.all(axis=0), _CERTAIN, -_CERTAIN)
+    for k, row in enumerate(rows):
+        if row is not None:
+            weights[k], bias[k] = row  # kept where there is nothing to tell apart
+    both = np.flatnonzero(y.any(axis=0) & ~y.all(axis=0))
+    if both.size:
+        weights[both], bias[both] = _fit_labels(normal, y[:, both], [rows[k] for k in both.tolist()], c)
+    weights = weights / spread
+    return Head(weights, bias - weights @ mean)
 
 
 def _normalised(old: tuple[Floats, float] | None, mean: Floats, spread: Floats) -> tuple[Floats, float] | None:
@@ -102,21 +115,74 @@ def _normalised(old: tuple[Floats, float] | None, mean: Floats, spread: Floats) 
     return None if old is None else (old[0] * spread, float(old[1] + old[0] @ mean))
 
 
-def _fit_label(x: Floats, y: Bools, old: tuple[Floats, float] | None, c: float) -> tuple[Floats, float]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+def _fit_labels(
+    x: NDArray[np.float32], y: Bools, old: Sequence[tuple[Floats, float] | None], c: float
+) -> tuple[Floats, Floats]:
+    """Weights (L, C) and bias (L,) of labels that some and not all photographs show."""
+    from scipy.optimize import minimize
 
-    if not y.any() or y.all():  # nothing to tell apart
-        return old or (np.zeros(x.shape[1]), _CERTAIN if y.all() else -_CERTAIN)
-    prior = np.zeros(len(x)) if old is None else x @ old[0] + old[1]
-    spread = float(prior.std()) or 1.0
-    inputs = np.column_stack([x, _PRIOR_SCALE * (prior - prior.mean()) / spread])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # after 200 steps the rest is not worth the time
-        model = LogisticRegression(C=c, max_iter=200, tol=1e-3).fit(inputs, y)
-    own, of_prior = model.coef_[0, :-1], model.coef_[0, -1] * _PRIOR_SCALE / spread
-    bias = float(model.intercept_[0]) - of_prior * float(prior.mean())
-    return (own, bias) if old is None else (own + of_prior * old[0], bias + of_prior * old[1])
+    known = np.array([row is not None for row in old])
+    old_weights = np.stack([np.zeros(x.shape[1]) if row is None else row[0] for row in old])
+    old_bias = np.array([0.0 if row is None else row[1] for row in old])
+    prior = x @ old_weights.T.astype(np.float32) + old_bias.astype(np.float32)  # (N, L)
+    centre, spread = prior.mean(axis=0), np.where(prior.std(axis=0) > 0, prior.std(axis=0), 1.0)
+    inputs = np.where(known, _PRIOR_SCALE * (prior - centre) / spread, 0.0).astype(np.float32)
+    start = np.zeros((y.shape[1], x.shape[1] + 2))
+    shown = y.mean(axis=0)
+    start[:, -1] = np.log(shown / (1 - shown))
+    objective = _Objective(x, y, inputs, 1 / (c * len(x)))
+    # After 200 steps the rest is not worth the time.
+    options = {"maxiter": 200, "ftol": 1e-7, "gtol": 1e-5}
+    with _scipy_on_one_thread():
+        found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
+    of_prior = found[:, -2] * _PRIOR_SCALE / spread * known
+    return found[:, :-2] + of_prior[:, None] * old_weights, found[:, -1] + of_prior * (old_bias - centre)
+
+
+def _scipy_on_one_thread() -> Any:
+    """Limit the BLAS that scipy brings; numpy's, which does the work, has all threads.
+
+    L-BFGS's own vector products are so short that threads wait for each other: ten times slower on two busy cores.
+    """
+    import scipy.linalg  # noqa: F401  loads it
+    from threadpoolctl import ThreadpoolController
+
+    controller = ThreadpoolController()
+    own = [library["filepath"] for library in controller.info() if "scipy" in library["filepath"]]
+    return controller.select(filepath=own).limit(limits=1)
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """Mean log loss plus penalty of all labels, and its gradient.
+
+    Attributes:
+        x: (N, C) normalised features.
+        y: (N, L).
+        prior: (N, L) the old model's answers, normalised.
+        penalty: of half the squared weights; the bias has none.
+    """
+
+    x: NDArray[np.float32]
+    y: Bools
+    prior: NDArray[np.float32]
+    penalty: float
+
+    def __call__(self, flat: Floats) -> tuple[float, Floats]:
+        theta = flat.reshape(self.y.shape[1], -1)
+        weights, of_prior, bias = theta[:, :-2], theta[:, -2], theta[:, -1]
+        z = self.x @ weights.T.astype(np.float32) + self.prior * of_prior.astype(np.float32) + bias.astype(np.float32)
+        signed = np.where(self.y, -z, z)
+        e = np.exp(-np.abs(z))
+        loss = float((np.maximum(signed, 0) + np.log1p(e)).sum(dtype=np.float64)) / len(self.x)
+        residual = np.where(z >= 0, 1 / (1 + e), e / (1 + e)) - self.y
+        gradient = np.empty_like(theta)
+        gradient[:, :-2] = residual.T @ self.x
+        gradient[:, -2] = (residual * self.prior).sum(axis=0)
+        gradient[:, -1] = residual.sum(axis=0)
+        gradient /= len(self.x)
+        gradient[:, :-1] += self.penalty * theta[:, :-1]
+        return loss + 0.5 * self.penalty * float(np.square(theta[:, :-1]).sum()), gradient.ravel()
 
 
 def _log_loss(z: Floats, y: Bools) -> float:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.calibration import probability_scores
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
 from mineral_batch.evaluation.thresholds import tune_thresholds
 from mineral_batch.files import write_file
 from mineral_batch.images.decode import load_image
 from mineral_batch.minerals import canonical
+from mineral_batch.model.calibration import ProbabilityScores
 from mineral_batch.model.contract import Measured, ModelContract
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.types import Failure
@@ -29,19 +31,23 @@ from mineral_train.data.folders import (
     TableFormat,
     folder_names,
     is_negative,
+    is_split_name,
     merge_identical,
     rows_from_folders,
     rows_from_table,
 )
 from mineral_train.data.labels import label_faults, raise_faults, split_labels
 from mineral_train.data.manifest import Row, multi_hot, read_table
+from mineral_train.data.splits import stratified_folds
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 LEAST_IMAGES = 2 * FOLDS
 _CHECKED = 4  # photographs whose answers are compared before the file is written
 _TOLERANCE = 1e-3
-_METHOD = "logistic regression per label on the features of the model it was adapted from, whose logit is one of them"
+_METHOD = "logistic regression per label on the features of {}"
+_WITH_OLD = ", whose logit is one of them"
+_INHERITED = ("backbone", "weights", "features")  # facts about the model whose features these are
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class LabelledPhotos:
     """What the user has.
 
     Attributes:
-        rows: photographs; one row for files with the same bytes.
+        rows: photographs; one row for files with the same bytes. Those of the split `test` are held out.
         labels: L names.
         contradictions: files that are there several times with different labels.
         merged: rows that were merged into another with the same bytes.
@@ -62,27 +68,77 @@ class LabelledPhotos:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A new layer on one model's features.
+
+    Attributes:
+        base: the model.
+        features: of all photographs.
+        is_test: (N,) which are held out.
+        adapted: the layer, fitted on the others; `out_of_fold` has their rows.
+        truth: (N, L).
+        fitted: (N,) which photographs it was fitted on.
+    """
+
+    base: LinearHead
+    features: Features
+    is_test: NDArray[np.bool_]
+    fitted: NDArray[np.bool_]
+    truth: NDArray[np.bool_]
+    adapted: Adapted
+
+    @property
+    def mean_ap(self) -> float:
+        """The mean AP of the held-out folds."""
+        return mean_average_precision(self.adapted.out_of_fold, self.truth[self.fitted]).mean
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The new model beside the old one on photographs that neither the layer nor its penalty was fitted on.
+
+    Attributes:
+        title: which photographs these are.
+        rows: per label.
+        mean: over the labels that the old model knows; None if it knows none.
+        scores: of probabilities, on these photographs.
+    """
+
+    title: str
+    rows: list[LabelComparison]
+    mean: LabelComparison | None
+    scores: ProbabilityScores
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the old model is clearly better on the labels that it knows."""
+        return self.mean is not None and self.mean.images >= FEW and self.mean.verdict == "worse"
+
+
+@dataclass(frozen=True)
 class Result:
     """A model that was adapted, not written yet.
 
     Attributes:
         content: of the ONNX file.
         contract: inside it.
-        rows: the comparison per label.
-        mean: over the labels that the old model knows; None if it knows none.
+        folds: the comparison by cross-validation.
+        test: that on the held-out photographs; None without them.
+        left_out: photographs that were not fitted on because they are near-duplicates or of the specimen of a test one.
         failures: photographs that could not be decoded and were left out.
     """
 
     content: bytes
     contract: ModelContract
-    rows: list[LabelComparison]
-    mean: LabelComparison | None
+    folds: Comparison
+    test: Comparison | None
+    left_out: int
     failures: tuple[Failure, ...]
 
     @property
-    def is_worse(self) -> bool:
-        """Whether the old model is clearly better on the labels that it knows."""
-        return self.mean is not None and self.mean.images >= FEW and self.mean.verdict == "worse"
+    def comparison(self) -> Comparison:
+        """The one that counts: on held-out photographs if there are any."""
+        return self.test or self.folds
 
 
 def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None, table: TableFormat) -> LabelledPhotos:
@@ -92,7 +148,7 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
         source: a CSV, or a folder with one folder per label.
         known: labels of the old model.
         labels: the label set; None takes those that occur.
-        table: the columns of a CSV.
+        table: the columns of a CSV. Rows with `test` in the split column are held out; without such a column none is.
 
     Raises:
         DataError: if it is missing, or has labels that cannot be.
@@ -107,6 +163,15 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
     before = {row.path: frozenset(row.labels) for row in rows}
     changed = sum(before[row.path] != frozenset(row.labels) for row in merged)
     return LabelledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged))
+
+
+def split_column(source: Path, table: TableFormat) -> str | None:
+    """The column `split` of a CSV if its cells are names of splits, else None."""
+    if source.is_dir() or not source.exists():
+        return None
+    header, records = read_table(source, [table.path_column, table.labels_column])
+    is_split = "split" in header and all(is_split_name(record["split"]) for _, record in records)
+    return "split" if is_split else None
 
 
 def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[str, ...]:
@@ -125,28 +190,30 @@ def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[
     return (*(label for label in known if label in meant), *sorted(meant - set(known)))
 
 
-def adapt(
+def fit_candidate(
     base: Path,
     photos: LabelledPhotos,
     cache: Path,
     *,
-    name: str,
     source: str,
     group_column: str | None = None,
+    test_share: float = 0.0,
     seed: int = 0,
     progress: Progress = lambda places, _: places,
-) -> Result:
-    """Fit, compare, calibrate and assemble a model; nothing but the cache is written.
+    say: Callable[[str], None] = lambda _: None,
+) -> Candidate:
+    """Compute the features of a model and fit a layer on them; nothing but the cache is written.
 
     Args:
-        base: the model to adapt, an ONNX file that ends with one linear layer.
+        base: an ONNX file that ends with one linear layer.
         photos: the labelled photographs.
-        cache: where features are kept.
-        name: of the new model.
+        cache: folder where features are kept.
         source: what the photographs are, in words.
         group_column: of the table; photographs with one value in it stay in one fold.
-        seed: of the folds and the bootstrap.
+        test_share: hold out this share of the photographs, drawn by seed; besides those of the split `test`.
+        seed: of the folds and the draw.
         progress: wraps the photographs whose features are computed.
+        say: called with lines for the user.
 
     Raises:
         DataError: if the model cannot be adapted, or there are too few photographs.
@@ -155,23 +222,55 @@ def adapt(
     features = extract(head, photos.rows, FeatureCache(cache, head), progress)
     labels = photos.labels
     y = multi_hot([row.labels for row in features.rows], labels)
-    _require_enough(y, labels, source)
-    known = np.array([label in head.contract.labels for label in labels])
-    place = {label: k for k, label in enumerate(head.contract.labels)}
-    old = [
-        (head.weights[place[label]].astype(np.float64), float(head.bias[place[label]])) if label in place else None
-        for label in labels
-    ]
-    adapted = adapt_head(features.vectors, y, _groups(features, group_column), old, seed)
-    before = np.zeros(y.shape)
-    for k, row in enumerate(old):
-        if row is not None:
-            before[:, k] = features.vectors @ row[0] + row[1]
-    rows, mean = compare(labels, y, before, known, adapted.out_of_fold, seed)
-    contract, final = _contract(head, photos, adapted, y, rows, name=name, source=source)
-    content = head.with_head(final.weights.astype(np.float32), final.bias.astype(np.float32), contract)
-    _verify(content, head, features, final)
-    return Result(content, contract, rows, mean, features.failures)
+    groups = _groups(features, group_column)
+    is_test = np.array([row.split == "test" for row in features.rows], bool)
+    if test_share:
+        # One fold of 1/share: the share to a photograph or two, with whole groups and every label.
+        is_test |= stratified_folds(y, groups, max(2, round(1 / test_share)), seed) == 0
+    fitted = ~is_test & ~np.isin(groups, groups[is_test])
+    _require_enough(y[fitted], labels, source)
+    if is_test.any() and not y[is_test].any():
+        raise DataError(f"{source}: no test photograph shows a label, so they cannot judge a model")
+    say(f"fitting {len(labels)} labels on {int(fitted.sum()):,} photographs, {FOLDS}-fold cross-validation")
+    adapted = adapt_head(features.vectors[fitted], y[fitted], groups[fitted], _old_rows(head, labels), seed)
+    return Candidate(head, features, is_test, fitted, y, adapted)
+
+
+def finish(chosen: Candidate, reference: Candidate, photos: LabelledPhotos, *, name: str, source: str) -> Result:
+    """Compare, calibrate and assemble a model; nothing is written.
+
+    Args:
+        chosen: the layer to deploy.
+        reference: holds the old model that it is compared with.
+        photos: the labelled photographs.
+        name: of the new model.
+        source: what the photographs are, in words.
+
+    Raises:
+        DataError: if the photographs changed since they were read, or the file's answers are not the layer's.
+    """
+    if chosen.features.rows != reference.features.rows:
+        raise DataError(f"{source}: photographs changed while their features were computed; start again")
+    y, fitted, is_test = chosen.truth, chosen.fitted, chosen.is_test
+    words = f"{int(fitted.sum())} photographs of {source}, cross-validated in {FOLDS} folds"
+    calibration = fit_calibration(chosen.adapted.out_of_fold, y[fitted], dataset=words)
+    scale, bias = np.array(calibration.scale), np.array(calibration.bias)
+    final = Head(scale[:, None] * chosen.adapted.head.weights, scale * chosen.adapted.head.bias + bias)
+    held_out = chosen.adapted.out_of_fold * scale + bias
+    folds = _compared(words, reference, fitted, held_out, photos.labels, y)
+    test = None
+    if is_test.any():
+        title = f"{int(is_test.sum())} held-out test photographs of {source}"
+        test = _compared(title, reference, is_test, final.logits(chosen.features.vectors[is_test]), photos.labels, y)
+    contract = replace(
+        _contract(chosen, photos, test or folds, name=name),
+        thresholds=tuple(tune_thresholds(_sigmoid(held_out), y[fitted]).tolist()),
+        calibration=calibration,
+    )
+    content = chosen.base.with_head(final.weights.astype(np.float32), final.bias.astype(np.float32), contract)
+    _verify(content, chosen, final)
+    left_out = int((~fitted & ~is_test).sum())
+    return Result(content, contract, folds, test, left_out, chosen.features.failures)
 
 
 def write(result: Result, path: Path) -> None:
@@ -183,11 +282,18 @@ def write(result: Result, path: Path) -> None:
     write_file(path, result.content)
 
 
+def _old_rows(head: LinearHead, labels: Sequence[str]) -> list[tuple[NDArray[np.float64], float] | None]:
+    """Of each label the old layer's weights and bias; None if the model does not know it."""
+    place = {label: k for k, label in enumerate(head.contract.labels)}
+    rows = [place.get(label) for label in labels]
+    return [None if k is None else (head.weights[k].astype(np.float64), float(head.bias[k])) for k in rows]
+
+
 def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str) -> None:
     if len(y) < LEAST_IMAGES:
         raise DataError(
-            f"{source}: {len(y)} photographs can be decoded, and adapting needs at least {LEAST_IMAGES}; ten of each "
-            "label are a start, fifty are good"
+            f"{source}: {len(y)} photographs can be decoded and fitted on, and adapting needs at least "
+            f"{LEAST_IMAGES}; ten of each label are a start, fifty are good"
         )
     if not y.any() or y.all():
         raise DataError(
@@ -199,65 +305,84 @@ def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str) ->
 def _groups(features: Features, column: str | None) -> NDArray[np.int64]:
     """(N,) numbers; near-duplicates and photographs with one value in the column share one."""
     alike = near_duplicates(features.thumbnails)
-    if column and column not in features.rows[0].extra:
+    if column and features.rows and column not in features.rows[0].extra:
         raise DataError(f"no column {column!r} to group by; there are: {', '.join(features.rows[0].extra)}")
     named = ((row.extra[column], i) for i, row in enumerate(features.rows) if column and row.extra[column])
     return connected(len(features.rows), alike, link_classes(classes(named)))
 
 
-def _contract(
-    head: LinearHead,
-    photos: LabelledPhotos,
-    adapted: Adapted,
+def _compared(
+    title: str,
+    reference: Candidate,
+    which: NDArray[np.bool_],
+    logits: NDArray[np.float64],
+    labels: Sequence[str],
     y: NDArray[np.bool_],
-    rows: Sequence[LabelComparison],
-    *,
-    name: str,
-    source: str,
-) -> tuple[ModelContract, Head]:
-    """The contract, and the layer with the calibration folded in."""
-    words = f"{len(y)} photographs of {source}, cross-validated in {FOLDS} folds"
-    calibration = fit_calibration(adapted.out_of_fold, y, dataset=words)
-    scale, bias = np.array(calibration.scale), np.array(calibration.bias)
-    final = Head(scale[:, None] * adapted.head.weights, scale * adapted.head.bias + bias)
-    probabilities = 1 / (1 + np.exp(-(adapted.out_of_fold * scale + bias)))
-    figure = mean_average_precision(adapted.out_of_fold, y)
-    ap = {row.label: row.after for row in rows}
+) -> Comparison:
+    """Compare logits of the photographs `which` with those of the old model."""
+    old = _old_rows(reference.base, labels)
+    known = np.array([row is not None for row in old])
+    before = np.zeros((int(which.sum()), len(labels)))
+    for k, row in enumerate(old):
+        if row is not None:
+            before[:, k] = reference.features.vectors[which] @ row[0] + row[1]
+    rows, mean = compare(labels, y[which], before, known, logits, seed=0)
+    return Comparison(title, rows, mean, probability_scores(_sigmoid(logits), y[which]))
+
+
+def _contract(chosen: Candidate, photos: LabelledPhotos, figures: Comparison, *, name: str) -> ModelContract:
+    """The contract, but for thresholds and calibration."""
+    head, which = chosen.base, (chosen.is_test if chosen.is_test.any() else chosen.fitted)
+    y = chosen.truth[which]
+    knows = any(row is not None for row in _old_rows(head, photos.labels))
+    ap = {row.label: row.after for row in figures.rows}
     support = {label: int(count) for label, count in zip(photos.labels, y.sum(axis=0), strict=True)}
-    contract = replace(
+    inherited = {k: v for k, v in head.contract.provenance.items() if k in _INHERITED}
+    return replace(
         head.contract,
         labels=photos.labels,
-        thresholds=tuple(tune_thresholds(probabilities, y).tolist()),
+        thresholds=(0.5,) * len(photos.labels),
+        calibration=None,
         name=name,
         provenance={
+            **inherited,
             "adapted_from": head.contract.name,
             "adapted_from_graph_sha256": graph_digest(head.path),
-            "method": _METHOD,
-            "images": len(y),
-            "strength": adapted.strength,
+            "method": _METHOD.format(head.contract.name) + (_WITH_OLD if knows else ""),
+            "images": int(chosen.fitted.sum()),
+            "strength": chosen.adapted.strength,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "thresholds": {"rule": "highest F1 per label, cross-validated"},
         },
-        measured=Measured(figure.mean, EQUATION_6, words, len(y), {k: ap.get(k) for k in photos.labels}, support),
-        calibration=calibration,
+        measured=Measured(
+            float(np.mean([row.after for row in figures.rows])),
+            EQUATION_6,
+            figures.title,
+            len(y),
+            {k: ap.get(k) for k in photos.labels},
+            support,
+        ),
     )
-    return contract, final
 
 
-def _verify(content: bytes, head: LinearHead, features: Features, final: Head) -> None:
+def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(-np.logaddexp(0.0, -z))
+
+
+def _verify(content: bytes, chosen: Candidate, final: Head) -> None:
     """Compare the file's answers on a few photographs with the layer's: nothing is written that differs."""
     pixels, places = [], []
-    for place, row in enumerate(features.rows[:_CHECKED]):
-        image = load_image(row.path, head.contract.input)
+    for place, row in enumerate(chosen.features.rows[:_CHECKED]):
+        image = load_image(row.path, chosen.base.contract.input)
         if not isinstance(image, Failure):
             pixels.append(image.pixels)
             places.append(place)
     if not pixels:
         return
-    expected = 1 / (1 + np.exp(-final.logits(features.vectors[places])))
+    expected = 1 / (1 + np.exp(-final.logits(chosen.features.vectors[places])))
     difference = float(np.abs(answers(content, np.stack(pixels)) - expected).max())
     if difference > _TOLERANCE:
         raise DataError(
             f"the adapted file answers differently from what was fitted (by {difference:.3f}); nothing was written; "
-            "delete the feature file and try again"
+            "delete the folder of features and try again"
         )

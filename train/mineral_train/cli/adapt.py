@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -15,13 +17,13 @@ from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
 from mineral_batch.system import pip_install
-from mineral_train.adapt import compare
+from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import SEPARATOR, read_labels
 
-_ESTIMATE_AFTER = 32  # photographs
-_SLOW = 60.0  # seconds
+_LINE_EVERY = 20.0  # seconds, without a terminal
+_AUTO = "auto"
 
 
 @click.command()
@@ -38,59 +40,56 @@ _SLOW = 60.0  # seconds
 @click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of a CSV's paths. [default: the CSV's]")
 @click.option("--group-column", help="CSV column naming the specimen; its photographs stay in one fold.")
-@click.option("--features", type=click.Path(path_type=Path), help="File that keeps features. [default: beside OUTPUT]")
+@click.option(
+    "--split-column",
+    help="CSV column whose `test` rows are held out; none: fit on all rows. [default: split, if there is one]",
+)
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 0.5),
+    default=0.0,
+    metavar="SHARE",
+    help="Hold out this share of the photographs as a test, for example 0.2.",
+)
+@click.option(
+    "--backbone",
+    "names",
+    multiple=True,
+    metavar="auto|NAME",
+    help="Also try frozen features of this timm model and keep the best [repeat]; auto: a short list from timm's hub.",
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights file of the one --backbone, without the hub.")
+@click.option("--accept-licence", is_flag=True, help="Use a backbone whose licence restricts the model made from it.")
+@click.option(
+    "--features", type=click.Path(path_type=Path), help="Folder that keeps features. [default: OUTPUT.features]"
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
-@click.pass_context
-def adapt(
-    context: click.Context,
-    source: Path,
-    output: Path,
-    base: Path | None,
-    labels: Path | None,
-    path_column: str,
-    labels_column: str,
-    separator: str,
-    root: Path | None,
-    group_column: str | None,
-    features: Path | None,
-    seed: int,
-    force: bool,
-) -> None:
+def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     """Fit a model to the labelled photographs in SOURCE, starting from the model that comes with the package.
 
     SOURCE is a CSV with columns path and labels, or a folder with one folder of photographs per label (`none` for
     photographs that show none of them). Labels may be any names. The backbone stays as it is and a new last layer is
     fitted, so that 500 photographs take about a minute on two CPU cores.
 
-    Before it writes, it says whether the new model is better than the old one, per label, on photographs left out of
-    the fit (5-fold cross-validation; photographs of one specimen and near-duplicates stay together).
+    Before it writes, it says whether the new model is better than the old one, per label: on the test photographs if
+    SOURCE has a column split or with --test-share, else by 5-fold cross-validation. Photographs of one specimen and
+    near-duplicates stay together. A run that was stopped goes on where it was.
     """
     start = time.monotonic()
-    missing = [name for name in ("onnx", "sklearn") if find_spec(name) is None]
-    if missing:
-        raise DataError(f"adapt needs the Python package {' and '.join(missing)}: {pip_install('adapt')}")
     base = base or starter_path()
-    if not output.absolute().parent.is_dir():
-        raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
+    features = chosen["features"] or output.with_name(f"{output.name}.features")
+    _require_usable(output, features)
     known = read_contract(base).labels
-    table = TableFormat(path_column, labels_column, separator, None, root)
-    photos = adapting.read_photos(source, known, read_labels(labels) if labels else None, table)
+    photos = _read(source, known, chosen)
     for line in _about(photos, known):
         click.echo(line)
-    result = adapting.adapt(
-        base,
-        photos,
-        features or output.with_name(f"{output.name}.features.npz"),
-        name=output.stem,
-        source=source.name,
-        group_column=group_column,
-        seed=seed,
-        progress=_progress,
-    )
-    for line in [*compare.table(result.rows, result.mean), *_verdict(result)]:
+    candidates = _candidates(base, photos, features, source, chosen)
+    best = min(candidates, key=lambda c: c.adapted.log_loss)
+    result = adapting.finish(best, candidates[0], photos, name=output.stem, source=source.name)
+    for line in [*_features_table(candidates, best), *_judgement(result)]:
         click.echo(line)
-    if result.is_worse and not force:
+    if result.comparison.is_worse and not chosen["force"]:
         raise MineralError(f"{output} was not written: the old model is better on these photographs; --force writes it")
     adapting.write(result, output)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
@@ -102,17 +101,93 @@ def adapt(
             f"{first.reason}",
             err=True,
         )
-        context.exit(EXIT_SOME_IMAGES_FAILED)
+        click.get_current_context().exit(EXIT_SOME_IMAGES_FAILED)
+
+
+def _require_usable(output: Path, features: Path) -> None:
+    missing = [name for name in ("onnx", "scipy", "threadpoolctl") if find_spec(name) is None]
+    if missing:
+        raise DataError(f"adapt needs the Python package {' and '.join(missing)}: {pip_install('adapt')}")
+    if not output.absolute().parent.is_dir():
+        raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
+    if output.is_dir():
+        raise DataError(f"cannot write {output}: it is a folder; name a file, such as {output / 'mine.onnx'}")
+    if features.exists() and not features.is_dir():
+        raise DataError(f"--features {features} is a file; name a folder, or delete the file")
+
+
+def _read(source: Path, known: tuple[str, ...], chosen: dict[str, Any]) -> adapting.LabelledPhotos:
+    table = TableFormat(chosen["path_column"], chosen["labels_column"], chosen["separator"], None, chosen["root"])
+    split = chosen["split_column"]
+    if split is None:
+        split = adapting.split_column(source, table)
+    elif split == "none":
+        split = None
+    labels = read_labels(chosen["labels"]) if chosen["labels"] else None
+    return adapting.read_photos(source, known, labels, replace(table, split_column=split))
+
+
+def _candidates(
+    base: Path, photos: adapting.LabelledPhotos, features: Path, source: Path, chosen: dict[str, Any]
+) -> list[adapting.Candidate]:
+    """The old model first, then each backbone."""
+    tried = _backbones(chosen)
+    files = [base, *(_made(backbone, features, photos) for backbone in tried)]
+    found = []
+    for file in files:
+        if tried:
+            click.echo(f"features of {read_contract(file).name}")
+        candidate = adapting.fit_candidate(
+            file,
+            photos,
+            features,
+            source=source.name,
+            group_column=chosen["group_column"],
+            test_share=chosen["test_share"],
+            seed=chosen["seed"],
+            progress=_progress,
+            say=click.echo,
+        )
+        found.append(candidate)
+    return found
+
+
+def _backbones(chosen: dict[str, Any]) -> list[backbones.Backbone]:
+    names, weights = list(chosen["names"]), chosen["weights"]
+    if weights and (len(names) != 1 or names == [_AUTO]):
+        raise click.UsageError("--weights belongs to one --backbone NAME")
+    if not names:
+        return []
+    backbones.require_packages()
+    if weights and not weights.is_file():
+        raise DataError(f"no such weights file: {weights}")
+    tried = [backbones.Backbone(name, weights) for name in names if name != _AUTO]
+    for backbone in tried:
+        warning = backbones.licence_warning(backbone)
+        backbones.require_licence(backbone, accepted=chosen["accept_licence"])
+        if warning:
+            click.echo(f"licence of {warning}", err=True)
+    if _AUTO in names:
+        tried += backbones.reachable(backbones.SHORT_LIST, lambda line: click.echo(line, err=True))
+    return tried
+
+
+def _made(backbone: backbones.Backbone, folder: Path, photos: adapting.LabelledPhotos) -> Path:
+    click.echo(f"loading {backbone.name} ({backbone.licence or 'licence unknown'})")
+    return backbones.make_base(backbone, folder, [row.path for row in photos.rows[:4]])
 
 
 def _about(photos: adapting.LabelledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     own = [label for label in photos.labels if label not in known]
+    test = sum(row.split == "test" for row in photos.rows)
     yield (
         f"{counted(len(photos.rows), 'photograph')}, {counted(len(photos.labels), 'label')}"
         + (f", {len(own)} of them new to the model: {', '.join(own[:5])}" if own else "")
         + (" and more" if len(own) > 5 else "")
+        + (f"; {test:,} are held out as a test" if test else "")
     )
-    counts = {label: sum(label in row.labels for row in photos.rows) for label in photos.labels}
+    fitted = [row for row in photos.rows if row.split != "test"]
+    counts = {label: sum(label in row.labels for row in fitted) for label in photos.labels}
     rare = [label for label, count in counts.items() if count < compare.FEW]
     if rare:
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
@@ -123,31 +198,59 @@ def _about(photos: adapting.LabelledPhotos, known: tuple[str, ...]) -> Iterator[
         yield f"warning: {photos.contradictions:,} photographs are listed with different labels; they get all of them"
 
 
-def _verdict(result: adapting.Result) -> Iterator[str]:
-    mean = result.mean
+def _features_table(candidates: list[adapting.Candidate], best: adapting.Candidate) -> Iterator[str]:
+    """Which features are best for these photographs, if there is a choice."""
+    if len(candidates) == 1:
+        return
+    yield f"{'features':<52}{'log loss':>9}{'mean AP':>9}{'MB':>7}   (cross-validated; the lowest log loss is used)"
+    for candidate in candidates:
+        head = candidate.base
+        used = "   used" if candidate is best else ""
+        size = head.path.stat().st_size / 1e6
+        yield (
+            f"{head.contract.name[:51]:<52}{candidate.adapted.log_loss:>9.4f}{candidate.mean_ap:>9.3f}{size:>7.0f}{used}"
+        )
+    yield f"licence of the model: {best.base.contract.licence or 'not stated'}"
+
+
+def _judgement(result: adapting.Result) -> Iterator[str]:
+    if result.left_out:
+        yield (
+            f"{counted(result.left_out, 'photograph')} not fitted on, because a test photograph shows the same "
+            "specimen or is nearly the same"
+        )
+    figures = result.comparison
+    yield f"on {figures.title}:"
+    yield from compare.table(figures.rows, figures.mean)
+    mean = figures.mean
     if mean is None:
         yield "the old model knows none of these labels, so there is nothing to compare with"
     elif mean.verdict == "better":
         yield "the new model is better than the old one on the labels that both know"
     elif mean.verdict == "worse":
         yield "the new model is WORSE than the old one on the labels that both know"
+        if result.test is None:
+            yield "(if the old model was trained on these photographs, it only remembers them: hold new ones out)"
     else:
         yield "no clear difference between the new model and the old one on the labels that both know"
-    calibration = result.contract.calibration
-    if calibration is not None:
-        yield (
-            f"probabilities: expected calibration error {calibration.after.ece:.3f}, log loss "
-            f"{calibration.after.log_loss:.3f} (cross-validated)"
-        )
+    yield (
+        f"probabilities: expected calibration error {figures.scores.ece:.3f}, log loss {figures.scores.log_loss:.3f}"
+        + (" (cross-validated)" if result.test is None else "")
+    )
 
 
 def _progress(places: Iterable[int], total: int) -> Iterator[int]:
-    """Show a bar, and without a terminal one line if it takes long."""
-    start = time.monotonic()
-    bar = tqdm(places, total=total, desc="features", unit=" images", disable=None)
+    """Show a bar, and without a terminal a line now and then."""
+    start = last = time.monotonic()
+    bar = tqdm(places, total=total, desc="features", unit=" photographs", disable=None)
     for done, place in enumerate(bar, start=1):
         yield place
-        if bar.disable and done == _ESTIMATE_AFTER:
-            left = (time.monotonic() - start) / done * (total - done)
-            if left > _SLOW:
-                click.echo(f"computing the features of {total:,} photographs takes about {left / 60:.0f} min", err=True)
+        now = time.monotonic()
+        if bar.disable and now - last > _LINE_EVERY:
+            last = now
+            left = (now - start) / done * (total - done)
+            click.echo(f"features: {done:,} of {total:,} photographs, about {_in_words(left)} left", err=True)
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

@@ -150,6 +150,11 @@ def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path, wh
     )
 
 
+def is_split_name(text: str) -> bool:
+    """Whether a cell names a split."""
+    return text.strip().casefold() in _SPLIT_NAMES
+
+
 def _split(text: str, where: str) -> str:
     if text.strip().casefold() not in _SPLIT_NAMES:
         raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, not {text!r}")

@@ -25,6 +25,23 @@ _HUB_TIMEOUT = 10.0  # seconds
 _NOT_FOUND = 404
 
 
+class NoWeightsError(DataError):
+    """The hub's weights of a backbone cannot be had.
+
+    Attributes:
+        address: of the file.
+        reason: in a few words.
+    """
+
+    def __init__(self, name: str, address: str, reason: str) -> None:
+        super().__init__(
+            f"cannot get the weights of {name} from {address} ({reason}); download that file (safetensors) on another "
+            "machine and give it with --pretrained FILE, or go on from the model that is installed: --recipe few, or "
+            "use --no-pretrained for random weights"
+        )
+        self.address, self.reason = address, reason
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Where a backbone's weights came from, for the log and the provenance.
@@ -96,12 +113,7 @@ def require_hub_weights(name: str) -> None:
 
 
 def _no_weights(name: str, address: str, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return DataError(
-        f"cannot get the weights of {name} from {address} ({reason}); download that file (safetensors) on another "
-        "machine and give it with --pretrained FILE, or go on from the model that is installed: --recipe few, or use "
-        "--no-pretrained for random weights"
-    )
+    return NoWeightsError(name, address, " ".join(str(error).split())[:120] or type(error).__name__)
 
 
 def _from_hub(config: ModelConfig) -> tuple[nn.Module, Loaded]:
