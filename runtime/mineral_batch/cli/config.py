@@ -17,6 +17,7 @@ COMMANDS = frozenset(
         "check",
         "report",
         "review",
+        "minerals",
         "explain",
         "info",
         "doctor",

@@ -17,9 +17,11 @@ from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge
 from mineral_batch.evaluation.evaluate import tune as tune_model
+from mineral_batch.evaluation.levels import at_level, varieties_beside_their_species
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
 from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.files import write_file
+from mineral_batch.minerals.table import LEVELS, Level
 from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
@@ -41,6 +43,7 @@ class _Comparison:
     labels: Path
     split: str | None
     resamples: int
+    level: Level
 
 
 _FILE = click.Path(path_type=Path)
@@ -55,6 +58,13 @@ _SHOWN = 5
     "--thresholds",
     metavar="NUMBER|MODEL",
     help="Apply one threshold (0.5) or those of an ONNX file; default: take the column `minerals`.",
+)
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default=LEVELS[0],
+    show_default=True,
+    help="Judge at this level: agate counts as quartz at species, as an oxide at class.",
 )
 @click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
 @click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")
@@ -77,6 +87,7 @@ def evaluate(
     labels: Path,
     split: str | None,
     thresholds: str | None,
+    level: Level,
     tune: str | None,
     model: Path | None,
     output: Path | None,
@@ -99,12 +110,20 @@ def evaluate(
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
-    compared = _Comparison(predictions, labels, split, bootstrap)
+    compared = _Comparison(predictions, labels, split, bootstrap, level)
+    if level != LEVELS[0] and (tune or record):
+        raise click.UsageError("--tune and --record are about the model's own labels: leave --level out")
     rule = Rule.parse(tune) if tune else None
     contract = _to_tune(rule, model, output)
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     joined = join(predictions, labels, split, known.labels if known else None)
+    if level != LEVELS[0]:
+        if known:
+            raise click.UsageError(
+                "a model's thresholds are for its own labels: give --thresholds a number with --level"
+            )
+        joined = at_level(joined, level)
     result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
     tuning = tune_model(joined, contract.thresholds, rule) if contract and rule else None
     click.echo("\n".join(_text(joined, result, compared)))
@@ -226,9 +245,21 @@ def _join_text(joined: Joined, compared: _Comparison) -> list[str]:
     if joined.renamed:
         lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
     lines += [f"{note}." for note in joined.notes]
+    lines += _reading(joined, compared.level)
     if joined.predictions.ignored:
         lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
     return lines
+
+
+def _reading(joined: Joined, level: Level) -> list[str]:
+    """How varieties beside their species are counted."""
+    if level != LEVELS[0]:
+        return [f"Labels are read at the level of {level}: {len(joined.predictions.labels)} names."]
+    pairs = varieties_beside_their_species(joined.predictions.labels)
+    if not pairs:
+        return []
+    named = ", ".join(f"{variety} alone is not {species}" for variety, species in pairs)
+    return [f"Labels are taken as written: {named} (--level species counts a variety as its species)."]
 
 
 _CSV_COLUMNS = ("mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold")
@@ -370,6 +401,7 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, compared:
         "predictions": str(compared.predictions),
         "labels": str(compared.labels),
         "split": compared.split,
+        "level": compared.level,
         "images": len(joined.truth),
         "predictions_without_labels": joined.unlabelled,
         "predictions_of_other_splits": joined.other_splits,

@@ -19,6 +19,7 @@ from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.lists import read_list
+from mineral_batch.minerals.table import LEVELS, Level, load_table
 from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
@@ -75,6 +76,11 @@ _PATH = click.Path(path_type=Path)
     metavar=f"FILE|{ESTIMATE}",
     help="Correct probabilities for the prevalences here: of a CSV (mineral,prevalence), or estimated from the images.",
 )
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="Add the column answer: where no mineral is sure, the species, group or class that is, up to this level.",
+)
 @click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals.")
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
 @click.option("--prune", is_flag=True, help="Remove rows of images that are not among INPUTS (any more).")
@@ -115,6 +121,7 @@ def predict(
     layout: str,
     columns: tuple[str, ...],
     prevalence: str | None,
+    level: Level | None,
     decimals: int | None,
     restart: bool,
     prune: bool,
@@ -143,7 +150,7 @@ def predict(
     named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level)
     given, _ = runs.check_run(named, output, tables)
     for warning in given.warnings():
         say(f"Warning: {warning}", err=True)
@@ -215,6 +222,14 @@ def _introduction(predictor: Predictor, *, is_starter: bool) -> list[str]:
     return lines
 
 
+def _hazard_lines(minerals: Counter[str]) -> list[str]:
+    """One line for the minerals found that need care, most frequent first."""
+    table = load_table()
+    found = [name for name, _ in minerals.most_common() if name in table and table[name].danger]
+    named = ", ".join(f"{name} ({table[name].danger})" for name in found)
+    return [f"  Handle with care: {named}; see mineral-batch minerals NAME"] if found else []
+
+
 def _stopped(summary: RunSummary | None, output: Path) -> str:
     done = f" after {counted(summary.predicted + summary.failed)}" if summary else ""
     partial = f" (so far: {output / PARTIAL})" if summary and summary.predicted else ""
@@ -238,6 +253,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
     lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:
         lines.append(f"  and {counted(len(minerals) - _SHOWN, 'more mineral')}")
+    lines += _hazard_lines(minerals)
     if summary.counts and summary.counts.blank:
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "

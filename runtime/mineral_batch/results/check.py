@@ -15,6 +15,7 @@ from mineral_batch.results.csv import csv_records
 from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
+    ANSWER,
     FAILURE_COLUMNS,
     FAILURES,
     JSON_LINES,
@@ -289,7 +290,7 @@ def _check_extra(row: _Row) -> Iterator[str]:
             if value is not None and not is_time(value):
                 yield f"{row.where}: captured {value!r} is not an ISO 8601 time"
             continue
-        if name in ("best", "second", "calibrated"):
+        if name in (ANSWER, "best", "second", "calibrated"):
             continue
         low, high = _LIMITS[name]
         number = _number(value)

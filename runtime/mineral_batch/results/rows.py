@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Protocol
 
 import numpy as np
 
+from mineral_batch.minerals.table import Level
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
-from mineral_batch.results.schema import format_number
+from mineral_batch.results.levels import Levels
+from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
 
 _BLOCK = 1024
@@ -26,11 +28,13 @@ class TableRow:
         result: the prediction.
         values: L, its probabilities.
         minerals: the labels at or above their thresholds, most probable first.
+        answer: the same with broader names where the labels are unsure (`mineral_batch.results.levels`); None without.
     """
 
     result: Prediction
     values: list[float]
     minerals: list[str]
+    answer: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -91,23 +95,34 @@ class Sink(Protocol):
         ...
 
 
-def table_rows(results: Iterable[Result], contract: ModelContract) -> Iterator[TableRow | Failure]:
-    """Yield the rows of results, made a block at a time, which is quicker than one by one."""
+def table_rows(
+    results: Iterable[Result], contract: ModelContract, level: Level | None = None
+) -> Iterator[TableRow | Failure]:
+    """Yield the rows of results, made a block at a time, which is quicker than one by one.
+
+    Args:
+        results: in the order of the rows.
+        contract: labels and thresholds.
+        level: give each row an answer up to this level.
+    """
     remaining = iter(results)
+    levels = None if level is None else Levels(contract.labels, level)
     while block := list(islice(remaining, _BLOCK)):
         predictions = [result for result in block if isinstance(result, Prediction)]
-        rows = _block(predictions, contract) if predictions else iter(())
+        rows = _block(predictions, contract, levels) if predictions else iter(())
         yield from (next(rows) if isinstance(result, Prediction) else result for result in block)
 
 
-def _block(predictions: Sequence[Prediction], contract: ModelContract) -> Iterator[TableRow]:
+def _block(predictions: Sequence[Prediction], contract: ModelContract, levels: Levels | None) -> Iterator[TableRow]:
     values = np.stack([prediction.probabilities for prediction in predictions]).astype(np.float64)
-    rows, columns = np.nonzero(values >= np.array(contract.thresholds))
+    present = values >= np.array(contract.thresholds)
+    answers = repeat(None) if levels is None else levels.answers(values, present)
+    rows, columns = np.nonzero(present)
     order = np.lexsort((-values[rows, columns], rows))  # stable: of equal probabilities the first label comes first
     names = [contract.labels[column] for column in columns[order].tolist()]
     ends = np.searchsorted(rows, np.arange(len(values) + 1)).tolist()
-    for index, (prediction, row) in enumerate(zip(predictions, values.tolist(), strict=True)):
-        yield TableRow(prediction, row, names[ends[index] : ends[index + 1]])
+    for index, (prediction, row, answer) in enumerate(zip(predictions, values.tolist(), answers, strict=False)):
+        yield TableRow(prediction, row, names[ends[index] : ends[index + 1]], answer)
 
 
 def rounded(results: Iterable[Result], decimals: int) -> Iterator[Result]:
@@ -132,6 +147,7 @@ def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -
         "latitude": exif.latitude,
         "longitude": exif.longitude,
         "familiarity": None if result.familiarity is None else float(format_number(result.familiarity)),
+        "answer": SEPARATOR.join(row.answer or ()),
         **(_best(row, contract) if "best" in names else {}),
     }
     return [values[name] for name in names]

@@ -175,7 +175,7 @@ def run(
 def _tables_key(contract: ModelContract, tables: Tables, results: str) -> str:
     """A digest of everything that a byte of the tables depends on."""
     made_by = (describe_software(), contract.labels, contract.thresholds, contract.is_calibrated)
-    parts = [*made_by, tables.files, tables.columns, tables.decimals, results]
+    parts = [*made_by, tables.files, tables.columns, tables.decimals, tables.level, results]
     if tables.prevalence is not None:
         prevalence = Path(tables.prevalence)
         parts.append(file_digest(prevalence) if prevalence.is_file() else tables.prevalence)
@@ -332,6 +332,7 @@ class _Attempt:
             "options": dict(options),
             "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],
             "columns": list(self._tables.columns),
+            "level": self._tables.level,
             "model": describe_model(self._predictor.model, self._predictor.contract),
             "fingerprint": dict(identity),
             "engine": describe_engine(self._predictor),

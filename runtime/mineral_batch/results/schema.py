@@ -14,6 +14,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 |---|---|
 | path | the file as `mineral_batch.images.discover` names it, or `ARCHIVE/MEMBER`; unique within a table |
 | minerals | the labels at or above their thresholds, most probable first, joined with `;` |
+| answer | `--level`: the minerals, then a species, group or class where only its labels together are sure |
 | width, height | `size`: pixels of the upright image |
 | captured | `captured`: ISO 8601, empty where the EXIF data do not say |
 | latitude, longitude | `gps`: decimal degrees, north and east positive, empty where the EXIF data do not say |
@@ -51,8 +52,10 @@ COLUMNS = {
     "best": ("best", "second", "margin", "calibrated"),
     "familiarity": ("familiarity",),
 }
+#: The column of the answers at a broader level.
+ANSWER = "answer"
 #: The columns in front of the labels, the extra ones included.
-LEADING = ("path", "minerals", *(name for names in COLUMNS.values() for name in names))
+LEADING = ("path", "minerals", ANSWER, *(name for names in COLUMNS.values() for name in names))
 FAILURE_COLUMNS = ("path", "stage", "reason")
 #: The stages at which an image can fail.
 STAGES = ("read", "decode", "infer")

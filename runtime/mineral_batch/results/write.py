@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mineral_batch.files import atomic_file, atomic_folder, remove_leftovers, write_errors
+from mineral_batch.minerals.table import Level
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter, csv_line, encode, formula_safe_text
 from mineral_batch.results.parquet import Parquet, import_pyarrow
 from mineral_batch.results.per_image import PerImageCsv
 from mineral_batch.results.rows import Sink, TableCounts, TableRow, extra_values, table_rows
 from mineral_batch.results.schema import (
+    ANSWER,
     COLUMNS,
     FAILURE_COLUMNS,
     FAILURES,
@@ -44,6 +46,7 @@ class Tables:
         columns: of `COLUMNS`.
         prevalence: correct the probabilities for the prevalences in this file, or `estimate` them from the results.
         decimals: round the probabilities to so many; None for seven significant digits.
+        level: add the column `answer`, with names up to this level.
     """
 
     formats: tuple[str, ...] = ("csv",)
@@ -51,6 +54,7 @@ class Tables:
     columns: tuple[str, ...] = ()
     prevalence: str | None = None
     decimals: int | None = None
+    level: Level | None = None
 
     @property
     def needs_exif(self) -> bool:
@@ -65,7 +69,8 @@ class Tables:
     @property
     def extra(self) -> tuple[str, ...]:
         """The columns between `minerals` and the labels, in a fixed order."""
-        return tuple(name for group, names in COLUMNS.items() if group in self.columns for name in names)
+        answer = () if self.level is None else (ANSWER,)
+        return answer + tuple(name for group, names in COLUMNS.items() if group in self.columns for name in names)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -171,7 +176,7 @@ def write_tables(
         (folder / RUN_MANIFEST).unlink(missing_ok=True)  # from here on it would describe other tables
         with ExitStack() as stack:
             sinks = _open(stack, folder, contract, tables)
-            for row in table_rows(results, contract):
+            for row in table_rows(results, contract, tables.level):
                 counts.add(row)
                 for sink in sinks:
                     sink.write(row)
@@ -189,7 +194,7 @@ def write_partial(folder: Path, results: Iterable[Result], contract: ModelContra
     """
     with write_errors(folder / PARTIAL, fix=_FIX), atomic_file(folder / PARTIAL) as file:
         sink = PredictionsCsv(file, contract, tables.extra)
-        for row in table_rows(results, contract):
+        for row in table_rows(results, contract, tables.level):
             sink.write(row)
 
 

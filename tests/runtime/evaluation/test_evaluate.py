@@ -387,9 +387,9 @@ def test_a_short_row_is_named_with_its_line(world):
 
 def test_an_unknown_label_is_named_with_the_nearest(world):
     rows = world.label_rows
-    rows[2][1] = "gold;quarz"
+    rows[2][1] = "gold;quarx"
     message = fails(world.predictions(), world.labels(rows))
-    assert "'quarz' (line 4, did you mean 'quartz'?); there are agate, gold, quartz, topaz" in message
+    assert "'quarx' (line 4, did you mean 'quartz'?); there are agate, gold, quartz, topaz" in message
 
 
 def test_a_mineral_called_present_must_be_a_column(world):

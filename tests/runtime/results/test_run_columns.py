@@ -166,3 +166,20 @@ def test_memory_is_flat(album: Path, tmp_path: Path, model_path: Path, few: int,
     low, high = (peak(tmp_path, album, model_path, pictures) for pictures in (few, many))
     print(f"peak memory: {low} MiB for {few} pictures, {high} MiB for {many}: {high / low - 1:+.1%}")
     assert high < (1 + growth) * low
+
+
+def test_answers_at_a_level_are_in_every_table(album: Path, tmp_path: Path, predictor: Predictor) -> None:
+    """A resumed run without the option has no such column, and `check` finds all tables in agreement."""
+    pytest.importorskip("pyarrow")
+    tables = Tables(("csv", "jsonl", "parquet"), level="class")
+    run(predictor, [album], tmp_path / "out", tables)
+    rows = table(tmp_path / "out")
+    assert list(rows[0])[:3] == ["path", "minerals", "answer"]
+    for row in rows:
+        assert set(filter(None, row["minerals"].split(";"))) <= set(row["answer"].split(";"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in lines if "answer" in line] == [row["answer"] for row in rows]
+    assert manifest(tmp_path / "out")["level"] == "class"
+    assert list(check(tmp_path / "out")) == []
+    run(predictor, [album], tmp_path / "out")
+    assert "answer" not in table(tmp_path / "out")[0]

@@ -94,7 +94,7 @@ def test_all_folder_names_as_labels(download: Path, tmp_path: Path) -> None:
 def test_unknown_folders_stop_the_command_before_anything_is_written(
     download: Path, tmp_path: Path, save_photo
 ) -> None:
-    save_photo(download / "Azurit" / "x.jpg", 90)
+    save_photo(download / "Azurlte" / "x.jpg", 90)
     result = run(download, "-o", tmp_path / "m.csv")
     assert result.exit_code == 1
     assert "Error: " in result.output
@@ -217,3 +217,14 @@ def test_a_split_that_leaves_labels_without_test_images_suggests_another(tmp_pat
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
         assert ("--split 70:10:20 gives them more" in result.output) == suggested
+
+
+def test_a_variety_is_its_species_too_where_that_is_asked_for(tmp_path: Path, save_photo) -> None:
+    for index, label in enumerate(("agate", "quartz", "schorl")):
+        save_photo(tmp_path / "photos" / label / f"{index}.png", seed=index)
+    plain, implied = tmp_path / "plain.csv", tmp_path / "implied.csv"
+    for output, options in ((plain, []), (implied, ["--imply-parents"])):
+        result = CliRunner().invoke(main, ["data", str(tmp_path / "photos"), "-o", str(output), *options])
+        assert result.exit_code == 0, result.output
+    assert [row.labels for row in read_manifest(plain).rows] == [("agate",), ("quartz",), ("schorl",)]
+    assert [row.labels for row in read_manifest(implied).rows] == [("agate", "quartz"), ("quartz",), ("schorl",)]

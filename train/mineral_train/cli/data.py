@@ -45,6 +45,9 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     help=f"Own label set: a text file, one per line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
 )
 @click.option("--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set.")
+@click.option(
+    "--imply-parents", is_flag=True, help="Label varieties with their species and group too: agate is quartz."
+)
 @click.option("--path-column", default="path", show_default=True, help="CSV column of paths.")
 @click.option("--labels-column", default="labels", show_default=True, help="CSV column of labels.")
 @click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV cell.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
+from mineral_batch.minerals.table import lineage
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import (
@@ -44,6 +45,7 @@ class Preparation:
     Attributes:
         table: the columns of a CSV; unused for folders.
         ignore_unknown: leave out folders, or labels of a CSV, that are not in the label set.
+        imply_parents: an image of a variety also gets its species and group, where they are labels: agate is quartz.
         group_column: CSV column naming the specimen; its images stay in one split. Empty cells do not count.
         shares: of training, validation and test.
         seed: of the split.
@@ -54,6 +56,7 @@ class Preparation:
 
     table: TableFormat = field(default_factory=TableFormat)
     ignore_unknown: bool = False
+    imply_parents: bool = False
     group_column: str | None = None
     shares: Sequence[float] = PAPER_SHARES
     seed: int = 0
@@ -111,6 +114,8 @@ def prepare(
     how = how or Preparation()
     rows_found = _read_rows(source, labels, how)
     merged = merge_identical(rows_found, labels)
+    if how.imply_parents:
+        merged = [_with_parents(row, labels) for row in merged]
     rows, thumbs, rejected = _decode_all(merged, how.threads or cpu_count(), progress)
     alike = near_duplicates(thumbs, how.duplicate_distance, how.duplicate_correlation)
     groups = connected(len(rows), alike, _links_by_value(rows, how.group_column))
@@ -135,6 +140,11 @@ def _read_rows(source: Path, labels: Sequence[str], how: Preparation) -> list[Ro
     if how.group_column and how.group_column not in rows[0].extra:
         raise DataError(f"{source} has no column {how.group_column!r} to group by; it has {', '.join(rows[0].extra)}")
     return rows
+
+
+def _with_parents(row: Row, labels: Sequence[str]) -> Row:
+    implied = {parent for label in row.labels for parent in lineage(label)}
+    return replace(row, labels=tuple(label for label in labels if label in implied or label in row.labels))
 
 
 def _decode_all(

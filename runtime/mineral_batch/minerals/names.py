@@ -1,10 +1,13 @@
-"""The 36 minerals of the paper, what people call them, and the label that each name stands for."""
+"""The 36 minerals of the paper, and the label that each name in use stands for."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from typing import TYPE_CHECKING
+
+from mineral_batch.minerals.table import load_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,60 +20,36 @@ MINERALS: tuple[str, ...] = (
     "sapphire", "schorl", "sphalerite", "stibnite", "sulfur", "topaz", "torbernite", "wulfenite",
 )  # fmt: skip
 
-#: Other names of the paper's minerals. Spellings, synonyms, and varieties every specimen of which is the mineral;
-#: not `tourmaline` (elbaite or schorl), `garnet` (almandine or demantoid), `corundum` (ruby or sapphire),
-#: `chalcedony` or `jasper`, which leave the label open.
-OTHER_NAMES: Mapping[str, str] = {
-    "sulphur": "sulfur",
-    "brimstone": "sulfur",
-    "haematite": "hematite",
-    "specularite": "hematite",
-    "zinc blende": "sphalerite",
-    "zincblende": "sphalerite",
-    "blende": "sphalerite",
-    "galenite": "galena",
-    "lead glance": "galena",
-    "iron pyrites": "pyrite",
-    "iron pyrite": "pyrite",
-    "copper pyrites": "chalcopyrite",
-    "copper pyrite": "chalcopyrite",
-    "fluorspar": "fluorite",
-    "fluor": "fluorite",
-    "rock salt": "halite",
-    "antimonite": "stibnite",
-    "cinnabarite": "cinnabar",
-    "tinstone": "cassiterite",
-    "lodestone": "magnetite",
-    "rock crystal": "quartz",
-    "amethyst": "quartz",
-    "citrine": "quartz",
-    "rose quartz": "quartz",
-    "smoky quartz": "quartz",
-    "emerald": "beryl",
-    "aquamarine": "beryl",
-    "native copper": "copper",
-    "native gold": "gold",
-    "native sulfur": "sulfur",
-    "native sulphur": "sulfur",
-}
+
+@cache
+def other_names() -> Mapping[str, str]:
+    """What else the minerals are called, in plain spelling, in any language, and the label that each name stands for.
+
+    Spellings, synonyms, and varieties every specimen of which is the mineral; not `tourmaline` (elbaite or schorl),
+    `garnet` (almandine or demantoid), `chalcedony` or `jasper`, which leave the label open, nor a name of two of them.
+    """
+    meant: dict[str, set[str]] = {}
+    for mineral in load_table().values():
+        for name in (name for names in mineral.synonyms.values() for name in names):
+            meant.setdefault(_plain(name), set()).add(mineral.name)
+    own = {_plain(name) for name in load_table()}
+    return {name: next(iter(labels)) for name, labels in meant.items() if len(labels) == 1 and name not in own}
 
 
 def canonical(name: str, labels: Iterable[str]) -> str | None:
     """The label that a folder's or a table's name stands for, None if it stands for none of them.
 
     Ignores case, accents, numbering (`Agate_01`, `03 agate`, `agate (2)`) and the plural, reads `_` and `-` as a blank,
-    and knows `OTHER_NAMES`; each only where it leads to exactly one label of this set.
+    and knows `other_names`; each only where it leads to exactly one label of this set.
     """
     labels = tuple(labels)
     if name in labels:
         return name
     known = _plain_names(labels)
     plain = _plain(name)
-    for candidate in (plain, plain.removesuffix("s"), plain.removesuffix("es"), re.sub("ies$", "y", plain)):
-        for spelling in (candidate, OTHER_NAMES.get(candidate)):
-            if spelling in known:
-                return known[spelling]
-    return None
+    candidates = (plain, plain.removesuffix("s"), plain.removesuffix("es"), re.sub("ies$", "y", plain))
+    synonyms = (other_names().get(candidate) for candidate in candidates)
+    return next((known[spelling] for spelling in (*candidates, *synonyms) if spelling in known), None)
 
 
 def _plain_names(labels: Sequence[str]) -> dict[str, str]:

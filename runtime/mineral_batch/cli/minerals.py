@@ -1,0 +1,75 @@
+"""`mineral-batch minerals`: what is known about the minerals."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mineral_batch.errors import DataError
+from mineral_batch.minerals.names import canonical
+from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--table", type=click.Path(path_type=Path), help="Your own table (CSV: name,species,...).")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with every fact.")
+def minerals(names: tuple[str, ...], table: Path | None, as_json: bool) -> None:
+    """Show formula, group, class, names and hazards of minerals.
+
+    NAMES are minerals in English, German, French, Spanish or Italian; default: a line for each mineral in the table.
+    """
+    known = load_table(table)
+    found = [known[_find(name, known)] for name in names] or list(known.values())
+    if as_json:
+        click.echo(json.dumps([asdict(_plain(one)) for one in found], indent=2, ensure_ascii=False))
+    elif names:
+        click.echo("\n\n".join(describe(one) for one in found))
+    else:
+        click.echo("\n".join(_line(one) for one in found))
+
+
+def _plain(mineral: Mineral) -> Mineral:
+    """With synonyms as a dict, which `asdict` can copy."""
+    values = {name: getattr(mineral, name) for name in mineral.__dataclass_fields__}
+    return Mineral(**(values | {"synonyms": dict(mineral.synonyms)}))
+
+
+def _find(name: str, known: Table) -> str:
+    found = canonical(name, known)
+    if found is None:
+        close = difflib.get_close_matches(name.casefold(), known, n=3)
+        meant = f"did you mean {' or '.join(close)}?" if close else "mineral-batch minerals lists them"
+        raise DataError(f"no mineral named {name!r} in the table: {meant}")
+    return found
+
+
+def _line(mineral: Mineral) -> str:
+    return f"{mineral.name:<14} {mineral.formula:<41} {mineral.mineral_class:<38} {mineral.danger}".rstrip()
+
+
+def describe(mineral: Mineral) -> str:
+    """The facts of a mineral, a line each; facts that are not known are left out."""
+    dana = f"{mineral.dana}, {mineral.dana_class}" if mineral.dana else ""
+    facts = {
+        "formula": mineral.formula,
+        "status": mineral.ima_status,
+        "symbol": mineral.ima_symbol,
+        "group": mineral.group,
+        "Strunz": ", ".join(part for part in (mineral.strunz, mineral.mineral_class) if part),
+        "Dana": dana,
+        **{language: ", ".join(mineral.synonyms[language]) for language in LANGUAGES},
+        "hazard": mineral.hazard,
+        "care": mineral.care,
+    }
+    lines = [
+        textwrap.fill(text, 100, initial_indent=f"  {name:<8} ", subsequent_indent=" " * 11)
+        for name, text in facts.items()
+        if text
+    ]
+    return "\n".join([mineral.name, *lines])

@@ -1,0 +1,163 @@
+"""What is known about each mineral: its formula, its place among the minerals, its names, its hazards.
+
+The table of the package (minerals.csv beside this file) has the 36 labels and the species that their varieties belong
+to. An empty cell means that the fact does not exist or was not checked. Sources of its columns:
+
+| column | source |
+|---|---|
+| species, group | IMA-CNMNC List of Minerals; a variety (agate, demantoid, ruby, sapphire) is not on it and names its species; supergroups as approved: garnet (Grew et al. 2013), tourmaline (Henry et al. 2011), spinel (Bosi et al. 2019) |
+| formula | ideal, IMA-CNMNC List of Minerals, without the valences |
+| ima_symbol | Warr 2021, IMA-CNMNC approved mineral symbols, Mineralogical Magazine 85, 291-320 |
+| class, strunz | Strunz and Nickel 2001, Strunz Mineralogical Tables, 9th edition, as continued by Mindat ("Strunz 10") |
+| dana, dana_class | Gaines et al. 1997, Dana's New Mineralogy, 8th edition |
+| en, de, fr, es, it | names in use in collections, as Wikidata and Mindat list them; `;` between names |
+| danger, hazard, care | what curators' guides say of the substance (lead, mercury, arsenic, antimony, uranium, silica; pyrite decay, light) |
+"""  # noqa: E501 - a table
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from mineral_batch.errors import DataError
+
+Level = Literal["variety", "species", "group", "class"]
+#: From narrow to broad.
+LEVELS: tuple[Level, ...] = get_args(Level)
+LANGUAGES = ("en", "de", "fr", "es", "it")
+_REQUIRED = ("name", "species")
+_TEXTS = ("group", "class", "formula", "ima_symbol", "strunz", "dana", "dana_class", "danger", "hazard", "care")
+_SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class Mineral:
+    """A row of the table; a fact that is not known is empty.
+
+    Attributes:
+        name: the label.
+        species: the species that it is, or that it is a variety of.
+        group: of the species.
+        mineral_class: in Strunz's system.
+        formula: ideal.
+        ima_symbol: abbreviation, of a species.
+        strunz: code in Strunz's system, 10th edition.
+        dana: number of the class in Dana's system, 8th edition.
+        dana_class: its name.
+        synonyms: by language (`LANGUAGES`), the names in it.
+        danger: a word for what can harm people who handle it whole: lead, mercury, arsenic, antimony, radioactive.
+        hazard: what a person who handles it must know.
+        care: what keeps the specimen whole.
+    """
+
+    name: str
+    species: str
+    group: str
+    mineral_class: str
+    formula: str
+    ima_symbol: str
+    strunz: str
+    dana: str
+    dana_class: str
+    synonyms: Mapping[str, tuple[str, ...]]
+    danger: str
+    hazard: str
+    care: str
+
+    @property
+    def is_variety(self) -> bool:
+        """Whether the name is that of a variety, which is no species of its own."""
+        return self.name != self.species
+
+    @property
+    def ima_status(self) -> str:
+        """Its status in words: on the list of the IMA, or not."""
+        return f"not a species of the IMA: a variety of {self.species}" if self.is_variety else "species of the IMA"
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The broader names: species, group and class, without those that are missing or the name itself."""
+        return tuple(name for name in (self.species, self.group, self.mineral_class) if name and name != self.name)
+
+    def at(self, level: Level) -> str:
+        """The name at a level; where the mineral has no group, its species stands in."""
+        names = {"variety": self.name, "species": self.species, "group": self.group, "class": self.mineral_class}
+        return names[level] or self.species
+
+
+Table = Mapping[str, Mineral]
+
+
+def load_table(path: Path | None = None) -> Table:
+    """Read a table of minerals by their names.
+
+    Args:
+        path: a CSV with the columns `name` and `species`, and any of the others; None for the package's own.
+
+    Raises:
+        DataError: if it cannot be read, lacks a column or names a mineral twice.
+    """
+    return _packaged() if path is None else _own(path)
+
+
+@cache
+def _packaged() -> Table:
+    text = (files(__package__) / "minerals.csv").read_text(encoding="utf-8")
+    return _table(csv.DictReader(text.splitlines()), "the table of minerals")
+
+
+def _own(path: Path) -> Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _table(csv.DictReader(file), str(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read the table of minerals {path}: {error}") from error
+
+
+def _table(rows: csv.DictReader[str], source: str) -> Table:
+    if missing := [name for name in _REQUIRED if name not in (rows.fieldnames or ())]:
+        raise DataError(f"{source} has no column {' or '.join(missing)}; it needs {', '.join(_REQUIRED)}")
+    minerals: dict[str, Mineral] = {}
+    for row in rows:
+        mineral = _mineral({name: (text or "").strip() for name, text in row.items() if isinstance(name, str)})
+        if not mineral.name or mineral.name in minerals:
+            problem = f"names {mineral.name!r} twice" if mineral.name else "has no name"
+            raise DataError(f"{source}, line {rows.line_num}: {problem}")
+        minerals[mineral.name] = mineral
+    return MappingProxyType(minerals)
+
+
+def _mineral(row: Mapping[str, str]) -> Mineral:
+    texts = {("mineral_class" if name == "class" else name): row.get(name, "") for name in _TEXTS}
+    synonyms = {language: _names(row.get(language, "")) for language in LANGUAGES}
+    return Mineral(row["name"], row["species"] or row["name"], synonyms=MappingProxyType(synonyms), **texts)
+
+
+def _names(cell: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in cell.split(_SEPARATOR) if name.strip())
+
+
+def lineage(label: str, table: Table | None = None) -> tuple[str, ...]:
+    """The broader names of a label: species, group, class; none where the table does not have it."""
+    mineral = (load_table() if table is None else table).get(label)
+    return mineral.lineage if mineral else ()
+
+
+def name_at(label: str, level: Level, table: Table | None = None) -> str:
+    """The name of a label at a level; the label itself where the table does not have it."""
+    mineral = (load_table() if table is None else table).get(label)
+    return mineral.at(level) if mineral else label
+
+
+def names_at(labels: Iterable[str], level: Level, table: Table | None = None) -> dict[str, tuple[str, ...]]:
+    """Every name at a level, with the labels that it covers, both in the order of the labels."""
+    covered: dict[str, list[str]] = {}
+    for label in labels:
+        covered.setdefault(name_at(label, level, table), []).append(label)
+    return {name: tuple(labels) for name, labels in covered.items()}
