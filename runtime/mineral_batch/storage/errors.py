@@ -1,0 +1,63 @@
+"""What a store answers instead of an object, in one line without secrets."""
+
+from __future__ import annotations
+
+from mineral_batch.errors import DataError
+from mineral_batch.storage.interface import RETRIES
+from mineral_batch.storage.urls import redact
+
+
+class StoreError(DataError):
+    """A store did not do what it was asked to, also after the tries that may help."""
+
+
+class NoSuchObjectError(StoreError):
+    """There is no such object, or no such bucket."""
+
+
+class DeniedError(StoreError):
+    """The credentials are missing, wrong, expired, or do not give the right to do it."""
+
+
+class UnreachableError(StoreError):
+    """The store does not answer, or answers with its own errors, after several tries: later it may."""
+
+
+class ExhaustedError(StoreError):
+    """The store has no room left for what is written."""
+
+
+# What the text or the class of obstore's errors tells -> what it means. The first that fits counts.
+_SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
+    (("NoSuchBucket",), NoSuchObjectError, "no such bucket"),
+    (("NotFoundError", "FileNotFoundError"), NoSuchObjectError, "no such object"),
+    (
+        ("QuotaExceeded", "InsufficientStorage", "507 Insufficient", "No space left", "XMinioStorageFull"),
+        ExhaustedError,
+        "the store is full or its quota is used up; free some space",
+    ),
+    (("ExpiredToken", "TokenRefreshRequired"), DeniedError, "the credentials have expired; renew them"),
+    (
+        ("PermissionDeniedError", "UnauthenticatedError", "PermissionError", "InvalidAccessKeyId"),
+        DeniedError,
+        "access denied; check the credentials and their rights",
+    ),
+    (("redential", "169.254."), DeniedError, "no credentials found; set them as for the cloud's own tools"),
+    (
+        ("NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError", "ValueError"),
+        StoreError,
+        "not possible here: the key has an empty part, or the store has no such function",
+    ),
+)
+
+
+def explained(error: Exception, where: str) -> StoreError:
+    """Return one line for an error of obstore, whose own text holds addresses, headers and answers of the server."""
+    if isinstance(error, StoreError):
+        return error
+    where, text = redact(where), f"{type(error).__name__}: {error}"
+    for signs, kind, reason in _SIGNS:
+        if any(sign in text for sign in signs):
+            named = "/".join(where.split("/")[:3]) if reason == "no such bucket" else where
+            return kind(f"{reason}: {named}" if kind is NoSuchObjectError else f"{named}: {reason}")
+    return UnreachableError(f"{where}: the store does not answer as it should, after {RETRIES} more tries")

@@ -1,0 +1,82 @@
+"""What every store offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+#: Tries after the first one, and the longest time, seconds, that all tries of one request take.
+RETRIES, RETRY_SECONDS = 6, 60
+#: Seconds that one request may take.
+TIMEOUT = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a store says of an object without its content.
+
+    Attributes:
+        key: below the store's root.
+        size: bytes; -1 where the store does not say.
+        modified: nanoseconds since 1970; 0 where the store does not say.
+        etag: changes with the content; empty where the store has none.
+    """
+
+    key: str
+    size: int
+    modified: int
+    etag: str
+
+
+class Store(Protocol):
+    """An object store or a web server; its methods may be called from any thread.
+
+    Every method raises `NoSuchObjectError`, `DeniedError`, `UnreachableError` or another `StoreError`.
+
+    Attributes:
+        root: the URL of its root, without secrets and without a slash at its end.
+    """
+
+    root: str
+
+    def get(self, key: str) -> bytes:
+        """Return an object's content."""
+        ...
+
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        """Open an object to be read from its beginning to its end, without holding all of it."""
+        ...
+
+    def head(self, key: str) -> Entry:
+        """Return what the store says of an object."""
+        ...
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
+        """Return the objects whose keys begin with a prefix, in the order of the store, a page at a time.
+
+        Args:
+            prefix: any beginning of a key, also within a name; empty for all objects.
+            after: only keys behind this one.
+        """
+        ...
+
+    def put(self, key: str, content: bytes, *, create_only: bool = False) -> bool:
+        """Write an object whole.
+
+        Args:
+            key: where.
+            content: the bytes.
+            create_only: leave an object that exists as it is. A store without conditional writes overwrites.
+
+        Returns:
+            Whether it was written; False if `create_only` found one.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that does not exist is no error."""
+        ...

@@ -1,0 +1,211 @@
+"""One interface to object stores and web servers: `open_store(url)`.
+
+Requests are tried again with exponential backoff and jitter where another try may help: timeouts, broken connections,
+429 and 5xx. Credentials are found as the clouds' own tools find them: environment variables, the files of their
+command lines, the machine's or container's role.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from mineral_batch.errors import DataError
+from mineral_batch.storage.errors import explained
+from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Entry, Store
+from mineral_batch.storage.urls import Url, local_path, parse, redact
+from mineral_batch.system import pip_install
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+_PAGE = 1000
+# Seconds between tries: from the first to the longest, doubling.
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10
+
+
+def open_store(url: str | os.PathLike[str] | Url) -> Store:
+    """Open the store that a URL is in; its methods take keys below the root (`parse(url).key`).
+
+    Stores are kept open: the same root gives the same store.
+
+    Raises:
+        DataError: if the URL is not one, the store cannot be opened, or the extra `cloud` is not installed.
+    """
+    parsed = url if isinstance(url, Url) else parse(url)
+    if parsed.is_web:
+        from mineral_batch.storage.web import WebStore
+
+        return _required(WebStore, parsed.root)
+    if parsed.scheme == "file":
+        return _folder_store(local_path("file:///") or Path("/"))
+    return _cloud_store(parsed.root, os.getpid())
+
+
+def _required(kind: Any, root: str) -> Store:
+    try:
+        opened: Store = kind(root)
+    except ImportError:
+        raise DataError(_missing(root)) from None
+    return opened
+
+
+def _missing(root: str) -> str:
+    return f"{redact(root)} needs an optional package: {pip_install('cloud')}"
+
+
+@cache
+def _cloud_store(root: str, process: int) -> Store:
+    """The store of a bucket; one in each process, because its threads do not survive a fork."""
+    del process
+    try:
+        import obstore.store
+    except ImportError:
+        raise DataError(_missing(root)) from None
+    from_url: Any = obstore.store.from_url  # its stubs know each cloud's options apart
+    client: dict[str, Any] = {"timeout": timedelta(seconds=TIMEOUT), "connect_timeout": timedelta(seconds=10)}
+    endpoints = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+    if any(os.environ.get(name, "").startswith("http://") for name in endpoints):
+        client["allow_http"] = True
+    retries = {
+        "max_retries": RETRIES,
+        "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+        "backoff": {
+            "base": 2,
+            "init_backoff": timedelta(seconds=_FIRST_WAIT),
+            "max_backoff": timedelta(seconds=_LONGEST_WAIT),
+        },
+    }
+    more: dict[str, Any] = {}
+    if root.startswith("s3://"):
+        more = _s3_options()
+    try:
+        return _CloudStore(from_url(root, client_options=client, retry_config=retries, **more), root)
+    except Exception as error:
+        raise explained(error, root) from None
+
+
+def _s3_options() -> dict[str, Any]:
+    """What obstore does not find by itself: the endpoint of newer tools, profiles, `aws sso`."""
+    options: dict[str, Any] = {}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3"):
+        options["endpoint"] = endpoint
+    has_keys = "AWS_ACCESS_KEY_ID" in os.environ and "AWS_PROFILE" not in os.environ
+    if has_keys or os.environ.get("AWS_SKIP_SIGNATURE"):
+        return options
+    folder = Path("~/.aws").expanduser()
+    named = os.environ.get("AWS_SHARED_CREDENTIALS_FILE"), os.environ.get("AWS_CONFIG_FILE")
+    files = [Path(named[0] or folder / "credentials"), Path(named[1] or folder / "config")]
+    if not any(file.is_file() for file in files):
+        return options
+    from boto3 import Session
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = Session()
+    if session.region_name:
+        options["region"] = session.region_name
+    if session.get_credentials() is not None:
+        options["credential_provider"] = Boto3CredentialProvider(session)
+    return options
+
+
+def _folder_store(folder: Path) -> Store:
+    try:
+        from obstore.store import LocalStore
+    except ImportError:
+        raise DataError(_missing("file://")) from None
+    return _CloudStore(LocalStore(folder, automatic_cleanup=False), "file://")
+
+
+class _CloudStore:
+    """A bucket, by obstore; see `Store`."""
+
+    def __init__(self, store: Any, root: str) -> None:
+        self.root = redact(root)
+        self._store = store
+        self._is_conditional = True
+
+    def get(self, key: str) -> bytes:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except Exception as error:
+            raise explained(error, f"{self.root}/{key}") from None
+
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+        import obstore
+
+        from mineral_batch.storage.stream import Stream
+
+        try:
+            chunks = obstore.get(self._store, key).stream(min_chunk_size=2**20)
+        except Exception as error:
+            raise explained(error, f"{self.root}/{key}") from None
+        return Stream(map(bytes, chunks), lambda error: explained(error, f"{self.root}/{key}"))
+
+    def head(self, key: str) -> Entry:
+        import obstore
+
+        try:
+            return _entry(obstore.head(self._store, key))
+        except Exception as error:
+            raise explained(error, f"{self.root}/{key}") from None
+
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
+        import obstore
+
+        # obstore's prefixes end at a slash; what is behind the last one is compared here.
+        folder, _, rest = (prefix, "", "") if self.root == "file://" else prefix.rpartition("/")
+        begin = f"{folder}/" if folder else ""
+        try:
+            # Keys below `begin + rest` come in order, so those before it are skipped by the store itself.
+            offset = after or (prefix[:-1] + chr(ord(prefix[-1]) - 1) + "\U0010ffff" if rest else None)
+            pages = obstore.list(self._store, folder or None, offset=offset, chunk_size=_PAGE)
+            for page in pages:
+                for meta in page:
+                    if not rest or meta["path"].startswith(prefix):
+                        yield _entry(meta)
+                    elif rest and meta["path"] > prefix:
+                        return
+        except Exception as error:
+            raise explained(error, f"{self.root}/{begin}{rest}") from None
+
+    def put(self, key: str, content: bytes, *, create_only: bool = False) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+        where = f"{self.root}/{key}"
+        try:
+            if create_only and self._is_conditional:
+                try:
+                    obstore.put(self._store, key, content, mode="create", use_multipart=False)
+                except (AlreadyExistsError, PreconditionError):
+                    return False
+                except (NotSupportedError, NotImplementedError):
+                    self._is_conditional = False
+                else:
+                    return True
+            obstore.put(self._store, key, content)
+        except Exception as error:
+            raise explained(error, where) from None
+        return True
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        try:
+            obstore.delete(self._store, key)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise explained(error, f"{self.root}/{key}") from None
+
+
+def _entry(meta: Any) -> Entry:
+    modified = meta["last_modified"] - datetime.fromtimestamp(0, UTC)
+    return Entry(meta["path"], meta["size"], modified // timedelta(microseconds=1) * 1000, meta.get("e_tag") or "")

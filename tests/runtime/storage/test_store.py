@@ -1,0 +1,100 @@
+"""The interface to object stores and web servers, against servers on this machine."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
+from mineral_batch.storage.store import open_store
+
+
+@pytest.mark.slow
+def test_objects_are_put_listed_read_and_deleted(s3):
+    store = open_store("s3://photos")
+    for key in ("b/2.jpg", "b/1.jpg", "ba.jpg", "a b/ü%20#.jpg"):
+        assert store.put(key, key.encode())
+    assert [entry.key for entry in store.list()] == ["a b/ü%20#.jpg", "b/1.jpg", "b/2.jpg", "ba.jpg"]
+    assert [entry.key for entry in store.list("b/")] == ["b/1.jpg", "b/2.jpg"]
+    assert [entry.key for entry in store.list("ba")] == ["ba.jpg"]
+    assert [entry.key for entry in store.list("b/", after="b/1.jpg")] == ["b/2.jpg"]
+    assert store.get("a b/ü%20#.jpg") == "a b/ü%20#.jpg".encode()
+    assert store.head("b/1.jpg") == next(iter(store.list("b/")))
+    with store.open("b/2.jpg") as file:
+        assert file.read() == b"b/2.jpg"
+    store.delete("ba.jpg")
+    store.delete("ba.jpg")
+    with pytest.raises(NoSuchObjectError, match=r"no such object: s3://photos/ba\.jpg"):
+        store.get("ba.jpg")
+
+
+@pytest.mark.slow
+def test_create_only_leaves_what_is_there(s3):
+    store = open_store("s3://photos")
+    assert store.put("part", b"first", create_only=True)
+    assert not store.put("part", b"second", create_only=True)
+    assert store.get("part") == b"first"
+
+
+@pytest.mark.slow
+def test_a_missing_bucket_is_one_line(s3):
+    with pytest.raises(NoSuchObjectError, match="no such bucket: s3://nowhere"):
+        next(open_store("s3://nowhere").list())
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Answers with the status that the path names; `flaky` is 503 twice, then well."""
+
+    tries = 0
+
+    def do_GET(self):
+        name = self.path[1:].split("?")[0]
+        if name == "flaky":
+            _Answers.tries += 1
+            status = 503 if _Answers.tries <= 2 else 200
+        else:
+            status = int(name)
+        self.send_response(status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"ok")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, NoSuchObjectError), (403, DeniedError), (401, DeniedError), (400, StoreError)]
+)
+def test_what_does_not_pass_is_not_tried_again_and_shows_no_signature(web, status, kind):
+    pytest.importorskip("urllib3")
+    with pytest.raises(kind) as error:
+        open_store(web).get(f"{status}?X-Amz-Signature=secret")
+    assert "secret" not in str(error.value)
+    assert not isinstance(error.value, UnreachableError)
+
+
+def test_what_passes_is_tried_again(web):
+    pytest.importorskip("urllib3")
+    _Answers.tries = 0
+    assert open_store(web).get("flaky") == b"ok"
+    assert _Answers.tries == 3
+
+
+def test_a_server_that_refuses_head_says_nothing(web):
+    pytest.importorskip("urllib3")
+    assert open_store(web).head("403").size == -1
