@@ -76,14 +76,15 @@ def test_options_reach_the_recipe(run, tmp_path):
         "--patience", "4", "--positive-weight", "sqrt-inverse", "--accumulate", "2", "--precision", "bf16",
         "--augment", "none", "--flip", "0", "--crop", "0.5", "--smoothing", "0.1", "--seed", "7",
         "--weight-decay", "0.2", "--freeze-norm", "--best", "loss", "--tune-thresholds",
-        "--projection", "linear", "--dropout", "0.2",
+        "--projection", "linear", "--dropout", "0.2", "--set", "mixup=0.5", "--set", "jitter=0.1",
+        "--set", "repeat=0.1", "--set", "positive-cap=9", "--set", "soft-weight=0.5",
     ]  # fmt: skip
     result = run(tmp_path, *options)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "config.json").read_text("utf-8"))["train"]
     defaults = TrainConfig(PRESETS["vit-b16-384"]).to_json()
     unchanged = {name for name, value in defaults.items() if record[name] == value}
-    assert unchanged == {"init"}
+    assert unchanged == {"init", "soft_targets", "train_size"}  # tested in test_recipe_options.py
     assert record["model"]["projection"] == "linear"
     assert record["augment"] == ""
 
@@ -220,7 +221,8 @@ def test_the_default_recipe_is_printed_with_its_reason(coloured_manifest, labels
     assert result.exit_code == 0, result.output
     assert "recipe few: 16 training images are fewer than 20,000" in result.output
     record = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["train"]
-    assert (record["init"], record["freeze_stages"], record["freeze_epochs"], record["ema"]) == ("", 0, 1, 0.99)
+    assert record["train_size"] == 0  # another model than the starter
+    assert (record["init"], record["freeze_stages"], record["freeze_epochs"], record["ema"]) == ("", 0, 1, 0.995)
 
 
 def test_a_manifest_from_a_spreadsheet_is_read(run, coloured_manifest, tmp_path):

@@ -24,11 +24,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from mineral_train.training.learner import Learner
 from mineral_train.cli import main
 number, step, count = int(sys.argv.pop()), Learner.step, [0]
-def counted(self, *args):
+def counted(self, *args, **options):
     count[0] += 1
     if count[0] == 6:
         os.kill(os.getpid(), number)
-    return step(self, *args)
+    return step(self, *args, **options)
 Learner.step = counted
 main(prog_name="mineral-train")
 """

@@ -39,12 +39,15 @@ def test_every_image_counts_once_and_alike(count, batch, accumulate, world):
 _COMMAND = [
     "-m", "mineral_train", "fit", "--backbone", "test_vit", "--image-size", "64", "--width", "32", "--ffn", "48",
     "--dropout", "0", "--no-pretrained", "--epochs", "2", "--batch", "5", "--freeze-epochs", "1", "--lr", "1e-9",
-    "--ema", "0.5", "--workers", "0", "--quiet", "--device", "cpu",
+    "--ema", "0.5", "--set", "mixup=0", "--workers", "0", "--quiet", "--device", "cpu",
 ]  # fmt: skip
 
 
 def test_two_processes_equal_one(coloured_manifest, tmp_path):
-    """16 images in batches of 5: shares are uneven, and in the last batch one process has no image at all."""
+    """16 images in batches of 5: shares are uneven, and in the last batch one process has no image at all.
+
+    Without mixup, whose pairs are found within a process.
+    """
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -94,11 +94,11 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(recipe, coloured_
     fit(config, coloured_manifest, tmp_path / "whole", HERE)
     step, seen = Learner.step, []
 
-    def fails_at_the_seventh(self, *args):
+    def fails_at_the_seventh(self, *args, **options):
         seen.append(1)
         if len(seen) == 7:
             raise _StopError
-        return step(self, *args)
+        return step(self, *args, **options)
 
     monkeypatch.setattr(Learner, "step", fails_at_the_seventh)
     options = replace(HERE, save_every=2)
@@ -218,7 +218,7 @@ def test_it_stops_early_without_progress(recipe, coloured_manifest, tmp_path):
 
 def test_a_finished_run_gives_its_result_again(recipe, coloured_manifest, tmp_path, monkeypatch):
     result = fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
-    monkeypatch.setattr(Learner, "step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Learner, "step", lambda *_, **__: pytest.fail("trained again"))
     assert fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE) == result
 
 

@@ -111,8 +111,8 @@ def test_nan_in_mid_epoch_leaves_the_last_good_state(recipe, coloured_manifest, 
 
     step = Learner.step
 
-    def poisoned(self, pieces, batches, number, lr):
-        loss = step(self, pieces, batches, number, lr)
+    def poisoned(self, pieces, batches, number, lr, **options):
+        loss = step(self, pieces, batches, number, lr, **options)
         return loss * float("nan") if number == 3 else loss
 
     monkeypatch.setattr(Learner, "step", poisoned)

@@ -12,6 +12,7 @@ _COMMANDS = {
         "mineral_train.cli.familiarity:familiarity",
         "Add a score of how familiar an image is to a model.",
     ),
+    "average": ("mineral_train.cli.average:average", "Average the weights of several runs."),
     "adapt": ("mineral_train.cli.adapt:adapt", "Fit a model of your own from labelled photographs, in minutes."),
     "synth": ("mineral_train.cli.synth:synth", "Generate labelled synthetic specimen images."),
     "tables": ("mineral_train.cli.tables:tables", "Train and print the paper's Tables 3, 4 and 5."),

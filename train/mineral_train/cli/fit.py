@@ -30,7 +30,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 
 
 @click.command()
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", "run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option(
     "--recipe",
@@ -59,8 +59,8 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 @click.option("--settings", "_", is_flag=True, is_eager=True, expose_value=False, callback=_print_settings,
               help="List all settings with the paper's values, then exit.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Delete the run in the folder and start again.")
-def fit(manifest: Path, run: Path, **chosen: Any) -> None:
-    """Train a model on MANIFEST and keep the best epoch by its validation split.
+def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
+    """Train a model on MANIFEST (or several) and keep the best epoch by its validation split.
 
     The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...
     """
@@ -68,7 +68,7 @@ def fit(manifest: Path, run: Path, **chosen: Any) -> None:
     labels = _options.chosen_labels(chosen)
     name, why = chosen["recipe"], ""
     if name is None:
-        name, why = default_recipe(len(read_manifest(manifest, labels).select("train")))
+        name, why = default_recipe(sum(len(read_manifest(manifest, labels).select("train")) for manifest in manifests))
     config = _config(name, chosen, labels)
     options = _options.make_options(chosen)
     from mineral_train.training.loop import fit as fit_run
@@ -78,7 +78,7 @@ def fit(manifest: Path, run: Path, **chosen: Any) -> None:
         click.echo(f"recipe {name}: {why}")
     again = "the same command without --restart" if options.restart else "the same command"
     try:
-        fit_run(config, manifest, run, options, say=click.echo)
+        fit_run(config, manifests, run, options, say=click.echo)
     except RunStopped as stopped:
         click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
         raise SystemExit(_EXIT_TERMINATED if stopped.number == _SIGTERM else _options.EXIT_INTERRUPTED) from None
@@ -110,7 +110,10 @@ def _config(recipe: str, chosen: Mapping[str, Any], labels: tuple[str, ...]) -> 
     other_start = {"preset", "backbone", "pretrained"} & from_user.keys()
     if recipe == "few" and other_start and "init" not in from_user:
         # Not from the starter: let the new head settle first. How many stages to freeze was measured on it only.
-        settings = {**settings, "init": "", "freeze_epochs": 1, "freeze_stages": 0} | _options.check_settings(from_user)
+        own = {"init": "", "freeze_epochs": 1, "freeze_stages": 0}
+        settings = {**settings, **own} | _options.check_settings(from_user)
+    if recipe == "few" and {"preset", "backbone", "method", "image_size"} & from_user.keys():
+        settings = {**settings, "train_size": 0} | _options.check_settings(from_user)  # it is for the starter's size
     model = _options.preset_model(settings, _model_of(settings.get("init", "")))
     return _options.make_recipe(settings, replace(model, labels=labels))
 

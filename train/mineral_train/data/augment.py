@@ -1,4 +1,4 @@
-"""Random variations of training images: crop, mirror image, RandAugment."""
+"""Random variations of training images: crop, mirror image, brightness and contrast, RandAugment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_MARGIN = 2.0  # beyond twice the input's size, decoding costs more than the
 
 @dataclass(frozen=True)
 class Augment:
-    """How to vary training images, in this order: random crop, mirror image, RandAugment.
+    """How to vary training images, in this order: random crop, mirror image, brightness and contrast, RandAugment.
 
     Attributes:
         policy: timm's RandAugment configuration (Cubuk et al. 2020); empty for none. The paper names RandAugment
@@ -31,11 +31,14 @@ class Augment:
         flip: probability of the mirror image. Left and right mean nothing in a specimen.
         crop: (smallest, largest) share of the image's area that a random crop keeps, its aspect ratio within
             3/4 to 4/3 of the image's. None, as in the paper, keeps the whole image.
+        jitter: largest relative change of contrast and of brightness. All channels are changed alike, which leaves the
+            hue as it is (but for values cut off at 0 and 255).
     """
 
     policy: str = "rand-m9-mstd0.5"
     flip: float = 0.5
     crop: tuple[float, float] | None = None
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
@@ -52,10 +55,21 @@ def vary(pixels: Pixels, augment: Augment, spec: InputSpec, rng: np.random.Gener
         image = PILImage.fromarray(resize(image.crop(box), replace(spec, resize="squash")))
     if rng.random() < augment.flip:
         image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+    if augment.jitter:
+        image = PILImage.fromarray(_jittered(np.asarray(image), augment.jitter, rng))
     if augment.policy:
         with _global_random(rng):
             image = rand_augment(augment.policy)(image)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _jittered(pixels: Pixels, largest: float, rng: np.random.Generator) -> Pixels:
+    """Change contrast about the mean grey, then brightness, each by a factor of 1 - largest to 1 + largest."""
+    contrast, brightness = rng.uniform(1 - largest, 1 + largest, 2)
+    values = pixels.astype(np.float32)
+    mean = values.mean()
+    changed: Pixels = np.clip(((values - mean) * contrast + mean) * brightness + 0.5, 0, 255).astype(np.uint8)
+    return changed
 
 
 def with_margin(spec: InputSpec, augment: Augment | None) -> InputSpec:

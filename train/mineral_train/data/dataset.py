@@ -27,6 +27,8 @@ Sample = tuple[torch.Tensor, torch.Tensor, int]
 class PhotoDataset(Dataset[Sample]):
     """Rows of a manifest as (uint8 (3, H, W) RGB, float32 (L,) of 0 and 1, index) samples.
 
+    An index from N on is the image `index % N` again, varied in another way: an epoch may draw one several times.
+
     Normalisation is not done here: the model does it on its own device. Without `augment` the pixels are those of
     `load_image(path, spec)`, hence those that a deployed model gets.
 
@@ -57,7 +59,8 @@ class PhotoDataset(Dataset[Sample]):
         skip_damaged: bool = False,
     ) -> None:
         self.paths = [row.path for row in rows]
-        self.targets = torch.from_numpy(multi_hot([row.labels for row in rows], labels).astype(np.float32))
+        self.truth = torch.from_numpy(multi_hot([row.labels for row in rows], labels).astype(np.float32))
+        self.targets = self.truth  # softer ones, if a teacher gave some
         self.spec = spec
         self.augment = augment
         self.seed = seed
@@ -82,13 +85,14 @@ class PhotoDataset(Dataset[Sample]):
         Raises:
             DataError: if the photograph cannot be decoded, unless such photographs are skipped.
         """
+        draw, index = index, index % len(self.paths)
         pixels = self._decoded(index)
         if isinstance(pixels, Failure):
             if not self._skip_damaged:
                 raise DataError(damaged(pixels))
             return torch.zeros(3, self.spec.height, self.spec.width, dtype=torch.uint8), self.targets[index], ~index
         if self.augment is not None:
-            rng = np.random.default_rng([self.seed, int(self._epoch), index])
+            rng = np.random.default_rng([self.seed, int(self._epoch), draw])
             pixels = vary(pixels, self.augment, self.spec, rng)
         # A copy: the pixels may be the cache's own, or read-only memory of Pillow's.
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), self.targets[index], index

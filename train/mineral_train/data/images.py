@@ -18,7 +18,7 @@ from mineral_train.data.manifest import Manifest, Row
 FEW_VALIDATION_IMAGES = 20
 
 
-def check_images(manifest: Manifest, path: Path) -> None:
+def check_images(manifest: Manifest, path: Path | str) -> None:
     """Check that training is possible: every file is there, is one photograph, and both splits have labels.
 
     Args:

@@ -46,10 +46,23 @@ class TrainConfig:
         init: where all weights come from: a checkpoint folder, an exported ONNX file, or `starter`; empty for none.
         loss: which loss.
         positive_weight: `sqrt-inverse` multiplies the positive term of label k by sqrt(negatives_k / positives_k).
+        positive_cap: largest such weight, 0 = no limit. Without one a label with three images of thousands weighs 30.
+        repeat: images of labels rarer than this share are drawn more often, by the square root of the ratio (repeat
+            factor sampling; Gupta et al. 2019, LVIS, section 4.3); 0 = every image once an epoch.
+        mixup: probability that the images of a step are blended in pairs, with their labels (Zhang et al. 2018;
+            Beta(0.4, 0.4)); off in the last tenth of the run, so that it ends on images as they are.
+        soft_targets: a table of `mineral-batch predict`, whose probabilities are part of the targets (distillation);
+            empty for none.
+        soft_weight: their share; the labels have the rest.
         smoothing: label smoothing e: targets become `y (1 - e) + e / 2`.
         augment: timm's RandAugment policy for training images, empty for none (see `augment.Augment`).
         flip: probability of the mirror image.
         crop: smallest share of an image's area that a random crop keeps, 1 = the whole image, as in the paper.
+        jitter: largest relative change of brightness and of contrast, each the same for all channels, so that the hue
+            stays: colour tells many minerals apart.
+        train_size: height and width of training images where they are smaller than the model's input, 0 = as large
+            (Touvron et al. 2019: objects look larger after a random crop, which a smaller training size makes good;
+            a step costs less, too). For CNNs that pool.
         epochs: passes over the training split.
         batch: images of one optimiser step, over all processes and pieces.
         accumulate: pieces into which a process cuts its share of a batch, to fit its memory.
@@ -80,10 +93,17 @@ class TrainConfig:
     init: str = ""
     loss: LossName = "asymmetric"
     positive_weight: PositiveWeight = "none"
+    positive_cap: float = 0.0
+    repeat: float = 0.0
+    mixup: float = 0.0
+    soft_targets: str = ""
+    soft_weight: float = 0.3
     smoothing: float = 0.0
     augment: str = "rand-m9-mstd0.5"
     flip: float = 0.5
     crop: float = 1.0
+    jitter: float = 0.0
+    train_size: int = 0
     epochs: int = 50
     batch: int = 16
     accumulate: int = 1
@@ -115,11 +135,15 @@ class TrainConfig:
             _require_range(name, getattr(self, name), 1)
         for name in ("weight_decay", "warmup_epochs", "clip", "freeze_epochs", "freeze_stages", "patience", "seed"):
             _require_range(name, getattr(self, name), 0)
+        for name in ("positive_cap", "train_size"):
+            _require_range(name, getattr(self, name), 0)
         for name in ("lr", "head_lr", "layer_decay"):
             _require(getattr(self, name) > 0, f"--{_option(name)} must be above 0, got {getattr(self, name)}")
         _require_range("layer_decay", self.layer_decay, 0, 1)
         _require_range("min_lr", self.min_lr, 0, 1)
-        _require_range("flip", self.flip, 0, 1)
+        for name in ("flip", "mixup", "soft_weight", "repeat", "jitter"):
+            _require_range(name, getattr(self, name), 0, 1)
+        _require_training_size(self.train_size, self.model)
         _require(0 < self.crop <= 1, f"--crop is a share of the area, above 0 and at most 1, got {self.crop}")
         _require(
             0 <= self.ema < 1,
@@ -153,16 +177,18 @@ class TrainConfig:
     @property
     def augmentation(self) -> Augment | None:
         """How to vary training images; None for not at all."""
-        if not self.augment and not self.flip and self.crop == 1:
+        if not self.augment and not self.flip and self.crop == 1 and not self.jitter:
             return None
         from mineral_train.data.augment import Augment
 
-        return Augment(self.augment, self.flip, None if self.crop == 1 else (self.crop, 1.0))
+        return Augment(self.augment, self.flip, None if self.crop == 1 else (self.crop, 1.0), self.jitter)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """List `option: theirs -> ours` for every field in which the recorded recipe `other` differs."""
         mine = _flat(self.to_json())
-        theirs = _flat(other)
+        # What an earlier release did not know, it did as the default says.
+        defaults = {f.name: f.default for f in fields(self) if f.name != "model"}
+        theirs = defaults | _flat(other)
         return [
             f"{_option(name)}: {theirs.get(name)!r} -> {mine.get(name)!r}"
             for name in dict.fromkeys([*mine, *theirs])
@@ -222,6 +248,14 @@ def _option(name: str) -> str:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise MineralError(message)
+
+
+def _require_training_size(size: int, model: ModelConfig) -> None:
+    _require(
+        size == 0 or (model.method == "pool" and 32 <= size <= model.image_size),
+        f"train-size must be 32 to the image size, {model.image_size}, and works with --method pool only; got {size} "
+        f"with --method {model.method}",
+    )
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -3,43 +3,78 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labels import match_paths
 from mineral_batch.model.contract import InputSpec
+from mineral_batch.results.predictions import read_predictions
 from mineral_train.data import images
 from mineral_train.data.dataset import PhotoDataset, damaged
 from mineral_train.data.labels import raise_faults
 from mineral_train.data.manifest import Manifest, Row, read_manifest
 from mineral_train.training.config import RunOptions, TrainConfig
+from mineral_train.training.sampling import Sampler
+from mineral_train.training.sets import set_names
 
 
 @dataclass(frozen=True)
 class TrainingManifest:
-    """A manifest and the bytes it was read from.
+    """One manifest, or several taken together, and the bytes they were read from.
 
     Attributes:
-        path: of the CSV.
-        manifest: its content.
-        sha256: of the file, by which a resumed run knows that the data are the same.
+        paths: of the CSVs.
+        manifest: their content.
+        sets: of each row, the name of its manifest.
+        sha256: of the files, by which a resumed run knows that the data are the same.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     manifest: Manifest
+    sets: tuple[str, ...]
     sha256: str
 
     @classmethod
-    def read(cls, path: Path, labels: tuple[str, ...]) -> TrainingManifest:
-        """Read and check the manifest, and that its photographs are there.
+    def read(
+        cls, paths: str | Path | Sequence[str | Path], labels: tuple[str, ...], soft_targets: str = ""
+    ) -> TrainingManifest:
+        """Read and check the manifests, and that their photographs are there.
+
+        Args:
+            paths: one CSV or several.
+            labels: the label set.
+            soft_targets: a table that belongs to the data, too.
 
         Raises:
             DataError: naming all faults at once.
         """
-        manifest = read_manifest(path, labels)
-        images.check_images(manifest, path)
-        return cls(path, manifest, hashlib.sha256(path.read_bytes()).hexdigest())
+        files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+        if len(set(map(os.path.abspath, files))) < len(files):
+            raise DataError("one manifest is named twice; name each once")
+        tables = [read_manifest(path, labels) for path in files]
+        manifest = Manifest(tuple(row for table in tables for row in table.rows), tables[0].labels)
+        images.check_images(manifest, ", ".join(map(str, files)))
+        names = set_names(files)
+        sets = tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)
+        digest = hashlib.sha256()
+        for path in [*files, *([Path(soft_targets)] if soft_targets else [])]:
+            digest.update(_content(path))
+        return cls(tuple(files), manifest, sets, digest.hexdigest())
+
+    @property
+    def name(self) -> str:
+        """What to call the data, without folders that are nobody's business."""
+        return " + ".join(set_names(self.paths)) if len(self.paths) > 1 else self.paths[0].name
+
+    def sets_of(self, paths: Iterable[Path]) -> list[str]:
+        """Of each photograph, the name of its manifest."""
+        of = {row.path: name for row, name in zip(self.manifest.rows, self.sets, strict=True)}
+        return [of[path] for path in paths]
 
 
 @dataclass(frozen=True)
@@ -49,10 +84,14 @@ class TrainingData:
     Attributes:
         train: with augmentation.
         val: without.
+        sampler: of the training images.
+        val_sets: of each validation image, the name of its manifest.
     """
 
     train: PhotoDataset
     val: PhotoDataset
+    sampler: Sampler
+    val_sets: list[str]
 
     @classmethod
     def open(
@@ -75,23 +114,69 @@ class TrainingData:
         val = source.manifest.select("val")
         failures = images.undecodable(val, spec) if check else []
         if failures and not options.skip_damaged:
-            raise_faults(str(source.path), [damaged(failure) for failure in failures])
+            raise_faults(source.name, [damaged(failure) for failure in failures])
         val = _without(val, (failure.path for failure in failures))
         if not any(row.labels for row in val):
-            raise DataError(f"{source.path}: no image of the split 'val' that can be decoded has a label")
+            raise DataError(f"{source.name}: no image of the split 'val' that can be decoded has a label")
         for failure in failures:
             say(f"skipped in val: {failure.path}: {failure.reason}")
         labels = source.manifest.labels
+        size = config.train_size or spec.height
         train = PhotoDataset(
             source.manifest.select("train"),
             labels,
-            spec,
+            replace(spec, height=size, width=size),
             config.augmentation,
             seed=config.seed,
             cache=options.cache,
             skip_damaged=options.skip_damaged,
         )
-        return cls(train, PhotoDataset(val, labels, spec, cache=options.cache))
+        if config.soft_targets:
+            train.targets = soften(train, labels, Path(config.soft_targets), config.soft_weight, say)
+        sampler = Sampler(train.truth.bool().numpy(), config.repeat, config.seed)
+        dataset = PhotoDataset(val, labels, spec, cache=options.cache)
+        return cls(train, dataset, sampler, source.sets_of(dataset.paths))
+
+
+def soften(
+    train: PhotoDataset, labels: Sequence[str], table: Path, weight: float, say: Callable[[str], None]
+) -> torch.Tensor:
+    """Blend the truth (N, L) with a teacher's probabilities: (1 - weight) truth + weight probability.
+
+    Images that the table lacks keep the truth.
+
+    Args:
+        train: the images.
+        labels: L names.
+        table: predictions, as `mineral-batch predict` writes them; its paths are matched as `evaluate` matches them.
+        weight: of the teacher.
+        say: is told how many images the table has.
+
+    Raises:
+        DataError: if the table cannot be read, lacks a label, or has none of the images.
+    """
+    teacher = read_predictions(table, labels, exactly=labels)
+    images = [str(path) for path in train.paths]
+    matches = match_paths(teacher.paths, images).index
+    if not matches:
+        raise DataError(
+            f"the soft targets {table} have none of the {len(images):,} training images; its first path is "
+            f"{teacher.paths[0] if teacher.paths else 'missing'}, that of the images {images[0]}"
+        )
+    places = {path: place for place, path in enumerate(images)}
+    targets = train.truth.clone()
+    for path, row in matches.items():
+        place = places[path]
+        targets[place] = (1 - weight) * targets[place] + weight * torch.from_numpy(teacher.scores[row]).float()
+    say(f"soft targets for {len(matches):,} of {len(images):,} training images, weight {weight:g}")
+    return targets
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _without(rows: list[Row], paths: Iterable[str]) -> list[Row]:

@@ -74,7 +74,7 @@ def measure(scores: NDArray[np.float32], truth: NDArray[np.bool_], labels: tuple
 def _recipe(config: TrainConfig) -> dict[str, Any]:
     """The recipe without the labels, which the contract has, and without folders, which are private."""
     record = config.to_json()
-    record |= {name: Path(record[name]).name for name in ("pretrained", "init")}
+    record |= {name: Path(record[name]).name for name in ("pretrained", "init", "soft_targets")}
     record["model"] = {name: value for name, value in record["model"].items() if name != "labels"}
     return record
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from mineral_batch.errors import DataError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
+from mineral_train.model.backbones import pretrained_cfg
 from mineral_train.model.network import MineralNet, build_model
 from mineral_train.model.onnx_weights import load_onnx
 from mineral_train.model.pretrained import require_hub_weights
@@ -20,6 +21,7 @@ def require_start(config: TrainConfig) -> None:
     Raises:
         DataError: naming the file or the address that is missing.
     """
+    _require_any_size(config)
     if config.init:
         if _onnx_file(config.init) is None:
             _require_labels(Path(config.init), config.model.labels)
@@ -51,6 +53,14 @@ def initial_model(config: TrainConfig, *, resumed: bool) -> MineralNet:
 def start_in_words(config: TrainConfig, model: MineralNet) -> str:
     """Say which weights a run begins with."""
     return f"all weights from {Path(config.init).name}" if config.init else str(model.loaded)
+
+
+def _require_any_size(config: TrainConfig) -> None:
+    if config.train_size not in (0, config.model.image_size) and pretrained_cfg(config.model.backbone).fixed_input_size:
+        raise DataError(
+            f"train-size {config.train_size}: {config.model.backbone} takes images of one size only; leave it out, or "
+            "choose a CNN"
+        )
 
 
 def _start_from(model: MineralNet, init: str) -> None:

@@ -18,6 +18,7 @@ from mineral_train.training.initial import initial_model
 from mineral_train.training.losses import make_loss
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
 
     from mineral_batch.model.contract import InputSpec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mineral_train.training.config import RunOptions, TrainConfig
     from mineral_train.training.distributed import MicroBatch, Process
 
+_MIXUP_BETA = 0.4
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +39,7 @@ class Learner:
         process: this one.
         spec: the model's input.
         targets: (N, L) float32 of the training split, for the weights of rare labels.
+        factors: (N,) how often each of its images is drawn.
         resumed: whether `restore` follows, so that no pretrained weights are needed.
 
     Attributes:
@@ -51,6 +54,7 @@ class Learner:
         process: Process,
         spec: InputSpec,
         targets: torch.Tensor,
+        factors: NDArray[np.float64],
         *,
         resumed: bool,
     ) -> None:
@@ -62,7 +66,7 @@ class Learner:
         if options.sync_batch_norm:
             _share_batch_norm(self.model, process)
         self.normalise = Normalise(spec).to(process.device)
-        self.criterion = _criterion(config, targets, process.device)
+        self.criterion = _criterion(config, targets, factors, process.device)
         self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "fp16")
         self.ema = optim.make_ema(self.model, config.ema)
@@ -97,7 +101,13 @@ class Learner:
             optim.freeze_statistics(self.model.backbone)
 
     def step(
-        self, pieces: list[MicroBatch], batches: list[tuple[torch.Tensor, torch.Tensor]], number: int, lr: float
+        self,
+        pieces: list[MicroBatch],
+        batches: list[tuple[torch.Tensor, torch.Tensor]],
+        number: int,
+        lr: float,
+        *,
+        mix: bool = False,
     ) -> torch.Tensor:
         """Do one optimiser step.
 
@@ -106,6 +116,7 @@ class Learner:
             batches: for each piece its pixels (n, 3, H, W) uint8 and targets (n, L), on the device.
             number: of the step in the whole run, from 0. Dropout depends on it and the seed alone.
             lr: multiplied by each group's own factor.
+            mix: whether mixup is on.
 
         Returns:
             The sum of the losses of this process's images, float64, on the device.
@@ -114,7 +125,8 @@ class Learner:
         optim.set_lr(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         _seed(self.config.seed, number, self.process.rank)
-        for piece, (pixels, targets) in zip(pieces, batches, strict=True):
+        for piece, batch in zip(pieces, batches, strict=True):
+            pixels, targets = mixed(*batch, self.config.mixup) if mix else batch
             loss = self._learn_from(pixels, targets, piece.weight, last=piece is pieces[-1])
             loss_sum += loss * len(piece.indices) * (piece.weight > 0)
         self._update(number)
@@ -214,21 +226,54 @@ def _require_statistics(model: MineralNet, config: TrainConfig, options: RunOpti
         )
 
 
-def _criterion(config: TrainConfig, targets: torch.Tensor, device: torch.device) -> nn.Module:
+def mixed(pixels: torch.Tensor, targets: torch.Tensor, probability: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blend each image of a batch with another one, and their targets alike (mixup, Zhang et al. 2018).
+
+    Args:
+        pixels: (N, 3, H, W) uint8.
+        targets: (N, L).
+        probability: of doing so; else the batch is returned as it is.
+
+    Returns:
+        Pixels, float32 if they were blended, and targets. The share of the image itself is at least one half: several
+        labels at once are common, so which of two is the first one must not be a matter of chance.
+    """
+    if float(torch.rand(())) >= probability:
+        return pixels, targets
+    share = float(torch.distributions.Beta(_MIXUP_BETA, _MIXUP_BETA).sample())
+    share = max(share, 1 - share)
+    other = torch.randperm(len(pixels)).to(pixels.device)
+    blended = share * pixels + (1 - share) * pixels[other]
+    # Indexing forgets the order in memory in which convolutions are fast.
+    return blended.contiguous(memory_format=torch.channels_last), share * targets + (1 - share) * targets[other]
+
+
+def _criterion(
+    config: TrainConfig, targets: torch.Tensor, factors: NDArray[np.float64], device: torch.device
+) -> nn.Module:
     loss = make_loss(config.loss).to(device)
     if config.positive_weight == "sqrt-inverse":
-        loss.positive = loss.positive * positive_weights(targets).to(device)
+        weights = positive_weights(targets, torch.from_numpy(factors).float())
+        if config.positive_cap:
+            weights = weights.clamp(max=config.positive_cap)
+        loss.positive = loss.positive * weights.to(device)
     return loss
 
 
-def positive_weights(targets: torch.Tensor) -> torch.Tensor:
+def positive_weights(targets: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
     """Compute sqrt(negatives / positives) per label: targets (N, L) of 0 and 1 to (L,) float32.
 
     The square root, because the full ratio lets a label with five images of a thousand outweigh all others. A label
     that is in no image gets 1: its positive term never occurs.
+
+    Args:
+        targets: of the training split.
+        factors: (N,) how often each image is drawn; None for once.
     """
-    present = targets.sum(dim=0)
-    return ((len(targets) - present) / present.clamp(min=1)).sqrt().where(present > 0, 1.0)
+    drawn = targets if factors is None else targets * factors[:, None]
+    total = len(targets) if factors is None else float(factors.sum())
+    present = drawn.sum(dim=0)
+    return ((total - present) / present.clamp(min=1)).sqrt().where(present > 0, 1.0)
 
 
 def _require_device_for(precision: str, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from mineral_train.training.learner import Learner
 from mineral_train.training.logs import EpochRecord, TensorBoard, peak_memory, peak_memory_name, start_peak_memory
 from mineral_train.training.reporter import Reporter
 from mineral_train.training.run_folder import TENSORBOARD, FitResult, Progress, RunFolder, State
+from mineral_train.training.sets import SetFigures, measure_sets, sets_in_words
 from mineral_train.training.stop import RunStopped, StopSignal
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ if TYPE_CHECKING:
     Listener = Callable[[EpochRecord], None]
     Batch = tuple[torch.Tensor, torch.Tensor]
 
+_MIXED = 0.9  # of the run's steps have mixup
 _ASK_EVERY = 16  # steps between two questions to all processes whether it is time to save
 
 
 def fit(
     config: TrainConfig,
-    manifest: str | Path,
+    manifest: str | Path | Sequence[str | Path],
     run: str | Path,
     options: RunOptions | None = None,
     *,
@@ -68,7 +70,8 @@ def fit(
 
     Args:
         config: the recipe.
-        manifest: the CSV (see `manifest.read_manifest`); its `test` split is not used.
+        manifest: the CSV (see `manifest.read_manifest`), or several, whose figures are also given apart; the `test`
+            split is not used.
         run: the folder of the run.
         options: how to carry it out on this machine.
         on_epoch: called in the main process after every epoch, when its state has been saved.
@@ -88,7 +91,7 @@ def fit(
         if not process.main:
             on_epoch = say = None
         say = say or _ignore
-        source = TrainingManifest.read(Path(manifest), config.model.labels)
+        source = TrainingManifest.read(manifest, config.model.labels, config.soft_targets)
         folder = RunFolder(Path(run), config, source.sha256)
         with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.world == 1) as stop:
             trainer = Trainer.open(source, folder, options, process, stop, say)
@@ -127,7 +130,13 @@ class Trainer:
         self.config, self.source, self.data, self.folder = folder.config, source, data, folder
         self.options, self.process, self.stop, self.say = options, process, stop, say
         self.learner = Learner(
-            self.config, options, process, data.val.spec, data.train.targets, resumed=state is not None
+            self.config,
+            options,
+            process,
+            data.val.spec,
+            data.train.truth,
+            data.sampler.factors,
+            resumed=state is not None,
         )
         if state is None:
             self.progress = Progress(start=start_in_words(self.config, self.learner.model))
@@ -135,6 +144,7 @@ class Trainer:
             self.progress = state.progress
             self.learner.restore(state.tensors, state.scaler, folder.path)
         self._saved = time.monotonic()
+        self._sets: dict[str, SetFigures] = {}
 
     @classmethod
     def open(
@@ -171,6 +181,8 @@ class Trainer:
                 record = self._epoch(reporter)
                 log(record)
                 self.say(record.line(self.config.epochs))
+                for line in sets_in_words(self._sets):
+                    self.say(line)
                 on_epoch(record)
         self._calibrate()
         self.say(str(self._result()))
@@ -189,7 +201,7 @@ class Trainer:
 
     def _save_calibrated(self, logits: NDArray[np.float32]) -> None:
         rule = Rule("f1") if self.config.tune_thresholds else None
-        words = f"validation split of {self.source.path.name}"
+        words = f"validation split of {self.source.name}"
         calibrate_checkpoint(self.folder.path, logits, self._truth, words, rule=rule)
 
     def _epoch(self, reporter: Reporter) -> EpochRecord:
@@ -204,6 +216,7 @@ class Trainer:
                 self._save()  # the epoch's steps are done
             raise
         mean_ap = mean_average_precision(scores, self._truth).mean
+        self._sets = measure_sets(scores, self._truth, self.data.val_sets)
         seconds, memory = time.perf_counter() - start, peak_memory(self.process.device)
         record = EpochRecord(epoch, lr, train_loss, val_loss, mean_ap, seconds, memory)
         # The checkpoint before the state that speaks of it: a kill between the two repeats the epoch's validation.
@@ -229,7 +242,8 @@ class Trainer:
                 if self.process.world == 1:  # saving needs all processes, and they do not fail together
                     self._save_within_epoch(number, loss_sum)
                 raise
-            loss_sum += self.learner.step(step[0], step[1], before + number, self._lr(before + number))
+            mix = self._mixes(before + number)
+            loss_sum += self.learner.step(step[0], step[1], before + number, self._lr(before + number), mix=mix)
             self._require_finite(loss_sum, epoch, number)
             if number + 1 < len(plan) and self._is_time_to_save(number + 1):
                 self._save_within_epoch(number + 1, loss_sum)
@@ -237,15 +251,18 @@ class Trainer:
         if not math.isfinite(total):
             raise self._not_finite("the loss", epoch, len(plan))
         self.progress.step, self.progress.loss_sum = len(plan), total
-        return self._lr(before + len(plan) - 1), total / len(self.data.train)
+        return self._lr(before + len(plan) - 1), total / self.data.sampler.draws
+
+    def _mixes(self, step: int) -> bool:
+        """Whether mixup is on in this step of the run."""
+        return self.config.mixup > 0 and step < _MIXED * self.config.epochs * self._steps_per_epoch
 
     def _lr(self, step: int) -> float:
         return self.config.lr * optim.lr_factor(self.config, step, self._steps_per_epoch)
 
     def _plan(self, epoch: int) -> list[list[MicroBatch]]:
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train)).tolist()
         return plan_epoch(
-            order,
+            self.data.sampler.order(epoch),
             batch=self.config.batch,
             accumulate=self.config.accumulate,
             rank=self.process.rank,
@@ -299,7 +316,7 @@ class Trainer:
 
     @property
     def _steps_per_epoch(self) -> int:
-        return math.ceil(len(self.data.train) / self.config.batch)
+        return math.ceil(self.data.sampler.draws / self.config.batch)
 
     # -- validating ----------------------------------------------------------------------------------------------
 
@@ -336,7 +353,7 @@ class Trainer:
             scores,
             self._truth,
             name=self.folder.path.resolve().name,
-            dataset=f"validation split of {self.source.path.name}",
+            dataset=f"validation split of {self.source.name}",
             facts=self._facts(),
         )
         checkpoint.save_checkpoint(self.folder.path, self.learner.kept, contract, **self.folder.identity)
@@ -370,9 +387,10 @@ class Trainer:
     def _facts(self) -> dict[str, Any]:
         return {
             "start": self.progress.start,
-            "manifest": self.source.path.name,
+            "manifest": self.source.name,
             "manifest_sha256": self.source.sha256,
             "images": {"train": len(self.data.train), "val": len(self.data.val)},
+            **({"sets": self._sets} if self._sets else {}),
             "epoch": self.progress.best_epoch,
             "weights": "moving average" if self.config.ema else "as trained",
             "processes": self.process.world,
@@ -420,7 +438,7 @@ class Trainer:
         )
 
     def _reporter(self) -> Reporter:
-        count = len(self.data.train), len(self.data.val)
+        count = self.data.sampler.draws, len(self.data.val)
         return Reporter(
             self.config,
             self.options,

@@ -1,0 +1,29 @@
+"""`mineral-train average`: one model from several runs of one recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mineral_batch.errors import DataError
+
+
+@click.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--force", is_flag=True, help="Replace a checkpoint that is in the folder.")
+def average(runs: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Average the weights of two or more RUNs (folders of `fit`) that began with the same weights.
+
+    For runs that differ in their seed, recipe or photographs. Whether the mean is better than each of them only a
+    validation split can say: calibrate it, then compare.
+    """
+    from mineral_train.training.average import average as average_checkpoints
+    from mineral_train.training.checkpoint import CONFIG
+
+    if (output / CONFIG).exists() and not force:
+        raise DataError(f"{output} has a checkpoint; give another -o, or --force")
+    average_checkpoints(runs, output)
+    click.echo(f"wrote {output}, the mean of {len(runs)} checkpoints; it is not calibrated")
+    click.echo(f"next: mineral-train calibrate {output} MANIFEST --split val --tune f1")
