@@ -6,6 +6,7 @@ from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
     "predict": ("mineral_batch.cli.predict:predict", "Write a table of mineral probabilities for images."),
+    "merge": ("mineral_batch.cli.merge:merge", "Write the tables of a run whose shards are all done."),
     "evaluate": ("mineral_batch.cli.evaluate:evaluate", "Compare a table with labels: AP per mineral, mAP, P/R/F1."),
     "check": ("mineral_batch.cli.check:check", "Check that the tables of a run are complete and consistent."),
     "report": ("mineral_batch.cli.report:report", "Build an HTML page of a run: gallery, figures, accuracy."),

@@ -13,6 +13,7 @@ import click
 COMMANDS = frozenset(
     [
         "predict",
+        "merge",
         "evaluate",
         "check",
         "report",

@@ -5,31 +5,37 @@ from __future__ import annotations
 import signal
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mineral_batch.cli.config import chosen_options
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
+from mineral_batch.cli.logs import LOG_FORMATS, Log
+from mineral_batch.cli.pieces import PiecesRun
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
+from mineral_batch.cli.table_options import table_options
+from mineral_batch.cluster.run import refuse_pieces
 from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DECODERS
 from mineral_batch.images.lists import read_list
-from mineral_batch.minerals.table import LEVELS, Level, load_table
+from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
-from mineral_batch.results.prevalence import ESTIMATE
 from mineral_batch.results.run import RunSummary
-from mineral_batch.results.schema import COLUMNS, FAILURES, FORMATS, PARTIAL, PER_IMAGE, PREDICTIONS
+from mineral_batch.results.schema import FAILURES, PARTIAL, PER_IMAGE, PREDICTIONS
 from mineral_batch.results.write import Tables
+from mineral_batch.storage.urls import is_url
 
 _SHOWN = 10
 
@@ -43,15 +49,6 @@ def _indices(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     return tuple(map(int, words))
 
 
-def _columns(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
-    del ctx, parameter
-    names = tuple(name.strip() for name in value.split(",") if name.strip())
-    unknown = [name for name in names if name not in COLUMNS]
-    if unknown:
-        raise click.BadParameter(f"unknown columns: {', '.join(unknown)}; choose from {', '.join(COLUMNS)}")
-    return tuple(name for name in COLUMNS if name in names)
-
-
 _PATH = click.Path(path_type=Path)
 
 
@@ -60,28 +57,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder for the tables.")
 @click.option("-m", "--model", type=_PATH, help="ONNX file or TensorRT engine; default: the starter model.")
 @click.option("--list", "list_file", type=_PATH, help="File that names inputs, one per line; - for stdin.")
-@click.option(
-    "--format", "formats", multiple=True, type=click.Choice([*FORMATS]), help="Table besides the CSV; repeatable."
-)
-@click.option(
-    "--layout",
-    default="table",
-    show_default=True,
-    type=click.Choice(["table", PER_IMAGE]),
-    help=f"{PER_IMAGE}: also write a CSV per image, in a copy of the tree below OUTPUT/{PER_IMAGE}.",
-)
-@click.option("--columns", default="", callback=_columns, help=f"Extra columns, comma-separated: {', '.join(COLUMNS)}.")
-@click.option(
-    "--prevalence",
-    metavar=f"FILE|{ESTIMATE}",
-    help="Correct probabilities for the prevalences here: of a CSV (mineral,prevalence), or estimated from the images.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    help="Add the column answer: where no mineral is sure, the species, group or class that is, up to this level.",
-)
-@click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals.")
+@table_options
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
 @click.option("--prune", is_flag=True, help="Remove rows of images that are not among INPUTS (any more).")
 @click.option(
@@ -108,6 +84,27 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(DECODERS),
     help="gpu: decode large JPEGs on the GPU; auto: measure which is faster.",
 )
+@click.option(
+    "--shard",
+    metavar="N/COUNT",
+    help="Do only this share of the images, such as 3/16; auto or auto/16: as the job array says. Then: merge.",
+)
+@click.option(
+    "--piece-images",
+    default=2000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="Images in a piece of a run with --shard or into a URL: what a crash can cost.",
+)
+@click.option("--allow-mixed-engines", is_flag=True, help="Let the workers of one run use different engines.")
+@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 also if some images could not be read.")
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(LOG_FORMATS),
+    help="json: progress and results as one JSON object per line on standard error.",
+)
 @click.option("--log-every", default=60.0, type=click.FloatRange(0), help="Seconds between lines in a log file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
@@ -133,6 +130,11 @@ def predict(
     decode_processes: int | None,
     exact: bool,
     decode: str,
+    shard: str | None,
+    piece_images: int,
+    allow_mixed_engines: bool,
+    exit_zero_on_failures: bool,
+    log_format: str,
     log_every: float,
     quiet: bool,
 ) -> None:
@@ -144,6 +146,10 @@ def predict(
     Rerun the same command to resume an interrupted run, or later to predict only what is new or changed. Rows of
     earlier runs stay in the tables: other INPUTS add theirs. Ctrl-C finishes the images in flight (exit code 130; 143
     for SIGTERM); a second one stops at once.
+
+    With --shard many machines share a run: OUTPUT is then a folder that all of them see, or a URL such as
+    s3://bucket/results, and `mineral-batch merge OUTPUT` writes the tables. Without --shard a run into a URL does all
+    of the images and writes the tables.
     """
     # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
@@ -151,25 +157,45 @@ def predict(
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
     tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level)
+    log = Log(log_format)
+    engine: dict[str, Any] = {
+        "backend": backend,
+        "devices": devices,
+        "precision": precision,
+        "batch_size": batch_size,
+        "decode_threads": decode_threads,
+        "decode_processes": decode_processes,
+        "exact": exact,
+        "decode": decode,
+        "familiarity": tables.needs_familiarity,
+    }
+    chosen = chosen_options(ctx, without=("quiet", "log_every", "log_format", "exit_zero_on_failures"))
+    if shard is not None or is_url(output):
+        run = PiecesRun(
+            named,
+            output,
+            tables,
+            shard,
+            piece_images,
+            log,
+            log_every=log_every,
+            quiet=quiet,
+            options=chosen,
+            restart=restart,
+            prune=prune,
+            mixed=allow_mixed_engines,
+            exit_zero_on_failures=exit_zero_on_failures,
+        )
+        ctx.exit(run(partial(Predictor, model, **engine), partial(_opening, is_starter=model is None, quiet=quiet)))
+    refuse_pieces(output)
     given, _ = runs.check_run(named, output, tables)
     for warning in given.warnings():
         say(f"Warning: {warning}", err=True)
-    with Predictor(
-        model,
-        backend=backend,
-        devices=devices,
-        precision=precision,
-        batch_size=batch_size,
-        decode_threads=decode_threads,
-        decode_processes=decode_processes,
-        exact=exact,
-        decode=decode,
-        familiarity=tables.needs_familiarity,
-    ) as predictor:
+    with Predictor(model, **engine) as predictor:
         runs.check_prevalence(predictor.contract, predictor.model, tables)
         for line in _opening(predictor, is_starter=model is None, quiet=quiet):
             say(line, err=True)
-        with Stop() as stop, Progress(given.existing, log_every, quiet) as progress:
+        with Stop() as stop, Progress(given.existing, log_every, quiet, log=log.progress) as progress:
             try:
                 summary = runs.run(
                     predictor,
@@ -178,7 +204,7 @@ def predict(
                     tables,
                     restart=restart,
                     prune=prune,
-                    options=chosen_options(ctx, without=("quiet", "log_every")),
+                    options=chosen,
                     seen=progress,
                     stop=stop,
                 )
@@ -187,8 +213,16 @@ def predict(
     if summary is None or not summary.complete:
         say(_stopped(summary, output), err=True)
         ctx.exit(128 + (stop.signal or signal.SIGINT))
+    log.run_finished(summary, output)
     if not quiet:
         say(_closing(summary, output, predictor.contract))
+    _refuse_nothing(summary, output)
+    if summary.failed and not exit_zero_on_failures:
+        ctx.exit(EXIT_SOME_IMAGES_FAILED)
+
+
+def _refuse_nothing(summary: RunSummary, output: Path) -> None:
+    """Raise if there is not one prediction: something is wrong with the model or with all images."""
     if summary.is_model_at_fault:
         raise ContractError(
             f"the model's output is not a probability for any of {summary.failed} images: the images were read, "
@@ -196,8 +230,6 @@ def predict(
         )
     if not summary.predicted:
         raise DataError(f"none of {summary.failed} images could be read: see {output / FAILURES}")
-    if summary.failed:
-        ctx.exit(EXIT_SOME_IMAGES_FAILED)
 
 
 def _opening(predictor: Predictor, *, is_starter: bool, quiet: bool) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -28,16 +28,27 @@ class Progress:
         inputs: of the run; those that exist.
         log_every: seconds between two lines where there is no terminal.
         quiet: show nothing, only count.
+        total: number of images, where it is known; they are not counted then.
+        log: takes the progress as numbers, instead of a line in words.
     """
 
-    def __init__(self, inputs: Sequence[str | Path], log_every: float, quiet: bool) -> None:
-        self._log_every = log_every
-        self._total: int | None = None
+    def __init__(
+        self,
+        inputs: Sequence[str | Path],
+        log_every: float,
+        quiet: bool,
+        *,
+        total: int | None = None,
+        log: Callable[[dict[str, Any]], object] | None = None,
+    ) -> None:
+        self._log_every, self._log = log_every, log
+        self._total = total
         self._new = self._reused = self._failed = 0
         self._started = self._logged = time.monotonic()
-        self._bar = progress_bar(quiet)
-        self._is_log = self._bar.disable and not quiet
-        if not quiet:
+        self._bar = progress_bar(quiet or log is not None)
+        self._bar.total = total
+        self._is_log = self._bar.disable and (log is not None or not quiet)
+        if total is None and not quiet:
             threading.Thread(target=self._count, args=(inputs,), daemon=True, name="count").start()
 
     def _count(self, inputs: Sequence[str | Path]) -> None:
@@ -54,6 +65,9 @@ class Progress:
             self._advance(is_new=result is not None)
         elif self._is_log and time.monotonic() - self._logged >= self._log_every:
             self._logged = time.monotonic()
+            if self._log is not None:
+                self._log(self.numbers())
+                return
             say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.line()}", err=True)
 
     def _advance(self, *, is_new: bool) -> None:
@@ -64,6 +78,17 @@ class Progress:
         else:  # it counts as done, but must not flatter the rate
             self._bar.initial += 1
             self._bar.n += 1
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the progress as numbers."""
+        seconds = time.monotonic() - self._started
+        return {
+            "done": self._new + self._reused,
+            "total": self._total,
+            "failed": self._failed,
+            "from_earlier": self._reused,
+            "images_per_second": round(self._new / max(seconds, 1e-9), 2),
+        }
 
     def line(self) -> str:
         """Return the progress in words."""

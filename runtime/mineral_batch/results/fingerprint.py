@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from mineral_batch.errors import ContractError
+from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import Decoder
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.predictor import Predictor
@@ -44,3 +45,23 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_other(place: str | Path, earlier: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check that results made with one fingerprint may be added to those of another.
+
+    Args:
+        place: where the earlier results are.
+        earlier: their fingerprint; empty if there are none.
+        now: of this run.
+
+    Raises:
+        DataError: naming everything that differs.
+    """
+    differing = [key for key in now if earlier and earlier.get(key) != now[key]]
+    if differing:
+        changes = "; ".join(f"{key} was {earlier.get(key, 'unknown')}, is {now[key]}" for key in differing)
+        raise DataError(
+            f"the results in {place} were made differently ({changes}): "
+            f"choose another folder with -o, or discard them with --restart"
+        )

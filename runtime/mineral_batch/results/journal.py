@@ -20,6 +20,7 @@ from typing import Self
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import cannot_write
+from mineral_batch.results.fingerprint import refuse_other
 from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact, source_identity
 from mineral_batch.types import Failure, Result, Source
 
@@ -149,13 +150,7 @@ class Journal:
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
         earlier = dict(self._db.execute("SELECT key, value FROM fingerprint"))
-        differing = [key for key in fingerprint if earlier and earlier.get(key) != fingerprint[key]]
-        if differing:
-            changes = "; ".join(f"{key} was {earlier.get(key, 'unknown')}, is {fingerprint[key]}" for key in differing)
-            raise DataError(
-                f"the results in {self.folder} were made differently ({changes}): "
-                f"choose another folder with -o, or discard them with --restart"
-            )
+        refuse_other(self.folder, earlier, fingerprint)
         self._db.executemany("INSERT OR REPLACE INTO fingerprint VALUES (?, ?)", fingerprint.items())
 
     def _begin(self) -> None:

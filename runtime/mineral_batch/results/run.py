@@ -150,13 +150,13 @@ def run(
         if prune:
             journal.prune()
         refuse_edited_tables(folder)
-        shift = _shift(predictor.contract, tables, journal.results)
+        shift = prevalence_shift(predictor.contract, tables, journal.results)
         key = _tables_key(predictor.contract, tables, journal.digest())
         counts = written_counts(folder, key, tables)
         if counts is not None:
             (folder / PARTIAL).unlink(missing_ok=True)
         else:
-            counts = write_tables(folder, _adjusted(journal.results(), shift, tables), predictor.contract, tables)
+            counts = write_tables(folder, adjusted(journal.results(), shift, tables), predictor.contract, tables)
         summary = replace(
             attempt.summary(journal),
             complete=True,
@@ -225,8 +225,10 @@ def _not_kept(sources: Iterator[Source | Failure], inputs: Inputs, journal: Jour
             yield source
 
 
-def _shift(contract: ModelContract, tables: Tables, results: Callable[[], Iterable[Result]]) -> PrevalenceShift | None:
-    """The correction of the probabilities that the tables want, estimated from the results or read from a file."""
+def prevalence_shift(
+    contract: ModelContract, tables: Tables, results: Callable[[], Iterable[Result]]
+) -> PrevalenceShift | None:
+    """Return the correction that the tables want, estimated from the results or read from a file."""
     if tables.prevalence is None:
         return None
     if tables.prevalence == ESTIMATE:
@@ -234,8 +236,8 @@ def _shift(contract: ModelContract, tables: Tables, results: Callable[[], Iterab
     return shift_to_file(contract, tables.prevalence)
 
 
-def _adjusted(results: Iterable[Result], shift: PrevalenceShift | None, tables: Tables) -> Iterable[Result]:
-    """The results with the probabilities as the tables have them."""
+def adjusted(results: Iterable[Result], shift: PrevalenceShift | None, tables: Tables) -> Iterable[Result]:
+    """Return the results with the probabilities as the tables have them."""
     if shift is not None:
         results = shift(results)
     return results if tables.decimals is None else rounded(results, tables.decimals)
@@ -312,8 +314,8 @@ class _Attempt:
         """Write the table of what there is so far, if there is anything."""
         if journal.counts()[0]:
             contract, tables = self._predictor.contract, self._tables
-            shift = _shift(contract, tables, partial(journal.results, kept=False))
-            results = _adjusted(journal.results(kept=False), shift, tables)
+            shift = prevalence_shift(contract, tables, partial(journal.results, kept=False))
+            results = adjusted(journal.results(kept=False), shift, tables)
             write_partial(self._folder, results, contract, tables)
 
     def record(

@@ -1,0 +1,46 @@
+"""`mineral-batch merge`: the tables of a run whose shards are all done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mineral_batch.cli.pieces import say_merged
+from mineral_batch.cli.table_options import table_options
+from mineral_batch.cluster.merge import merge as merge_parts
+from mineral_batch.cluster.place import open_place
+from mineral_batch.minerals.table import Level
+from mineral_batch.results.schema import PER_IMAGE
+from mineral_batch.results.write import Tables
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@table_options
+@click.option("--allow-mixed-engines", is_flag=True, help="Merge parts that were made with different engines.")
+@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 also if some images could not be read.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
+@click.pass_context
+def merge(
+    ctx: click.Context,
+    output: Path,
+    formats: tuple[str, ...],
+    layout: str,
+    columns: tuple[str, ...],
+    prevalence: str | None,
+    level: Level | None,
+    decimals: int | None,
+    allow_mixed_engines: bool,
+    exit_zero_on_failures: bool,
+    quiet: bool,
+) -> None:
+    """Write the tables of a run with --shard into its OUTPUT, a folder or a URL.
+
+    The tables equal, byte for byte, those of a run on one machine. Options of `predict --shard` for tables hold here
+    too; others can be added. If pieces are missing, merge says which. It may be repeated.
+    """
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level)
+    place = open_place(output)
+    summary = merge_parts(place, tables, mixed=allow_mixed_engines)
+    ctx.exit(say_merged(summary, place, quiet=quiet, exit_zero_on_failures=exit_zero_on_failures))

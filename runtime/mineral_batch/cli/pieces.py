@@ -1,0 +1,146 @@
+"""`mineral-batch predict` with --shard or into a URL: a run in pieces."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
+from mineral_batch.cli.logs import Log
+from mineral_batch.cli.progress import Progress
+from mineral_batch.cli.signals import Stop
+from mineral_batch.cluster.merge import MergeSummary, merge
+from mineral_batch.cluster.place import Folder, Place, open_place
+from mineral_batch.cluster.plan import Plan
+from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_single_run, work
+from mineral_batch.cluster.shards import Shard, parse_shard
+from mineral_batch.errors import DataError
+from mineral_batch.predictor import Predictor
+from mineral_batch.results.inputs import check_inputs
+from mineral_batch.results.run import check_prevalence
+from mineral_batch.results.schema import PREDICTIONS
+from mineral_batch.results.write import Tables, require
+
+
+@dataclass(frozen=True)
+class PiecesRun:
+    """The options of the command; calling it does the run and returns the exit code."""
+
+    named: Sequence[str | Path]
+    output: Path
+    tables: Tables
+    shard: str | None
+    piece_images: int
+    log: Log
+    log_every: float
+    quiet: bool
+    options: Mapping[str, Any]
+    restart: bool
+    prune: bool
+    mixed: bool
+    exit_zero_on_failures: bool
+
+    def __call__(self, open_predictor: Callable[[], Predictor], opening: Callable[[Predictor], list[str]]) -> int:
+        """Predict this shard's pieces; write the tables if it is the only one."""
+        place, shard = self._checked()
+        given = check_inputs(self.named)
+        for warning in given.warnings():
+            say(f"Warning: {warning}", err=True)
+        with Stop() as stop, open_predictor() as predictor:
+            check_prevalence(predictor.contract, predictor.model, self.tables)
+            for line in opening(predictor):
+                say(line, err=True)
+            if self.restart:
+                discard(place)
+            plan = make_plan(
+                predictor,
+                place,
+                given,
+                self.tables,
+                piece_images=self.piece_images,
+                options=self.options,
+                mixed=self.mixed,
+                relist=self.shard is None,
+            )
+            summary = self._work(predictor, place, plan, shard, stop)
+        self.log.event("shard", shard=str(shard), **vars(summary))
+        if summary.stopped:
+            say(f"Stopped after {counted(summary.images)}. Rerun the same command to resume.", err=True)
+            return 128 + (stop.signal or signal.SIGINT)
+        if summary.left:
+            piece, reason = next(iter(summary.left.items()))
+            raise DataError(
+                f"{counted(len(summary.left), 'piece')} could not be read now (piece {piece}: {reason}); everything "
+                f"else is saved: rerun the same command"
+            )
+        return self._finish(place, shard, summary)
+
+    def _checked(self) -> tuple[Place, Shard]:
+        shard = Shard(1, 1) if self.shard is None else parse_shard(self.shard, os.environ)
+        if self.prune:
+            raise click.UsageError("--prune is for a run on one machine, into a folder")
+        if self.restart and self.shard is not None:
+            raise click.UsageError(
+                "--restart would discard what other shards have done: remove the output first, then start all shards"
+            )
+        require(self.tables)
+        place = open_place(self.output)
+        refuse_single_run(place)
+        return place, shard
+
+    def _work(self, predictor: Predictor, place: Place, plan: Plan, shard: Shard, stop: Stop) -> PiecesSummary:
+        total = sum(piece.images for piece in shard.of(plan.pieces))
+        with Progress((), self.log_every, self.quiet, total=total, log=self.log.progress) as progress:
+            return work(
+                predictor,
+                place,
+                plan,
+                shard,
+                mixed=self.mixed,
+                seen=progress,
+                finished=self.log.piece,
+                stop=stop,
+            )
+
+    def _finish(self, place: Place, shard: Shard, summary: PiecesSummary) -> int:
+        if not self.quiet:
+            say(_closing(summary, shard, place))
+        if self.shard is not None:
+            return 0 if self.exit_zero_on_failures or not summary.failed else EXIT_SOME_IMAGES_FAILED
+        merged = merge(place, mixed=self.mixed)
+        return say_merged(merged, place, quiet=self.quiet, exit_zero_on_failures=self.exit_zero_on_failures)
+
+
+def _closing(summary: PiecesSummary, shard: Shard, place: Place) -> str:
+    rate = summary.images / summary.seconds if summary.seconds else 0.0
+    lines = [f"Shard {shard}: {counted(summary.images)} in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+    if summary.reused:
+        lines.append(f"{counted(summary.reused)} already done by an earlier run")
+    if summary.failed:
+        lines.append(f"{counted(summary.failed)} could not be read")
+    if summary.missing:
+        lines.append(f"{counted(summary.missing, 'piece')} of other shards missing")
+    elif shard.count > 1:
+        name = place.name if not isinstance(place, Folder) else str(place.folder)
+        lines.append(f"All pieces are done. For the tables: mineral-batch merge {name}")
+    return "\n".join(lines)
+
+
+def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on_failures: bool) -> int:
+    """Print what a merge wrote and return the exit code."""
+    counts = summary.counts
+    for warning in summary.warnings:
+        say(f"Warning: {warning}", err=True)
+    if not quiet:
+        failed = f", {counted(counts.failed)} could not be read" if counts.failed else ""
+        say(f"Merged {counted(summary.parts, 'part')} in {summary.seconds:.1f} s: {counted(counts.predicted)}{failed}")
+        say(f"Table: {place.name}/{PREDICTIONS}")
+    if not counts.predicted:
+        raise DataError(f"none of {counts.failed} images could be read: see {place.name}/failures.csv")
+    return EXIT_SOME_IMAGES_FAILED if counts.failed and not exit_zero_on_failures else 0

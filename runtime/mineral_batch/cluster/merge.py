@@ -1,0 +1,218 @@
+"""`mineral-batch merge`: from the parts of a run to the tables of a single machine, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mineral_batch.cluster.parts import Part, decode_part
+from mineral_batch.cluster.place import Folder, Place
+from mineral_batch.cluster.plan import PLAN, Piece, Plan, read_plan
+from mineral_batch.cluster.run import refuse_single_run, with_options
+from mineral_batch.cluster.work import MAY_DIFFER
+from mineral_batch.errors import DataError
+from mineral_batch.results.csv import listed
+from mineral_batch.results.manifest import describe_software, refuse_edited_tables, timestamp, write_manifest
+from mineral_batch.results.rows import TableCounts
+from mineral_batch.results.run import adjusted, check_prevalence, prevalence_shift
+from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION
+from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
+from mineral_batch.types import Result
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What a merge wrote.
+
+    Attributes:
+        counts: of the rows.
+        parts: that were read.
+        seconds: of the merge.
+        warnings: a line for each thing that the user should know.
+    """
+
+    counts: TableCounts
+    parts: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class _Workers:
+    """Sums the certificates of the parts."""
+
+    pieces: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+
+    def add(self, certificate: Mapping[str, Any]) -> None:
+        made = {name: certificate[name] for name in ("fingerprint", "engine", "versions", "machine")}
+        key = json.dumps(made, sort_keys=True)
+        self.pieces[key] += 1
+        self.seconds[key] += certificate["seconds"]
+        self.stages.update(certificate["stage_seconds"])
+
+    def record(self) -> list[dict[str, Any]]:
+        return [
+            {**json.loads(key), "pieces": count, "seconds": round(self.seconds[key], 3)}
+            for key, count in sorted(self.pieces.items())
+        ]
+
+
+def merge(place: Place, tables: Tables = CSV_ONLY, *, mixed: bool = False) -> MergeSummary:
+    """Write the tables of a run whose pieces are all done. It may be repeated, also with other tables.
+
+    Args:
+        place: of the run.
+        tables: what to write besides what the plan asks for.
+        mixed: merge parts whose engines or decoders differ.
+
+    Raises:
+        DataError: if there is no run, pieces are missing, a part is damaged or was made differently.
+    """
+    plan = read_plan(place)
+    if plan is None:
+        raise DataError(f"there is no run in pieces in {place.name} (no {PLAN}): make one with predict --shard")
+    refuse_single_run(place)
+    _refuse_missing(plan, place)
+    wanted = with_options(plan, tables)
+    _refuse_unplanned_columns(plan, wanted, place)
+    require(wanted)
+    if isinstance(place, Folder):
+        wanted = wanted.including(place.folder)
+        refuse_edited_tables(place.folder)
+        return _write(plan, place, place.folder, wanted, mixed=mixed)
+    with tempfile.TemporaryDirectory(prefix="mineral-batch-") as name:
+        folder = Path(name)
+        summary = _write(plan, place, folder, wanted, mixed=mixed)
+        _upload(folder, place)
+    return summary
+
+
+def _refuse_missing(plan: Plan, place: Place) -> None:
+    missing = plan.to_do(place)
+    if missing:
+        images = sum(piece.images for piece in missing)
+        names = listed([piece.id for piece in missing[:_NAMED]])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise DataError(
+            f"{len(missing)} of {len(plan.pieces)} pieces ({images} images) are not done in {place.name}: "
+            f"{names}{more}; rerun the same predict command, with --shard 1/1 to do all that is missing, then "
+            f"merge again"
+        )
+
+
+def _refuse_unplanned_columns(plan: Plan, wanted: Tables, place: Place) -> None:
+    for column in ("captured", "gps", "familiarity"):
+        if column in wanted.columns and column not in plan.tables.columns:
+            raise DataError(
+                f"the run in {place.name} was planned without the column {column}: name it in --columns of predict, "
+                f"with another output"
+            )
+
+
+def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: bool) -> MergeSummary:
+    clock, contract = time.monotonic(), plan.read_contract()
+    check_prevalence(contract, Path(plan.model["file"]), tables)
+    reader = _Reader(plan, place, mixed=mixed)
+    # The estimate needs all results before the first row is written; the tables are streamed a second time.
+    shift = prevalence_shift(contract, tables, _Reader(plan, place, mixed=mixed).results)
+    counts = write_tables(folder, adjusted(reader.results(), shift, tables), contract, tables)
+    record = {
+        "schema": SCHEMA_VERSION,
+        "started": plan.started,
+        "finished": timestamp(),
+        "inputs": list(plan.inputs[:100]),
+        "inputs_named": len(plan.inputs),
+        "options": dict(plan.options),
+        "tables": [*tables.files, *([FAILURES] if counts.failed else [])],
+        "columns": list(tables.columns),
+        "model": dict(plan.model),
+        "fingerprint": dict(plan.fingerprint),
+        "workers": reader.workers.record(),
+        "pictures": {
+            "predicted": counts.predicted,
+            "failed": counts.failed,
+            "failed_by_stage": dict(sorted(counts.failures.items())),
+        },
+        "pieces": len(plan.pieces),
+        "worker_seconds": round(reader.workers.seconds.total(), 3),
+        "stage_seconds": {name: round(value, 3) for name, value in sorted(reader.workers.stages.items())},
+        "versions": describe_software(),
+        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "prevalence": shift and shift.record(),
+        "decimals": tables.decimals,
+        "level": tables.level,
+        "table_counts": counts.record(),
+    }
+    write_manifest(folder, record)
+    return MergeSummary(counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()))
+
+
+class _Reader:
+    """Reads the parts one after the other, in the order of the plan."""
+
+    def __init__(self, plan: Plan, place: Place, *, mixed: bool) -> None:
+        self.workers = _Workers()
+        self._plan, self._place, self._mixed = plan, place, mixed
+        self._others: set[str] = set()
+
+    def results(self) -> Iterator[Result]:
+        """Yield every result once."""
+        for piece in self._plan.pieces:
+            part = self._part(piece)
+            self.workers.add(part.certificate)
+            yield from part.results
+
+    def _part(self, piece: Piece) -> Part:
+        where = f"{self._place.name}/{piece.part}"
+        content = self._place.get(piece.part)
+        if content is None:
+            raise DataError(f"{where} was deleted meanwhile: rerun the predict command that made it, then merge again")
+        part = decode_part(content, where)
+        if len(part.results) != piece.images:
+            raise DataError(
+                f"{where} has {len(part.results)} rows where the plan has {piece.images}: delete it and rerun the "
+                f"command that made it, then merge again"
+            )
+        self._check(part, where)
+        return part
+
+    def _check(self, part: Part, where: str) -> None:
+        made, planned = part.certificate["fingerprint"], self._plan.fingerprint
+        differing = [name for name in planned if made.get(name) != planned[name]]
+        for name in differing:
+            if not (self._mixed and name in MAY_DIFFER):
+                raise DataError(
+                    f"{where} was made differently ({name} was {planned[name]}, is {made.get(name)}): delete it and "
+                    f"rerun, or merge with --allow-mixed-engines"
+                )
+            self._others.add(f"{name} {made[name]}")
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line if engines were mixed."""
+        if self._others:
+            yield (
+                f"parts were made with different engines or decoders ({listed(sorted(self._others))} besides those of "
+                f"the plan): probabilities may differ in the last digits"
+            )
+
+
+def _upload(folder: Path, place: Place) -> None:
+    """Write the tables to the place, run.json last, as on a disk."""
+    place.delete(RUN_MANIFEST)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RUN_MANIFEST)
+    for path in files:
+        place.put(path.relative_to(folder).as_posix(), path.read_bytes(), create_only=False)
+    if not (folder / FAILURES).exists():
+        place.delete(FAILURES)
+    place.put(RUN_MANIFEST, (folder / RUN_MANIFEST).read_bytes(), create_only=False)

@@ -1,0 +1,239 @@
+"""A run in pieces on this machine: one shard of it, or all of it into an object store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mineral_batch.cluster.place import Folder, Place
+from mineral_batch.cluster.plan import (
+    ATTEMPTS,
+    IMAGES,
+    PARTS,
+    PIECE_IMAGES,
+    PLAN,
+    Plan,
+    read_plan,
+    write_pieces,
+    write_plan,
+)
+from mineral_batch.cluster.shards import Shard
+from mineral_batch.cluster.work import PieceReport, PieceWorker, check_fingerprint
+from mineral_batch.errors import DataError
+from mineral_batch.predictor import Predictor
+from mineral_batch.results.fingerprint import DECODER, fingerprint
+from mineral_batch.results.inputs import Inputs
+from mineral_batch.results.journal import JOURNAL
+from mineral_batch.results.manifest import describe_model, timestamp
+from mineral_batch.results.write import CSV_ONLY, Tables
+from mineral_batch.types import Result
+
+# A piece that could not be read now is tried again, after so many seconds.
+_WAITS = (1.0, 5.0, 15.0)
+
+
+@dataclass
+class PiecesSummary:
+    """What a worker did.
+
+    Attributes:
+        images: predicted or failed by this worker.
+        failed: of them, without a prediction.
+        pieces: that this worker finished.
+        reused: images of pieces of this shard that had a part already.
+        left: why pieces were left for another try: identifier -> reason.
+        missing: pieces of the whole run that have no part yet.
+        seconds: of the work.
+        stopped: whether it was stopped.
+    """
+
+    images: int = 0
+    failed: int = 0
+    pieces: int = 0
+    reused: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+    missing: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def add(self, report: PieceReport) -> None:
+        """Count a piece."""
+        if report.left:
+            self.left[report.piece] = report.left
+            return
+        self.left.pop(report.piece, None)
+        self.images += report.images
+        self.failed += report.failed
+        self.pieces += 1
+
+
+def is_in_pieces(folder: Path) -> bool:
+    """Return whether an output folder holds a run in pieces."""
+    return (folder / PLAN).exists()
+
+
+def refuse_pieces(folder: Path) -> None:
+    """Check that a single run may write into a folder.
+
+    Raises:
+        DataError: if it holds a run in pieces.
+    """
+    if is_in_pieces(folder):
+        raise DataError(
+            f"{folder} holds a run in pieces: use --shard, write its tables with mineral-batch merge {folder}, or "
+            f"choose another folder with -o"
+        )
+
+
+def refuse_single_run(place: Place) -> None:
+    """Check that a run in pieces may write into a place.
+
+    Raises:
+        DataError: if it holds the results of a single run.
+    """
+    if isinstance(place, Folder) and (place.folder / JOURNAL).exists():
+        raise DataError(f"{place.name} holds the results of a run without --shard: choose another folder with -o")
+
+
+def discard(place: Place) -> None:
+    """Remove a run in pieces; the plan last, so that a crash leaves one that can be discarded again."""
+    for prefix in (ATTEMPTS, PARTS, IMAGES):
+        for key in list(place.keys(prefix)):
+            place.delete(key)
+    place.delete(PLAN)
+
+
+def make_plan(
+    predictor: Predictor,
+    place: Place,
+    inputs: Inputs,
+    tables: Tables = CSV_ONLY,
+    *,
+    piece_images: int = PIECE_IMAGES,
+    options: Mapping[str, Any] | None = None,
+    mixed: bool = False,
+    relist: bool = False,
+) -> Plan:
+    """Return the plan in a place; made if there is none.
+
+    Args:
+        predictor: open.
+        place: of the run.
+        inputs: of the run.
+        tables: what is wanted of the images, and what a merge writes.
+        piece_images: images in a piece.
+        options: of the command, for run.json.
+        mixed: see `PieceWorker`.
+        relist: compare an earlier plan with the images that are there now.
+
+    Raises:
+        DataError: if the place holds a plan of other inputs, another model or other options.
+    """
+    found = read_plan(place)
+    if found is None:
+        decoder, sources = predictor.choose_decoder(inputs.sources())
+        identity = fingerprint(predictor, decoder)
+        pieces = write_pieces(place, sources, identity, piece_images)
+        model = describe_model(predictor.model, predictor.contract)
+        contract = predictor.contract.to_json()
+        mine = Plan(identity, model, contract, inputs.named, tables, timestamp(), pieces, options or {})
+        found = write_plan(place, mine)
+        if found.pieces == mine.pieces:
+            return found
+    decoder, _ = predictor.choose_decoder(iter(()), found.fingerprint.get(DECODER))
+    check_fingerprint(found, fingerprint(predictor, decoder), place, mixed=mixed)
+    _check_wanted(found, place, inputs, tables)
+    if relist:
+        _check_images(found, place, inputs)
+    return found
+
+
+def _check_wanted(plan: Plan, place: Place, inputs: Inputs, tables: Tables) -> None:
+    if tuple(plan.inputs) != tuple(inputs.named):
+        raise DataError(
+            f"the run in {place.name} was planned for other inputs ({', '.join(plan.inputs[:3])}): name the same, in "
+            f"the same order, or choose another output with -o"
+        )
+    for column in ("captured", "gps", "familiarity"):
+        if column in tables.columns and column not in plan.tables.columns:
+            raise DataError(
+                f"the run in {place.name} was planned without the column {column}: choose another output with -o"
+            )
+
+
+def _check_images(plan: Plan, place: Place, inputs: Inputs) -> None:
+    size = max((piece.images for piece in plan.pieces), default=PIECE_IMAGES)
+    now = write_pieces(place, inputs.sources(), plan.fingerprint, size, dry=True)
+    if now != list(plan.pieces):
+        images = sum(piece.images for piece in now)
+        raise DataError(
+            f"the images have changed since the run in {place.name} was planned ({plan.images} then, {images} now): "
+            f"choose another output with -o, or start over with --restart"
+        )
+
+
+def work(
+    predictor: Predictor,
+    place: Place,
+    plan: Plan,
+    shard: Shard,
+    *,
+    mixed: bool = False,
+    seen: Callable[[Result | None], object] = lambda result: None,
+    finished: Callable[[PieceReport], object] = lambda report: None,
+    stop: Callable[[], bool] = lambda: False,
+    waits: Sequence[float] = _WAITS,
+) -> PiecesSummary:
+    """Do what a shard lacks; what another worker does meanwhile is not done twice, except for the piece in hand.
+
+    Args:
+        predictor: open.
+        place: of the run.
+        plan: of the run.
+        shard: which pieces.
+        mixed: see `PieceWorker`.
+        seen: called with each new result, and with None for each image of a piece that is done.
+        finished: called with what became of each piece.
+        stop: called before each image; once it returns True the piece in hand is left.
+        waits: seconds before each further try of the pieces that could not be read.
+    """
+    clock, summary = time.monotonic(), PiecesSummary()
+    worker = PieceWorker(predictor, place, plan, mixed=mixed)
+    pieces = shard.of(plan.pieces)
+    without = {piece.id for piece in plan.to_do(place)}
+    to_do = [piece for piece in pieces if piece.id in without]
+    summary.reused = sum(piece.images for piece in pieces) - sum(piece.images for piece in to_do)
+    for _ in range(summary.reused):
+        seen(None)
+    for wait in (0.0, *waits):
+        if not to_do or stop():
+            break
+        time.sleep(wait)
+        for piece in to_do:
+            if stop():
+                break
+            report = worker.work(piece, seen, stop)
+            summary.add(report)
+            finished(report)
+        to_do = [piece for piece in to_do if piece.id in summary.left]
+    without = {piece.id for piece in plan.to_do(place)}
+    summary.stopped = stop() and any(piece.id in without for piece in pieces)
+    summary.missing = len(without)
+    summary.seconds = time.monotonic() - clock
+    return summary
+
+
+def with_options(plan: Plan, tables: Tables) -> Tables:
+    """Return the tables that a merge writes: those of the plan, and what the merge itself asks for."""
+    return replace(
+        plan.tables,
+        formats=tuple(dict.fromkeys([*plan.tables.formats, *tables.formats])),
+        per_image=plan.tables.per_image or tables.per_image,
+        columns=tables.columns or plan.tables.columns,
+        prevalence=tables.prevalence or plan.tables.prevalence,
+        level=tables.level or plan.tables.level,
+        decimals=plan.tables.decimals if tables.decimals is None else tables.decimals,
+    )

@@ -1,0 +1,53 @@
+"""Which shard a task of a job array is: said by hand or by the scheduler, never guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from mineral_batch import DataError
+from mineral_batch.cluster.shards import Shard, parse_shard
+
+SLURM = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("3/16", {}, Shard(3, 16)),
+        ("1/1", {}, Shard(1, 1)),
+        ("auto", SLURM, Shard(3, 4)),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "2"}, Shard(1, 2)),
+        ("auto/16", {"JOB_COMPLETION_INDEX": "15"}, Shard(16, 16)),
+        ("auto/16", {"SLURM_ARRAY_TASK_ID": "0"}, Shard(1, 16)),
+    ],
+)
+def test_shards_are_read(text: str, environment: dict[str, str], expected: Shard) -> None:
+    assert parse_shard(text, environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        ("", {}, "is no shard"),
+        ("0/16", {}, "from 1 to the number"),
+        ("17/16", {}, "from 1 to the number"),
+        ("1/0", {}, "from 1 to the number"),
+        ("all", {}, "is no shard"),
+        ("auto", {}, "SLURM_ARRAY_TASK_ID is not set"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "", "SLURM_ARRAY_TASK_COUNT": "4"}, "SLURM_ARRAY_TASK_ID is '', not a number"),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_COUNT is not set"),
+        ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "7"}, "is no shard"),
+        ("auto", {"JOB_COMPLETION_INDEX": "3"}, "auto/16"),
+        ("auto/16", {"JOB_COMPLETION_INDEX": ""}, "JOB_COMPLETION_INDEX is ''"),
+        ("auto/16", {"JOB_COMPLETION_INDEX": "16"}, "counts from 0"),
+    ],
+)
+def test_what_is_no_shard_is_refused(text: str, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_shard(text, environment)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 12])
+def test_every_piece_is_in_one_shard(count: int) -> None:
+    shards = [Shard(number, count).of(range(10)) for number in range(1, count + 1)]
+    assert sorted(piece for shard in shards for piece in shard) == list(range(10))

@@ -1,0 +1,85 @@
+"""Runs into an object store: the tables of one machine, resumable by the same command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mineral_batch.cli import main
+from mineral_batch.cluster.place import Prefix, open_place
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("pyarrow")
+pytest.importorskip("obstore")
+
+pytestmark = pytest.mark.slow
+
+TABLES = ("predictions.csv", "failures.csv", "predictions.jsonl")
+
+
+@pytest.fixture
+def command(model_path: Path) -> Any:
+    """`mineral-batch predict` with the tiny model."""
+
+    def run(output: object, *arguments: object) -> Result:
+        options = ["predict", "-o", output, "-m", model_path, "--backend", "onnx-cpu", "--format", "jsonl"]
+        return CliRunner().invoke(main, [*map(str, [*options, *arguments])])
+
+    return run
+
+
+def test_a_run_into_a_bucket_resumes_and_writes_the_tables_of_one_machine(
+    s3: str, album: Path, tmp_path: Path, command: Any
+) -> None:
+    (album / "04.png").write_bytes(b"damaged")
+    assert command(tmp_path / "one", album).exit_code == 3
+    output = "s3://results/runs/first"
+    assert command(output, album, "--piece-images", 3, "--shard", "2/2").exit_code == 3
+    missing = CliRunner().invoke(main, ["merge", output])
+    assert missing.exit_code == 1
+    assert "2 of 4 pieces" in missing.stderr
+    whole = command(output, album, "--piece-images", 3)
+    assert whole.exit_code == 3, whole.output
+    assert "5 images already done" in whole.stdout
+    place = open_place(output)
+    assert isinstance(place, Prefix)
+    for name in TABLES:
+        assert place.get(name) == (tmp_path / "one" / name).read_bytes()
+    again = command(output, album, "--piece-images", 3, "--exit-zero-on-failures")
+    assert again.exit_code == 0
+    assert "11 images already done" in again.stdout
+
+
+def test_changed_images_are_refused_and_start_over_with_restart(s3: str, album: Path, command: Any) -> None:
+    output = "s3://results/second"
+    assert command(output, album).exit_code == 0
+    (album / "03.png").unlink()
+    refused = command(output, album)
+    assert refused.exit_code == 1
+    assert "changed since the run in s3://results/second was planned (11 then, 10 now)" in refused.stderr
+    assert command(output, album, "--restart").exit_code == 0
+    content = open_place(output).get("predictions.csv") or b""
+    assert content.count(b".png") == 10
+
+
+def test_a_bucket_that_is_not_there_is_one_line(s3: str, album: Path, command: Any) -> None:
+    refused = command("s3://absent/out", album)
+    assert refused.exit_code == 1
+    assert refused.stderr.splitlines()[-1] == "Error: no such bucket: s3://absent"
+    web = command("https://example.org/out", album)
+    assert web.exit_code == 1
+    assert "cannot be written to" in web.stderr
+
+
+def test_create_only_leaves_what_is_there(s3: str) -> None:
+    place = open_place("s3://results/third")
+    assert place.put("parts/a", b"one")
+    assert not place.put("parts/a", b"two")
+    assert place.get("parts/a") == b"one"
+    assert list(place.keys("parts/")) == ["parts/a"]
+    place.delete("parts/a")
+    place.delete("parts/a")
+    assert place.get("parts/a") is None
