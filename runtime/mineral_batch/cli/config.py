@@ -25,6 +25,7 @@ COMMANDS = frozenset(
         "data",
         "fit",
         "adapt",
+        "average",
         "tables",
         "calibrate",
         "familiarity",

@@ -1,0 +1,14 @@
+#!/bin/bash
+# sbatch runtime/examples/slurm.sh PHOTOS OUTPUT: sixteen tasks share a run. When all have ended: mineral-batch merge OUTPUT
+#SBATCH --job-name=mineral-batch
+#SBATCH --array=0-15
+#SBATCH --cpus-per-task=16
+#SBATCH --gres=gpu:1
+#SBATCH --mem=32G
+#SBATCH --time=04:00:00
+#SBATCH --requeue
+set -euo pipefail
+photos=${1:?name the folder or URL of the photographs}
+output=${2:?name a folder that all nodes see, or a URL}
+# A task that is sent again alone (sbatch --array=5) is still the sixth of sixteen.
+exec mineral-batch predict "$photos" -o "$output" --shard auto/16 --exit-zero-on-failures --log-format json
