@@ -173,3 +173,25 @@ def test_files_have_the_mode_of_the_umask(recipe, coloured_manifest, tmp_path):
     (tmp_path / "plain").touch()
     expected = (tmp_path / "plain").stat().st_mode
     assert {p.stat().st_mode for p in (tmp_path / "model.safetensors", tmp_path / STATE)} == {expected}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [3, 18])
+def test_a_worker_that_is_killed_is_one_line_and_the_run_goes_on(
+    recipe, coloured_manifest, tmp_path, monkeypatch, place
+):
+    """By the system, for want of memory, say; in training and in validation (the 16th image and later)."""
+    from mineral_train.data.dataset import PhotoDataset
+
+    whole = fit(recipe(), coloured_manifest, tmp_path / "whole", HERE)
+    plain = PhotoDataset._decoded
+
+    def killed(self, index):
+        return os._exit(9) if self.paths[index].name == f"{place}.png" else plain(self, index)
+
+    with monkeypatch.context() as context, pytest.raises(DataError, match="--workers 0, goes on"):
+        context.setattr(PhotoDataset, "_decoded", killed)
+        fit(recipe(), coloured_manifest, tmp_path / "run", replace(HERE, workers=1))
+    assert (tmp_path / "run" / STATE).exists()
+    again = fit(recipe(), coloured_manifest, tmp_path / "run", HERE)
+    assert (again.best_epoch, again.best_map) == (whole.best_epoch, whole.best_map)

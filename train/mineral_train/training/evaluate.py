@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,26 +86,35 @@ def make_loader(
     dataset: PhotoDataset, batches: Sequence[list[int]], workers: int, device: torch.device
 ) -> DataLoader[Sample]:
     """Make a loader of the given batches in the given order."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_in_worker,
-        generator=torch.Generator(),  # else it draws from the global one, which dropout follows
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user said so
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_in_worker,
+            generator=torch.Generator(),  # else it draws from the global one, which dropout follows
+        )
 
 
 def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Iterate over a loader; an image that cannot be decoded is one line again, without the worker's traceback.
+    """Iterate over a loader; what goes wrong in a worker is one line again, without its traceback.
 
     Raises:
-        DataError: naming the image.
+        DataError: naming the image that cannot be decoded, or that a worker was killed.
     """
     try:
         yield from loader
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("mineral_batch.errors.DataError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that decodes images has died, most likely killed by the system for want of memory; the same "
+            "command with fewer --workers, or --workers 0, goes on"
+        ) from None
 
 
 def to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
