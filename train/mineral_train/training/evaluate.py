@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from mineral_train.model.network import MineralNet
 
 
+DEAD_WORKER = (
+    "a process that decodes images has died, most likely killed by the system for want of memory; the same command "
+    "with fewer --workers, or --workers 0, goes on"
+)
+
+
 def evaluate_model(
     model: MineralNet,
     dataset: PhotoDataset,
@@ -109,12 +115,16 @@ def samples(loader: DataLoader[Sample]) -> Iterator[tuple[torch.Tensor, torch.Te
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("mineral_batch.errors.DataError: ")) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_dead_worker(error):
             raise
-        raise DataError(
-            "a process that decodes images has died, most likely killed by the system for want of memory; the same "
-            "command with fewer --workers, or --workers 0, goes on"
-        ) from None
+        # Its frames keep the loader's iterator alive, whose signal handler would raise again wherever we are then.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        raise DataError(DEAD_WORKER) from None
+
+
+def is_dead_worker(error: RuntimeError) -> bool:
+    """Whether torch says that a worker of a loader is dead; it knows no other sign of it than the text."""
+    return "DataLoader worker" in str(error)
 
 
 def to_device(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:

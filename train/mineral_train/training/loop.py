@@ -32,7 +32,14 @@ from mineral_train.training.describe import make_contract
 from mineral_train.training.distributed import Process, join, plan_epoch
 from mineral_train.training.environment import deterministic, memory_in_words
 from mineral_train.training.estimate import suggest_few
-from mineral_train.training.evaluate import make_loader, predict_logits, samples, to_device
+from mineral_train.training.evaluate import (
+    DEAD_WORKER,
+    is_dead_worker,
+    make_loader,
+    predict_logits,
+    samples,
+    to_device,
+)
 from mineral_train.training.initial import require_start, start_in_words
 from mineral_train.training.learner import Learner
 from mineral_train.training.logs import EpochRecord, TensorBoard, peak_memory, peak_memory_name, start_peak_memory
@@ -95,7 +102,12 @@ def fit(
         folder = RunFolder(Path(run), config, source.sha256)
         with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.world == 1) as stop:
             trainer = Trainer.open(source, folder, options, process, stop, say)
-            return trainer.run(on_epoch or _ignore)
+            try:
+                return trainer.run(on_epoch or _ignore)
+            except RuntimeError as error:  # torch's handler of a worker's death raises wherever the program is
+                if is_dead_worker(error):
+                    raise DataError(DEAD_WORKER) from None
+                raise
 
 
 def _ignore(_: object) -> None:
