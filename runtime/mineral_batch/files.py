@@ -25,6 +25,11 @@ _FIXES = {
 }
 
 
+def cache_folder() -> Path:
+    """The user's folder for what the program can make or fetch again; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
+
+
 def cannot_write(target: str | Path, error: OSError, *, fix: str = "") -> DataError:
     """One line for a file or folder that cannot be written: what, why, how to fix it.
 

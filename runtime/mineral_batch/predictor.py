@@ -23,7 +23,9 @@ from mineral_batch.images.decoder import CPU, DecodeOptions, Decoder, check_deco
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
+from mineral_batch.images.remote import read_ahead
 from mineral_batch.model.starter import starter_path
+from mineral_batch.storage.models import fetch
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Pixels, Probabilities, Source
 
@@ -73,7 +75,8 @@ class Predictor:
     with the same options again. After a fork, open one in the child.
 
     Args:
-        model: an ONNX file from `mineral-export onnx`; None for the starter model that comes with the package.
+        model: an ONNX file from `mineral-export onnx`, or its URL (`mineral_batch.storage.models.fetch`); None for the
+            starter model that comes with the package.
         backend: a name in `mineral_batch.engines.registry.BACKENDS`, or `auto`.
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
@@ -117,7 +120,7 @@ class Predictor:
             "decode": decode,
             "familiarity": familiarity,
         }
-        self.model = Path(model) if model is not None else starter_path()
+        self.model = fetch(model) if model is not None else starter_path()
         choice = choose_backend(
             self.model,
             backend,
@@ -235,8 +238,9 @@ class Predictor:
         if self._closed:
             raise BackendError(_CLOSED)
         decoder, sources = self.choose_decoder(_sources(inputs))
+        ahead = read_ahead(sources)
         results = pipeline.run(
-            sources,
+            ahead,
             self._engine,
             batch_size=self.batch_size,
             decode=partial(decoder.decode, with_exif=with_exif),
@@ -245,7 +249,7 @@ class Predictor:
             with_exif=with_exif,
             times=times,
         )
-        with closing(results):
+        with closing(ahead), closing(results):
             yield from results
 
     def predict_one(self, image: Input, *, with_exif: bool = False) -> Result:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from mineral_batch.storage.urls import redact
+
 #: The commands of all four programs, which may share one file.
 COMMANDS = frozenset(
     [
@@ -131,4 +133,4 @@ def chosen_options(ctx: click.Context, without: tuple[str, ...] = ()) -> dict[st
 def _plain(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    return value if isinstance(value, (bool, int, float, type(None))) else redact(str(value))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import MODEL
 from mineral_batch.doctor import Diagnosis, EngineTrial, Machine, examine
 from mineral_batch.errors import ContractError, MineralError
 from mineral_batch.model.starter import starter_path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-m", "--model", type=click.Path(path_type=Path), help="ONNX file to try; default: the starter model.")
+@click.option("-m", "--model", type=MODEL, help="ONNX file or URL to try; default: the starter model.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(model: Path | None, as_json: bool) -> None:
     """Show what is installed, try every engine on one image, and say what to install.

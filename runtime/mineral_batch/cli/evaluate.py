@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from mineral_batch.cli.paths import MODEL
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
@@ -51,8 +52,8 @@ _SHOWN = 5
 
 
 @click.command()
-@click.argument("predictions", type=_FILE)
-@click.argument("labels", type=_FILE)
+@click.argument("predictions", type=MODEL)
+@click.argument("labels", type=MODEL)
 @click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
 @click.option(
     "--thresholds",

@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
+from mineral_batch.cli.paths import INPUT, MODEL
 from mineral_batch.errors import DataError
 from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
@@ -25,10 +26,10 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, type=_PATH)
+@click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="explained", show_default=True, type=_PATH, help="Output folder.")
-@click.option("-m", "--model", type=_PATH, help="ONNX file; default: the starter model.")
-@click.option("--list", "list_file", type=_PATH, help="File with one input per line; - for stdin.")
+@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL; default: the starter model.")
+@click.option("--list", "list_file", type=INPUT, help="File with one input per line; - for stdin.")
 @click.option("--top", type=click.IntRange(1), help="Show at most this many minerals per image.")
 @click.option(
     "--minimum", type=click.FloatRange(0, 1), help="Show minerals from this probability; default: the thresholds."
@@ -48,10 +49,10 @@ _PATH = click.Path(path_type=Path)
 def explain(
     ctx: click.Context,
     /,
-    inputs: tuple[Path, ...],
+    inputs: tuple[Path | str, ...],
     output: Path,
     model: Path | None,
-    list_file: Path | None,
+    list_file: Path | str | None,
     masks: Path | None,
     threads: int | None,
     quiet: bool,

@@ -14,6 +14,7 @@ import click
 from mineral_batch.cli.config import chosen_options
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
 from mineral_batch.cli.logs import LOG_FORMATS, Log
+from mineral_batch.cli.paths import INPUT, MODEL
 from mineral_batch.cli.pieces import PiecesRun
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
@@ -53,10 +54,10 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, type=_PATH)
+@click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder for the tables.")
-@click.option("-m", "--model", type=_PATH, help="ONNX file or TensorRT engine; default: the starter model.")
-@click.option("--list", "list_file", type=_PATH, help="File that names inputs, one per line; - for stdin.")
+@click.option("-m", "--model", type=MODEL, help="ONNX file or TensorRT engine, or its URL; default: the starter model.")
+@click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for stdin.")
 @table_options
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
 @click.option("--prune", is_flag=True, help="Remove rows of images that are not among INPUTS (any more).")
@@ -110,10 +111,10 @@ _PATH = click.Path(path_type=Path)
 @click.pass_context
 def predict(
     ctx: click.Context,
-    inputs: tuple[Path, ...],
+    inputs: tuple[Path | str, ...],
     output: Path,
     model: Path | None,
-    list_file: Path | None,
+    list_file: Path | str | None,
     formats: tuple[str, ...],
     layout: str,
     columns: tuple[str, ...],
@@ -140,7 +141,8 @@ def predict(
 ) -> None:
     """Write the probability of every mineral for every image under INPUTS.
 
-    INPUTS are folders, files, globs, zip and tar archives. OUTPUT/predictions.csv has one row per image; an image
+    INPUTS are folders, files, globs, zip and tar archives, Parquet files with an image column, and URLs of all of these
+    (s3://, gs://, az://, https://). OUTPUT/predictions.csv has one row per image; an image
     that cannot be read is a row in OUTPUT/failures.csv and makes the exit code 3.
 
     Rerun the same command to resume an interrupted run, or later to predict only what is new or changed. Rows of

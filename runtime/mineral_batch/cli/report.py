@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import say
+from mineral_batch.cli.paths import MODEL
 from mineral_batch.files import write_errors
 from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
 from mineral_batch.report.explained import read_explained
@@ -27,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("results", type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="HTML file, or folder with --folder; default: in RESULTS.")
-@click.option("--labels", type=_PATH, help="CSV (path,labels[,split]): adds the accuracy.")
+@click.option("--labels", type=MODEL, help="CSV (path,labels[,split]): adds the accuracy.")
 @click.option("--split", help="Use only the rows of --labels with this value in the column `split`.")
 @click.option(
     "--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: adds maps of where it looks."

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mineral_batch.errors import BackendError
 
 
-def cache_folder() -> Path:
-    """The program's folder of caches; it need not exist."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
-
-
 def make_folder(folder: Path) -> None:
-    """Create a folder below `cache_folder()`.
+    """Create a folder below `files.cache_folder()`.
 
     Raises:
         BackendError: if that is not possible, with what to do.

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.cuda.libraries import load_cuda_libraries, require_recent_driver
 from mineral_batch.cuda.probe import require_gpu
 from mineral_batch.engines.base import TF32, Device, EngineInfo
-from mineral_batch.engines.cache import cache_folder, make_folder
+from mineral_batch.engines.cache import make_folder
 from mineral_batch.engines.onnx_cuda import BATCH_SIZE, CUDA, Provider, cuda_options, fixed_session, without_graph
 from mineral_batch.engines.onnx_gpu import OnnxGpuEngine
 from mineral_batch.engines.onnx_session import onnxruntime_with
 from mineral_batch.errors import BackendError
+from mineral_batch.files import cache_folder
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.system import pip_install
 

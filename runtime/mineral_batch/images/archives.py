@@ -65,11 +65,20 @@ def members(archive: Path) -> Iterator[Source | Failure]:
 
 
 def _zip_members(archive: Path, name: str) -> Iterator[Source | Failure]:
-    # Not closed here: its members are read later, by other threads.
     try:
         opened = zipfile.ZipFile(archive)
     except UnicodeDecodeError:
         opened = zipfile.ZipFile(cast("IO[bytes]", _with_readable_names(archive)))
+    yield from zip_members(opened, name)
+
+
+def zip_members(opened: zipfile.ZipFile, name: str) -> Iterator[Source | Failure]:
+    """Find the images in an open zip, which stays open: its members are read later, by other threads.
+
+    Args:
+        opened: the archive.
+        name: of the archive, for the rows.
+    """
     for member in opened.infolist():
         if not member.is_dir() and has_image_suffix(_last(member.filename)):
             read = partial(_read_zip_member, opened, member)
@@ -128,11 +137,15 @@ def _read_image(file: IO[bytes], name: str) -> bytes:
     return head + file.read()
 
 
-class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged or halved header for the end of the archive, and what follows would be lost silently."""
+class StrictTarInfo(tarfile.TarInfo):
+    """Refuses a damaged or halved header.
+
+    tarfile takes it for the end of the archive, and what follows would be lost silently.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        """Read the next header."""
         try:
             return super().fromtarfile(tarfile_)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
@@ -143,7 +156,7 @@ def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
     modified = signed_64_bits(archive.stat().st_mtime_ns)
     superseded = _superseded(archive)
     with _open_tar(archive) as opened:
-        for index, member in enumerate(_headers(opened)):
+        for index, member in enumerate(tar_headers(opened)):
             if member.isdir() or index in superseded or not has_image_suffix(_last(member.name)):
                 continue
             try:
@@ -155,10 +168,11 @@ def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
 
 
 def _open_tar(archive: Path) -> tarfile.TarFile:
-    return tarfile.open(archive, "r:*", tarinfo=_StrictTarInfo)
+    return tarfile.open(archive, "r:*", tarinfo=StrictTarInfo)
 
 
-def _headers(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def tar_headers(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers of a tar, one after the other, without keeping them."""
     for member in opened:
         # tarfile remembers every member it passed, and a shard may hold millions.
         opened.members = []  # type: ignore[attr-defined]
@@ -174,23 +188,37 @@ def _superseded(archive: Path) -> frozenset[int]:
         return frozenset()
     names = array("q")
     with suppress(Exception), _open_tar(archive) as opened:  # damage is reported where the members are read
-        names.extend(hash(member.name) for member in _headers(opened))
+        names.extend(hash(member.name) for member in tar_headers(opened))
     last = {name: index for index, name in enumerate(names)} if len(set(names)) < len(names) else {}
     return frozenset(index for index, name in enumerate(names) if last and last[name] != index)
 
 
 def _tar_reader(archive: Path, opened: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], bytes]:
     """How one member is read, now or later; raises `ImageError` for one that cannot be."""
+    _check_member(member)
+    if isinstance(opened.fileobj, io.BufferedReader) and not member.issparse():
+        return partial(_read_at, archive, member.offset_data, member.size)
+    # A compressed stream cannot be entered in the middle, so it is read as it passes.
+    return partial(bytes, read_image_member(opened, member))
+
+
+def read_image_member(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Read a member of a tar as it passes.
+
+    Raises:
+        ImageError: if it is no regular file, empty, too large, or large and no image.
+    """
+    _check_member(member)
+    content = opened.extractfile(member)
+    assert content is not None
+    return _read_image(content, member.name) if member.size > _LARGE else content.read()
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
     if not member.isreg():
         what = f"a link to {member.linkname!r}" if member.islnk() or member.issym() else "no regular file"
         raise ImageError(f"{what} inside an archive: unpack the archive to have it read")
     check_bytes(member.size)
-    if isinstance(opened.fileobj, io.BufferedReader) and not member.issparse():
-        return partial(_read_at, archive, member.offset_data, member.size)
-    # A compressed stream cannot be entered in the middle, so it is read as it passes.
-    content = opened.extractfile(member)
-    assert content is not None
-    return partial(bytes, _read_image(content, member.name) if member.size > _LARGE else content.read())
 
 
 def _last(member: str) -> str:

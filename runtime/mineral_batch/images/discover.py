@@ -18,7 +18,10 @@ from mineral_batch.images.archives import is_archive, members, refuse_archive, s
 from mineral_batch.images.limits import read_file
 from mineral_batch.images.lists import expand
 from mineral_batch.images.names import OUTPUT_ENTRIES, SYSTEM_FOLDERS, formula_safe, has_image_suffix, output_folders
+from mineral_batch.images.parquet import is_parquet, parquet_rows
+from mineral_batch.images.remote import find_remote
 from mineral_batch.images.skipped import Skipped
+from mineral_batch.storage.urls import is_url
 from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
 
     Folders are walked as `find_images` does; a file is read whatever its name; an archive named directly gives its
     images in its own order; a name that does not exist but has `*`, `?` or `[` is a glob (`**` crosses folders), unless
-    it comes from a list. If an archive holds a name twice, the last counts in an uncompressed tar, else the first.
+    it comes from a list. URLs come after what is on this machine, see `mineral_batch.images.remote`; a Parquet file
+    named directly gives the images of its column, see `mineral_batch.images.parquet`. If an archive holds a name twice,
+    the last counts in an uncompressed tar on this machine, else the first.
 
     Args:
         inputs: names of folders, files, archives, and globs.
@@ -39,24 +44,31 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     Raises:
         DataError: if an input does not exist or a glob matches nothing.
     """
-    for found in _find(expand(inputs), skipped):
+    names = list(expand(inputs))
+    urls = [str(name) for name in names if is_url(name)]
+    for found in _find((name for name in names if not is_url(name)), skipped):
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
         elif is_archive(found):
             yield from members(Path(found))
+        elif is_parquet(found):
+            yield from parquet_rows(Path(found), formula_safe(found))
         elif reason := refuse_archive(found):
             yield Failure(formula_safe(found), "read", reason)
         else:
             yield _file(found)
+    yield from find_remote(urls, skipped)
 
 
 def count_sources(inputs: Iterable[str | Path]) -> int | None:
-    """Count what `find_sources` finds; None if a compressed tar would have to be unpacked for that.
+    """Count what `find_sources` finds; None if that takes too long: for URLs, compressed tars and Parquet files.
 
     Raises:
         DataError: as `find_sources` does.
     """
     names = list(expand(inputs))
+    if any(is_url(name) or is_parquet(str(name)) for name in names):
+        return None
     if any(is_archive(str(name)) and not str(name).lower().endswith((".zip", ".tar")) for name in names):
         return None
     return sum(1 for _ in find_sources(names))

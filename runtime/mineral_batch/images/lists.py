@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError, one_line
 from mineral_batch.images.names import ListedName
+from mineral_batch.storage.store import open_store
+from mineral_batch.storage.urls import expand_ranges, is_url, local_path, parse, restored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,7 +28,7 @@ def read_list(file: str | Path) -> list[ListedName]:
         DataError: if it cannot be read or names nothing.
     """
     try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else Path(file).read_bytes()
+        content = _read(file)
     except OSError as error:
         raise DataError(f"cannot read the list {file}: {one_line(error)}") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -42,9 +44,23 @@ def read_list(file: str | Path) -> list[ListedName]:
     return names
 
 
+def _read(file: str | Path) -> bytes:
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    if is_url(file) and local_path(file) is None:
+        url = parse(file)
+        return open_store(url).get(url.key)
+    return (local_path(file) or Path(file)).read_bytes()
+
+
 def is_glob(name: str | Path) -> bool:
     """Return whether a name is a pattern: it has `*`, `?` or `[`, does not exist, and does not come from a list."""
-    return not isinstance(name, ListedName) and not os.path.lexists(name) and glob.has_magic(str(name))
+    return (
+        not isinstance(name, ListedName)
+        and not is_url(name)
+        and not os.path.lexists(name)
+        and glob.has_magic(str(name))
+    )
 
 
 def expand_glob(pattern: str) -> Iterator[str]:
@@ -58,19 +74,29 @@ def expand_glob(pattern: str) -> Iterator[str]:
 
 
 def expand(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
-    """Return the inputs with each glob replaced by what it matches, sorted.
+    """Return the inputs with each glob replaced by what it matches, sorted; `{000..099}` by its numbers.
 
     Raises:
-        DataError: if a glob matches nothing.
+        DataError: if a glob matches nothing, or a URL is not one.
     """
     for name in inputs:
+        if is_url(name):
+            yield from _urls(restored(name), is_listed=isinstance(name, ListedName))
+            continue
         if not is_glob(name):
-            yield name
+            yield from [name] if isinstance(name, ListedName) else expand_ranges(str(name))
             continue
         matches = sorted(expand_glob(str(name)))
         if not matches:
             raise DataError(f"nothing matches {name} (current folder: {Path.cwd()})")
         yield from matches
+
+
+def _urls(name: str, *, is_listed: bool) -> Iterator[str | Path]:
+    for url in [name] if is_listed else expand_ranges(name):
+        if not is_listed and not parse(url).is_web and "*" in url:
+            raise DataError(f"patterns are not expanded in URLs: name the prefix, or its objects in a --list ({url})")
+        yield local_path(url) or url
 
 
 def _literal_part(pattern: str) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from mineral_batch.images.archives import is_archive
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import read_file
+from mineral_batch.images.remote import reader_of
+from mineral_batch.storage.urls import is_url
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
 from mineral_batch.types import Source
@@ -84,6 +86,10 @@ def _readers(paths: Sequence[str], base: Path) -> Iterator[tuple[int, Read]]:
     """Find how to read each image that is there, members of archives last."""
     members: dict[Path, dict[str, int]] = {}
     for index, path in enumerate(paths):
+        if is_url(path):
+            if (remote := reader_of(path)) is not None:
+                yield index, remote
+            continue
         file = base / path
         if file.is_file():
             yield index, partial(read_file, file)

@@ -12,10 +12,14 @@ from pathlib import Path
 from mineral_batch.errors import DataError
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.lists import expand_glob, is_glob
+from mineral_batch.images.lists import expand, expand_glob, is_glob
 from mineral_batch.images.names import ListedName, formula_safe
+from mineral_batch.images.remote import is_prefix
 from mineral_batch.images.skipped import Skipped
 from mineral_batch.results.csv import listed
+from mineral_batch.storage.errors import StoreError
+from mineral_batch.storage.store import open_store
+from mineral_batch.storage.urls import expand_ranges, is_url, local_path, parse, restored, without_secrets
 from mineral_batch.types import Failure, Source
 
 # What a list of names may be called; no image is.
@@ -52,7 +56,7 @@ class Inputs:
         if self.missing:
             lines.append(f"no such file or folder: {listed(self.missing)}")
         if self.empty:
-            lines.append(f"no images in {listed(self.empty)}: is the drive mounted?")
+            lines.append(f"no images in {listed(without_secrets(self.empty))}: is the drive mounted?")
         return lines
 
 
@@ -62,7 +66,7 @@ def check_inputs(named: Sequence[str | Path]) -> Inputs:
     Raises:
         DataError: if none of them exists or none holds an image, or one is a list of names.
     """
-    names = tuple(name if isinstance(name, ListedName) else str(name) for name in named)
+    names = tuple(name if isinstance(name, ListedName) else restored(name) for name in named)
     missing = tuple(name for name in names if not _exists(name))
     existing = tuple(name for name in names if name not in set(missing))
     if not existing:
@@ -71,14 +75,25 @@ def check_inputs(named: Sequence[str | Path]) -> Inputs:
         _refuse_list(name)
     empty = tuple(name for name in existing if _may_be_empty(name) and next(find_sources([name]), None) is None)
     if empty and len(empty) == len(existing):
-        raise DataError(f"no images in {listed(empty)}: no file has the suffix of an image")
+        raise DataError(f"no images in {listed(without_secrets(empty))}: no file has the suffix of an image")
     return Inputs(names, existing, missing, empty)
 
 
 def _exists(name: str) -> bool:
-    if os.path.lexists(name):
+    if is_url(name):
+        return _is_url_there(name)
+    if os.path.lexists(name) or any(map(os.path.lexists, expand_ranges(name))):
         return True
     return is_glob(name) and next(expand_glob(name), None) is not None
+
+
+def _is_url_there(name: str) -> bool:
+    """Whether a file is; of other URLs it shows when they are read."""
+    path = local_path(name)
+    if path is not None:
+        return path.exists()
+    next(expand([name]))
+    return True
 
 
 def _refuse_list(name: str) -> None:
@@ -89,7 +104,9 @@ def _refuse_list(name: str) -> None:
 
 def _may_be_empty(name: str) -> bool:
     """A folder or an archive whose directory can be read without unpacking it."""
-    path = Path(name)
+    if is_url(name) and local_path(name) is None:
+        return is_prefix(name)
+    path = local_path(name) or Path(name)
     return path.is_dir() or (path.suffix.lower() in (".zip", ".tar") and path.is_file())
 
 
@@ -102,7 +119,11 @@ class InputRoots:
 
     def __init__(self, inputs: Iterable[str]) -> None:
         self._devices: dict[str, int] = {}
+        self._urls: list[str] = []
         for name in inputs:
+            if is_url(name) and local_path(name) is None:
+                self._urls.append(name)
+                continue
             root = _root(Path(name))
             with suppress(OSError):
                 self._devices.setdefault(str(root), root.stat().st_dev)
@@ -113,6 +134,9 @@ class InputRoots:
         Raises:
             DataError: if it is gone.
         """
+        if is_url(failure.path):
+            self._require_store(failure, journal)
+            return
         path = Path(failure.path)
         for root in (path, *path.parents):
             device = self._devices.get(str(root))
@@ -121,6 +145,23 @@ class InputRoots:
                     f"{root} is no longer there; the results so far are saved in {journal}: "
                     f"bring it back and rerun the same command to resume"
                 )
+
+    def _require_store(self, failure: Failure, journal: Path) -> None:
+        """Ask a prefix that was listed whether it can still be; an object may be gone alone, a bucket is not."""
+        url = parse(failure.path)
+        prefixes = [parse(name) for name in self._urls if is_prefix(name)]
+        if "credentials have expired" not in failure.reason:
+            if not any(url.root == prefix.root and url.key.startswith(prefix.key) for prefix in prefixes):
+                return
+            try:
+                next(open_store(url).list(url.key.rpartition("/")[0]), None)
+            except StoreError as error:
+                reason = str(error)
+            else:
+                return
+        else:
+            reason = failure.reason
+        raise DataError(f"{reason}; the results so far are saved in {journal}: rerun the same command to resume")
 
 
 def _root(given: Path) -> Path:

@@ -47,6 +47,7 @@ from mineral_batch.results.prevalence import (
 from mineral_batch.results.rows import TableCounts, rounded
 from mineral_batch.results.schema import FAILURES, PARTIAL, SCHEMA_VERSION
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
+from mineral_batch.storage.urls import without_secrets
 from mineral_batch.system import peak_memory_mib
 from mineral_batch.types import Failure, Result, Source
 
@@ -326,10 +327,10 @@ class _Attempt:
             "schema": SCHEMA_VERSION,
             "started": timestamp(self._started),
             "finished": timestamp(),
-            "inputs": list(self._inputs.named[:_INPUTS_IN_MANIFEST]),
+            "inputs": without_secrets(self._inputs.named[:_INPUTS_IN_MANIFEST]),
             "inputs_named": len(self._inputs.named),
             "inputs_missing": len(self._inputs.missing),
-            "inputs_without_images": list(self._inputs.empty[:_INPUTS_IN_MANIFEST]),
+            "inputs_without_images": without_secrets(self._inputs.empty[:_INPUTS_IN_MANIFEST]),
             "not_read": self._inputs.skipped.record(),
             "options": dict(options),
             "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],

@@ -10,6 +10,8 @@ from mineral_batch.errors import DataError
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import read_file
+from mineral_batch.images.remote import reader_of
+from mineral_batch.storage.urls import is_url
 from mineral_batch.types import Source
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Reader:
 
     def find(self, name: str) -> Read | None:
         """How to read an image, a file or a member of an archive; None if it is no longer there."""
+        if is_url(name):
+            return reader_of(name)
         file = self._base / name
         if file.is_file():
             return partial(read_file, file)

@@ -7,6 +7,7 @@ command lines, the machine's or container's role.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mineral_batch.errors import DataError
 from mineral_batch.storage.errors import explained
 from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Entry, Store
+from mineral_batch.storage.stream import Ranges, Stream
 from mineral_batch.storage.urls import Url, local_path, parse, redact
 from mineral_batch.system import pip_install
 
@@ -56,6 +58,26 @@ def _required(kind: Any, root: str) -> Store:
 
 def _missing(root: str) -> str:
     return f"{redact(root)} needs an optional package: {pip_install('cloud')}"
+
+
+def open_ranges(url: Url) -> BinaryIO:
+    """Open an object of a bucket as a file that can be entered anywhere.
+
+    Raises:
+        StoreError: as the methods of a `Store` do; later, while it is read, as an `OSError`.
+    """
+    import obstore
+
+    store = open_store(url)
+    assert isinstance(store, _CloudStore)
+
+    def read(start: int, length: int) -> bytes:
+        try:
+            return bytes(obstore.get_range(store.obstore, url.key, start=start, length=length))
+        except Exception as error:
+            raise OSError(str(explained(error, str(url)))) from None
+
+    return io.BufferedReader(Ranges(store.head(url.key).size, read), 2**20)
 
 
 @cache
@@ -126,24 +148,22 @@ class _CloudStore:
 
     def __init__(self, store: Any, root: str) -> None:
         self.root = redact(root)
-        self._store = store
+        self.obstore = store
         self._is_conditional = True
 
     def get(self, key: str) -> bytes:
         import obstore
 
         try:
-            return bytes(obstore.get(self._store, key).bytes())
+            return bytes(obstore.get(self.obstore, key).bytes())
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
 
     def open(self, key: str) -> AbstractContextManager[BinaryIO]:
         import obstore
 
-        from mineral_batch.storage.stream import Stream
-
         try:
-            chunks = obstore.get(self._store, key).stream(min_chunk_size=2**20)
+            chunks = obstore.get(self.obstore, key).stream(min_chunk_size=2**20)
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
         return Stream(map(bytes, chunks), lambda error: explained(error, f"{self.root}/{key}"))
@@ -152,7 +172,7 @@ class _CloudStore:
         import obstore
 
         try:
-            return _entry(obstore.head(self._store, key))
+            return _entry(obstore.head(self.obstore, key))
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
 
@@ -165,7 +185,7 @@ class _CloudStore:
         try:
             # Keys below `begin + rest` come in order, so those before it are skipped by the store itself.
             offset = after or (prefix[:-1] + chr(ord(prefix[-1]) - 1) + "\U0010ffff" if rest else None)
-            pages = obstore.list(self._store, folder or None, offset=offset, chunk_size=_PAGE)
+            pages = obstore.list(self.obstore, folder or None, offset=offset, chunk_size=_PAGE)
             for page in pages:
                 for meta in page:
                     if not rest or meta["path"].startswith(prefix):
@@ -183,14 +203,14 @@ class _CloudStore:
         try:
             if create_only and self._is_conditional:
                 try:
-                    obstore.put(self._store, key, content, mode="create", use_multipart=False)
+                    obstore.put(self.obstore, key, content, mode="create", use_multipart=False)
                 except (AlreadyExistsError, PreconditionError):
                     return False
                 except (NotSupportedError, NotImplementedError):
                     self._is_conditional = False
                 else:
                     return True
-            obstore.put(self._store, key, content)
+            obstore.put(self.obstore, key, content)
         except Exception as error:
             raise explained(error, where) from None
         return True
@@ -199,7 +219,7 @@ class _CloudStore:
         import obstore
 
         try:
-            obstore.delete(self._store, key)
+            obstore.delete(self.obstore, key)
         except FileNotFoundError:
             return
         except Exception as error:

@@ -33,6 +33,40 @@ class _Chunks(io.RawIOBase):
         return count
 
 
+class Ranges(io.RawIOBase):
+    """An object that can be entered anywhere, by requests for ranges of it.
+
+    Args:
+        size: of the object, bytes.
+        read: called with the first byte and the number of bytes.
+    """
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self._size, self._read, self._at = size, read, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte; return its number."""
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; return how many bytes there were."""
+        target = memoryview(buffer)
+        count = max(0, min(len(target), self._size - self._at))
+        if count:
+            target[:count] = self._read(self._at, count)
+        self._at += count
+        return count
+
+
 class Stream(io.BufferedReader):
     """A file of what a store sends, in chunks.
 

@@ -23,7 +23,13 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 # What pathlib makes of a URL: it takes two slashes for one.
 _ONE_SLASH = re.compile(rf"({'|'.join((*SCHEMES, *_ALIASES, 'hf'))}):/(?!/)")
 _USER = re.compile(r"(?<=://)[^/\s@]*@")
-_QUERY = re.compile(r"(?<=\w)\?[^\s'\")>]*")
+_QUERY = re.compile(r"(?<=[\w/.%~-])\?([^\s'\")>]+)")
+# Parameters that give rights, of AWS, Google, Azure and others; what else is in a query may tell files apart.
+_SECRET = re.compile(
+    r"x-(amz|goog|ms|oss|cos)-.*|awsaccesskeyid|googleaccessid|key-pair-id|policy|expires|sig|se|sp|sv|sr|st|spr|sip|"
+    r"sk(oid|tid|t|e|s|v)|.*(signature|token|secret|password|passwd|credential|auth|key).*",
+    re.IGNORECASE,
+)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_SHARDS = 1_000_000
 
@@ -44,7 +50,7 @@ class Url:
     key: str
 
     def __str__(self) -> str:
-        """The URL without what is secret: user, password and query."""
+        """The URL without what is secret: user, password, signature."""
         return redact(f"{self.root}/{self.key}")
 
     @property
@@ -118,8 +124,13 @@ def local_path(name: str | os.PathLike[str]) -> Path | None:
 
 
 def redact(text: str) -> str:
-    """Return a text without the users, passwords and queries of the URLs in it: signatures are in queries."""
-    return _QUERY.sub("", _USER.sub("", text)) if "://" in text else text
+    """Return a text without the users, passwords, signatures and keys of the URLs in it."""
+    return _QUERY.sub(_without_secrets, _USER.sub("", text)) if "://" in text else text
+
+
+def _without_secrets(query: re.Match[str]) -> str:
+    kept = [pair for pair in query[1].split("&") if not _SECRET.fullmatch(pair.partition("=")[0])]
+    return f"?{'&'.join(kept)}" if kept else ""
 
 
 def expand_ranges(name: str) -> Iterator[str]:

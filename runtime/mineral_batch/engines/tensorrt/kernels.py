@@ -11,9 +11,9 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from mineral_batch.engines.cache import cache_folder, make_folder
+from mineral_batch.engines.cache import make_folder
 from mineral_batch.errors import BackendError
-from mineral_batch.files import atomic_file
+from mineral_batch.files import atomic_file, cache_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import numpy as np
 from mineral_batch.cuda.opening import open_context
 from mineral_batch.cuda.probe import cuda_version, require_gpu
 from mineral_batch.engines.base import TF32
-from mineral_batch.engines.cache import cache_folder, make_folder
+from mineral_batch.engines.cache import make_folder
 from mineral_batch.engines.onnx_cpu import open_cpu
 from mineral_batch.engines.tensorrt.build import Network
 from mineral_batch.engines.tensorrt.engine import TensorRtEngine
@@ -31,6 +31,7 @@ from mineral_batch.engines.tensorrt.plan import (
     write_engine,
 )
 from mineral_batch.errors import BackendError, MineralError
+from mineral_batch.files import cache_folder
 from mineral_batch.model.onnx_file import graph_digest, read_contract
 
 if TYPE_CHECKING:

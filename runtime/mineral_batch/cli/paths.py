@@ -1,0 +1,38 @@
+"""The types of parameters that are paths or URLs: pathlib would take one of a URL's slashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mineral_batch.storage.models import fetch
+from mineral_batch.storage.urls import is_url
+
+
+class PathOrUrl(click.ParamType[Path | str]):
+    """A path, or the text of a URL as it was written."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return a `Path`, or a URL's text."""
+        del param, ctx
+        return value if isinstance(value, Path) or is_url(value) else Path(value)
+
+
+class Fetched(click.ParamType[Path]):
+    """A file that is read: a path, or a URL whose content is copied into the user's cache."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path of the file on this machine."""
+        if ctx is not None and ctx.resilient_parsing:
+            return Path(value)
+        del param
+        return fetch(value)
+
+
+INPUT, MODEL = PathOrUrl(), Fetched()

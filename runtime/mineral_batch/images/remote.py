@@ -1,0 +1,252 @@
+"""Images by URL: found below a prefix or named one by one, read ahead of the decoders.
+
+A prefix is listed a page at a time, in the order of its store: by the bytes of the whole keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from mineral_batch.errors import ImageError
+from mineral_batch.images.archives import is_archive, refuse_archive, signed_64_bits
+from mineral_batch.images.limits import MAX_BYTES, check_bytes
+from mineral_batch.images.names import SYSTEM_FOLDERS, has_image_suffix
+from mineral_batch.images.parquet import is_parquet, parquet_rows
+from mineral_batch.images.shards import shard_members
+from mineral_batch.images.skipped import Skipped
+from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError
+from mineral_batch.storage.interface import Entry
+from mineral_batch.storage.store import open_store
+from mineral_batch.storage.urls import Url, parse
+from mineral_batch.types import Failure, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+#: Objects that are read at once, and the bytes that may wait for a decoder: 64 requests of 30 ms give 2,000 images a
+#: second (see benchmarks/README.md).
+READS_AHEAD = 64
+BYTES_AHEAD = 512 * 2**20
+# Of an object whose size the server does not say.
+_GUESS = 4 * 2**20
+_LOOKS_AHEAD = 64
+
+
+def find_remote(names: Iterable[str], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+    """Find the images at URLs, lazily, each once and in a fixed order.
+
+    A prefix that ends with `/`, or under whose name there is no object, gives the images below it as a folder does;
+    an archive or a Parquet file named directly gives its images; any other object is read whatever its name.
+
+    Args:
+        names: URLs.
+        skipped: counts what is below prefixes and not read.
+
+    Raises:
+        DataError: if a URL is not one, a bucket does not exist, or may not be listed.
+    """
+    urls = [parse(name) for name in names]
+    walk = _Walk(skipped if skipped is not None else Skipped())
+    for url, found in _looked_at(urls):
+        yield from walk.images(url, found)
+
+
+def is_prefix(name: str) -> bool:
+    """Return whether a URL is most likely a prefix: it is no web address, and its name is no image's or archive's."""
+    url = parse(name)
+    return not url.is_web and not _names_object(url)
+
+
+def read_object(url: Url, size: int) -> bytes:
+    """Read one object.
+
+    Args:
+        url: of the object.
+        size: bytes; -1 if not known.
+
+    Raises:
+        ImageError: if it cannot be read, is empty or too large.
+    """
+    try:
+        store = open_store(url)
+        if size >= 0:
+            check_bytes(size)
+            content = store.get(url.key)
+        else:
+            with store.open(url.key) as file:
+                content = file.read(MAX_BYTES + 1)
+    except StoreError as error:
+        raise ImageError(str(error)) from None
+    check_bytes(len(content))
+    return content
+
+
+def reader_of(name: str) -> Callable[[], bytes] | None:
+    """Return how to read the image that a row's name, a URL, stands for; None for one inside another file."""
+    url = parse(name)
+    is_inside = any(is_archive(part) or is_parquet(part) for part in url.path.split("/"))
+    return None if is_inside else partial(read_object, url, -1)
+
+
+def read_ahead(
+    sources: Iterable[Source | Failure], count: int = READS_AHEAD, most: int = BYTES_AHEAD
+) -> Generator[Source | Failure, None, None]:
+    """Yield the same sources in the same order, while objects behind them are being read already.
+
+    Sources that are not remote pass as they come. Closing the iterator cancels what has not begun.
+
+    Args:
+        sources: any.
+        count: objects that are read at once.
+        most: bytes of them at once, as far as their sizes are known.
+    """
+    pool: ThreadPoolExecutor | None = None
+    waiting: deque[tuple[Source | Failure, int]] = deque()
+    held = 0
+    try:
+        for source in sources:
+            if _is_remote(source):
+                pool = pool or ThreadPoolExecutor(count, thread_name_prefix="read")
+                assert isinstance(source, Source)
+                future: Future[object] = pool.submit(source.read)
+                cost = source.size or _GUESS
+                waiting.append((replace(source, read=future.result), cost))  # type: ignore[arg-type]
+                held += cost
+            else:
+                waiting.append((source, 0))
+            while waiting and (not held or len(waiting) >= count or held > most):
+                first, cost = waiting.popleft()
+                held -= cost
+                yield first
+        yield from (source for source, _ in waiting)
+    except BaseException:  # GeneratorExit above all: at the end of the sources the last reads are still wanted
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    if pool is not None:
+        pool.shutdown(wait=False)
+
+
+def _is_remote(source: Source | Failure) -> bool:
+    return isinstance(source, Source) and isinstance(source.read, partial) and source.read.func is read_object
+
+
+_Found = Entry | StoreError | None
+
+
+def _looked_at(urls: list[Url]) -> Iterator[tuple[Url, _Found]]:
+    """Each URL with what its store says of it, asked for ahead; None where nothing was asked."""
+    if len(urls) == 1:
+        yield urls[0], _look(urls[0])
+        return
+    remaining = iter(urls)
+    with ThreadPoolExecutor(_LOOKS_AHEAD, thread_name_prefix="look") as pool:
+        waiting = deque((url, pool.submit(_look, url)) for url in islice(remaining, 2 * _LOOKS_AHEAD))
+        try:
+            while waiting:
+                url, future = waiting.popleft()
+                waiting.extend((following, pool.submit(_look, following)) for following in islice(remaining, 1))
+                yield url, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look(url: Url) -> _Found:
+    if not url.key or (url.key.endswith("/") and not url.is_web):
+        return None
+    try:
+        return open_store(url).head(url.key)
+    except StoreError as error:
+        return error
+
+
+def _names_object(url: Url) -> bool:
+    path = url.path
+    return has_image_suffix(path.rpartition("/")[2]) or is_archive(path) or is_parquet(path)
+
+
+@dataclass
+class _Walk:
+    """The prefixes walked and the objects named so far.
+
+    Attributes:
+        skipped: counts what is not read.
+    """
+
+    skipped: Skipped
+    _prefixes: list[tuple[str, str]] = field(default_factory=list)
+    _named: set[str] = field(default_factory=set)
+    _folder: str = ""
+
+    def images(self, url: Url, found: _Found) -> Iterator[Source | Failure]:
+        if isinstance(found, NoSuchObjectError) and not url.is_web and not _names_object(url):
+            found, url = None, replace(url, key=f"{url.key}/")
+        if found is None and not url.is_web:
+            yield from self._below(url)
+        elif str(url) not in self._named and not self._is_walked(url):
+            self._named.add(str(url))
+            yield from _object(url, found)
+
+    def _is_walked(self, url: Url) -> bool:
+        is_below = any(url.root == root and url.key.startswith(prefix) for root, prefix in self._prefixes)
+        return is_below and has_image_suffix(url.key.rpartition("/")[2])
+
+    def _below(self, url: Url) -> Iterator[Source | Failure]:
+        if any(url.root == root and url.key.startswith(prefix) for root, prefix in self._prefixes):
+            return
+        inner = tuple(prefix for root, prefix in self._prefixes if root == url.root)
+        for entry in open_store(url).list(url.key):
+            found = replace(url, key=entry.key)
+            if self._is_image(entry.key, url.key) and not entry.key.startswith(inner) and str(found) not in self._named:
+                yield _source(found, entry)
+        self._prefixes.append((url.root, url.key))
+
+    def _is_image(self, key: str, prefix: str) -> bool:
+        *folders, name = key[len(prefix) :].split("/")
+        system = next((folder for folder in folders if folder.lower() in SYSTEM_FOLDERS), None)
+        if system is not None:
+            folder = key[: key.index(system, len(prefix)) + len(system)]
+            if folder != self._folder:
+                self._folder = folder
+                self.skipped.add_folder(system)
+            return False
+        if any(part.startswith(".") for part in (*folders, name)):
+            return False
+        if not has_image_suffix(name):
+            self.skipped.add_file(PurePosixPath("/dev/null", name))
+            return False
+        return True
+
+
+def _object(url: Url, found: _Found) -> Iterator[Source | Failure]:
+    name = str(url)
+    if isinstance(found, StoreError) and not (isinstance(found, DeniedError) and not url.is_web):
+        yield Failure(name, "read", str(found))
+    elif reason := refuse_archive(url.path):
+        yield Failure(name, "read", reason)
+    elif is_archive(url.path) or is_parquet(url.path):
+        read: Callable[[Url, str, int], Iterator[Source | Failure]]
+        read = shard_members if is_archive(url.path) else parquet_rows
+        yield from read(url, name, _version(found) if isinstance(found, Entry) else 0)
+    else:
+        # Some may read an object, but not ask for what it is.
+        yield _source(url, found if isinstance(found, Entry) else Entry(url.key, -1, 0, ""))
+
+
+def _source(url: Url, entry: Entry) -> Source:
+    return Source(str(url), max(entry.size, 0), _version(entry), partial(read_object, url, entry.size))
+
+
+def _version(entry: Entry) -> int:
+    """A number that changes with the content: of the ETag, or the time where there is none."""
+    if not entry.etag:
+        return signed_64_bits(entry.modified)
+    digest = hashlib.sha256(entry.etag.encode()).digest()
+    return signed_64_bits(int.from_bytes(digest[:8], "big"))

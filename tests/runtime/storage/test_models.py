@@ -1,0 +1,121 @@
+"""Models by URL: copied once, checked, and used without the store."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from click.testing import CliRunner
+
+from mineral_batch.cli import main
+from mineral_batch.errors import DataError
+from mineral_batch.storage import models
+from mineral_batch.storage.models import fetch
+from mineral_batch.storage.store import open_store
+
+
+@pytest.mark.slow
+def test_a_model_is_copied_once_checked_and_used_offline(s3, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = open_store("s3://photos")
+    store.put("m/model.onnx", b"first")
+    copy = fetch("s3://photos/m/model.onnx")
+    assert copy.name == "model.onnx"
+    assert copy.read_bytes() == b"first"
+    copy.write_bytes(b"damaged")
+    assert fetch("s3://photos/m/model.onnx").read_bytes() == b"first"
+    store.put("m/model.onnx", b"second")
+    assert fetch("s3://photos/m/model.onnx").read_bytes() == b"second"
+
+    def gone(*_):
+        raise models.UnreachableError("no answer")
+
+    monkeypatch.setattr(type(store), "head", gone)
+    assert fetch("s3://photos/m/model.onnx").read_bytes() == b"second"
+    assert "using the copy made earlier" in caplog.text
+
+
+def test_a_path_stays_one(tmp_path):
+    assert fetch(tmp_path / "m.onnx") == tmp_path / "m.onnx"
+    assert fetch(f"file://{tmp_path}/m.onnx") == tmp_path / "m.onnx"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A Hub with one repository that has one file; `no` is not there."""
+
+    content = b"a model"
+
+    def do_HEAD(self):
+        known = self.path.startswith("/me/mine/resolve/") and self.path.endswith("/model.onnx")
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(self.content).hexdigest()}"')
+        elif self.path.startswith("/me/mine/"):
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        body = self.content if known else json.dumps({"error": "no"}).encode()
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_models_of_the_hub(hub):
+    path = fetch("hf://me/mine")
+    assert path.read_bytes() == b"a model"
+    assert fetch("hf://me/mine@main/model.onnx") == path
+    with pytest.raises(DataError, match="no such file"):
+        fetch("hf://me/mine/other.onnx")
+    with pytest.raises(DataError, match="no such repository"):
+        fetch("hf://me/nothing")
+    path.resolve().write_bytes(b"changed")
+    with pytest.raises(DataError, match="damaged"):
+        fetch("hf://me/mine")
+
+
+@pytest.mark.parametrize("text", ["hf://one", "hf://a/b/", "hf://a b/c"])
+def test_what_is_no_file_of_the_hub(text):
+    with pytest.raises(DataError, match="write it as hf://"):
+        fetch(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "s3:///x"], "no bucket in the URL s3:///x"),
+        (["predict", "ftp://host/x"], "unknown kind of URL: ftp://host/x"),
+        (["predict", "s3://bucket/*.jpg"], "patterns are not expanded in URLs"),
+        (["info", "hf://one"], "not a file on the Hub"),
+    ],
+)
+def test_bad_urls_are_one_line(arguments, message):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+    assert "Traceback" not in result.output
