@@ -20,6 +20,7 @@ from mineral_batch.evaluation.evaluate import evaluate as judge
 from mineral_batch.evaluation.evaluate import tune as tune_model
 from mineral_batch.evaluation.levels import at_level, varieties_beside_their_species
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
+from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.files import write_file
 from mineral_batch.minerals.table import LEVELS, Level
@@ -45,6 +46,7 @@ class _Comparison:
     split: str | None
     resamples: int
     level: Level
+    specimen: str | None
 
 
 _FILE = click.Path(path_type=Path)
@@ -66,6 +68,11 @@ _SHOWN = 5
     default=LEVELS[0],
     show_default=True,
     help="Judge at this level: agate counts as quartz at species, as an oxide at class.",
+)
+@click.option(
+    "--specimen",
+    metavar="RULE",
+    help="Judge specimens instead of images; RULE as in `predict --specimen`: folder, catalogue, regex=PATTERN, a CSV.",
 )
 @click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
 @click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")
@@ -89,6 +96,7 @@ def evaluate(
     split: str | None,
     thresholds: str | None,
     level: Level,
+    specimen: str | None,
     tune: str | None,
     model: Path | None,
     output: Path | None,
@@ -111,14 +119,16 @@ def evaluate(
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
-    compared = _Comparison(predictions, labels, split, bootstrap, level)
-    if level != LEVELS[0] and (tune or record):
-        raise click.UsageError("--tune and --record are about the model's own labels: leave --level out")
+    compared = _Comparison(predictions, labels, split, bootstrap, level, specimen)
+    if tune or record:
+        _require_own_labels_and_images(compared)
     rule = Rule.parse(tune) if tune else None
     contract = _to_tune(rule, model, output)
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     joined = join(predictions, labels, split, known.labels if known else None)
+    if specimen is not None:
+        joined = by_specimen(joined, specimen, thresholds_of_run(predictions))
     if level != LEVELS[0]:
         if known:
             raise click.UsageError(
@@ -143,6 +153,14 @@ def evaluate(
         measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
         click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} images into {record}.")
+
+
+def _require_own_labels_and_images(compared: _Comparison) -> None:
+    """What goes into a model is about its labels and about images."""
+    if compared.level != LEVELS[0]:
+        raise click.UsageError("--tune and --record are about the model's own labels: leave --level out")
+    if compared.specimen is not None:
+        raise click.UsageError("--tune and --record are about images: leave --specimen out")
 
 
 def _to_tune(rule: Rule | None, model: Path | None, output: Path | None) -> ModelContract | None:
@@ -403,6 +421,7 @@ def _record(joined: Joined, result: Evaluation, tuning: Tuning | None, compared:
         "labels": str(compared.labels),
         "split": compared.split,
         "level": compared.level,
+        "specimen": compared.specimen,
         "images": len(joined.truth),
         "predictions_without_labels": joined.unlabelled,
         "predictions_of_other_splits": joined.other_splits,

@@ -30,6 +30,7 @@ def merge(
     columns: tuple[str, ...],
     prevalence: str | None,
     level: Level | None,
+    specimen: str | None,
     decimals: int | None,
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,
@@ -40,7 +41,7 @@ def merge(
     The tables equal, byte for byte, those of a run on one machine. Options of `predict --shard` for tables hold here
     too; others can be added. If pieces are missing, merge says which. It may be repeated.
     """
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen)
     place = open_place(output)
     summary = merge_parts(place, tables, mixed=allow_mixed_engines)
     ctx.exit(say_merged(summary, place, quiet=quiet, exit_zero_on_failures=exit_zero_on_failures))

@@ -120,6 +120,7 @@ def predict(
     columns: tuple[str, ...],
     prevalence: str | None,
     level: Level | None,
+    specimen: str | None,
     decimals: int | None,
     restart: bool,
     prune: bool,
@@ -158,7 +159,7 @@ def predict(
     named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen)
     log = Log(log_format)
     engine: dict[str, Any] = {
         "backend": backend,

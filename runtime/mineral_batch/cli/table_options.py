@@ -46,12 +46,18 @@ _OPTIONS = (
         type=click.Choice(LEVELS),
         help="Add the column answer: where no mineral is sure, the species, group or class that is, up to this level.",
     ),
+    click.option(
+        "--specimen",
+        metavar="RULE",
+        help="Also write specimens.csv, an answer per specimen. RULE: folder; catalogue (numbers in names: X-90175_1); "
+        "regex=PATTERN; or a CSV (path,specimen).",
+    ),
     click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals."),
 )
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options `formats`, `layout`, `columns`, `prevalence`, `level` and `decimals`."""
+    """Give a command the options `formats`, `layout`, `columns`, `prevalence`, `level`, `specimen` and `decimals`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -22,7 +22,7 @@ from mineral_batch.results.csv import listed
 from mineral_batch.results.manifest import describe_software, refuse_edited_tables, timestamp, write_manifest
 from mineral_batch.results.rows import TableCounts
 from mineral_batch.results.run import adjusted, check_prevalence, prevalence_shift
-from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION
+from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION, SPECIMENS
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
 from mineral_batch.types import Result
 
@@ -152,6 +152,7 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "prevalence": shift and shift.record(),
         "decimals": tables.decimals,
         "level": tables.level,
+        "specimen": tables.specimen,
         "table_counts": counts.record(),
     }
     write_manifest(folder, record)
@@ -213,6 +214,7 @@ def _upload(folder: Path, place: Place) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RUN_MANIFEST)
     for path in files:
         place.put(path.relative_to(folder).as_posix(), path.read_bytes(), create_only=False)
-    if not (folder / FAILURES).exists():
-        place.delete(FAILURES)
+    for name in (FAILURES, SPECIMENS):
+        if not (folder / name).exists():
+            place.delete(name)
     place.put(RUN_MANIFEST, (folder / RUN_MANIFEST).read_bytes(), create_only=False)

@@ -235,5 +235,6 @@ def with_options(plan: Plan, tables: Tables) -> Tables:
         columns=tables.columns or plan.tables.columns,
         prevalence=tables.prevalence or plan.tables.prevalence,
         level=tables.level or plan.tables.level,
+        specimen=tables.specimen or plan.tables.specimen,
         decimals=plan.tables.decimals if tables.decimals is None else tables.decimals,
     )

@@ -24,8 +24,10 @@ from mineral_batch.results.schema import (
     PER_IMAGE,
     PREDICTIONS,
     RUN_MANIFEST,
+    SPECIMEN_COLUMNS,
     STAGES,
 )
+from mineral_batch.results.specimens import check_specimens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -126,7 +128,8 @@ def _check_folder(folder: Path) -> Iterator[str]:
 
 def _checker(path: Path) -> Callable[[Path, _Expected], Iterator[str]]:
     if path.suffix == ".csv":
-        return _check_failures if _header(path)[:3] == [*FAILURE_COLUMNS] else _check_csv
+        by_header = {FAILURE_COLUMNS: _check_failures, SPECIMEN_COLUMNS: _check_specimens}
+        return by_header.get(tuple(_header(path)[:3]), _check_csv)
     by_suffix = {Path(JSON_LINES).suffix: _check_json_lines, Path(PARQUET).suffix: _check_parquet}
     if path.suffix not in by_suffix:
         raise DataError(f"cannot check {path}: name a table ({PREDICTIONS}, ...), {RUN_MANIFEST} or their folder")
@@ -247,6 +250,11 @@ def _check_failures(path: Path, expected: _Expected) -> Iterator[str]:
             yield from _check_failure(where, *row)
             yield from _check_new(where, row[0], seen)
     yield from _count("rows", len(seen), expected.failed)
+
+
+def _check_specimens(path: Path, expected: _Expected) -> Iterator[str]:
+    """specimens.csv."""
+    return check_specimens(path, expected.labels, expected.thresholds, expected.predicted)
 
 
 def _check_failure(where: str, path: str, stage: str, reason: str) -> Iterator[str]:

@@ -180,6 +180,9 @@ def _tables_key(contract: ModelContract, tables: Tables, results: str) -> str:
     if tables.prevalence is not None:
         prevalence = Path(tables.prevalence)
         parts.append(file_digest(prevalence) if prevalence.is_file() else tables.prevalence)
+    if tables.specimen is not None:
+        listed_in = Path(tables.specimen)
+        parts.append(["specimen", file_digest(listed_in) if listed_in.is_file() else tables.specimen])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -336,6 +339,7 @@ class _Attempt:
             "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],
             "columns": list(self._tables.columns),
             "level": self._tables.level,
+            "specimen": self._tables.specimen,
             "model": describe_model(self._predictor.model, self._predictor.contract),
             "fingerprint": dict(identity),
             "engine": describe_engine(self._predictor),

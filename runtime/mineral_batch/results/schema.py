@@ -8,6 +8,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | predictions.parquet | as predictions.csv, `minerals` being a list |
 | per-image/ | a CSV per predicted image in a copy of the tree: `mineral`, `probability`, `present` (0 or 1) |
 | predictions.partial.csv | what an interrupted run has so far, as predictions.csv |
+| specimens.csv | `--specimen`: a row per specimen: `specimen`, `images`, `minerals`, then one column per label |
 | run.json | how a complete run was made (`mineral_batch.results.manifest`); written last |
 
 | column | meaning |
@@ -22,6 +23,8 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | margin | `best`: the probability of the first less that of the second |
 | calibrated | `best`: `yes` if the model is calibrated, so that a probability says how often it is right, else `no` |
 | familiarity | `familiarity`: share of the training images that look stranger, 0..1; below 0.05 it looks like none |
+| specimen | what its images have in common by `--specimen`; the path of an image of which it says nothing |
+| images | of the specimen that have a prediction |
 | one per label | its probability, 0..1; seven significant digits as text, float32 in Parquet |
 | stage | `read` (the file), `decode` (its content) or `infer` (the model's output) |
 | reason | one line |
@@ -40,6 +43,7 @@ PARTIAL = "predictions.partial.csv"
 JSON_LINES = "predictions.jsonl"
 PARQUET = "predictions.parquet"
 PER_IMAGE = "per-image"
+SPECIMENS = "specimens.csv"
 RUN_MANIFEST = "run.json"
 
 #: What `Tables.formats` may hold, and the file of each.
@@ -57,6 +61,8 @@ ANSWER = "answer"
 #: The columns in front of the labels, the extra ones included.
 LEADING = ("path", "minerals", ANSWER, *(name for names in COLUMNS.values() for name in names))
 FAILURE_COLUMNS = ("path", "stage", "reason")
+#: Of specimens.csv, before the labels.
+SPECIMEN_COLUMNS = ("specimen", "images", "minerals")
 #: The stages at which an image can fail.
 STAGES = ("read", "decode", "infer")
 #: Between the minerals of one cell.

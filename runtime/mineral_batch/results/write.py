@@ -29,8 +29,10 @@ from mineral_batch.results.schema import (
     PREDICTIONS,
     RUN_MANIFEST,
     SEPARATOR,
+    SPECIMENS,
     format_number,
 )
+from mineral_batch.results.specimens import SpecimensCsv, specimen_rule
 from mineral_batch.types import Failure, Result
 
 _FIX = "the results so far are saved: free some space and rerun the same command"
@@ -47,6 +49,7 @@ class Tables:
         prevalence: correct the probabilities for the prevalences in this file, or `estimate` them from the results.
         decimals: round the probabilities to so many; None for seven significant digits.
         level: add the column `answer`, with names up to this level.
+        specimen: write specimens.csv by this rule (`mineral_batch.results.specimens`).
     """
 
     formats: tuple[str, ...] = ("csv",)
@@ -55,6 +58,7 @@ class Tables:
     prevalence: str | None = None
     decimals: int | None = None
     level: Level | None = None
+    specimen: str | None = None
 
     @property
     def needs_exif(self) -> bool:
@@ -76,7 +80,7 @@ class Tables:
     def files(self) -> tuple[str, ...]:
         """The files and folders of a run, failures.csv apart."""
         named = tuple(file for name, file in FORMATS.items() if name in self.formats or name == "csv")
-        return named + (PER_IMAGE,) * self.per_image
+        return named + (SPECIMENS,) * (self.specimen is not None) + (PER_IMAGE,) * self.per_image
 
     def including(self, folder: Path) -> Tables:
         """Return these and those that an earlier run left, which are brought up to date so that all tables agree."""
@@ -92,10 +96,12 @@ def require(tables: Tables) -> None:
     """Check before a long run that every table can be written.
 
     Raises:
-        DataError: if a package is missing.
+        DataError: if a package is missing, or the rule for specimens is none.
     """
     if PARQUET in tables.files:
         import_pyarrow()
+    if tables.specimen is not None:
+        specimen_rule(tables.specimen)
 
 
 class PredictionsCsv:
@@ -180,9 +186,14 @@ def write_tables(
                 counts.add(row)
                 for sink in sinks:
                     sink.write(row)
+            for sink in sinks:
+                if isinstance(sink, SpecimensCsv):
+                    sink.finish()
         (folder / PARTIAL).unlink(missing_ok=True)
         if not counts.failed:
             (folder / FAILURES).unlink()
+        if tables.specimen is None:  # it would describe other rows
+            (folder / SPECIMENS).unlink(missing_ok=True)
     return counts
 
 
@@ -211,6 +222,10 @@ def _open(stack: ExitStack, folder: Path, contract: ModelContract, tables: Table
         parquet = Parquet(file(PARQUET), contract, tables.extra)
         stack.callback(parquet.close)  # before its file gets its name
         sinks.append(parquet)
+    if tables.specimen is not None:
+        specimens = SpecimensCsv(file(SPECIMENS), contract, tables.specimen, tables.decimals)
+        stack.callback(specimens.close)
+        sinks.append(specimens)
     if tables.per_image:
         sinks.append(PerImageCsv(stack.enter_context(atomic_folder(folder / PER_IMAGE)), contract))
     return sinks
@@ -222,5 +237,5 @@ def sweep(folder: Path) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
-    for name in (*FORMATS.values(), FAILURES, PARTIAL, RUN_MANIFEST, PER_IMAGE):
+    for name in (*FORMATS.values(), FAILURES, PARTIAL, RUN_MANIFEST, PER_IMAGE, SPECIMENS):
         remove_leftovers(folder / name)

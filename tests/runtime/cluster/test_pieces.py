@@ -89,7 +89,18 @@ def test_shards_in_any_order_make_the_tables_of_one_machine(
 
 
 def test_tables_are_chosen_at_the_merge(album: Path, tmp_path: Path, command: Any) -> None:
-    options = ("--round", 3, "--columns", "size", "--prevalence", "estimate", "--format", "jsonl")
+    options = (
+        "--specimen",
+        "folder",
+        "--round",
+        3,
+        "--columns",
+        "size",
+        "--prevalence",
+        "estimate",
+        "--format",
+        "jsonl",
+    )
     assert command(tmp_path / "one", album, *options).exit_code == 0
     assert command(tmp_path / "out", album, "--shard", "1/1").exit_code == 0
     assert merge(tmp_path / "out", *options).exit_code == 0

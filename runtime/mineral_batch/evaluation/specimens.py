@@ -1,0 +1,55 @@
+"""Judging specimens in place of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mineral_batch.evaluation.evaluate import Joined
+from mineral_batch.results.manifest import parse_manifest
+from mineral_batch.results.predictions import Predictions
+from mineral_batch.results.schema import RUN_MANIFEST
+from mineral_batch.results.specimens import combined, specimen_rule
+
+
+def by_specimen(joined: Joined, rule: str, thresholds: Mapping[str, float]) -> Joined:
+    """Return the specimens of the images, in the order of their first ones.
+
+    A label is true of a specimen where it is of one of its images; the probabilities are those of specimens.csv.
+
+    Args:
+        joined: the images.
+        rule: as `predict --specimen` takes it.
+        thresholds: by label, at which it is called present; one without is where an image of the specimen says so.
+
+    Raises:
+        DataError: as `results.specimens.specimen_rule` does.
+    """
+    table, name = joined.predictions, specimen_rule(rule)
+    members: dict[str, list[int]] = {}
+    for index, path in enumerate(table.paths):
+        members.setdefault(name(path) or path, []).append(index)
+    scores = np.stack([combined(table.scores[rows]) for rows in members.values()])
+    called = np.stack([table.called[rows].any(axis=0) for rows in members.values()])
+    for column, label in enumerate(table.labels):
+        if label in thresholds:
+            called[:, column] = scores[:, column] >= thresholds[label]
+    note = f"{len(table.paths)} images of {len(members)} specimens: the figures below count specimens as images"
+    return replace(
+        joined,
+        predictions=Predictions(tuple(members), table.labels, scores, called, table.ignored),
+        truth=np.stack([joined.truth[rows].any(axis=0) for rows in members.values()]),
+        notes=(*joined.notes, note),
+    )
+
+
+def thresholds_of_run(predictions: Path) -> dict[str, float]:
+    """The thresholds by label in the run.json beside a table; empty if there is none that can be read."""
+    try:
+        manifest = parse_manifest((predictions.parent / RUN_MANIFEST).read_bytes())
+    except OSError:
+        return {}
+    return {} if isinstance(manifest, str) else dict(zip(manifest.labels, manifest.thresholds, strict=False))

@@ -1,0 +1,249 @@
+"""Several images of one specimen as one answer: specimens.csv beside the table of images.
+
+A rule names the specimen of an image from its path: its folder, a pattern in its file name, or a table. An image that
+the rule says nothing about is a specimen of its own, under its path.
+
+The probabilities are joined by a calibrated noisy-or (`combined`). Its one number was fitted on validation images, on
+which it had a lower log loss than the largest probability, the means of probabilities and of logits, and the plain
+noisy-or; benchmarks/README.md has the figures, in which the mean of logits was better on the few real specimens.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mineral_batch.errors import DataError
+from mineral_batch.model.contract import ModelContract
+from mineral_batch.results.csv import CsvWriter, csv_line, csv_records, encode, formula_safe_text, open_csv
+from mineral_batch.results.rows import TableRow
+from mineral_batch.results.schema import SEPARATOR, SPECIMEN_COLUMNS
+from mineral_batch.types import Failure
+
+Floats = NDArray[np.float64]
+#: The specimen of the image at a path; None where the rule does not say.
+Rule = Callable[[str], str | None]
+
+FOLDER, CATALOGUE, REGEX = "folder", "catalogue", "regex="
+#: What `--specimen` takes, for messages.
+RULES = f"{FOLDER}, {CATALOGUE}, {REGEX}PATTERN or a CSV file (path,specimen)"
+
+# X-90175_1, X-90175 (2), X-90175_front, 1905.12a: a number of a catalogue, then which view it is. Up to three digits
+# are a view; IMG_20240517_140322 is a time.
+_CATALOGUE = re.compile(
+    r"(?P<specimen>(?:[a-z]{1,8}[ ._-]?)*\d[\d.,-]*\d)(?:[a-z]|_\d{1,3}|_[a-z]{1,12}\d{0,3}| ?\(\d{1,3}\))?",
+    re.IGNORECASE,
+)
+_SYNONYMS = {
+    **dict.fromkeys(("file", "filename", "file name", "image", "photo"), "path"),
+    **dict.fromkeys(("catalogue number", "catalog number", "catalognumber", "inventory number"), "specimen"),
+}
+# How much less than independent the images of a specimen are: 0 for a noisy-or, 1 for a geometric mean.
+_DEPENDENCE = 0.65
+# Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
+_ROUNDING = 1e-6
+
+
+def specimen_rule(text: str) -> Rule:
+    """Read a rule as `--specimen` takes it.
+
+    Args:
+        text: `folder`; `catalogue`, numbers of a catalogue in file names (X-90175_1.jpg); `regex=PATTERN`, searched in
+            the path, whose group `specimen`, else its first group, else all of it, is the name; or a CSV file.
+
+    Raises:
+        DataError: if the pattern is none, or the file cannot be read or names an image twice.
+    """
+    if text == FOLDER:
+        return lambda path: posixpath.dirname(path) or None
+    if text == CATALOGUE:
+        return _catalogue_number
+    return _searched(text.removeprefix(REGEX)) if text.startswith(REGEX) else _listed(Path(text))
+
+
+def _catalogue_number(path: str) -> str | None:
+    found = _CATALOGUE.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
+    return found["specimen"] if found else None
+
+
+def _searched(pattern: str) -> Rule:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"--specimen {REGEX}{pattern} is not a regular expression: {error}") from None
+    group = "specimen" if "specimen" in compiled.groupindex else min(compiled.groups, 1)
+
+    def rule(path: str) -> str | None:
+        found = compiled.search(path)
+        return (found[group] or None) if found else None
+
+    return rule
+
+
+def _listed(path: Path) -> Rule:
+    """The table's path is the end of the image's, by whole components; of several ends the longest counts."""
+    named: dict[str, str] = {}
+    missing = f"--specimen {path}: there is no such file; it takes {RULES}"
+    with open_csv(path, ("path", "specimen"), sniff=("path", "specimen"), synonyms=_SYNONYMS, missing=missing) as table:
+        at, specimen = table.index("path"), table.index("specimen")
+        for line, fields in table:
+            key = _normal(fields[at])
+            if key in named:
+                raise DataError(f"{path} line {line}: {fields[at]} is there twice; keep one of them")
+            named[key] = fields[specimen].strip()
+
+    def rule(image: str) -> str | None:
+        rest = _normal(image)
+        while rest and rest not in named:
+            rest = rest.partition("/")[2]
+        return named.get(rest) or None
+
+    return rule
+
+
+def _normal(path: str) -> str:
+    return posixpath.normpath(path.strip().replace("\\", "/")).lstrip("/")
+
+
+def combined(probabilities: Floats) -> Floats:
+    """The probabilities of a specimen from those of its images: 1 - prod(1 - p) ** (N ** -0.65).
+
+    Args:
+        probabilities: (N, L), N at least 1.
+
+    Returns:
+        (L,); of one image exactly its own.
+    """
+    count = len(probabilities)
+    if count == 1:
+        return probabilities[0]
+    result: Floats = 1.0 - np.prod(1.0 - probabilities, axis=0) ** (count**-_DEPENDENCE)
+    return result
+
+
+class SpecimensCsv:
+    """Writes specimens.csv, a row per specimen in the order of their names.
+
+    The rows of images, which come in any order, wait in a temporary database of SQLite, on disk when there are many.
+
+    Args:
+        file: open for writing bytes.
+        contract: labels and thresholds.
+        rule: as `--specimen` takes it.
+        decimals: round to so many; None for seven significant digits.
+    """
+
+    def __init__(self, file: BinaryIO, contract: ModelContract, rule: str, decimals: int | None = None) -> None:
+        self._file = file
+        self._labels = contract.labels
+        self._thresholds = np.array(contract.thresholds)
+        self._decimals = decimals
+        self._rule = specimen_rule(rule)
+        self._numbers = ",%.7g" * len(contract.labels) + "\n"
+        CsvWriter(file, [*SPECIMEN_COLUMNS, *contract.labels])
+        with _disk_errors():
+            self._images = sqlite3.connect("")  # a temporary file that SQLite removes
+            self._images.execute("CREATE TABLE image (specimen BLOB, number INTEGER PRIMARY KEY, probabilities BLOB)")
+
+    def write(self, row: TableRow | Failure) -> None:
+        """Take the row of an image; failures are of no specimen."""
+        if isinstance(row, Failure):
+            return
+        name = self._rule(row.result.path) or row.result.path
+        values = np.array(row.values, np.float64).tobytes()
+        with _disk_errors():
+            self._images.execute("INSERT INTO image VALUES (?, NULL, ?)", (encode(name), values))
+
+    def finish(self) -> None:
+        """Write all rows. Before the file gets its name."""
+        with _disk_errors():
+            found = self._images.execute("SELECT specimen, probabilities FROM image ORDER BY specimen, number")
+            for name, images in groupby(found, key=lambda image: image[0]):
+                values = np.array([np.frombuffer(image[1], np.float64) for image in images])
+                self._write(name.decode("utf-8", "surrogateescape"), len(values), combined(values))
+
+    def close(self) -> None:
+        """Remove the temporary database."""
+        self._images.close()
+
+    def _write(self, name: str, images: int, values: Floats) -> None:
+        values = values if self._decimals is None else values.round(self._decimals)
+        order = np.argsort(-values, kind="stable").tolist()
+        minerals = [self._labels[index] for index in order if values[index] >= self._thresholds[index]]
+        leading = csv_line([formula_safe_text(name), images, SEPARATOR.join(minerals)])
+        self._file.write(encode(leading + self._numbers % tuple(values.tolist())))
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DataError(
+            f"cannot sort the images by specimen: {error}; free some space in the folder for temporary files, or set "
+            "SQLITE_TMPDIR to another"
+        ) from None
+
+
+def check_specimens(
+    path: Path, labels: tuple[str, ...] | None, thresholds: tuple[float, ...], predicted: int | None
+) -> Iterator[str]:
+    """Yield what is wrong with a specimens.csv: a line for each problem.
+
+    Args:
+        path: the file.
+        labels: of run.json, None if it is not known; the same of the others.
+        thresholds: of the labels; may be empty.
+        predicted: images with a prediction.
+    """
+    records = csv_records(path)
+    header = next(records, (0, []))[1]
+    if labels is not None and tuple(header[len(SPECIMEN_COLUMNS) :]) != labels:
+        yield f"the columns after {SPECIMEN_COLUMNS[-1]} are not the labels of run.json"
+        return
+    known = tuple(header[len(SPECIMEN_COLUMNS) :])
+    seen: set[str] = set()
+    images = 0
+    for line, cells in records:
+        if len(cells) != len(header):
+            yield f"line {line}: {len(cells)} fields instead of {len(header)}"
+            continue
+        name, count, minerals = cells[: len(SPECIMEN_COLUMNS)]
+        if not name or name in seen:
+            yield f"line {line}: {'duplicate specimen ' + repr(name) if name else 'no specimen'}"
+        seen.add(name)
+        if not (count.isascii() and count.isdigit() and int(count)):
+            yield f"line {line}: images {count!r} is not a number of images"
+        else:
+            images += int(count)
+        problem = _wrong(minerals.split(SEPARATOR) if minerals else [], known, cells[3:], thresholds)
+        if problem:
+            yield f"line {line}: {problem}"
+    if predicted is not None and images != predicted:
+        yield f"specimens of {images} images, run.json says {predicted}"
+
+
+def _wrong(minerals: list[str], labels: Iterable[str], cells: list[str], thresholds: tuple[float, ...]) -> str:
+    """What is wrong with the probabilities and minerals of a row; empty if nothing is."""
+    try:
+        values = dict(zip(labels, map(float, cells), strict=True))
+    except ValueError:
+        return "a probability is not a number"
+    if outside := [label for label, value in values.items() if not 0.0 <= value <= 1.0]:
+        return f"no probability from 0 to 1 for {', '.join(outside[:3])}"
+    if set(minerals) - set(values) or len(set(minerals)) != len(minerals):
+        return f"minerals {SEPARATOR.join(minerals)!r} are not distinct labels"
+    for (label, value), threshold in zip(values.items(), thresholds, strict=False):
+        if abs(value - threshold) > _ROUNDING * threshold and (value > threshold) != (label in minerals):
+            is_listed = "listed" if label in minerals else "not listed"
+            return f"{label} is {is_listed} at {value:g}, its threshold is {threshold:g}"
+    return ""
