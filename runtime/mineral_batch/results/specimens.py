@@ -123,10 +123,11 @@ def combined(probabilities: Floats) -> Floats:
     Returns:
         (L,); of one image exactly its own.
     """
-    count = len(probabilities)
-    if count == 1:
-        return probabilities[0]
-    result: Floats = 1.0 - np.prod(1.0 - probabilities, axis=0) ** (count**-_DEPENDENCE)
+    if len(probabilities) == 1:
+        only: Floats = probabilities[0]
+        return only
+    exponent = float(len(probabilities)) ** -_DEPENDENCE
+    result: Floats = 1.0 - np.prod(1.0 - probabilities, axis=0) ** exponent
     return result
 
 

@@ -105,6 +105,8 @@ def test_tables_are_chosen_at_the_merge(album: Path, tmp_path: Path, command: An
     assert command(tmp_path / "out", album, "--shard", "1/1").exit_code == 0
     assert merge(tmp_path / "out", *options).exit_code == 0
     assert_same_tables(tmp_path / "one", tmp_path / "out")
+    both = [(tmp_path / name / "specimens.csv").read_bytes() for name in ("one", "out")]
+    assert both[0] == both[1]
 
 
 def test_a_merge_says_what_is_missing_and_the_rest_is_done_by_one(album: Path, tmp_path: Path, command: Any) -> None:
