@@ -128,7 +128,10 @@ def _check_folder(folder: Path) -> Iterator[str]:
 
 def _checker(path: Path) -> Callable[[Path, _Expected], Iterator[str]]:
     if path.suffix == ".csv":
-        by_header = {FAILURE_COLUMNS: _check_failures, SPECIMEN_COLUMNS: _check_specimens}
+        by_header: dict[tuple[str, ...], Callable[[Path, _Expected], Iterator[str]]] = {
+            FAILURE_COLUMNS: _check_failures,
+            SPECIMEN_COLUMNS: _check_specimens,
+        }
         return by_header.get(tuple(_header(path)[:3]), _check_csv)
     by_suffix = {Path(JSON_LINES).suffix: _check_json_lines, Path(PARQUET).suffix: _check_parquet}
     if path.suffix not in by_suffix:

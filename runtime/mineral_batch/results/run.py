@@ -182,7 +182,7 @@ def _tables_key(contract: ModelContract, tables: Tables, results: str) -> str:
         parts.append(file_digest(prevalence) if prevalence.is_file() else tables.prevalence)
     if tables.specimen is not None:
         listed_in = Path(tables.specimen)
-        parts.append(["specimen", file_digest(listed_in) if listed_in.is_file() else tables.specimen])
+        parts += ["specimen", file_digest(listed_in) if listed_in.is_file() else tables.specimen]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
