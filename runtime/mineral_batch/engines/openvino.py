@@ -11,6 +11,7 @@ import numpy as np
 from mineral_batch.engines.base import PRECISIONS, Engine, EngineInfo, check_signature
 from mineral_batch.engines.onnx_session import first_line
 from mineral_batch.errors import BackendError
+from mineral_batch.model.familiarity import OUTPUT as FAMILIARITY
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.system import cpu_count
 
@@ -39,14 +40,18 @@ class OpenVinoEngine(Engine):
 
     name = "openvino"
     precisions = PRECISIONS
+    gives_familiarity = True
 
-    def __init__(self, compiled: list[Any], contract: ModelContract, version: str) -> None:
+    def __init__(
+        self, compiled: list[Any], contract: ModelContract, version: str, *, familiarity: bool = False
+    ) -> None:
         requests = [one.create_infer_request() for one in compiled for _ in range(_streams(one))]
         info = EngineInfo(f"OpenVINO {version}", precision_of(compiled[0]))
-        super().__init__(contract, info, workers=len(requests))
+        super().__init__(contract, info, workers=len(requests), familiarity=familiarity)
+        self._outputs = [0, *([_place(compiled[0], FAMILIARITY)] if familiarity else [])]
         # Its first call in a process prepares its binding to NumPy, and two threads that do so at once wait for each
         # other for ever (seen in 2026.4.1: a static's guard against the interpreter's lock).
-        _answer(requests[0], np.zeros(contract.input.shape, np.uint8))
+        _answer(requests[0], np.zeros(contract.input.shape, np.uint8), self._outputs)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for request in requests:
             self._idle.put(request)
@@ -55,7 +60,7 @@ class OpenVinoEngine(Engine):
         """See `Engine`."""
         request = self._idle.get()
         try:
-            rows = [_answer(request, row) for row in pixels]
+            rows = [_answer(request, row, self._outputs) for row in pixels]
         except RuntimeError as error:
             raise BackendError(f"openvino failed on a batch of {len(pixels)}: {_reason(error)}") from error
         finally:
@@ -89,7 +94,8 @@ def open_openvino(path: Path, options: EngineOptions) -> OpenVinoEngine:
     except RuntimeError as error:
         raise BackendError(f"OpenVINO cannot open {path}: {_reason(error)}") from error
     # "2026.4.1-22982-e213a147257-releases/2026/4": the release is what a user can install.
-    return OpenVinoEngine(compiled, contract, openvino.__version__.split("-")[0])
+    version = openvino.__version__.split("-")[0]
+    return OpenVinoEngine(compiled, contract, version, familiarity=options.familiarity)
 
 
 def _compiled(core: Any, model: Any, hint: dict[str, str]) -> list[Any]:
@@ -183,11 +189,16 @@ def _check_graph(model: Any, contract: ModelContract) -> None:
     check_signature(contract, described(model.inputs[0]), described(model.outputs[0]), inputs=len(model.inputs))
 
 
-def _answer(request: Any, row: Pixels) -> Probabilities:
-    """(H, W, 3) -> (1, L), copied, because the request reuses its output."""
+def _place(compiled: Any, name: str) -> int:
+    """The place of an output among the others."""
+    return next(place for place, port in enumerate(compiled.outputs) if name in port.get_names())
+
+
+def _answer(request: Any, row: Pixels, outputs: Sequence[int]) -> Probabilities:
+    """(H, W, 3) -> (1, L) or, with familiarity, (1, L + 1), copied, because the request reuses its output."""
     request.infer([row[None]], share_inputs=True)
-    probabilities: Probabilities = request.get_output_tensor(0).data.copy()
-    return probabilities
+    answers: Probabilities = np.concatenate([request.get_output_tensor(place).data for place in outputs], axis=1)
+    return answers
 
 
 def _reason(error: RuntimeError) -> str:

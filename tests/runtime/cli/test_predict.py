@@ -501,8 +501,23 @@ def test_a_model_without_familiarity_is_refused_with_the_command(predict: Any, a
     assert_one_line_error(result, "has no familiarity", f"mineral-train familiarity {model_path} MANIFEST.csv")
 
 
-def test_an_engine_that_gives_no_familiarity_is_refused(predict: Any, album: Path, familiar: Path) -> None:
+def test_openvino_gives_the_same_familiarity(predict: Any, album: Path, familiar: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
+    found = []
+    for options in ({"backend": "onnx-cpu"}, {"backend": "openvino"}):
+        precision = ["--restart", "--precision", "float32"] if options["backend"] == "openvino" else []
+        result = predict(album, "--columns", "familiarity", *precision, model=familiar, **options)
+        assert result.exit_code == 0, result.output
+        rows = table(tmp_path / "out" / "predictions.csv")
+        found.append({row["path"]: float(row["familiarity"]) for row in rows})
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+def test_an_engine_that_gives_no_familiarity_is_refused(
+    predict: Any, album: Path, familiar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("mineral_batch.engines.openvino.OpenVinoEngine.gives_familiarity", False)
     result = predict(album, "--columns", "familiarity", model=familiar, backend="openvino")
     assert_one_line_error(result, "openvino does not give the familiarity of images", "--backend onnx-cpu")
 
