@@ -13,6 +13,8 @@ from mineral_batch.cluster.parts import PlannedImage
 from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.archives import is_archive, members, signed_64_bits
 from mineral_batch.images.limits import read_file
+from mineral_batch.images.remote import read_object
+from mineral_batch.storage.urls import is_url, parse
 from mineral_batch.types import Failure, Source
 
 #: How the reason of a failure begins that another try may mend: the piece is then left for later. A mark in the text
@@ -43,6 +45,9 @@ def sources_of(images: Iterable[PlannedImage]) -> Iterator[Source | Failure]:
         for image in group:
             if image.stage is not None:
                 yield Failure(image.name, image.stage, image.reason or "")
+            elif is_url(image.name):
+                read = partial(read_object, parse(image.name), image.size or -1, TEMPORARY)
+                yield Source(image.name, image.size, image.modified, read)
             else:
                 yield Source(image.name, image.size, image.modified, partial(_read, image.name, *image[1:3]))
 

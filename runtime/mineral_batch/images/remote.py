@@ -21,7 +21,7 @@ from mineral_batch.images.names import SYSTEM_FOLDERS, has_image_suffix
 from mineral_batch.images.parquet import is_parquet, parquet_rows
 from mineral_batch.images.shards import shard_members
 from mineral_batch.images.skipped import Skipped
-from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError
+from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
 from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import Url, parse
@@ -64,12 +64,13 @@ def is_prefix(name: str) -> bool:
     return not url.is_web and not _names_object(url)
 
 
-def read_object(url: Url, size: int) -> bytes:
+def read_object(url: Url, size: int, passing: str = "") -> bytes:
     """Read one object.
 
     Args:
         url: of the object.
         size: bytes; -1 if not known.
+        passing: how the reason begins of a failure that may not come again.
 
     Raises:
         ImageError: if it cannot be read, is empty or too large.
@@ -83,7 +84,7 @@ def read_object(url: Url, size: int) -> bytes:
             with store.open(url.key) as file:
                 content = file.read(MAX_BYTES + 1)
     except StoreError as error:
-        raise ImageError(str(error)) from None
+        raise ImageError(f"{passing if isinstance(error, UnreachableError) else ''}{error}") from None
     check_bytes(len(content))
     return content
 
