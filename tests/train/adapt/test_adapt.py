@@ -137,6 +137,15 @@ def test_a_killed_run_goes_on_with_the_features_it_has(photos, base, tmp_path, m
     assert read_contract(tmp_path / "a.onnx").measured == read_contract(tmp_path / "b.onnx").measured
 
 
+def test_ctrl_c_says_how_to_go_on(photos, base, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mineral_train.adapt.run.adapt_head", interrupted)
+    out = adapt(photos, base, tmp_path / "a.onnx", code=130)
+    assert f"the same command goes on with the features kept in {tmp_path / 'a.onnx.features'}" in out
+
+
 def test_each_model_has_its_own_features(photos, base, tmp_path):
     adapt(photos, base, tmp_path / "a.onnx", "--features", tmp_path / "f")
     adapt(photos, tmp_path / "a.onnx", tmp_path / "b.onnx", "--features", tmp_path / "f")

@@ -117,6 +117,7 @@ def test_the_short_list_exists_in_timm_and_is_free():
         assert backbones.Backbone(name).is_free
 
 
+@pytest.mark.slow
 def test_without_the_hub_one_line_says_what_was_tried(photos, monkeypatch):
     def silent(name):
         raise NoWeightsError(name, "https://hub.example/x", "no route to host")

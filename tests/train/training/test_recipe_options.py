@@ -162,6 +162,7 @@ def test_sizes_that_cannot_be(recipe, tiny_config, coloured_manifest, tmp_path):
 # -- a run with all of them ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_them_resumes_to_the_same_bits(recipe, coloured_manifest, tmp_path):
     config = recipe(
         epochs=3, repeat=0.9, mixup=0.7, jitter=0.2, crop=0.5, train_size=48, positive_weight="sqrt-inverse",
@@ -224,6 +225,7 @@ def test_soft_targets_that_fit_nothing_are_refused(train, tmp_path):
         soften(train, labels, tmp_path / "q.csv", 0.4, print)
 
 
+@pytest.mark.slow
 def test_other_soft_targets_are_another_run(recipe, coloured_manifest, train, tmp_path):
     table = _teacher(tmp_path / "p.csv", [f"{path},,0,0,0,0" for path in train.paths])
     config = recipe(soft_targets=str(table), epochs=1)
@@ -277,6 +279,7 @@ def runs(recipe, coloured_manifest, tmp_path):
     return [tmp_path / "run0", tmp_path / "run1"]
 
 
+@pytest.mark.slow
 def test_an_average_has_the_mean_of_the_weights(runs, coloured_manifest, tmp_path):
     arguments = ["average", *map(str, runs), "-o", str(tmp_path / "mean")]
     result = CliRunner().invoke(main, arguments)
@@ -296,6 +299,7 @@ def test_an_average_has_the_mean_of_the_weights(runs, coloured_manifest, tmp_pat
     assert "--force" in again.output
 
 
+@pytest.mark.slow
 def test_checkpoints_that_cannot_be_averaged(runs, tmp_path):
     model, contract = load_checkpoint(runs[0])
     model.config = replace(model.config, dropout=0.5)

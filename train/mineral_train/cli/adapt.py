@@ -24,6 +24,7 @@ from mineral_train.data.labels import SEPARATOR, read_labels
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
 _AUTO = "auto"
+_EXIT_INTERRUPTED = 130
 
 
 @click.command()
@@ -84,7 +85,11 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     photos = _read(source, known, chosen)
     for line in _about(photos, known):
         click.echo(line)
-    candidates = _candidates(base, photos, features, source, chosen)
+    try:
+        candidates = _candidates(base, photos, features, source, chosen)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; the same command goes on with the features kept in {features}", err=True)
+        raise SystemExit(_EXIT_INTERRUPTED) from None
     best = min(candidates, key=lambda c: c.adapted.log_loss)
     result = adapting.finish(best, candidates[0], photos, name=output.stem, source=source.name)
     for line in [*_features_table(candidates, best), *_judgement(result)]:
