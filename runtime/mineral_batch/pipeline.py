@@ -305,6 +305,7 @@ def _result(image: Image | Failure, probabilities: Probabilities, contract: Mode
         labels=contract.labels,
         thresholds=contract.thresholds,
         familiarity=float(probabilities[labels]) if len(probabilities) > labels else None,
+        damage=image.damage,
     )
 
 

@@ -19,7 +19,7 @@ from mineral_batch.decoder_choice import choose_decoder, peek
 from mineral_batch.engines.registry import AUTO, choose_backend
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images.decoder import AUTO as AUTO_DECODER
-from mineral_batch.images.decoder import CPU, DecodeOptions, Decoder, check_decoder_name
+from mineral_batch.images.decoder import CPU, PREDICT, REFUSE, DecodeOptions, Decoder, check_damaged, check_decoder_name
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
@@ -88,6 +88,8 @@ class Predictor:
         decode: `cpu`; `gpu`, which decodes large JPEGs on the GPU (`mineral_batch.images.gpu.decoder`); or `auto`,
             which times both on the first images and keeps the faster.
         familiarity: also give each image's familiarity, for a model that has one, on an engine that gives it.
+        damaged: `refuse` makes a damaged image a `Failure`; `predict` predicts it from what can be decoded, with the
+            reason in `Prediction.damage`.
 
     Raises:
         BackendError: if the engine or the decoder cannot be opened here.
@@ -107,8 +109,10 @@ class Predictor:
         exact: bool = False,
         decode: str = CPU,
         familiarity: bool = False,
+        damaged: str = REFUSE,
     ) -> None:
         check_decoder_name(decode)
+        check_damaged(damaged)
         self._options = {
             "backend": backend,
             "devices": tuple(devices),
@@ -119,6 +123,7 @@ class Predictor:
             "exact": exact,
             "decode": decode,
             "familiarity": familiarity,
+            "damaged": damaged,
         }
         self.model = fetch(model) if model is not None else starter_path()
         choice = choose_backend(
@@ -135,7 +140,7 @@ class Predictor:
         #: Engines that `auto` tried before the one that is open, and why each was not it.
         self.skipped = choice.skipped
         self.batch_size = batch_size or self._backend.batch_size
-        self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads)
+        self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads, damaged == PREDICT)
         self._decoder: Decoder | None = None
         self._process_count = _process_count(decode_processes, self._backend)
         self._processes: DecodeProcesses | None = None
@@ -177,6 +182,11 @@ class Predictor:
     def engine_identity(self) -> str:
         """The same, with the requested batch size even if memory was too short for it."""
         return self._backend.identity
+
+    @property
+    def keeps_damaged(self) -> bool:
+        """Whether damaged images are predicted from what can be decoded."""
+        return self._decoding.keep_damaged
 
     @property
     def decoder(self) -> Decoder | None:
@@ -282,8 +292,12 @@ class Predictor:
         if self._process_count and self._processes is None and decoder.name == CPU:
             with self._starting:
                 if self._processes is None:
+                    options = self._decoding
                     self._processes = DecodeProcesses(
-                        self._decoding.spec, exact=self._decoding.exact, count=self._process_count
+                        options.spec,
+                        exact=options.exact,
+                        keep_damaged=options.keep_damaged,
+                        count=self._process_count,
                     )
         return self._processes
 

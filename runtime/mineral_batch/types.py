@@ -80,6 +80,7 @@ class Image:
         width: of the upright image, pixels.
         height: of the upright image, pixels.
         exif: when and where it was taken; None if it was not requested.
+        damage: why only a part of it could be decoded, one line; None of a whole image.
     """
 
     path: str
@@ -87,6 +88,7 @@ class Image:
     width: int
     height: int
     exif: ExifInfo | None = None
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Prediction:
         thresholds: L, of the contract: the probability from which a label counts as present.
         familiarity: share of the training images that look stranger to the model, 0..1; None if it was not
             requested. Below 0.05 the image looks like nothing that the model was trained on.
+        damage: why only a part of the image could be decoded, one line; None of a whole image.
     """
 
     path: str
@@ -113,6 +116,7 @@ class Prediction:
     labels: tuple[str, ...] = field(default=(), repr=False, compare=False)
     thresholds: tuple[float, ...] = field(default=(), repr=False, compare=False)
     familiarity: float | None = None
+    damage: str | None = None
 
     @property
     def minerals(self) -> list[str]:

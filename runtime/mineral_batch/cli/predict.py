@@ -24,7 +24,7 @@ from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
-from mineral_batch.images.decoder import CPU, DECODERS
+from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
 from mineral_batch.images.lists import read_list
 from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.calibration import uncalibrated
@@ -106,6 +106,13 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(LOG_FORMATS),
     help="json: progress and results as one JSON object per line on standard error.",
 )
+@click.option(
+    "--damaged",
+    default=REFUSE,
+    show_default=True,
+    type=click.Choice(DAMAGED),
+    help="predict: predict damaged images from what can be decoded, and mark them in the column damaged.",
+)
 @click.option("--log-every", default=60.0, type=click.FloatRange(0), help="Seconds between lines in a log file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
@@ -137,6 +144,7 @@ def predict(
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,
     log_format: str,
+    damaged: str,
     log_every: float,
     quiet: bool,
 ) -> None:
@@ -171,9 +179,12 @@ def predict(
         "exact": exact,
         "decode": decode,
         "familiarity": tables.needs_familiarity,
+        "damaged": damaged,
     }
     chosen = chosen_options(ctx, without=("quiet", "log_every", "log_format", "exit_zero_on_failures"))
     if shard is not None or is_url(output):
+        if damaged != REFUSE:  # merged tables would not have its column
+            raise click.UsageError(f"--damaged {damaged} is not possible with --shard or an output by URL")
         run = PiecesRun(
             named,
             output,
@@ -282,6 +293,9 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
         lines.append(f"{counted(summary.kept, 'row')} of earlier runs, not of these inputs (--prune removes them)")
     if summary.failed:
         lines.append(f"{counted(summary.failed)} could not be read: {output / FAILURES}")
+    if summary.counts and summary.counts.damaged:
+        what = counted(summary.counts.damaged, "damaged image")
+        lines.append(f"Warning: {what} predicted from what could be decoded (column damaged)")
     lines += [summary.not_read] if summary.not_read else []
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     minerals = summary.counts.minerals if summary.counts else Counter()

@@ -5,13 +5,14 @@ An image that cannot be read is a value, `Failure`, that keeps its place in the 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError, MissingDecoderError, one_line
+from mineral_batch.images.best_effort import ended, load_part
 from mineral_batch.images.budget import decode_budget, decoded_size
 from mineral_batch.images.color import ColorTransform, color_transform, to_rgb
 from mineral_batch.images.exif import read_exif
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
 # Their decoder can compute a smaller version of the whole image. (HEIC's would return the file's thumbnail.)
 _JPEG = frozenset({"JPEG", "MPO"})
 
+#: Ends the reason of an image of which a part was asked for, and none could be decoded.
+NOTHING_DECODED = "; nothing of it could be decoded"
 _NO_MEMORY = "not enough memory to decode it; the next run tries again"
 
 
-def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = None) -> PILImage.Image:
+def open_rgb(
+    source: str | Path | bytes, *, target: tuple[int, int] | None = None, keep_damaged: bool = False
+) -> PILImage.Image:
     """Decode a photo upright, as RGB.
 
     EXIF orientation is applied, colors are converted to sRGB by the file's profile, transparency is composited on
@@ -48,6 +53,7 @@ def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = Non
         target: (width, height) that the result will be resized to. A JPEG is then decoded at the smallest of the
             decoder's own scales (1, 1/2, 1/4, 1/8) that is at least twice that: several times faster for camera
             photos, at 56 dB PSNR against the full decode at 12 megapixels. None decodes in full.
+        keep_damaged: of a damaged image return what can be decoded.
 
     Raises:
         ImageError: if the content is not an image, is damaged or truncated, or is too large.
@@ -55,7 +61,7 @@ def open_rgb(source: str | Path | bytes, *, target: tuple[int, int] | None = Non
     """
     content = source if isinstance(source, bytes) else read_file(Path(source))
     try:
-        with _decode(content, target) as decoded:
+        with _decode(content, target, keep_damaged=keep_damaged) as decoded:
             return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
     except ImageError:
         raise
@@ -81,6 +87,7 @@ def decode_image(
     *,
     exact: bool = False,
     with_exif: bool = False,
+    keep_damaged: bool = False,
 ) -> Image | Failure:
     """Do what `load_image` does, for an image that is not a file of its own.
 
@@ -90,6 +97,7 @@ def decode_image(
         spec: the model's input.
         exact: see `load_image`.
         with_exif: also read when and where the photo was taken.
+        keep_damaged: of a damaged image return what can be decoded, with the reason in `Image.damage`.
     """
     try:
         content = read()
@@ -98,11 +106,12 @@ def decode_image(
     except MemoryError:
         return Failure(name, "read", _NO_MEMORY)
     try:
-        with _decode(content, None if exact else (spec.width, spec.height)) as decoded:
+        with _decode(content, None if exact else (spec.width, spec.height), keep_damaged=keep_damaged) as decoded:
             pixels = resize(decoded.image, spec)
         if decoded.transform:  # after resizing, where there are few pixels to convert
             pixels = decoded.transform.apply_to_pixels(pixels)
-        return Image(name, pixels, *decoded.size, read_exif(content) if with_exif else None)
+        exif = read_exif(content) if with_exif else None
+        return Image(name, pixels, *decoded.size, exif, decoded.damage)
     # What the machine lacks is no verdict on the image: like a file that cannot be read, the next run tries it again.
     except MissingDecoderError as error:
         return Failure(name, "read", one_line(error))
@@ -110,7 +119,7 @@ def decode_image(
         return Failure(name, "read", _NO_MEMORY)
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, ...).
     except Exception as error:
-        return Failure(name, "decode", one_line(error))
+        return Failure(name, "decode", one_line(error) + NOTHING_DECODED * keep_damaged)
 
 
 class _Decoded(NamedTuple):
@@ -120,27 +129,44 @@ class _Decoded(NamedTuple):
         image: upright, RGB in the color space of the file's profile.
         size: (width, height) of the upright photo before any scaling by the decoder.
         transform: what converts the image to sRGB; None if it is sRGB.
+        damage: why only a part of it could be decoded; None of a whole image.
     """
 
     image: PILImage.Image
     size: tuple[int, int]
     transform: ColorTransform | None
+    damage: str | None = None
 
 
 @contextmanager
-def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> Iterator[_Decoded]:
+def _decode(
+    content: bytes | PILImage.Image, target: tuple[int, int] | None, *, keep_damaged: bool = False
+) -> Iterator[_Decoded]:
     """Decode an image within the memory that is left for it, which is held until the block ends."""
     # A caller's own image is copied: closing and turning must not touch it.
     image, content = (content.copy(), b"") if isinstance(content, PILImage.Image) else open_image(content)
-    with image:
+    with ExitStack() as opened:
+        opened.enter_context(image)
         check_pixels(*image.size)
         if image.format == "PNG":
             check_png_data(image, len(content))
         width, height = image.size
-        if target is not None and image.format in _JPEG:
-            image.draft(None, (2 * max(target), 2 * max(target)))
+        _draft(image, target)
         with decode_budget().reserve(decoded_size(image, (width, height))):
-            loaded = _load(image, content)
+            damage = None
+            try:
+                loaded = _load(image, content)
+            except (MissingDecoderError, MemoryError):
+                raise
+            except Exception as error:
+                if not (keep_damaged and content):
+                    raise
+                image = opened.enter_context(open_image(ended(content))[0])
+                _draft(image, target)
+                part = load_part(image)
+                if part is None:
+                    raise
+                loaded, damage = part, one_line(error)
             # Only now are orientation and profile known: Pillow turns a TIFF itself while loading it, and a PNG may
             # carry metadata behind its pixels.
             transpose, transform = upright_transpose(image), color_transform(image)
@@ -150,7 +176,14 @@ def _decode(content: bytes | PILImage.Image, target: tuple[int, int] | None) -> 
                 rgb if transpose is None else rgb.transpose(transpose),
                 (width, height) if transpose not in SIDEWAYS else (height, width),
                 None if is_cmyk else transform,
+                damage,
             )
+
+
+def _draft(image: PILImage.Image, target: tuple[int, int] | None) -> None:
+    """Let the decoder of a JPEG compute a smaller image."""
+    if target is not None and image.format in _JPEG:
+        image.draft(None, (2 * max(target), 2 * max(target)))
 
 
 def _load(image: PILImage.Image, content: bytes) -> PILImage.Image:

@@ -27,6 +27,9 @@ AUTO = "auto"
 DECODERS = (CPU, GPU, AUTO)
 #: Of the pixels that our own code makes of a file; raised whenever they change for some files.
 REVISION = 2
+#: What becomes of damaged images: a failure, or a prediction from what can be decoded, which is marked.
+REFUSE, PREDICT = "refuse", "predict"
+DAMAGED = (REFUSE, PREDICT)
 
 
 class Decoder(Protocol):
@@ -65,12 +68,14 @@ class DecodeOptions:
         exact: see `images.decode.open_rgb`.
         devices: indices of the GPUs; empty for the first one.
         threads: decode threads; None for the decoder's own number.
+        keep_damaged: see `images.decode.decode_image`.
     """
 
     spec: InputSpec
     exact: bool = False
     devices: Sequence[int] = ()
     threads: int | None = None
+    keep_damaged: bool = False
 
 
 class CpuDecoder:
@@ -79,13 +84,15 @@ class CpuDecoder:
     Args:
         spec: the model's input.
         exact: see `images.decode.open_rgb`.
+        keep_damaged: see `images.decode.decode_image`.
     """
 
     name = CPU
 
-    def __init__(self, spec: InputSpec, *, exact: bool = False) -> None:
+    def __init__(self, spec: InputSpec, *, exact: bool = False, keep_damaged: bool = False) -> None:
         self._spec = spec
         self._exact = exact
+        self._keep_damaged = keep_damaged
         software = f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
         self.version = f"{software}, revision {REVISION}, {'in full' if exact else 'scaled'}"
         self.threads = cpu_count()
@@ -93,10 +100,22 @@ class CpuDecoder:
 
     def decode(self, name: str, read: Read, *, with_exif: bool = False) -> Image | Failure:
         """Decode one image, see `images.decode.decode_image`."""
-        return decode_image(name, read, self._spec, exact=self._exact, with_exif=with_exif)
+        return decode_image(
+            name, read, self._spec, exact=self._exact, with_exif=with_exif, keep_damaged=self._keep_damaged
+        )
 
     def close(self) -> None:
         """Do nothing: it holds nothing."""
+
+
+def check_damaged(choice: str) -> None:
+    """Check a choice from the Python API.
+
+    Raises:
+        BackendError: if there is no such choice.
+    """
+    if choice not in DAMAGED:
+        raise BackendError(f"unknown choice damaged='{choice}'; choose one of {', '.join(DAMAGED)}")
 
 
 def check_decoder_name(name: str) -> None:

@@ -20,7 +20,7 @@ def open_decoder(name: str, options: DecodeOptions) -> Decoder:
     Raises:
         BackendError: if it does not work on this machine.
     """
-    cpu = CpuDecoder(options.spec, exact=options.exact)
+    cpu = CpuDecoder(options.spec, exact=options.exact, keep_damaged=options.keep_damaged)
     if name == CPU:
         return cpu
     from mineral_batch.images.gpu.decoder import GpuDecoder

@@ -79,6 +79,7 @@ def pages(results: Results, accuracy: Accuracy | None) -> Iterator[dict[str, Any
             "captured": results.captured[rows.start : rows.stop] if any(results.captured) else None,
             "truth": [truth.get(row) for row in rows] if truth else None,
             "unfamiliar": _unfamiliar(results, rows),
+            "damaged": {row - start: results.damaged[row] for row in rows if results.damaged[row]},
         }
 
 

@@ -45,6 +45,7 @@ _KINDS = (
     ("failed", "could not be read"),
 )
 _KINDS_WITH_FAMILIARITY = (("unfamiliar", "unlike the training images"),)
+_KINDS_WITH_DAMAGED = (("damaged", "damaged: only a part decoded"),)
 _KINDS_WITH_MAPS = (("explained", "with a map of where it looks"),)
 _KINDS_WITH_LABELS = (
     ("right", "labelled: everything right"),
@@ -141,6 +142,8 @@ def _summary(results: Results) -> str:
     ]
     unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
     parts += [f"{unfamiliar:,} unlike the training images"] if unfamiliar else []
+    damaged = sum(map(bool, results.damaged))
+    parts += [f"{damaged:,} damaged, predicted from what could be decoded"] if damaged else []
     parts += [f"{len(results.failures):,} could not be read"] if results.failures else []
     model = manifest.get("model")
     parts += [f"model {model['name']}"] if isinstance(model, dict) and model.get("name") else []
@@ -162,6 +165,7 @@ def _kinds(results: Results, accuracy: Accuracy | None, explained: Explained | N
     """List what the gallery can be filtered by."""
     kinds = [*_KINDS]
     kinds += _KINDS_WITH_FAMILIARITY if np.isfinite(results.familiarity).any() else ()
+    kinds += _KINDS_WITH_DAMAGED if any(results.damaged) else ()
     kinds += _KINDS_WITH_MAPS if explained else ()
     kinds += _KINDS_WITH_LABELS if accuracy else ()
     return kinds

@@ -73,7 +73,10 @@ def _thumbnail(read: Read, size: int) -> bytes | None:
     """Make one JPEG; None if the image is gone or can no longer be read."""
     try:
         content = read()
-        image = open_rgb(content, target=(size, size)) if isinstance(content, bytes) else content.convert("RGB")
+        if isinstance(content, bytes):  # a damaged one, if it was predicted
+            image = open_rgb(content, target=(size, size), keep_damaged=True)
+        else:
+            image = content.convert("RGB")
     except (OSError, ImageError):
         return None
     image.thumbnail((size, size))

@@ -16,6 +16,7 @@ from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
     ANSWER,
+    DAMAGED_COLUMN,
     FAILURE_COLUMNS,
     FAILURES,
     JSON_LINES,
@@ -301,7 +302,7 @@ def _check_extra(row: _Row) -> Iterator[str]:
             if value is not None and not is_time(value):
                 yield f"{row.where}: captured {value!r} is not an ISO 8601 time"
             continue
-        if name in (ANSWER, "best", "second", "calibrated"):
+        if name in (ANSWER, "best", "second", "calibrated", DAMAGED_COLUMN):
             continue
         low, high = _LIMITS[name]
         number = _number(value)

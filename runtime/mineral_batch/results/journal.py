@@ -20,6 +20,7 @@ from typing import Self
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import cannot_write
+from mineral_batch.images.decode import NOTHING_DECODED
 from mineral_batch.results.fingerprint import refuse_other
 from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact, source_identity
 from mineral_batch.types import Failure, Result, Source
@@ -68,6 +69,8 @@ class Journal:
         restart: forget what earlier runs did.
         with_exif: results without when and where the image was taken do not count as done.
         with_familiarity: predictions without familiarity do not count as done.
+        keep_damaged: predictions of damaged images count as done, and failures to decode do not unless that was tried;
+            without it, the other way round.
 
     Attributes:
         damaged: saved results of this run's images whose checksum is wrong; the images are predicted again.
@@ -84,12 +87,14 @@ class Journal:
         restart: bool = False,
         with_exif: bool = False,
         with_familiarity: bool = False,
+        keep_damaged: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / JOURNAL
         self.damaged = 0
         self._with_exif = with_exif
         self._with_familiarity = with_familiarity
+        self._keep_damaged = keep_damaged
         self._position = 0
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._unwritten: list[Row] = []
@@ -206,9 +211,13 @@ class Journal:
         if not is_intact(row):
             self.damaged += 1
             return False
-        has_exif, stage, familiarity = row[6], row[10], row[12]
+        has_exif, stage, reason, familiarity = row[6], row[10], row[11], row[12]
+        if stage == "decode" and self._keep_damaged:
+            return bool(reason.endswith(NOTHING_DECODED))
         if stage is not None:
             return bool(stage != "read")
+        if reason is not None and not self._keep_damaged:
+            return False
         return bool(has_exif >= self._with_exif) and (familiarity is not None or not self._with_familiarity)
 
     def add(self, result: Result) -> None:
@@ -274,6 +283,11 @@ class Journal:
     def has_prediction(self, name: str) -> bool:
         """Return whether an image has a prediction, by an earlier run or this one."""
         return self._exists("name = ? AND stage IS NULL", os.fsencode(name))
+
+    def has_damaged(self) -> bool:
+        """Return whether a damaged image was predicted, by an earlier run or this one."""
+        self._write()
+        return self._exists("stage IS NULL AND reason IS NOT NULL")
 
     def has_results_below(self, root: str) -> bool:
         """Return whether there is a result of an image in this folder or archive."""

@@ -12,7 +12,7 @@ import numpy as np
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result, Source
 
 #: name, size, modified, probabilities, width, height, has_capture, time, latitude, longitude, stage, reason,
-#: familiarity, checksum.
+#: familiarity, checksum. The reason is that of a failure, or the damage of an image that was predicted nevertheless.
 Row = Sequence[Any]
 
 _DAMAGED = "the saved result is damaged: name this image again to predict it again"
@@ -33,14 +33,18 @@ def _signed(value: int) -> int:
 def encode_values(result: Result) -> tuple[Any, ...]:
     """Return the columns of a result after the first three, as SQLite gives them back."""
     if isinstance(result, Failure):
-        reason = result.reason.encode("utf-8", "backslashreplace").decode()
-        return None, None, None, 0, None, None, None, result.stage, reason, None
+        return None, None, None, 0, None, None, None, result.stage, _text(result.reason), None
     probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
     exif = result.exif or ExifInfo()
     place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
     shape = result.width, result.height, int(result.exif is not None)
     familiarity = None if result.familiarity is None else float(result.familiarity)
-    return probabilities, *shape, exif.time, *place, None, None, familiarity
+    damage = None if result.damage is None else _text(result.damage)
+    return probabilities, *shape, exif.time, *place, None, damage, familiarity
+
+
+def _text(line: str) -> str:
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def checksum(row: Row) -> int:
@@ -65,4 +69,4 @@ def decode_result(row: Row) -> Result:
         return Failure(os.fsdecode(name), stage, reason)
     exif = ExifInfo(time_, latitude, longitude) if has_exif else None
     values = np.frombuffer(probabilities, "<f4")
-    return Prediction(os.fsdecode(name), values, width, height, exif, familiarity=familiarity)
+    return Prediction(os.fsdecode(name), values, width, height, exif, familiarity=familiarity, damage=reason)

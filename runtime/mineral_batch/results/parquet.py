@@ -24,7 +24,7 @@ class Parquet:
         kinds = {
             "width": arrow.int32(),
             "height": arrow.int32(),
-            **dict.fromkeys(("answer", "captured", "best", "second", "calibrated"), arrow.string()),
+            **dict.fromkeys(("answer", "captured", "best", "second", "calibrated", "damaged"), arrow.string()),
         }
         names = [("path", arrow.string()), ("minerals", arrow.list_(arrow.string()))]
         names += [(name, kinds.get(name, arrow.float64())) for name in extra]

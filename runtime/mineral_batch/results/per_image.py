@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from mineral_batch.model.contract import ModelContract
-from mineral_batch.results.csv import CsvWriter
+from mineral_batch.results.csv import CsvWriter, formula_safe_text
 from mineral_batch.results.rows import TableRow
-from mineral_batch.results.schema import format_number
+from mineral_batch.results.schema import DAMAGED_COLUMN, format_number
 from mineral_batch.types import Failure
 
 _LONGEST_NAME = 255  # bytes, on every common file system
@@ -23,10 +24,12 @@ class PerImageCsv:
     Args:
         folder: exists and is empty.
         contract: labels and thresholds.
+        extra: columns of the tables, of which these files have `damaged`.
     """
 
-    def __init__(self, folder: Path, contract: ModelContract) -> None:
+    def __init__(self, folder: Path, contract: ModelContract, extra: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._marks_damaged = DAMAGED_COLUMN in extra
         self._contract = contract
 
     def write(self, row: TableRow | Failure) -> None:
@@ -35,9 +38,10 @@ class PerImageCsv:
             return
         values = zip(self._contract.labels, row.values, self._contract.thresholds, strict=True)
         with self._create(row.result.path) as file:
-            table = CsvWriter(file, ["mineral", "probability", "present"])
+            mark = [formula_safe_text(row.result.damage or "")] if self._marks_damaged else []
+            table = CsvWriter(file, ["mineral", "probability", "present", *[DAMAGED_COLUMN] * len(mark)])
             for label, value, threshold in values:
-                table.write([label, format_number(value), int(value >= threshold)])
+                table.write([label, format_number(value), int(value >= threshold), *mark])
 
     def _create(self, name: str) -> BinaryIO:
         """Create the image's own file; beside the tree where that is taken, or its path is too long for the system."""

@@ -14,11 +14,19 @@ from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import open_csv
 from mineral_batch.results.manifest import edited_tables
 from mineral_batch.results.predictions import Predictions, read_predictions
-from mineral_batch.results.schema import FAILURE_COLUMNS, FAILURES, LEADING, PARTIAL, PREDICTIONS, RUN_MANIFEST
+from mineral_batch.results.schema import (
+    DAMAGED_COLUMN,
+    FAILURE_COLUMNS,
+    FAILURES,
+    LEADING,
+    PARTIAL,
+    PREDICTIONS,
+    RUN_MANIFEST,
+)
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +45,7 @@ class Results:
         captured: N, ISO 8601; empty where it is not known or not in the table.
         places: (N, 2) latitude and longitude in degrees, NaN where they are not known.
         familiarity: (N,) share of the training images that look stranger, NaN where it is not in the table.
+        damaged: N, why only a part of an image could be decoded; empty of a whole one.
         failures: the images without a prediction.
         manifest: run.json; empty for a run that was stopped.
         edited: names of the tables that were changed since the run wrote them.
@@ -52,6 +61,11 @@ class Results:
     failures: tuple[Failure, ...]
     manifest: Mapping[str, Any]
     edited: tuple[str, ...] = ()
+    damaged: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.damaged:
+            object.__setattr__(self, "damaged", ("",) * len(self.predictions.paths))
 
     @property
     def has_places(self) -> bool:
@@ -91,6 +105,7 @@ def read_results(folder: str | Path) -> Results:
         failures=_failures(folder / FAILURES),
         manifest=manifest,
         edited=tuple(edited_tables(folder)),
+        damaged=_damaged(table, header),
     )
 
 
@@ -128,6 +143,14 @@ def _familiarity(table: Path, header: list[str], count: int) -> NDArray[np.float
         return np.full(count, np.nan)
     with open_csv(table) as opened:
         return np.array([_number(row.get("familiarity"), 0, 1) for row in opened.dicts()], np.float64)
+
+
+def _damaged(table: Path, header: list[str]) -> tuple[str, ...]:
+    """Read the column `damaged`; nothing where there is none."""
+    if DAMAGED_COLUMN not in header:
+        return ()
+    with open_csv(table) as opened:
+        return tuple(row.get(DAMAGED_COLUMN) or "" for row in opened.dicts())
 
 
 def _degrees(cell: str | None, limit: float) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from mineral_batch.minerals.table import Level
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
+from mineral_batch.results.csv import formula_safe_text
 from mineral_batch.results.levels import Levels
 from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
@@ -48,6 +49,7 @@ class TableCounts:
         blank: rows in which no mineral is present.
         unfamiliar: rows of images that look like nothing that the model was trained on.
         familiar: rows whose familiarity is known.
+        damaged: rows of damaged images, predicted from what could be decoded.
     """
 
     predicted: int = 0
@@ -56,6 +58,7 @@ class TableCounts:
     blank: int = 0
     unfamiliar: int = 0
     familiar: int = 0
+    damaged: int = 0
 
     @property
     def failed(self) -> int:
@@ -82,6 +85,7 @@ class TableCounts:
             self.predicted += 1
             self.minerals.update(row.minerals)
             self.blank += not row.minerals
+            self.damaged += row.result.damage is not None
             if (familiarity := row.result.familiarity) is not None:
                 self.familiar += 1
                 self.unfamiliar += familiarity < UNFAMILIAR
@@ -148,6 +152,7 @@ def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -
         "longitude": exif.longitude,
         "familiarity": None if result.familiarity is None else float(format_number(result.familiarity)),
         "answer": SEPARATOR.join(row.answer or ()),
+        "damaged": formula_safe_text(result.damage or ""),
         **(_best(row, contract) if "best" in names else {}),
     }
     return [values[name] for name in names]

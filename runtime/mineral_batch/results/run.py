@@ -136,7 +136,12 @@ def run(
     attempt = _Attempt(predictor, decoder, given, folder, tables)
     identity = fingerprint(predictor, decoder)
     with Journal(
-        folder, identity, restart=restart, with_exif=tables.needs_exif, with_familiarity=tables.needs_familiarity
+        folder,
+        identity,
+        restart=restart,
+        with_exif=tables.needs_exif,
+        with_familiarity=tables.needs_familiarity,
+        keep_damaged=predictor.keeps_damaged,
     ) as journal:
         _refuse_vanished(given, journal)
         try:
@@ -151,6 +156,7 @@ def run(
         if prune:
             journal.prune()
         refuse_edited_tables(folder)
+        tables = attempt.mark_damaged(journal)
         shift = prevalence_shift(predictor.contract, tables, journal.results)
         key = _tables_key(predictor.contract, tables, journal.digest())
         counts = written_counts(folder, key, tables)
@@ -314,10 +320,16 @@ class _Attempt:
             not_read=self._inputs.skipped.line(),
         )
 
+    def mark_damaged(self, journal: Journal) -> Tables:
+        """Return the tables, with the column `damaged` if damaged images are predicted, or were by an earlier run."""
+        if self._predictor.keeps_damaged or journal.has_damaged():
+            self._tables = self._tables.marking_damaged()
+        return self._tables
+
     def write_partial(self, journal: Journal) -> None:
         """Write the table of what there is so far, if there is anything."""
         if journal.counts()[0]:
-            contract, tables = self._predictor.contract, self._tables
+            contract, tables = self._predictor.contract, self.mark_damaged(journal)
             shift = prevalence_shift(contract, tables, partial(journal.results, kept=False))
             results = adjusted(journal.results(kept=False), shift, tables)
             write_partial(self._folder, results, contract, tables)
@@ -347,6 +359,7 @@ class _Attempt:
             "pictures": {
                 "predicted": counts.predicted,
                 "failed": counts.failed,
+                "damaged": counts.damaged,
                 "failed_by_stage": dict(sorted(counts.failures.items())),
                 "from_earlier_runs": summary.reused,
                 "of_other_inputs": summary.kept,

@@ -25,6 +25,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | familiarity | `familiarity`: share of the training images that look stranger, 0..1; below 0.05 it looks like none |
 | specimen | what its images have in common by `--specimen`; the path of an image of which it says nothing |
 | images | of the specimen that have a prediction |
+| damaged | `damaged`: why only a part of the image could be decoded (`--damaged predict`); empty of a whole image |
 | one per label | its probability, 0..1; seven significant digits as text, float32 in Parquet |
 | stage | `read` (the file), `decode` (its content) or `infer` (the model's output) |
 | reason | one line |
@@ -48,6 +49,8 @@ RUN_MANIFEST = "run.json"
 
 #: What `Tables.formats` may hold, and the file of each.
 FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET}
+#: Added where damaged images are predicted, too.
+DAMAGED_COLUMN = "damaged"
 #: What `Tables.columns` may hold, and the columns of each.
 COLUMNS = {
     "size": ("width", "height"),
@@ -55,6 +58,7 @@ COLUMNS = {
     "gps": ("latitude", "longitude"),
     "best": ("best", "second", "margin", "calibrated"),
     "familiarity": ("familiarity",),
+    DAMAGED_COLUMN: (DAMAGED_COLUMN,),
 }
 #: The column of the answers at a broader level.
 ANSWER = "answer"

@@ -19,6 +19,7 @@ from mineral_batch.results.rows import Sink, TableCounts, TableRow, extra_values
 from mineral_batch.results.schema import (
     ANSWER,
     COLUMNS,
+    DAMAGED_COLUMN,
     FAILURE_COLUMNS,
     FAILURES,
     FORMATS,
@@ -81,6 +82,10 @@ class Tables:
         """The files and folders of a run, failures.csv apart."""
         named = tuple(file for name, file in FORMATS.items() if name in self.formats or name == "csv")
         return named + (SPECIMENS,) * (self.specimen is not None) + (PER_IMAGE,) * self.per_image
+
+    def marking_damaged(self) -> Tables:
+        """Return these with the column `damaged`."""
+        return self if DAMAGED_COLUMN in self.columns else replace(self, columns=(*self.columns, DAMAGED_COLUMN))
 
     def including(self, folder: Path) -> Tables:
         """Return these and those that an earlier run left, which are brought up to date so that all tables agree."""
@@ -227,7 +232,7 @@ def _open(stack: ExitStack, folder: Path, contract: ModelContract, tables: Table
         stack.callback(specimens.close)
         sinks.append(specimens)
     if tables.per_image:
-        sinks.append(PerImageCsv(stack.enter_context(atomic_folder(folder / PER_IMAGE)), contract))
+        sinks.append(PerImageCsv(stack.enter_context(atomic_folder(folder / PER_IMAGE)), contract, tables.extra))
     return sinks
 
 

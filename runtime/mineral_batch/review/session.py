@@ -167,6 +167,7 @@ class Review:
                 for index, value in order.top(predictions.scores[row], _CANDIDATES)
             ],
             "machine": self.machine(row),
+            "damaged": shown(self.results.damaged[row]),
             "given": list(self.given[row]) if row in self.given else None,
             "maps": [predictions.labels[overlay.label] for overlay in self.maps.overlays.get(row, ())],
             "decision": _described(decision),
@@ -207,7 +208,10 @@ class Review:
             raise UnknownError(f"{shown(self.paths[row])} is no longer there")
         try:
             content = read()
-            image = open_rgb(content, target=(side, side)) if isinstance(content, bytes) else content.convert("RGB")
+            if isinstance(content, bytes):  # a damaged one, if it was predicted
+                image = open_rgb(content, target=(side, side), keep_damaged=True)
+            else:
+                image = content.convert("RGB")
         except (OSError, ImageError) as error:
             raise UnknownError(f"{shown(self.paths[row])}: {error}") from None
         image.thumbnail((side, side))

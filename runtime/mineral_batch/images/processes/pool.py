@@ -46,6 +46,7 @@ class DecodeProcesses:
     Args:
         spec: the model's input.
         exact: see `images.decode.load_image`.
+        keep_damaged: see `images.decode.decode_image`.
         count: how many processes.
         seconds_per_image: after which a process that does not finish an image is ended.
 
@@ -54,7 +55,13 @@ class DecodeProcesses:
     """
 
     def __init__(
-        self, spec: InputSpec, *, exact: bool = False, count: int, seconds_per_image: float = SECONDS_PER_IMAGE
+        self,
+        spec: InputSpec,
+        *,
+        exact: bool = False,
+        keep_damaged: bool = False,
+        count: int,
+        seconds_per_image: float = SECONDS_PER_IMAGE,
     ) -> None:
         if not 1 <= count <= MAX_PROCESSES:
             raise BackendError(f"{count} decode processes: 1 to {MAX_PROCESSES} are possible")
@@ -63,7 +70,9 @@ class DecodeProcesses:
         self._memory = SharedMemory()
         self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._workers = [
-            Supervisor(Setup(self._memory.descriptor, index, count, spec, exact), self._memory, seconds_per_image)
+            Supervisor(
+                Setup(self._memory.descriptor, index, count, spec, exact, keep_damaged), self._memory, seconds_per_image
+            )
             for index in range(count)
         ]
         self._threads = [threading.Thread(target=self._serve, args=[w], name="decode-process") for w in self._workers]

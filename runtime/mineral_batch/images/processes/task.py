@@ -61,7 +61,14 @@ class Task:
         self.items = tuple(items)
 
     def _decode_here(self, row: int, source: Source, setup: Setup) -> None:
-        image = decode_image(source.name, source.read, setup.spec, exact=setup.exact, with_exif=self.with_exif)
+        image = decode_image(
+            source.name,
+            source.read,
+            setup.spec,
+            exact=setup.exact,
+            with_exif=self.with_exif,
+            keep_damaged=setup.keep_damaged,
+        )
         if isinstance(image, Failure):
             self.fail(row, image)
         else:

@@ -46,6 +46,7 @@ class Setup(NamedTuple):
         processes: how many share the machine.
         spec: the model's input.
         exact: see `decode.load_image`.
+        keep_damaged: see `decode.decode_image`.
     """
 
     memory: int
@@ -53,6 +54,7 @@ class Setup(NamedTuple):
     processes: int
     spec: InputSpec
     exact: bool
+    keep_damaged: bool = False
 
 
 Item = tuple[int, str, str | bytes]
@@ -80,6 +82,7 @@ class Decoded(NamedTuple):
     width: int
     height: int
     exif: ExifInfo | None
+    damage: str | None
 
 
 class Answer(NamedTuple):
@@ -151,12 +154,15 @@ class _Worker:
 
     def _one(self, row: Pixels, name: str, content: str | bytes, with_exif: bool) -> Decoded | Failure:
         read = partial(read_file, Path(content)) if isinstance(content, str) else lambda: content
-        image = decode_image(name, read, self._setup.spec, exact=self._setup.exact, with_exif=with_exif)
+        setup = self._setup
+        image = decode_image(
+            name, read, setup.spec, exact=setup.exact, with_exif=with_exif, keep_damaged=setup.keep_damaged
+        )
         if isinstance(image, Failure):
             row[...] = 0
             return image
         row[...] = image.pixels
-        return Decoded(image.width, image.height, image.exif)
+        return Decoded(image.width, image.height, image.exif, image.damage)
 
     def _buffer(self, offset: int, rows: int) -> Pixels:
         """(rows, H, W, 3) uint8 at `offset` of the shared memory."""

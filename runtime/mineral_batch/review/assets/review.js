@@ -110,6 +110,7 @@ function showImage(item) {
   Object.assign(page, { map: -1, zoom: 1, x: 0, y: 0 });
   $("name").textContent = item.name;
   $("given").textContent = item.given === null ? "" : `Existing label: ${item.given.join(", ") || "none of them"}`;
+  $("damaged").textContent = item.damaged ? `Only a part of this file could be decoded: ${item.damaged}` : "";
   $("before").textContent = item.decision ? said(item.decision) : "";
   $("search").value = "";
   showPhoto();

@@ -69,7 +69,9 @@ function about(item, focus) {
   const missed = table.missed(item).map((label) => table.labels[label]);
   const verdict = missed.length ? make("span", "bad verdict", `○ missed: ${missed.join(", ")}`) : null;
   const strange = table.unfamiliar.has(item) ? make("span", "verdict note", "unlike the training images") : null;
-  return make("span", "about", name, ...shown.map((label) => scoreRow(item, label)), verdict, strange);
+  const reason = table.damaged.get(item);
+  const damaged = reason ? make("span", "verdict note", `only a part could be decoded: ${reason}`) : null;
+  return make("span", "about", name, ...shown.map((label) => scoreRow(item, label)), verdict, strange, damaged);
 }
 
 /** @param {Entry} entry @param {number} focus @param {(from: HTMLElement) => void} onOpen */

@@ -38,6 +38,7 @@ export const KINDS = {
     mineral >= 0 ? table.isNear(item, mineral) : table.labels.some((_, label) => table.isNear(item, label)),
   failed: () => false,
   unfamiliar: (table, item) => table.unfamiliar.has(item),
+  damaged: (table, item) => table.damaged.has(item),
   explained: (table, item) => table.mapsOf(item).length > 0,
   right: (table, item) =>
     table.truth[item] !== null && table.wrong(item).length === 0 && table.missed(item).length === 0,

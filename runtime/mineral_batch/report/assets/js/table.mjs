@@ -21,6 +21,7 @@
  * @property {string[] | null} captured
  * @property {(number[] | null)[] | null} truth
  * @property {number[]} unfamiliar images, counted from the first of the page, that are unlike the training images
+ * @property {Record<string, string>} damaged image, counted from the first of the page -> why only a part was decoded
  * @property {number[]} [thumbnails] 1 for each image that has a file; in a report that is a folder
  * @property {Record<string, number[]>} [maps] image -> labels that have a map; in a report that is a folder
  */
@@ -65,6 +66,8 @@ export class Table {
     this.hasFile = [];
     /** @type {Set<number>} */
     this.unfamiliar = new Set();
+    /** @type {Map<number, string>} */
+    this.damaged = new Map();
     /** @type {Map<number, number[]>} */
     this.maps = new Map();
     this.scores = new Uint16Array(frame.count * this.width);
@@ -87,6 +90,7 @@ export class Table {
       this.hasFile.push(rows.thumbnails?.[i] === 1);
     });
     for (const i of rows.unfamiliar) this.unfamiliar.add(start + i);
+    for (const [i, reason] of Object.entries(rows.damaged ?? {})) this.damaged.set(start + Number(i), reason);
     for (const [i, labels] of Object.entries(rows.maps ?? {})) this.maps.set(start + Number(i), labels);
   }
 
