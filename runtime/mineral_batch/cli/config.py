@@ -20,6 +20,7 @@ COMMANDS = frozenset(
         "check",
         "report",
         "review",
+        "deliver",
         "minerals",
         "explain",
         "info",

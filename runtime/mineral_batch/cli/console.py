@@ -80,6 +80,8 @@ _EXTRA_OF = {
     "matplotlib": "report",
     "starlette": "review",
     "uvicorn": "review",
+    "lxml": "deliver",
+    "xlsxwriter": "deliver",
 }
 
 

@@ -31,13 +31,20 @@ SYSTEM_FOLDERS = frozenset(
     {"@eadir", "#recycle", "@recycle", "$recycle.bin", "recycler", "system volume information", "__macosx"}
     | {"lost+found"}
 )
+# What `mineral-batch deliver --as folders` leaves in its tree, whose folders hold links to photos.
+DELIVERED = "mineral-batch-folders.csv"
 # Our own output: a folder with these entries -> those of them that hold images made from photos.
 _OUTPUTS = (
     (frozenset({"maps.csv", "overlays"}), frozenset({"overlays", "maps"})),  # mineral-batch explain
     (frozenset({"index.html", "thumbs", "data"}), frozenset({"thumbs", "maps"})),  # mineral-batch report --folder
 )
 #: The entries of a folder that must be known to tell our own output.
-OUTPUT_ENTRIES = frozenset().union(*(entries for entries, _ in _OUTPUTS))
+OUTPUT_ENTRIES = frozenset({DELIVERED}).union(*(entries for entries, _ in _OUTPUTS))
+
+
+class _AllNames:
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 class ListedName(str):
@@ -61,8 +68,10 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def output_folders(entries: Container[str]) -> frozenset[str]:
+def output_folders(entries: Container[str]) -> Container[str]:
     """Return which of a folder's sub-folders are our own output, by the folder's entries."""
+    if DELIVERED in entries:
+        return _AllNames()
     skipped: frozenset[str] = frozenset()
     for needed, folders in _OUTPUTS:
         if all(entry in entries for entry in needed):

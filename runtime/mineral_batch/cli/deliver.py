@@ -1,0 +1,146 @@
+"""`mineral-batch deliver`: the answers of a run in the formats that collections use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from mineral_batch.cli.console import counted
+from mineral_batch.errors import DataError
+
+if TYPE_CHECKING:
+    from mineral_batch.deliver.folders import Kind
+    from mineral_batch.deliver.records import Delivery
+
+_PATH = click.Path(path_type=Path)
+_FILES = {"excel": "minerals.xlsx", "csv-excel": "minerals.csv", "geojson": "minerals.geojson"}
+_FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
+
+
+@click.command()
+@click.argument("results", type=_PATH)
+@click.option("--as", "form", required=True, type=click.Choice([*_FILES, *_FOLDERS]), help="Format; see above.")
+@click.option("-o", "--output", type=_PATH, help="File or folder to write; default: in RESULTS.")
+@click.option(
+    "--min-probability",
+    "least",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Take the model's answers from this probability on. [default: the model's thresholds]",
+)
+@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
+@click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
+@click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
+@click.option("--root", default="Mineral", show_default=True, help="xmp: keyword above all others.")
+@click.option(
+    "--link",
+    type=click.Choice(["symbolic", "hard", "copy"]),
+    default="symbolic",
+    show_default=True,
+    help="folders: links to the photographs, or copies.",
+)
+@click.option("--thumbnails", type=click.IntRange(0, 256), default=0, help="excel: small images of this many pixels.")
+@click.option("--undo", is_flag=True, help="xmp, folders: remove what an earlier delivery wrote, and nothing else.")
+def deliver(
+    results: Path,
+    form: str,
+    output: Path | None,
+    least: float | None,
+    photos: Path | None,
+    beside: bool,
+    adobe_names: bool,
+    root: str,
+    link: str,
+    thumbnails: int,
+    undo: bool,
+) -> None:
+    """Write the answers in RESULTS in a format that collections use.
+
+    RESULTS is the output folder of predict. What people decided in mineral-batch review comes before what the model
+    says, and every record states which of them it is.
+
+    \b
+    excel      a workbook with filters: images, minerals, how it was made
+    csv-excel  semicolons and a byte order mark, for Excel in Europe
+    xmp        sidecars with keywords for Lightroom, digiKam, darktable, ...
+    folders    a tree by mineral, of links or copies
+    geojson    where the photographs were taken, for a map
+
+    The photographs are never changed.
+    """  # noqa: D301 - click reads the control character
+    from mineral_batch.deliver.records import read_delivery
+
+    if beside and output:
+        raise click.UsageError("--beside writes beside the photographs: leave -o out")
+    if undo and form in _FILES:
+        raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
+    delivery = read_delivery(results, photos, least)
+    target = output or results / (_FILES.get(form) or _FOLDERS[form])
+    write: dict[str, Callable[[], str]] = {
+        "excel": lambda: _excel(delivery, target, thumbnails),
+        "csv-excel": lambda: _csv(delivery, target),
+        "geojson": lambda: _geojson(delivery, target),
+        "xmp": lambda: _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names),
+        "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
+    }
+    click.echo(write[form]())
+
+
+def _summary(delivery: Delivery) -> str:
+    decided = len(delivery.decisions)
+    return f"{counted(len(delivery))}, {decided:,} of them decided by people"
+
+
+def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:
+    from tqdm import tqdm
+
+    from mineral_batch.deliver.sheets import write_workbook
+
+    with tqdm(total=len(delivery), unit=" images", disable=None, leave=False) as bar:
+        write_workbook(delivery, path, thumbnail=thumbnail, seen=bar.update)
+    return f"{_summary(delivery)}: {path}"
+
+
+def _csv(delivery: Delivery, path: Path) -> str:
+    from mineral_batch.deliver.sheets import write_semicolons
+
+    write_semicolons(delivery, path)
+    return f"{_summary(delivery)}: {path}"
+
+
+def _geojson(delivery: Delivery, path: Path) -> str:
+    from mineral_batch.deliver.places import write_geojson
+
+    written, without = write_geojson(delivery, path)
+    return f"{counted(written)} with a place, {without:,} without: {path}"
+
+
+def _folders(delivery: Delivery, tree: Path, kind: Kind, *, undo: bool) -> str:
+    from mineral_batch.deliver.folders import make_folders, undo_folders
+
+    if undo:
+        return f"{counted(undo_folders(tree), 'file')} removed from {tree}"
+    counts = make_folders(delivery, tree, kind)
+    missing = f"; {counted(counts.missing)} not found as files (--photos DIR, or unpack archives)"
+    return (
+        f"{counted(counts.made, 'file')} made, {counts.kept:,} already there{missing if counts.missing else ''}: {tree}"
+    )
+
+
+def _xmp(delivery: Delivery, tree: Path | None, root: str, *, undo: bool, adobe: bool) -> str:
+    from mineral_batch.deliver import trees
+
+    if undo:
+        removed = trees.remove_sidecars(delivery, tree, with_suffix=not adobe)
+        if not removed:
+            raise DataError(f"nothing to undo: no sidecar of an earlier delivery {_where(tree)}")
+        return f"{counted(removed, 'sidecar')} cleaned {_where(tree)}"
+    counts = trees.write_sidecars(delivery, tree, root, with_suffix=not adobe)
+    new = f"{counted(counts.new, 'sidecar')} new, {counts.merged:,} merged with what was there, {_where(tree)}"
+    return f"{new}; {counted(counts.missing)} not found as files" if counts.missing else new
+
+
+def _where(tree: Path | None) -> str:
+    return "beside the photographs" if tree is None else f"in {tree}"

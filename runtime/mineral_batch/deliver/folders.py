@@ -1,0 +1,158 @@
+"""A tree of folders by mineral: links to the photographs, or copies; several minerals, several places.
+
+What was made is listed in a file of the tree, so that it can be taken back and nothing else is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Literal
+
+from mineral_batch.deliver.records import Delivery, Record
+from mineral_batch.errors import DataError
+from mineral_batch.files import write_errors
+from mineral_batch.images.names import DELIVERED
+from mineral_batch.results.csv import open_csv, write_csv
+
+#: What was made, in the tree; folders beside it are not read as photographs again.
+MADE = DELIVERED
+NONE, UNSURE = "_none", "_unsure"
+Kind = Literal["symbolic", "hard", "copy"]
+_COLUMNS = ("file", "path", "kind", "bytes")
+# Not in names of folders on Windows, nor separators anywhere.
+_FORBIDDEN = str.maketrans(dict.fromkeys('<>:"/\\|?*', "_"))
+
+
+@dataclass
+class FoldersMade:
+    """Counts of a delivery.
+
+    Attributes:
+        made: files made.
+        kept: those that were there already.
+        missing: images whose file is not there, such as members of archives.
+    """
+
+    made: int = 0
+    kept: int = 0
+    missing: int = 0
+
+
+def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
+    """Make the tree; what an earlier delivery made and this one does not is taken back.
+
+    Raises:
+        DataError: if a file of somebody else's is in the way, or the disk refuses.
+    """
+    counts, earlier = FoldersMade(), _read_made(tree)
+    rows: dict[str, tuple[str, str, str, int]] = {}
+    with write_errors(tree):
+        tree.mkdir(parents=True, exist_ok=True)
+        try:
+            for record in delivery:
+                source = delivery.file(record)
+                if not source.is_file():
+                    counts.missing += 1
+                    continue
+                for place in _places(record):
+                    name = place.as_posix()
+                    rows[name] = (name, record.path, kind, source.stat().st_size)
+                    _make(source.resolve(), tree / place, kind, counts, is_ours=name in earlier)
+        finally:
+            # Also when it ends early: what is there can be taken back.
+            write_csv(tree / MADE, _COLUMNS, {**earlier, **rows}.values())
+        _take_back(tree, (row for name, row in earlier.items() if name not in rows))
+        write_csv(tree / MADE, _COLUMNS, rows.values())
+    return counts
+
+
+def undo_folders(tree: Path) -> int:
+    """Remove what `make_folders` made and has not been changed since; returns how many files.
+
+    Raises:
+        DataError: if it made nothing there.
+    """
+    rows = _read_made(tree)
+    if not rows and not (tree / MADE).is_file():
+        raise DataError(f"nothing to undo: no {MADE} in {tree}")
+    removed = _take_back(tree, rows.values())
+    (tree / MADE).unlink()
+    with suppress(OSError):
+        tree.rmdir()
+    return removed
+
+
+def _places(record: Record) -> Iterator[PurePath]:
+    """Below the tree: a folder for each mineral; the path of the image, made short, tells namesakes apart."""
+    folders = record.minerals or ((UNSURE,) if record.evidence == "unsure" else (NONE,))
+    digest = hashlib.sha256(record.path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    image = PurePath(record.path)
+    for folder in folders:
+        yield PurePath(folder.translate(_FORBIDDEN).strip(". ") or "_", f"{image.stem[:80]}-{digest}{image.suffix}")
+
+
+def _make(source: Path, target: Path, kind: Kind, counts: FoldersMade, *, is_ours: bool) -> None:
+    target.parent.mkdir(exist_ok=True)
+    if os.path.lexists(target):
+        if not is_ours:
+            raise DataError(f"{target} is in the way and not of an earlier delivery: choose another folder with -o")
+        if _is_same(source, target, kind):
+            counts.kept += 1
+            return
+        target.unlink()
+    if kind == "symbolic":
+        target.symlink_to(source)
+    elif kind == "hard":
+        _hard_link(source, target)
+    else:
+        shutil.copy2(source, target)
+    counts.made += 1
+
+
+def _hard_link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno != 18:  # EXDEV
+            raise
+        raise DataError(f"{target.parent} is on another disk than {source}: use --link symbolic or copy") from None
+
+
+def _is_same(source: Path, target: Path, kind: Kind) -> bool:
+    if kind == "symbolic":
+        return target.is_symlink() and target.readlink() == source
+    if target.is_symlink() or not target.is_file():
+        return False
+    if kind == "hard":
+        return target.samefile(source)
+    one, other = source.stat(), target.stat()
+    return (one.st_size, int(one.st_mtime)) == (other.st_size, int(other.st_mtime)) and not target.samefile(source)
+
+
+def _read_made(tree: Path) -> dict[str, tuple[str, str, str, int]]:
+    if not (tree / MADE).is_file():
+        return {}
+    with open_csv(tree / MADE, _COLUMNS) as table:
+        return {row["file"]: (row["file"], row["path"], row["kind"], int(row["bytes"])) for row in table.dicts()}
+
+
+def _take_back(tree: Path, rows: Iterable[tuple[str, str, str, int]]) -> int:
+    """Remove files that are still what was made: links, and copies of the same size."""
+    removed = 0
+    for name, _, kind, size in rows:
+        place = PurePath(name)
+        file = tree / place
+        if place.is_absolute() or ".." in place.parts or not os.path.lexists(file):
+            continue
+        if file.is_symlink() == (kind == "symbolic") and (kind == "symbolic" or file.stat().st_size == size):
+            file.unlink()
+            removed += 1
+        with suppress(OSError):  # not empty
+            file.parent.rmdir()
+    return removed

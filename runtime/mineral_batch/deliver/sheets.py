@@ -1,0 +1,191 @@
+"""Tables for people: an Excel workbook, and a CSV that Excel opens by a double click."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mineral_batch.deliver.records import Delivery, Record
+from mineral_batch.errors import DataError
+from mineral_batch.files import atomic_file, write_errors
+from mineral_batch.minerals.table import load_table
+from mineral_batch.report.thumbnails import thumbnails
+from mineral_batch.results.csv import formula_safe_text
+from mineral_batch.results.schema import SEPARATOR
+from mineral_batch.system import pip_install
+
+#: Rows that a sheet of Excel can have, with the header.
+MOST_ROWS = 1_048_576
+_LINKS = 65_000  # hyperlinks that a sheet can have
+_COLUMNS = ("image", "minerals", "evidence", "decided by", "decided", "model says", "best", "probability", "taken")
+_PLACE = ("latitude", "longitude")
+_WIDTHS = {"image": 45, "minerals": 26, "model says": 26, "best": 16, "decided": 19, "taken": 19}
+
+
+def _cells(record: Record) -> list[Any]:
+    return [
+        _text(record.path),
+        SEPARATOR.join(record.minerals),
+        record.evidence,
+        record.reviewer,
+        record.time,
+        SEPARATOR.join(record.machine),
+        record.best,
+        record.probabilities[record.best],
+        record.captured,
+        *(record.place or (None, None)),
+    ]
+
+
+def _text(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def write_semicolons(delivery: Delivery, path: Path) -> None:
+    """Write a CSV with semicolons, a byte order mark and Windows line ends; numbers with a point.
+
+    Excel opens it by a double click where the system's list separator is a semicolon, as in most of Europe.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    with write_errors(path), atomic_file(path) as file:
+        file.write(b"\xef\xbb\xbf")
+        for cells in _all_rows(delivery):
+            file.write((";".join(map(_quoted, cells)) + "\r\n").encode())
+
+
+def _all_rows(delivery: Delivery) -> Iterator[Sequence[Any]]:
+    yield [*_COLUMNS, *_PLACE, *delivery.labels]
+    for record in delivery:
+        yield [*_cells(record), *record.probabilities.values()]
+
+
+def _quoted(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.7g}"
+    text = formula_safe_text("" if cell is None else str(cell))
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ';"\r\n') else text
+
+
+def write_workbook(
+    delivery: Delivery, path: Path, *, thumbnail: int = 0, seen: Callable[[], object] = lambda: None
+) -> None:
+    """Write an Excel workbook: the images with filters, the minerals, and how it was made.
+
+    Memory does not grow with the rows.
+
+    Args:
+        delivery: the records.
+        path: of the workbook.
+        thumbnail: longest side of the small images in it, pixels; 0 for none.
+        seen: called after each image.
+
+    Raises:
+        DataError: if there are more images than a sheet has rows, XlsxWriter is missing, or the disk refuses.
+    """
+    if len(delivery) >= MOST_ROWS:
+        raise DataError(f"{len(delivery):,} images are more than a sheet of Excel holds: use --as csv-excel")
+    with write_errors(path), atomic_file(path) as file:
+        # Rows go to a temporary file at once; text stays text, whatever sign it begins with.
+        options = {"constant_memory": not thumbnail, "strings_to_formulas": False, "strings_to_urls": False}
+        with _xlsxwriter().Workbook(file, options) as book:
+            counts = _images_sheet(book, delivery, path.parent, thumbnail, seen)
+            _minerals_sheet(book, counts)
+            _about_sheet(book, delivery)
+
+
+def _xlsxwriter() -> Any:
+    try:
+        import xlsxwriter
+    except ImportError:
+        raise DataError(f"Excel needs XlsxWriter: {pip_install('deliver')}") from None
+    return xlsxwriter
+
+
+def _relative(file: Path, folder: Path) -> str:
+    """The way from the workbook to an image, so that both can be moved together."""
+    return os.path.relpath(file.resolve(), folder.resolve())
+
+
+def _images_sheet(
+    book: Any, delivery: Delivery, folder: Path, thumbnail: int, seen: Callable[[], object]
+) -> Counter[str]:
+    sheet = book.add_worksheet("Images")
+    has_places = delivery.results.has_places
+    header = [*_COLUMNS, *(_PLACE if has_places else ()), *delivery.labels]
+    bold, percent = book.add_format({"bold": True}), book.add_format({"num_format": "0.0%"})
+    first = 1 if thumbnail else 0
+    for column, name in enumerate(header, first):
+        sheet.set_column(column, column, _WIDTHS.get(name, 12))
+        sheet.write_string(0, column, name, bold)
+    sheet.freeze_panes(1, first + 1)
+    sheet.autofilter(0, first, max(len(delivery), 1), first + len(header) - 1)
+    small = dict(thumbnails(delivery.results.predictions.paths, delivery.base, thumbnail)) if thumbnail else {}
+    counts: Counter[str] = Counter()
+    for row, record in enumerate(delivery, 1):
+        counts.update(record.minerals or ("(none)",))
+        if row - 1 in small:
+            _insert(sheet, row, small[row - 1], thumbnail)
+        cells = _cells(record) if has_places else _cells(record)[: len(_COLUMNS)]
+        for column, cell in enumerate([*cells, *record.probabilities.values()], first):
+            is_share = header[column - first] not in _PLACE
+            _write(sheet, row, column, cell, percent if is_share else None)
+        file = delivery.file(record)
+        if row <= _LINKS and file.is_file():
+            sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=_text(record.path)[:32_000])
+        seen()
+    if thumbnail:
+        sheet.set_column(0, 0, thumbnail / 7)
+    return counts
+
+
+def _write(sheet: Any, row: int, column: int, cell: object, number: Any) -> None:
+    if isinstance(cell, float):
+        sheet.write_number(row, column, cell, number)
+    elif cell not in (None, ""):
+        sheet.write_string(row, column, str(cell)[:32_000])
+
+
+def _insert(sheet: Any, row: int, content: bytes, thumbnail: int) -> None:
+    sheet.set_row_pixels(row, thumbnail + 4)
+    sheet.insert_image(row, 0, "image.jpg", {"image_data": io.BytesIO(content), "x_offset": 2, "y_offset": 2})
+
+
+def _minerals_sheet(book: Any, counts: Mapping[str, int]) -> None:
+    sheet, table = book.add_worksheet("Minerals"), load_table()
+    bold = book.add_format({"bold": True})
+    widths = {"mineral": 18, "images": 9, "formula": 40, "class": 36, "hazard": 80}
+    for column, (name, width) in enumerate(widths.items()):
+        sheet.set_column(column, column, width)
+        sheet.write_string(0, column, name, bold)
+    sheet.freeze_panes(1, 1)
+    for row, name in enumerate(sorted(counts, key=lambda name: (-counts[name], name)), 1):
+        sheet.write_string(row, 0, name)
+        sheet.write_number(row, 1, counts[name])
+        if mineral := table.get(name):
+            for column, text in enumerate((mineral.formula, mineral.mineral_class, mineral.hazard), 2):
+                sheet.write_string(row, column, text)
+
+
+def _about_sheet(book: Any, delivery: Delivery) -> None:
+    sheet = book.add_worksheet("About")
+    manifest = delivery.results.manifest
+    rule = "thresholds of the model" if delivery.least is None else f"probability of at least {delivery.least:g}"
+    facts = {
+        "model": delivery.model,
+        "predicted": str(manifest.get("finished", "")),
+        "images": f"{len(delivery):,}",
+        "decided by people": f"{len(delivery.decisions):,}",
+        "the model's answers": rule,
+        "evidence": "human: a person decided; machine: the model alone; unsure: a person could not tell",
+    }
+    sheet.set_column(0, 0, 22)
+    sheet.set_column(1, 1, 90)
+    for row, (name, text) in enumerate(facts.items()):
+        sheet.write_string(row, 0, name)
+        sheet.write_string(row, 1, text)

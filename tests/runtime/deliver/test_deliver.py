@@ -1,0 +1,286 @@
+"""`mineral-batch deliver` as a user runs it: every format read back by another program, and taken back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import openpyxl
+import pytest
+from click.testing import CliRunner
+from lxml import etree
+from PIL import Image
+
+from mineral_batch.cli import main
+from mineral_batch.deliver.xmp import DC, LR, MB, RDF, keywords
+from mineral_batch.images.discover import find_images
+from mineral_batch.results.csv import write_csv
+from mineral_batch.review.decisions import Decisions
+
+LABELS = ("agate", "galena", "malachite")
+NAMES = ("a b.jpg", "deep/ü;=1.png", "deep/c.jpg", "=d.jpg", "new\nline.jpg")
+ROWS = ((0.1, 0.9, 0.0), (0.0, 0.1, 0.95), (0.8, 0.7, 0.1), (0.1, 0.2, 0.3), (0.05, 0.0, 0.6))
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["deliver", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for index, name in enumerate(NAMES):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + index, 30), (40 * index, 90, 120)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def results(tmp_path: Path, photos: Path) -> Path:
+    """Five images, of which a person decided two and was unsure of one."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    rows = []
+    for index, (name, values) in enumerate(zip(NAMES, ROWS, strict=True)):
+        called = ";".join(label for label, value in zip(LABELS, values, strict=True) if value >= 0.5)
+        place = ("-33.9", "151.2") if index == 0 else ("", "")
+        rows.append((str(photos / name), called, "2024-05-17T14:03:22", *place, *values))
+    write_csv(folder / "predictions.csv", ("path", "minerals", "captured", "latitude", "longitude", *LABELS), rows)
+    model = {"name": "tiny", "sha256": "abc123" * 9, "labels": list(LABELS), "thresholds": [0.5] * 3}
+    (folder / "run.json").write_text(json.dumps({"model": model}))
+    with Decisions(folder) as decisions:
+        decide = decisions.decide
+        decide(str(photos / NAMES[1]), "labelled", ["agate", "own name"], machine=["malachite"], reviewer="Änne")
+        decide(str(photos / NAMES[2]), "unsure", [], machine=["agate", "galena"], reviewer="Änne")
+        decide(str(photos / NAMES[4]), "rejected", ["malachite"], machine=["malachite"], reviewer="Änne")
+    return folder
+
+
+#: What each image shows, and who says so.
+EXPECTED = [
+    (("galena",), "machine"),
+    (("agate", "own name"), "human"),
+    ((), "unsure"),
+    ((), "machine"),
+    ((), "machine"),
+]
+
+
+def items(path: Path, namespace: str, name: str) -> list[str]:
+    tree = etree.parse(path)
+    return [item.text for item in tree.iterfind(f".//{{{namespace}}}{name}//{{{RDF}}}li")]
+
+
+def test_workbook_has_the_answers_the_probabilities_and_no_formula(results: Path, tmp_path: Path) -> None:
+    text = run(results, "--as", "excel", "-o", tmp_path / "x.xlsx", "--thumbnails", 32)
+    assert "5 images, 3 of them decided by people" in text
+    book = openpyxl.load_workbook(tmp_path / "x.xlsx")
+    assert book.sheetnames == ["Images", "Minerals", "About"]
+    header, *rows = [[cell.value for cell in row] for row in book["Images"].iter_rows(min_col=2)]
+    assert header[-3:] == list(LABELS)
+    assert [(tuple(filter(None, (row[1] or "").split(";"))), row[2]) for row in rows] == EXPECTED
+    assert [row[-3:] for row in rows] == [list(values) for values in ROWS]
+    assert rows[1][3] == "Änne"
+    assert book["Images"]["B2"].hyperlink.target == "photos\\a%20b.jpg"
+    assert all(cell.data_type != "f" for row in book["Images"].iter_rows() for cell in row)
+    assert book["Images"].freeze_panes == "C2"
+    assert book["Images"].auto_filter.ref == "B1:O6"
+    assert len(book["Images"]._images) == 5
+    minerals = {row[0].value: (row[1].value, row[4].value) for row in book["Minerals"].iter_rows(min_row=2)}
+    assert minerals["(none)"][0] == 3
+    assert "lead" in minerals["galena"][1]
+
+
+def semicolons(path: Path) -> list[dict[str, str]]:
+    text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+    return list(csv.DictReader(text, delimiter=";"))
+
+
+def test_semicolons_for_excel(results: Path, tmp_path: Path) -> None:
+    run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv")
+    content = (tmp_path / "x.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfimage;")
+    rows = semicolons(tmp_path / "x.csv")
+    assert [(tuple(filter(None, row["minerals"].split(";"))), row["evidence"]) for row in rows] == EXPECTED
+    assert [float(row["malachite"]) for row in rows] == [values[2] for values in ROWS]
+    assert content.count(b"\r\n") == 6
+
+
+def test_geojson_has_longitude_first_and_counts_the_rest(results: Path, tmp_path: Path) -> None:
+    assert "1 image with a place, 4 without" in run(results, "--as", "geojson", "-o", tmp_path / "x.geojson")
+    (feature,) = json.loads((tmp_path / "x.geojson").read_text())["features"]
+    assert feature["geometry"] == {"type": "Point", "coordinates": [151.2, -33.9]}
+    assert feature["properties"]["minerals"] == ["galena"]
+    assert feature["properties"]["probabilities"] == {"galena": 0.9}
+
+
+def test_a_least_probability_takes_the_place_of_the_thresholds(results: Path, tmp_path: Path) -> None:
+    run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--min-probability", 0.95)
+    rows = semicolons(tmp_path / "x.csv")
+    assert [row["minerals"] for row in rows] == ["", "agate;own name", "", "", ""], "people's answers stay"
+    assert rows[1]["model says"] == "malachite"
+
+
+def test_keywords_are_hierarchical_under_one_root() -> None:
+    flat, hierarchical = keywords(["schorl", "own|name"], "Rocks")
+    assert flat == ["schorl", "own/name"]
+    assert hierarchical == ["Rocks|Silicates|tourmaline supergroup|schorl", "Rocks|own/name"]
+
+
+def test_sidecars_in_a_tree_hold_keywords_and_evidence(results: Path, photos: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "xmp"
+    assert "5 sidecars new, 0 merged" in run(results, "--as", "xmp", "-o", tree)
+    found = {path.name: path for path in tree.rglob("*.xmp")}
+    assert len(found) == 5
+    one = found["ü;=1.png.xmp"]
+    assert items(one, DC, "subject") == ["agate", "own name"]
+    assert items(one, LR, "hierarchicalSubject") == ["Mineral|Oxides|quartz|agate", "Mineral|own name"]
+    assert etree.parse(one).findtext(f".//{{{MB}}}evidence") == "human"
+    assert items(one, MB, "machine") == ["malachite"]
+    assert not list(photos.rglob("*.xmp"))
+    before = {path: path.read_bytes() for path in tree.rglob("*.xmp")}
+    assert "0 sidecars new, 5 merged" in run(results, "--as", "xmp", "-o", tree)
+    assert {path: path.read_bytes() for path in tree.rglob("*.xmp")} == before
+    assert "5 sidecars cleaned" in run(results, "--as", "xmp", "-o", tree, "--undo")
+    assert not tree.exists()
+    assert "nothing to undo" in run(results, "--as", "xmp", "-o", tree, "--undo", code=1)
+
+
+FOREIGN = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"
+ xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:subject><rdf:Bag><rdf:li>holiday</rdf:li><rdf:li>galena</rdf:li>
+</rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+def test_a_sidecar_that_is_there_is_merged_and_restored(results: Path, photos: Path) -> None:
+    """The user's own keyword `galena` stays when ours go."""
+    path = photos / "a b.jpg.xmp"
+    path.write_text(FOREIGN)
+    assert "4 sidecars new, 1 merged" in run(results, "--as", "xmp", "--beside")
+    assert items(path, DC, "subject") == ["holiday", "galena"]
+    assert items(path, LR, "hierarchicalSubject") == ["Mineral|Sulfides and sulfosalts|galena group|galena"]
+    assert b'Rating="4"' in path.read_bytes()
+    run(results, "--as", "xmp", "--beside", "--undo")
+    parser = etree.XMLParser(remove_blank_text=True)
+    assert etree.tostring(etree.parse(path, parser), method="c14n2") == etree.tostring(
+        etree.fromstring(FOREIGN, parser), method="c14n2"
+    )
+    assert [file.name for file in photos.rglob("*.xmp")] == ["a b.jpg.xmp"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no xml", b"<a/>", b"\xff\xd8\xff"])
+def test_what_is_no_xmp_is_left_alone(content: bytes, results: Path, photos: Path) -> None:
+    path = photos / "a b.jpg.xmp"
+    path.write_bytes(content)
+    text = run(results, "--as", "xmp", "--beside", code=1)
+    assert "is no XMP" in text
+    assert len(text.splitlines()) == 1
+    assert path.read_bytes() == content
+
+
+def test_entities_of_a_hostile_sidecar_are_not_expanded(results: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    path = photos / "a b.jpg.xmp"
+    path.write_text(f'<!DOCTYPE x [<!ENTITY s SYSTEM "{tmp_path}/secret">]>{FOREIGN.replace("holiday", "&s;")}')
+    CliRunner().invoke(main, ["deliver", str(results), "--as", "xmp", "--beside"])
+    assert ">secret<" not in path.read_text()
+
+
+def test_images_that_would_share_a_sidecar_are_refused(results: Path, photos: Path) -> None:
+    table = results / "predictions.csv"
+    table.write_text(table.read_text().replace("deep/c.jpg", "deep/ü;=1.jpg"))
+    text = run(results, "--as", "xmp", "--beside", "--adobe-names", code=1)
+    assert "would share the sidecar" in text
+    assert not list(photos.rglob("*.xmp"))
+
+
+@pytest.mark.skipif(not shutil.which("exiftool"), reason="exiftool is not installed (libimage-exiftool-perl)")
+def test_exiftool_reads_the_sidecars(results: Path, tmp_path: Path) -> None:
+    run(results, "--as", "xmp", "-o", tmp_path / "xmp")
+    path = next((tmp_path / "xmp").rglob("a b.jpg.xmp"))
+    done = subprocess.run(["exiftool", "-j", path], capture_output=True, check=True)
+    (record,) = json.loads(done.stdout)
+    assert record["Subject"] == "galena"
+    assert record["HierarchicalSubject"].endswith("|galena")
+    assert "Warning" not in record
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "copy"])
+def test_folders_are_made_once_and_taken_back(link: str, results: Path, photos: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    assert "6 files made, 0 already there" in run(results, "--as", "folders", "-o", tree, "--link", link)
+    folders = {path.parent.name: 0 for path in tree.rglob("*.*g")}
+    assert set(folders) == {"galena", "agate", "own name", "_unsure", "_none"}
+    one = next((tree / "agate").iterdir())
+    assert one.read_bytes() == (photos / NAMES[1]).read_bytes()
+    assert one.is_symlink() == (link == "symbolic")
+    assert one.samefile(photos / NAMES[1]) == (link != "copy")
+    assert list(find_images([tree])) == [], "a later predict would read the photographs twice"
+    assert "0 files made, 6 already there" in run(results, "--as", "folders", "-o", tree, "--link", link)
+    own = tree / "galena" / "own.txt"
+    own.write_text("mine")
+    assert "6 files removed" in run(results, "--as", "folders", "-o", tree, "--undo")
+    assert [path.name for path in tree.rglob("*") if path.is_file()] == ["own.txt"]
+    assert len(list(photos.rglob("*.*g"))) == 5
+
+
+def test_folders_follow_what_people_decide(results: Path, photos: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    run(results, "--as", "folders", "-o", tree)
+    with Decisions(results) as decisions:
+        decisions.decide(str(photos / NAMES[0]), "labelled", ["malachite"], machine=["galena"], reviewer="B")
+    run(results, "--as", "folders", "-o", tree)
+    assert not (tree / "galena").exists()
+    assert len(list((tree / "malachite").iterdir())) == 1
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten(results: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    run(results, "--as", "folders", "-o", tree)
+    one = next((tree / "galena").iterdir())
+    run(results, "--as", "folders", "-o", tree, "--undo")
+    one.parent.mkdir(parents=True)
+    one.write_text("mine")
+    assert "is in the way" in run(results, "--as", "folders", "-o", tree, code=1)
+    assert one.read_text() == "mine"
+    run(results, "--as", "folders", "-o", tree, "--undo")
+    assert one.read_text() == "mine"
+
+
+def test_photographs_that_are_gone_are_counted(results: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / NAMES[0]).unlink()
+    assert "1 image not found as files" in run(results, "--as", "folders", "-o", tmp_path / "tree")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--as", "excel", "--undo"], "--undo is for xmp and folders"),
+        (["--as", "xmp", "--beside", "-o", "x"], "leave -o out"),
+        (["--as", "folders", "--undo", "-o", "nowhere"], "nothing to undo"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], problem: str, results: Path) -> None:
+    result = CliRunner().invoke(main, ["deliver", str(results), *arguments])
+    assert result.exit_code in (1, 2)
+    assert problem in result.output
+
+
+def test_a_full_disk_leaves_the_earlier_file(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.xlsx"
+    path.write_text("earlier")
+
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    text = run(results, "--as", "excel", "-o", path, code=1)
+    assert text == f"Error: cannot write {path}: No space left on device; free some space\n"
+    assert path.read_text() == "earlier"
