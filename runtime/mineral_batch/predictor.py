@@ -164,6 +164,11 @@ class Predictor:
         return self._backend.contract
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the probabilities are calibrated: of the answers of 70 %, about seven in ten are right."""
+        return self.contract.is_calibrated
+
+    @property
     def backend(self) -> str:
         """The engine that really answers: a name in `mineral_batch.engines.registry.BACKENDS`."""
         return self._backend.name
@@ -270,7 +275,8 @@ class Predictor:
             with_exif: also read when and where it was taken.
 
         Raises:
-            DataError: if it is not one image: a folder, an archive, a glob, or the name of no file.
+            DataError: if it is not one image: a folder, an archive, a glob, or a path that does not exist. A file that
+                exists and cannot be read is a `Failure`.
             BackendError: if the engine fails, or the predictor is closed.
         """
         if self._closed:
@@ -319,8 +325,18 @@ class Predictor:
                 steps.callback(results.close)
 
     def __reduce__(self) -> tuple[Callable[..., Predictor], tuple[str, dict[str, Any]]]:
-        """Pickle the options: unpickling opens the model again."""
+        """Pickle the options: unpickling opens the model again.
+
+        Raises:
+            BackendError: if the predictor is closed.
+        """
+        if self._closed:
+            raise BackendError(_CLOSED)
         return _open_again, (str(self.model.resolve()), self._options)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.backend} on {self.device}"
+        return f"<Predictor {self.model.name}: {state}>"
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mineral_batch.system import pip_install
 from mineral_bench.process.isolated import IsolatedError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def share_with_lock(pid: int, seconds: float, work: Callable[[], object]) -> flo
 def _samples(pid: int, seconds: float, work: Callable[[], object], *options: str) -> int:
     program = find_py_spy()
     if program is None:
-        raise IsolatedError("py-spy is not installed: pip install py-spy")
+        raise IsolatedError(f"py-spy is not installed: {pip_install('bench')}")
     duration = ["--rate", str(_SAMPLES_PER_SECOND), "--duration", str(max(1, round(seconds)))]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "stacks.txt")

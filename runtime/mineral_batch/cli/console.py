@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -9,8 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from mineral_batch.cli.config import add_config_option
+from mineral_batch.cli.config import CONFIG, add_config_option
 from mineral_batch.errors import MineralError
 from mineral_batch.system import pip_install
 
@@ -48,7 +50,22 @@ class LazyGroup(click.Group):
             return None
         module, attribute = self._table[cmd_name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command if isinstance(command, click.Group) else add_config_option(command)
+        if isinstance(command, click.Group):
+            return command
+        _name_environment(command, f"{ctx.auto_envvar_prefix}_{cmd_name}")
+        return add_config_option(command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the sub-command; for an unknown one suggest the nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self._table, n=1)
+            if near:
+                error.message += f" Did you mean {near[0]}?"
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of sub-commands from the table alone."""
@@ -59,10 +76,34 @@ class LazyGroup(click.Group):
         """Run the sub-command; a `MineralError` becomes one line on stderr and exit code 1."""
         try:
             return super().invoke(ctx)
+        except click.BadParameter as error:
+            error.message += _source(error)
+            raise
         except MineralError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(_missing_package(error)) from error
+
+
+def _name_environment(command: click.Command, prefix: str) -> None:
+    """Let arguments come from the environment too, as click does for options alone."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument) and parameter.envvar is None:
+            parameter.envvar = f"{prefix}_{parameter.name}".upper().replace("-", "_")
+
+
+def _source(error: click.BadParameter) -> str:
+    """Where a wrong value was written, if not on the command line."""
+    context, parameter = error.ctx, error.param
+    if context is None or parameter is None or parameter.name is None:
+        return ""
+    source = context.get_parameter_source(parameter.name)
+    if source is ParameterSource.DEFAULT_MAP and CONFIG in context.meta:
+        return f" (from {context.meta[CONFIG]}, [{context.command.name}])"
+    if source is not ParameterSource.ENVIRONMENT:
+        return ""
+    name = parameter.envvar or f"{context.auto_envvar_prefix}_{parameter.name}".upper()
+    return f" (from the environment variable {name})"
 
 
 # The extra that brings each package which a command may find missing.

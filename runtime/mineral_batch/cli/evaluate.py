@@ -29,6 +29,7 @@ from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.starter import starter_path
 from mineral_batch.results.csv import write_csv
+from mineral_batch.results.read import table_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,7 @@ _SHOWN = 5
 @click.option(
     "-o", "--output", type=_FILE, help="With --tune: write the model with its new thresholds here; default: in place."
 )
+@click.option("--force", is_flag=True, help="With --tune: write thresholds even if no mineral gets the guarantee.")
 @click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
 @click.option("--dataset", help="With --record: a description of the images; default: the name of LABELS.")
 @click.option(
@@ -100,13 +102,16 @@ def evaluate(
     tune: str | None,
     model: Path | None,
     output: Path | None,
+    force: bool,
     record: Path | None,
     dataset: str | None,
     bootstrap: int,
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Compare PREDICTIONS (predictions.csv of `predict`) with LABELS (CSV: path,labels[,split]).
+    """Compare PREDICTIONS with LABELS (CSV: path,labels[,split]).
+
+    PREDICTIONS is the output folder of `predict`, or its predictions.csv.
 
     Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
     match when one path ends with the other; images in only one of the tables are counted and left out.
@@ -119,6 +124,8 @@ def evaluate(
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
+    if predictions.is_dir():
+        predictions = table_in(predictions)
     compared = _Comparison(predictions, labels, split, bootstrap, level, specimen)
     if tune or record:
         _require_own_labels_and_images(compared)
@@ -146,6 +153,7 @@ def evaluate(
     if csv_file:
         write_csv(csv_file, _CSV_COLUMNS, _six_digits(_rows(result)))
     if contract and tuning:
+        _require_promise(tuning, contract, len(joined.truth), force=force)
         target = _tuned_file(model or starter_path(), output)
         write_contract(target, _tuned(contract, tuning, joined, compared))
         click.echo("\n".join(_tuning_text(tuning, contract, target, split)))
@@ -179,6 +187,16 @@ def _to_tune(rule: Rule | None, model: Path | None, output: Path | None) -> Mode
             f"{calibrate_command(model)}"
         )
     return contract
+
+
+def _require_promise(tuning: Tuning, contract: ModelContract, images: int, *, force: bool) -> None:
+    """Refuse thresholds that rest on no evidence of these images, unless they are forced."""
+    if tuning.bound is None or force or len(tuning.without_promise(contract.labels)) < len(contract.labels):
+        return
+    raise DataError(
+        f"these {images} images guarantee {tuning.rule.goal} {tuning.rule.value:g} for no mineral; the thresholds were "
+        "not changed: label more images, or use --force to rely on the calibration alone"
+    )
 
 
 def _tuned_file(model: Path, output: Path | None) -> Path:
@@ -267,6 +285,11 @@ def _join_text(joined: Joined, compared: _Comparison) -> list[str]:
     lines += _reading(joined, compared.level)
     if joined.predictions.ignored:
         lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
+    if compared.split is None and joined.splits:
+        lines.append(
+            f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "
+            "trained on one of them, the figures are too good: choose one with --split"
+        )
     return lines
 
 

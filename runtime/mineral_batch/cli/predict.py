@@ -33,6 +33,7 @@ from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
+from mineral_batch.results.csv import open_csv
 from mineral_batch.results.run import RunSummary
 from mineral_batch.results.schema import FAILURES, PARTIAL, PER_IMAGE, PREDICTIONS
 from mineral_batch.results.write import Tables
@@ -228,8 +229,10 @@ def predict(
         say(_stopped(summary, output), err=True)
         ctx.exit(128 + (stop.signal or signal.SIGINT))
     log.run_finished(summary, output)
-    if not quiet:
+    if summary.predicted and not quiet:
         say(_closing(summary, output, predictor.contract))
+    for warning in () if summary.predicted else summary.warnings:
+        say(f"Warning: {warning}", err=True)
     _refuse_nothing(summary, output)
     if summary.failed and not exit_zero_on_failures:
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
@@ -243,7 +246,7 @@ def _refuse_nothing(summary: RunSummary, output: Path) -> None:
             f"the model is at fault (was it exported by mineral-export?)"
         )
     if not summary.predicted:
-        raise DataError(f"none of {summary.failed} images could be read: see {output / FAILURES}")
+        raise DataError(_nothing_read(summary, output))
 
 
 def _opening(predictor: Predictor, *, is_starter: bool, quiet: bool) -> list[str]:
@@ -276,6 +279,15 @@ def _hazard_lines(minerals: Counter[str]) -> list[str]:
     return [f"  Handle with care: {named}; see mineral-batch minerals NAME"] if found else []
 
 
+def _nothing_read(summary: RunSummary, output: Path) -> str:
+    """One line with the first reason, so that a single bad image needs no look into failures.csv."""
+    with open_csv(output / FAILURES) as table:
+        _, (path, _, reason) = next(iter(table))
+    subject = "the image" if summary.failed == 1 else f"none of {summary.failed} images"
+    verb = "cannot" if summary.failed == 1 else "can"
+    return f"{subject} {verb} be read: {path}: {reason} (see {output / FAILURES})"
+
+
 def _stopped(summary: RunSummary | None, output: Path) -> str:
     done = f" after {counted(summary.predicted + summary.failed)}" if summary else ""
     partial = f" (so far: {output / PARTIAL})" if summary and summary.predicted else ""
@@ -283,8 +295,8 @@ def _stopped(summary: RunSummary | None, output: Path) -> str:
 
 
 def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
-    new, reused = summary.new, summary.reused
-    lines = [f"{counted(new)} in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
+    new, reused = summary.new - summary.new_failed, summary.reused
+    lines = [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
     if reused:
         lines.append(f"{counted(reused, 'more image' if new else 'image')} already done by an earlier run")
     if summary.damaged:

@@ -13,7 +13,7 @@ from mineral_batch.engines.onnx_session import first_line
 from mineral_batch.errors import BackendError
 from mineral_batch.model.familiarity import OUTPUT as FAMILIARITY
 from mineral_batch.model.onnx_file import read_contract
-from mineral_batch.system import cpu_count
+from mineral_batch.system import cpu_count, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,7 +161,7 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise BackendError(f"OpenVINO does not load ({first_line(error)}): pip install openvino") from error
+        raise BackendError(f"OpenVINO does not load ({first_line(error)}): {pip_install('openvino')}") from error
     return openvino
 
 

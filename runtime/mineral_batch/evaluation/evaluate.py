@@ -53,6 +53,7 @@ class Joined:
         missing: paths of the labelled images that have no prediction.
         renamed: names in the label table that were read as another name of a label.
         notes: what else the user should know about the match.
+        splits: the names in the column `split` of the rows that were judged.
     """
 
     predictions: Predictions
@@ -62,6 +63,7 @@ class Joined:
     missing: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def join(
         missing=tuple(row.path for row in rows if row.path not in matches.index),
         renamed=renamed,
         notes=(note,) if note else (),
+        splits=tuple(sorted({row.split for row in rows} - {""})),
     )
 
 

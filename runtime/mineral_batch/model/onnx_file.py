@@ -33,6 +33,7 @@ GRAPH = 7
 # ModelProto's fields and their wire types: anything else means that the file is not an ONNX model.
 _OPSET_IMPORT, _METADATA_PROPS = 8, 14
 _MODEL_FIELDS = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), LENGTH)
+_FIRST_BYTE = b"\x08"  # ModelProto begins with the varint ir_version, as every writer of ONNX writes it
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _NODE, _OUTPUT = 1, 12  # of GraphProto
 _NODE_INPUT, _NODE_OUTPUT, _OPERATOR = 1, 2, 4  # of NodeProto
@@ -168,10 +169,14 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
     """
     try:
         with Path(path).open("rb") as file:
+            begins_well = file.read(1) == _FIRST_BYTE
+            file.seek(0)
             yield file
     except FileNotFoundError:
         raise ContractError(f"there is no model file {path}") from None
     except MalformedError as error:
+        if not begins_well:
+            raise ContractError(f"{path} is not an ONNX file: name a model from mineral-export onnx") from None
         raise ContractError(f"{path} is not a complete ONNX model ({error}): copy or export it again") from None
     except OSError as error:
         raise ContractError(f"cannot read or write the model file {path}: {error.strerror or error}") from None

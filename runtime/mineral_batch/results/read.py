@@ -73,6 +73,18 @@ class Results:
         return bool(np.isfinite(self.places).all(axis=1).any())
 
 
+def table_in(folder: Path) -> Path:
+    """Find the table of predictions in an output folder of `predict`, also of a run that was stopped.
+
+    Raises:
+        DataError: if there is none.
+    """
+    table = next((folder / name for name in (PREDICTIONS, PARTIAL) if (folder / name).is_file()), None)
+    if table is None:
+        raise DataError(f"no {PREDICTIONS} in {folder}: name the output folder of mineral-batch predict")
+    return table
+
+
 def read_results(folder: str | Path) -> Results:
     """Read the output folder of `predict`, also of a run that was stopped.
 
@@ -80,9 +92,9 @@ def read_results(folder: str | Path) -> Results:
         DataError: if there are no tables, or one is damaged.
     """
     folder = Path(folder)
-    table = next((folder / name for name in (PREDICTIONS, PARTIAL) if (folder / name).is_file()), None)
-    if table is None:
-        raise DataError(f"no {PREDICTIONS} in {folder}: name the output folder of mineral-batch predict")
+    if folder.name in (PREDICTIONS, PARTIAL) and folder.is_file():
+        folder = folder.parent  # the table itself was named
+    table = table_in(folder)
     manifest = _manifest(folder / RUN_MANIFEST)
     model = manifest.get("model")
     model = model if isinstance(model, dict) else {}

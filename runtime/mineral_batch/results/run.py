@@ -64,6 +64,7 @@ class RunSummary:
         predicted: rows of predictions.csv, those of earlier runs included.
         failed: rows of failures.csv, likewise.
         new: images that this run predicted or failed to predict.
+        new_failed: of these, the images that it failed to predict.
         kept: of the rows, how many are of images that are not among this run's inputs.
         damaged: saved results that were damaged on disk, and predicted again.
         seconds: of this run, without opening the model.
@@ -76,6 +77,7 @@ class RunSummary:
     predicted: int
     failed: int
     new: int
+    new_failed: int
     kept: int
     damaged: int
     seconds: float
@@ -268,6 +270,7 @@ class _Attempt:
         self._decoded_before = dict(decoder.counts)
         self._engine_version = predictor.engine_identity
         self._done = 0
+        self._failed = 0
 
     def predict(
         self,
@@ -290,6 +293,7 @@ class _Attempt:
                     roots.require(result, journal.path)
                 journal.add(result)
                 self._done += 1
+                self._failed += isinstance(result, Failure)
                 seen(result)
         journal.commit()
         return not wanted.stopped
@@ -312,6 +316,7 @@ class _Attempt:
             predicted=predicted,
             failed=failed,
             new=self._done,
+            new_failed=self._failed,
             kept=0,
             damaged=journal.damaged,
             seconds=time.monotonic() - self._clock,

@@ -53,7 +53,7 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path, bare_model_path: Pa
     (tmp_path / "text.onnx").write_text("hello")
     for path, said in (
         (tmp_path / "missing.onnx", "no model file"),
-        (tmp_path / "text.onnx", "not a complete ONNX model"),
+        (tmp_path / "text.onnx", "not an ONNX file"),
         (tmp_path, "cannot read"),
         (bare_model_path, "without a contract"),
     ):

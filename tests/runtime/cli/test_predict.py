@@ -175,14 +175,14 @@ def test_no_photographs_is_said_and_makes_no_output_folder(predict: Any, tmp_pat
 
 def test_if_no_picture_can_be_read_the_run_failed(predict: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"damaged")
-    assert_one_line_error(predict(tmp_path / "bad.jpg", "-q"), "none of 1 images", "failures.csv")
+    assert_one_line_error(predict(tmp_path / "bad.jpg", "-q"), "the image cannot be read", "bad.jpg", "failures.csv")
     assert table(tmp_path / "out/failures.csv")[0]["stage"] == "decode"
 
 
 def test_a_model_that_is_none_is_refused(predict: Any, album: Path, tmp_path: Path, bare_model_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
     assert_one_line_error(predict(album, model=tmp_path / "no.onnx"), "no such model file")
-    assert_one_line_error(predict(album, model=tmp_path / "text.onnx"), "not a complete ONNX model")
+    assert_one_line_error(predict(album, model=tmp_path / "text.onnx"), "not an ONNX file")
     assert_one_line_error(predict(album, model=bare_model_path), "without a contract", "mineral-export onnx")
     assert not (tmp_path / "out").exists()
 

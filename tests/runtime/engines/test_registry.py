@@ -68,7 +68,7 @@ def test_what_is_no_model_is_said_alike_by_every_engine(tmp_path: Path, bare_mod
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(bare_model_path.read_bytes()[:-200])
     assert "no such model file" in refused(ContractError, tmp_path / "none.onnx", name)
-    assert "not a complete ONNX model" in refused(ContractError, text, name)
+    assert "not an ONNX file" in refused(ContractError, text, name)
     assert "not a complete ONNX model" in refused(ContractError, cut, name)
     assert "without a contract" in refused(ContractError, bare_model_path, name)
 

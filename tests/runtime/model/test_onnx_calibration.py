@@ -143,6 +143,6 @@ def test_a_graph_that_does_not_end_with_a_sigmoid_is_refused(tmp_path):
 def test_a_file_that_is_not_onnx_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a model")
-    with pytest.raises(ContractError, match="not a complete ONNX model"):
+    with pytest.raises(ContractError, match="not an ONNX file"):
         calibrate_graph(path, tmp_path / "out.onnx", [1.0], [0.0])
     assert not (tmp_path / "out.onnx").exists()

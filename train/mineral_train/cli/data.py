@@ -145,8 +145,9 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     manifest = prepared.manifest
     yield from (census.table_1(manifest), "", census.table_2(manifest), "")
     for split in SPLITS:
-        if lacking := census.missing(manifest, split):
-            yield f"labels without an image in {split}: {_some(lacking)}"
+        if lacking := _lacking(manifest, split):
+            yield f"labels with images, but none in {split}: {_some(lacking)}"
+    yield from _empty_splits(manifest)
     yield from _suggested_split(manifest)
     if prepared.merged:
         yield f"merged with another row of the same path or bytes: {prepared.merged:,}"
@@ -156,6 +157,26 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     if prepared.rejected:
         yield f"images that cannot be read, left out: {len(prepared.rejected):,}, see {output.parent / REJECTED}"
     yield f"wrote {output} ({len(manifest.rows):,} images)"
+
+
+def _lacking(manifest: Manifest, split: str) -> list[str]:
+    """The labels that have images, but none in this split."""
+    absent = set(census.missing(manifest, split))
+    nowhere = set(manifest.labels).intersection(*(census.missing(manifest, each) for each in SPLITS))
+    return [label for label in manifest.labels if label in absent - nowhere]
+
+
+def _empty_splits(manifest: Manifest) -> Iterator[str]:
+    """Warn if a split lacks most of the labels: calibration, thresholds and figures would rest on nothing."""
+    shown = int((sum(manifest.targets(split).sum(axis=0) for split in SPLITS) > 0).sum())
+    for split in SPLITS[1:]:
+        lacking = len(_lacking(manifest, split))
+        if lacking * 2 > shown:
+            yield (
+                f"warning: {split} has no image of {lacking} of {shown} labels, so "
+                f"{'thresholds and calibration' if split == 'val' else 'test figures'} say nothing about them: "
+                "use --split 70:15:15 or add images"
+            )
 
 
 def _suggested_split(manifest: Manifest) -> Iterator[str]:

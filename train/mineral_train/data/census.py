@@ -27,9 +27,12 @@ def table_1(manifest: Manifest) -> str:
 
 
 def table_2(manifest: Manifest) -> str:
-    """Images per mineral (Wu et al. 2022, Table 2)."""
+    """Images per mineral (Wu et al. 2022, Table 2); a last line counts the labels without an image."""
     per_split = np.array([manifest.targets(split).sum(axis=0) for split in (None, *SPLITS)])  # (4, L)
-    return _text("images of", list(zip(manifest.labels, per_split.T.tolist(), strict=True)), [])
+    rows = list(zip(manifest.labels, per_split.T.tolist(), strict=True))
+    shown = [row for row in rows if row[1][0]]
+    text = _text("images of", shown, [])
+    return f"{text}\n{len(rows) - len(shown)} of {len(rows)} labels have no image" if len(shown) < len(rows) else text
 
 
 def missing(manifest: Manifest, split: str) -> list[str]:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from mineral_batch.errors import BackendError
+from mineral_batch.system import pip_install
 
 #: Package to install -> the module to import; by default the first one that imports is taken.
 RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -110,8 +111,8 @@ def load_library(name: str | None = None) -> Library:
             continue
         return _recent_enough(library)
     raise BackendError(
-        f"{found}: pip install tensorrt-rtx (GeForce and RTX cards), or "
-        f"pip install 'tensorrt>=10.12' (every card, from NVIDIA's package index)"
+        f"{found}: {pip_install('trt-rtx')} (GeForce and RTX cards), or "
+        f"{pip_install('trt')} (every card, from NVIDIA's package index)"
     )
 
 
