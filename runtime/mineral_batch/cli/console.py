@@ -63,9 +63,8 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self._table, n=1)
-            if near:
-                error.message += f" Did you mean {near[0]}?"
-            raise
+            guess = f" Did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"{error.message}{guess}", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of sub-commands from the table alone."""
@@ -77,8 +76,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.BadParameter as error:
-            error.message += _source(error)
-            raise
+            raise click.BadParameter(
+                f"{error.message}{_source(error)}", error.ctx, error.param, error.param_hint
+            ) from None
         except MineralError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:

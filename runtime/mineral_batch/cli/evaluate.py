@@ -54,8 +54,13 @@ _FILE = click.Path(path_type=Path)
 _SHOWN = 5
 
 
+def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> Path:
+    """The table, also where its folder was named."""
+    return table_in(path) if path.is_dir() else path
+
+
 @click.command()
-@click.argument("predictions", type=MODEL)
+@click.argument("predictions", callback=_table, type=MODEL)
 @click.argument("labels", type=MODEL)
 @click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
 @click.option(
@@ -124,8 +129,6 @@ def evaluate(
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
-    if predictions.is_dir():
-        predictions = table_in(predictions)
     compared = _Comparison(predictions, labels, split, bootstrap, level, specimen)
     if tune or record:
         _require_own_labels_and_images(compared)

@@ -296,7 +296,9 @@ def _stopped(summary: RunSummary | None, output: Path) -> str:
 
 def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
     new, reused = summary.new - summary.new_failed, summary.reused
-    lines = [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
+    lines = (
+        [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
+    )
     if reused:
         lines.append(f"{counted(reused, 'more image' if new else 'image')} already done by an earlier run")
     if summary.damaged:

@@ -58,7 +58,7 @@ def test_other_inputs_add_their_rows(predict: Any) -> None:
     done = predict("day2", "--format", "jsonl")
     assert done.exit_code == 0
     assert paths() == DAY1 + DAY2
-    assert "2 images in" in done.stdout
+    assert "2 images predicted in" in done.stdout
     assert "3 rows of earlier runs, not of these inputs (--prune removes them)" in done.stdout
     assert [json.loads(line)["path"] for line in Path("out/predictions.jsonl").read_text().splitlines()] == DAY1 + DAY2
     assert manifest()["pictures"]["of_other_inputs"] == 3
@@ -72,7 +72,7 @@ def test_the_order_of_runs_and_an_interruption_change_no_row(predict: Any) -> No
     with sqlite3.connect("out/journal.sqlite") as db:  # as if the second run had been killed before its last image
         db.execute("DELETE FROM result WHERE name = ?", (b"day2/1.png",))
     db.close()
-    assert "1 image in" in predict("day2").stdout
+    assert "1 image predicted in" in predict("day2").stdout
     assert Path("out/predictions.csv").read_bytes() == together
 
 
