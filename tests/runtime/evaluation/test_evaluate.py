@@ -253,16 +253,6 @@ def test_precision_thresholds_name_the_minerals_without_a_promise(world):
     assert bound["gold"] is None
 
 
-def test_thresholds_that_no_image_supports_need_force(world):
-    world.truth = np.random.default_rng(1).random((COUNT, 4)) < world.scores
-    model = calibrated(world.model())
-    before = read_contract(model).thresholds
-    arguments = (world.predictions(), world.labels(), "--tune", "precision=0.99", "--model", model)
-    assert "for no mineral; the thresholds were not changed" in fails(*arguments)
-    assert read_contract(model).thresholds == before
-    assert "Warning: these images guarantee it for no mineral" in run(*arguments, "--force").stdout
-
-
 def test_a_promise_needs_a_calibrated_model(world):
     model = world.model()
     message = fails(world.predictions(), world.labels(), "--tune", "recall=0.9", "--model", model)
