@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from mineral_batch.deliver.records import Delivery
 
 _PATH = click.Path(path_type=Path)
-_FILES = {"excel": "minerals.xlsx", "csv-excel": "minerals.csv", "geojson": "minerals.geojson"}
+_FILES = {
+    "excel": "minerals.xlsx",
+    "csv-excel": "minerals.csv",
+    "geojson": "minerals.geojson",
+    "gpkg": "minerals.gpkg",
+    "darwin-core": "darwin-core.zip",
+    "dwca": "dwca.zip",
+}
 _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
 
 
@@ -31,6 +39,12 @@ _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
     help="Take the model's answers from this probability on. [default: the model's thresholds]",
 )
 @click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
+@click.option(
+    "--join", "inventory", type=_PATH, metavar="CSV", help="Inventory of the collection, joined to the images."
+)
+@click.option("--on", "column", metavar="COLUMN", help="Column of --join with the inventory numbers.")
+@click.option("--match", metavar="REGEX", help="Finds the inventory number in a path; default: looks for the numbers.")
+@click.option("--names", type=_PATH, metavar="CSV", help="The collection's names: columns mineral and name.")
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
 @click.option("--root", default="Mineral", show_default=True, help="xmp: keyword above all others.")
@@ -49,6 +63,10 @@ def deliver(
     output: Path | None,
     least: float | None,
     photos: Path | None,
+    inventory: Path | None,
+    column: str | None,
+    match: str | None,
+    names: Path | None,
     beside: bool,
     adobe_names: bool,
     root: str,
@@ -62,26 +80,39 @@ def deliver(
     says, and every record states which of them it is.
 
     \b
-    excel      a workbook with filters: images, minerals, how it was made
-    csv-excel  semicolons and a byte order mark, for Excel in Europe
-    xmp        sidecars with keywords for Lightroom, digiKam, darktable, ...
-    folders    a tree by mineral, of links or copies
-    geojson    where the photographs were taken, for a map
+    excel          a workbook with filters: images, minerals, how it was made
+    csv-excel      semicolons and a byte order mark, for Excel in Europe
+    xmp            sidecars with keywords for Lightroom, digiKam, darktable, ...
+    folders        a tree by mineral, of links or copies
+    geojson, gpkg  where the photographs were taken, for a map
+    darwin-core    a Darwin Core Data Package (zip)
+    dwca           a Darwin Core Archive (zip), for older systems
 
-    The photographs are never changed.
+    The photographs are never changed. With --join and --on, images get the row of the inventory whose number is in
+    their path, and images of one number are one specimen of Darwin Core.
     """  # noqa: D301 - click reads the control character
+    from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
 
     if beside and output:
         raise click.UsageError("--beside writes beside the photographs: leave -o out")
     if undo and form in _FILES:
         raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
+    if (inventory is None) != (column is None) or (match and not inventory):
+        raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
     delivery = read_delivery(results, photos, least)
+    if inventory and column:
+        delivery = _joined(delivery, inventory, column, match)
+    if names:
+        delivery = replace(delivery, own_names=read_names(names, delivery.labels))
     target = output or results / (_FILES.get(form) or _FOLDERS[form])
     write: dict[str, Callable[[], str]] = {
         "excel": lambda: _excel(delivery, target, thumbnails),
         "csv-excel": lambda: _csv(delivery, target),
-        "geojson": lambda: _geojson(delivery, target),
+        "geojson": lambda: _places(delivery, target, form),
+        "gpkg": lambda: _places(delivery, target, form),
+        "darwin-core": lambda: _darwin_core(delivery, target, form),
+        "dwca": lambda: _darwin_core(delivery, target, form),
         "xmp": lambda: _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names),
         "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
     }
@@ -110,10 +141,30 @@ def _csv(delivery: Delivery, path: Path) -> str:
     return f"{_summary(delivery)}: {path}"
 
 
-def _geojson(delivery: Delivery, path: Path) -> str:
-    from mineral_batch.deliver.places import write_geojson
+def _joined(delivery: Delivery, inventory: Path, column: str, match: str | None) -> Delivery:
+    from mineral_batch.deliver.inventory import join, read_inventory
 
-    written, without = write_geojson(delivery, path)
+    joined = join(read_inventory(inventory, column, match), delivery.results.predictions.paths)
+    click.echo(
+        f"{counted(len(joined.numbers))} joined with {inventory}; {joined.unmatched:,} without a number, "
+        f"{joined.ambiguous:,} ambiguous; {counted(joined.unused, 'row')} of the inventory without an image"
+    )
+    if repeated := len(joined.inventory.repeated):
+        click.echo(f"Warning: {counted(repeated, 'number')} of {inventory} in several rows, not joined", err=True)
+    return replace(delivery, joined=joined)
+
+
+def _darwin_core(delivery: Delivery, path: Path, form: str) -> str:
+    from mineral_batch.deliver.darwin_core import write_archive, write_data_package
+
+    written = (write_archive if form == "dwca" else write_data_package)(delivery, path)
+    return f"{_summary(delivery)}, {counted(written, 'specimen')}: {path}"
+
+
+def _places(delivery: Delivery, path: Path, form: str) -> str:
+    from mineral_batch.deliver.places import write_geojson, write_geopackage
+
+    written, without = (write_geopackage if form == "gpkg" else write_geojson)(delivery, path)
     return f"{counted(written)} with a place, {without:,} without: {path}"
 
 

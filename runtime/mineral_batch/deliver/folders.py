@@ -90,7 +90,7 @@ def undo_folders(tree: Path) -> int:
 
 def _places(record: Record) -> Iterator[PurePath]:
     """Below the tree: a folder for each mineral; the path of the image, made short, tells namesakes apart."""
-    folders = record.minerals or ((UNSURE,) if record.evidence == "unsure" else (NONE,))
+    folders = record.names or ((UNSURE,) if record.evidence == "unsure" else (NONE,))
     digest = hashlib.sha256(record.path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     image = PurePath(record.path)
     for folder in folders:

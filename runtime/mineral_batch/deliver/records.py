@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mineral_batch.deliver.inventory import Joined
 from mineral_batch.report.thumbnails import find_base
 from mineral_batch.results.read import Results, read_results
 from mineral_batch.review.decisions import Decision, read_decisions
@@ -30,6 +31,9 @@ class Record:
         time: when, ISO 8601; empty for the model.
         captured: when the image was taken; empty where that is not known.
         place: latitude and longitude in degrees, None where they are not known.
+        names: of `minerals`, as the collection names them.
+        number: in the collection's inventory; empty where it is not known.
+        inventory: the cells of the inventory's row, empty without one.
     """
 
     path: str
@@ -41,6 +45,14 @@ class Record:
     time: str = ""
     captured: str = ""
     place: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+    number: str = ""
+    inventory: tuple[str, ...] = ()
+
+    @property
+    def specimen(self) -> str:
+        """The inventory number, else the image itself."""
+        return self.number or self.path
 
     @property
     def best(self) -> str:
@@ -57,12 +69,25 @@ class Delivery:
         decisions: path -> what a person decided.
         base: where relative paths start.
         least: probability from which the model's answers count; None for the thresholds of the model.
+        own_names: label -> how the collection names it.
+        joined: its inventory, joined to the images.
     """
 
     results: Results
     decisions: Mapping[str, Decision]
     base: Path
     least: float | None = None
+    own_names: Mapping[str, str] = field(default_factory=dict)
+    joined: Joined | None = None
+
+    @property
+    def inventory_columns(self) -> tuple[str, ...]:
+        """Of the inventory; none without one."""
+        return self.joined.inventory.header if self.joined else ()
+
+    def name(self, label: str) -> str:
+        """How the collection names a label."""
+        return self.own_names.get(label, label)
 
     @property
     def model(self) -> str:
@@ -103,11 +128,19 @@ class Delivery:
             decision.time if decision else "",
             self.results.captured[row],
             (latitude, longitude) if np.isfinite([latitude, longitude]).all() else None,
+            tuple(map(self.name, minerals)),
+            self.joined.number(path) if self.joined else "",
+            self.joined.row(path) if self.joined else (),
         )
 
     def file(self, record: Record) -> Path:
         """Where the image should lie; a member of an archive lies in no file."""
         return self.base / record.path
+
+
+def printable(path: str) -> str:
+    """A path in which bytes that are not UTF-8 are written as escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _decided(decision: Decision | None, machine: tuple[str, ...]) -> tuple[tuple[str, ...], Evidence]:

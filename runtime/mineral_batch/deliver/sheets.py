@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mineral_batch.deliver.records import Delivery, Record
+from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.minerals.table import load_table
@@ -28,8 +28,8 @@ _WIDTHS = {"image": 45, "minerals": 26, "model says": 26, "best": 16, "decided":
 
 def _cells(record: Record) -> list[Any]:
     return [
-        _text(record.path),
-        SEPARATOR.join(record.minerals),
+        printable(record.path),
+        SEPARATOR.join(record.names),
         record.evidence,
         record.reviewer,
         record.time,
@@ -39,10 +39,6 @@ def _cells(record: Record) -> list[Any]:
         record.captured,
         *(record.place or (None, None)),
     ]
-
-
-def _text(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_semicolons(delivery: Delivery, path: Path) -> None:
@@ -60,9 +56,9 @@ def write_semicolons(delivery: Delivery, path: Path) -> None:
 
 
 def _all_rows(delivery: Delivery) -> Iterator[Sequence[Any]]:
-    yield [*_COLUMNS, *_PLACE, *delivery.labels]
+    yield [*_COLUMNS, *_PLACE, *delivery.inventory_columns, *delivery.labels]
     for record in delivery:
-        yield [*_cells(record), *record.probabilities.values()]
+        yield [*_cells(record), *record.inventory, *record.probabilities.values()]
 
 
 def _quoted(cell: object) -> str:
@@ -117,7 +113,7 @@ def _images_sheet(
 ) -> Counter[str]:
     sheet = book.add_worksheet("Images")
     has_places = delivery.results.has_places
-    header = [*_COLUMNS, *(_PLACE if has_places else ()), *delivery.labels]
+    header = [*_COLUMNS, *(_PLACE if has_places else ()), *delivery.inventory_columns, *delivery.labels]
     bold, percent = book.add_format({"bold": True}), book.add_format({"num_format": "0.0%"})
     first = 1 if thumbnail else 0
     for column, name in enumerate(header, first):
@@ -132,12 +128,12 @@ def _images_sheet(
         if row - 1 in small:
             _insert(sheet, row, small[row - 1], thumbnail)
         cells = _cells(record) if has_places else _cells(record)[: len(_COLUMNS)]
-        for column, cell in enumerate([*cells, *record.probabilities.values()], first):
+        for column, cell in enumerate([*cells, *record.inventory, *record.probabilities.values()], first):
             is_share = header[column - first] not in _PLACE
             _write(sheet, row, column, cell, percent if is_share else None)
         file = delivery.file(record)
         if row <= _LINKS and file.is_file():
-            sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=_text(record.path)[:32_000])
+            sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=printable(record.path)[:32_000])
         seen()
     if thumbnail:
         sheet.set_column(0, 0, thumbnail / 7)

@@ -42,11 +42,20 @@ def sidecar(file: Path, *, with_suffix: bool) -> Path:
     return file.with_name(f"{file.name}.xmp") if with_suffix else file.with_suffix(".xmp")
 
 
-def keywords(minerals: Iterable[str], root: str = ROOT) -> tuple[list[str], list[str]]:
-    """The flat and the hierarchical keywords of minerals: the class and group stand between the root and the name."""
+def keywords(
+    minerals: Iterable[str], root: str = ROOT, names: Iterable[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The flat and the hierarchical keywords of minerals: the class and group stand between the root and the name.
+
+    Args:
+        minerals: labels of the model.
+        root: keyword above all others.
+        names: of the minerals in the collection; None for the labels.
+    """
     flat, hierarchical = [], []
-    for name in minerals:
-        broader = [part for part in reversed(lineage(name)) if part != name]
+    minerals = list(minerals)
+    for label, name in zip(minerals, minerals if names is None else names, strict=True):
+        broader = [part for part in reversed(lineage(label)) if part != name]
         flat.append(name.translate(_FORBIDDEN))
         hierarchical.append(SEPARATOR.join(part.translate(_FORBIDDEN) for part in (root, *broader, name)))
     return flat, hierarchical
@@ -168,7 +177,7 @@ def _add(root: Any, namespace: str, name: str, values: Sequence[str]) -> list[st
 
 
 def _write_keywords(root: Any, record: Record, root_keyword: str) -> None:
-    flat, hierarchical = keywords(record.minerals, root_keyword)
+    flat, hierarchical = keywords(record.minerals, root_keyword, record.names)
     added = [f"dc:{value}" for value in _add(root, DC, "subject", flat)] if flat else []
     added += [f"lr:{value}" for value in _add(root, LR, "hierarchicalSubject", hierarchical)] if hierarchical else []
     if added:

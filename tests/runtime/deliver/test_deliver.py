@@ -7,7 +7,9 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
+import zipfile
 from pathlib import Path
 
 import openpyxl
@@ -265,6 +267,8 @@ def test_photographs_that_are_gone_are_counted(results: Path, photos: Path, tmp_
         (["--as", "excel", "--undo"], "--undo is for xmp and folders"),
         (["--as", "xmp", "--beside", "-o", "x"], "leave -o out"),
         (["--as", "folders", "--undo", "-o", "nowhere"], "nothing to undo"),
+        (["--as", "excel", "--join", "x.csv"], "--on COLUMN belong together"),
+        (["--as", "excel", "--join", "x.csv", "--on", "y"], "there is no file x.csv"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], problem: str, results: Path) -> None:
@@ -284,3 +288,158 @@ def test_a_full_disk_leaves_the_earlier_file(results: Path, tmp_path: Path, monk
     text = run(results, "--as", "excel", "-o", path, code=1)
     assert text == f"Error: cannot write {path}: No space left on device; free some space\n"
     assert path.read_text() == "earlier"
+
+
+def members(path: Path) -> dict[str, list[dict[str, str]]]:
+    with zipfile.ZipFile(path) as package:
+        texts = {name: package.read(name).decode() for name in package.namelist() if name.endswith(".csv")}
+    return {name: list(csv.DictReader(io.StringIO(text, newline=""))) for name, text in texts.items()}
+
+
+def test_a_data_package_holds_the_answers_of_the_model_and_of_people(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "dp.zip"
+    assert "5 specimens" in run(results, "--as", "darwin-core", "-o", path)
+    tables = members(path)
+    assert len(tables["material.csv"]) == len(tables["media.csv"]) == len(tables["material-media.csv"]) == 5
+    names = [row["geologicalMaterialNames"] for row in tables["geological-material.csv"]]
+    assert names == ["galena", "agate | own name"]
+    answers = {row["identificationID"].rsplit("/", 1)[1]: row for row in tables["identification.csv"]}
+    human, machine = answers["ü;=1.png#human"], answers["ü;=1.png#machine"]
+    assert (human["identifiedBy"], human["isAcceptedIdentification"]) == ("Änne", "true")
+    assert (machine["verbatimIdentification"], machine["isAcceptedIdentification"]) == ("malachite", "false")
+    assert machine["identifiedBy"] == "tiny (abc123abc123)"
+    assert machine["identificationRemarks"] == "probability by the model: malachite 0.950"
+    assert answers["a b.jpg#machine"]["identificationVerificationStatus"] == "unverified"
+    before = path.read_bytes()
+    run(results, "--as", "darwin-core", "-o", path)
+    assert path.read_bytes() == before
+
+
+def test_the_keys_of_a_data_package_agree(results: Path, tmp_path: Path) -> None:
+    """What its validator checks: every table has the columns of its schema, every key points to a row."""
+    run(results, "--as", "darwin-core", "-o", tmp_path / "dp.zip")
+    tables = members(tmp_path / "dp.zip")
+    with zipfile.ZipFile(tmp_path / "dp.zip") as package:
+        descriptor = json.loads(package.read("datapackage.json"))
+    for resource in descriptor["resources"]:
+        rows, schema = tables[resource["path"]], resource["schema"]
+        assert list(rows[0]) == [field["name"] for field in schema["fields"]]
+        for field in schema["fields"]:
+            assert field["dcterms:isVersionOf"].startswith("http://")
+        for key in schema.get("primaryKey", []):
+            assert len({row[key] for row in rows}) == len(rows)
+        for key in schema.get("foreignKeys", []):
+            (own,), (other,) = key["fields"], key["reference"]["fields"]
+            targets = {row[other] for row in tables[f"{key['reference']['resource']}.csv"]}
+            assert {row[own] for row in rows} <= targets
+
+
+@pytest.mark.slow
+def test_frictionless_accepts_the_data_package(results: Path, tmp_path: Path) -> None:
+    """Without the address of the profile, which it would fetch."""
+    frictionless = pytest.importorskip("frictionless")
+    run(results, "--as", "darwin-core", "-o", tmp_path / "dp.zip")
+    with zipfile.ZipFile(tmp_path / "dp.zip") as package:
+        package.extractall(tmp_path / "dp")
+    descriptor = tmp_path / "dp" / "datapackage.json"
+    content = json.loads(descriptor.read_text())
+    assert content.pop("profile") == "https://rs.tdwg.org/dwc-dp/1.0/dwc-dp-profile.json"
+    descriptor.write_text(json.dumps(content))
+    report = frictionless.validate(str(descriptor))
+    assert report.valid, report.flatten(["type", "note"])
+    table = tmp_path / "dp" / "material-media.csv"
+    table.write_text(table.read_text() + "nothing,nothing\n")
+    (error,) = {kind for (kind,) in frictionless.validate(str(descriptor)).flatten(["type"])}
+    assert error == "foreign-key", "the check can fail"
+
+
+def test_an_archive_describes_its_files(results: Path, tmp_path: Path) -> None:
+    assert "5 specimens" in run(results, "--as", "dwca", "-o", tmp_path / "a.zip")
+    tables = members(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        meta = etree.fromstring(archive.read("meta.xml"))
+    space = "{http://rs.tdwg.org/dwc/text/}"
+    ids = {row["id"] for row in tables["occurrence.csv"]}
+    assert [child.tag for child in meta] == [f"{space}core", f"{space}extension", f"{space}extension"]
+    for part in meta:
+        rows = tables[part.findtext(f"{space}files/{space}location")]
+        header = list(rows[0])
+        for field in part.iterfind(f"{space}field"):
+            assert field.get("term").rsplit("/", 1)[1] == header[int(field.get("index"))]
+        assert {row[header[0]] for row in rows} <= ids
+
+
+def geopackage(results: Path, path: Path) -> list[tuple[object, ...]]:
+    assert "1 image with a place, 4 without" in run(results, "--as", "gpkg", "-o", path)
+    connection = sqlite3.connect(path)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("PRAGMA application_id").fetchone() == (0x47504B47,)
+        extent = connection.execute("SELECT min_x, min_y, max_x, max_y FROM gpkg_contents").fetchone()
+        assert extent == (151.2, -33.9, 151.2, -33.9)
+        return connection.execute("SELECT minerals, probability, evidence FROM photographs").fetchall()
+    finally:
+        connection.close()
+
+
+def test_geopackage_is_a_sound_database(results: Path, tmp_path: Path) -> None:
+    assert geopackage(results, tmp_path / "x.gpkg") == [("galena", 0.9, "machine")]
+    assert geopackage(results, tmp_path / "x.gpkg") == [("galena", 0.9, "machine")], "written again"
+    assert [path.name for path in tmp_path.glob("*gpkg*")] == ["x.gpkg"]
+
+
+@pytest.mark.slow
+def test_gdal_reads_the_geopackage_and_the_geojson(results: Path, tmp_path: Path) -> None:
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio has GDAL")
+    for form in ("gpkg", "geojson"):
+        path = tmp_path / f"x.{form}"
+        run(results, "--as", form, "-o", path)
+        info = pyogrio.read_info(path)
+        assert (info["features"], info["crs"], info["geometry_type"]) == (1, "EPSG:4326", "Point")
+        assert tuple(info["total_bounds"]) == (151.2, -33.9, 151.2, -33.9)
+
+
+@pytest.fixture
+def inventory(results: Path, photos: Path, tmp_path: Path) -> Path:
+    """The table of images has numbers in their names: one in the inventory, one twice in it, two at once, none."""
+    table = results / "predictions.csv"
+    text = table.read_text()
+    for name, new in zip(
+        NAMES[:4], ("X-90175_1.jpg", "deep/x-90175.png", "deep/B.7.jpg", "X-90175 Y-2.jpg"), strict=True
+    ):
+        text = text.replace(f"{photos}/{name}", f"{photos}/{new}")
+    table.write_text(text)
+    path = tmp_path / "inventory.csv"
+    path.write_text("Inv;Fundort\nX-90175;Tsumeb\n90175;no\nY-2;Ural\nB.7;one\nB.7;two\nZ-9;Siegen\n")
+    return path
+
+
+def test_an_inventory_is_joined_by_the_numbers_in_paths(results: Path, inventory: Path, tmp_path: Path) -> None:
+    text = run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--join", inventory, "--on", "Inv")
+    assert "2 images joined" in text
+    assert "1 without a number, 2 ambiguous; 3 rows of the inventory without an image" in text
+    assert "1 number of" in text
+    rows = semicolons(tmp_path / "x.csv")
+    assert [row["Fundort"] for row in rows] == ["Tsumeb", "Tsumeb", "", "", ""]
+    run(results, "--as", "darwin-core", "-o", tmp_path / "dp.zip", "--join", inventory, "--on", "Inv")
+    tables = members(tmp_path / "dp.zip")
+    assert [row["catalogNumber"] for row in tables["material.csv"]] == ["X-90175", "", "", ""]
+    assert len(tables["media.csv"]) == 5
+
+
+def test_a_pattern_says_where_the_number_is(results: Path, inventory: Path, tmp_path: Path) -> None:
+    arguments = ("--as", "csv-excel", "-o", tmp_path / "x.csv", "--join", inventory, "--on", "Inv")
+    assert "1 image joined" in run(results, *arguments, "--match", r"(Y-\d+)")
+    assert "is not a regular expression" in run(results, *arguments, "--match", "(", code=1)
+
+
+def test_the_collection_has_its_own_names(results: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text("mineral;name\ngalena;Bleiglanz\n")
+    run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--names", names)
+    assert semicolons(tmp_path / "x.csv")[0]["minerals"] == "Bleiglanz"
+    run(results, "--as", "xmp", "-o", tmp_path / "xmp", "--names", names)
+    one = next((tmp_path / "xmp").rglob("a b.jpg.xmp"))
+    assert items(one, LR, "hierarchicalSubject") == ["Mineral|Sulfides and sulfosalts|galena group|Bleiglanz"]
+    names.write_text("mineral;name\ngold;Gold\n")
+    assert "gold: no label of the model" in run(results, "--as", "xmp", "--names", names, code=1)
