@@ -231,8 +231,6 @@ def predict(
     log.run_finished(summary, output)
     if summary.predicted and not quiet:
         say(_closing(summary, output, predictor.contract))
-    for warning in () if summary.predicted else summary.warnings:
-        say(f"Warning: {warning}", err=True)
     _refuse_nothing(summary, output)
     if summary.failed and not exit_zero_on_failures:
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
@@ -240,6 +238,8 @@ def predict(
 
 def _refuse_nothing(summary: RunSummary, output: Path) -> None:
     """Raise if there is not one prediction: something is wrong with the model or with all images."""
+    for warning in () if summary.predicted else summary.warnings:
+        say(f"Warning: {warning}", err=True)
     if summary.is_model_at_fault:
         raise ContractError(
             f"the model's output is not a probability for any of {summary.failed} images: the images were read, "
