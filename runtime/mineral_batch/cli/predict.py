@@ -56,7 +56,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("inputs", nargs=-1, type=INPUT)
-@click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder for the tables.")
+@click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder or URL for the tables.")
 @click.option("-m", "--model", type=MODEL, help="ONNX file or TensorRT engine, or its URL; default: the starter model.")
 @click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for stdin.")
 @table_options

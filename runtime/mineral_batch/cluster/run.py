@@ -29,6 +29,7 @@ from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.journal import JOURNAL
 from mineral_batch.results.manifest import describe_model, timestamp
 from mineral_batch.results.write import CSV_ONLY, Tables
+from mineral_batch.storage.urls import without_secrets
 from mineral_batch.types import Result
 
 # A piece that could not be read now is tried again, after so many seconds.
@@ -139,7 +140,9 @@ def make_plan(
         pieces = write_pieces(place, sources, identity, piece_images)
         model = describe_model(predictor.model, predictor.contract)
         contract = predictor.contract.to_json()
-        mine = Plan(identity, model, contract, inputs.named, tables, timestamp(), pieces, options or {})
+        mine = Plan(
+            identity, model, contract, without_secrets(inputs.named), tables, timestamp(), pieces, options or {}
+        )
         found = write_plan(place, mine)
         if found.pieces == mine.pieces:
             return found
@@ -152,7 +155,7 @@ def make_plan(
 
 
 def _check_wanted(plan: Plan, place: Place, inputs: Inputs, tables: Tables) -> None:
-    if tuple(plan.inputs) != tuple(inputs.named):
+    if list(plan.inputs) != without_secrets(inputs.named):
         raise DataError(
             f"the run in {place.name} was planned for other inputs ({', '.join(plan.inputs[:3])}): name the same, in "
             f"the same order, or choose another output with -o"

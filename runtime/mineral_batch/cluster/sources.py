@@ -7,13 +7,17 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from mineral_batch.cluster.parts import PlannedImage
 from mineral_batch.errors import ImageError, one_line
-from mineral_batch.images.archives import is_archive, members, signed_64_bits
+from mineral_batch.images.archives import is_archive, signed_64_bits
+from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import read_file
+from mineral_batch.images.names import ListedName
+from mineral_batch.images.parquet import is_parquet
 from mineral_batch.images.remote import read_object
+from mineral_batch.storage.errors import may_pass
 from mineral_batch.storage.urls import is_url, parse
 from mineral_batch.types import Failure, Source
 
@@ -38,9 +42,9 @@ _FINAL = frozenset(
 
 def sources_of(images: Iterable[PlannedImage]) -> Iterator[Source | Failure]:
     """Yield a source, or the planned failure, for each image of a piece, in order."""
-    for archive, group in groupby(images, key=_archive):
-        if archive is not None:
-            yield from _members(archive, list(group))
+    for container, group in groupby(images, key=_container):
+        if container is not None:
+            yield from _inside(container, list(group))
             continue
         for image in group:
             if image.stage is not None:
@@ -49,23 +53,38 @@ def sources_of(images: Iterable[PlannedImage]) -> Iterator[Source | Failure]:
                 read = partial(read_object, parse(image.name), image.size or -1, TEMPORARY)
                 yield Source(image.name, image.size, image.modified, read)
             else:
-                yield Source(image.name, image.size, image.modified, partial(_read, image.name, *image[1:3]))
+                yield _source(image)
 
 
-def _archive(image: PlannedImage) -> Path | None:
-    """The archive that an image is in; None for a file, and for what could not be read."""
+def is_temporary(failure: Failure) -> bool:
+    """Return whether another try may read an image: its piece is then left for later."""
+    return failure.stage == "read" and (failure.reason.startswith(TEMPORARY) or may_pass(failure.reason))
+
+
+def _source(image: PlannedImage) -> Source:
+    if is_url(image.name):
+        read = partial(read_object, parse(image.name), image.size or -1, TEMPORARY)
+        return Source(image.name, image.size, image.modified, read)
+    return Source(image.name, image.size, image.modified, partial(_read, image.name, image.size, image.modified))
+
+
+def _container(image: PlannedImage) -> str | None:
+    """The archive or Parquet file that an image is in; None for a file, and for what could not be read."""
     if image.stage is not None:
         return None
-    for folder in PurePath(image.name).parents:
-        if is_archive(folder.name) and Path(folder).is_file():
-            return Path(folder)
+    parts = image.name.split("/")
+    for end in range(1, len(parts)):
+        if is_archive(parts[end - 1]) or is_parquet(parts[end - 1]):
+            name = "/".join(parts[:end])
+            if is_url(name) or Path(name).is_file():
+                return name
     return None
 
 
-def _members(archive: Path, wanted: list[PlannedImage]) -> Iterator[Source | Failure]:
-    """Walk the archive, lazily because the members of a compressed one come with their bytes."""
+def _inside(container: str, wanted: list[PlannedImage]) -> Iterator[Source | Failure]:
+    """Walk the file, lazily because members of compressed archives and rows come with their bytes."""
     position = 0
-    for source in members(archive):
+    for source in find_sources([ListedName(container)]):
         if position == len(wanted):
             return
         if isinstance(source, Source) and source.name == wanted[position].name:
@@ -74,7 +93,7 @@ def _members(archive: Path, wanted: list[PlannedImage]) -> Iterator[Source | Fai
             yield source if is_same else Failure(image.name, "read", _CHANGED)
             position += 1
     for image in wanted[position:]:
-        yield Failure(image.name, "read", f"no longer in {archive}")
+        yield Failure(image.name, "read", f"no longer in {container}")
 
 
 def _read(name: str, size: int, modified: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 from mineral_batch.cluster.parts import PlannedImage, decode_images, encode_part
 from mineral_batch.cluster.place import Place
 from mineral_batch.cluster.plan import ATTEMPTS, Piece, Plan
-from mineral_batch.cluster.sources import TEMPORARY, sources_of
+from mineral_batch.cluster.sources import TEMPORARY, is_temporary, sources_of
 from mineral_batch.errors import DataError
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.predictor import Predictor
@@ -152,7 +152,7 @@ class PieceWorker:
         results = self._predictor.predict(sources_of(images), with_exif=self._plan.tables.needs_exif, times=times)
         with closing(results):
             for result in results:
-                if isinstance(result, Failure) and result.reason.startswith(TEMPORARY):
+                if isinstance(result, Failure) and is_temporary(result):
                     raise NotNowError(f"{result.path}: {result.reason.removeprefix(TEMPORARY)}")
                 if stop():
                     raise NotNowError("stopped")

@@ -51,6 +51,15 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
 )
 
 
+# In the texts of what may pass: no answer, and credentials that somebody renews.
+_PASSING = ("more tries", "credentials have expired")
+
+
+def may_pass(reason: str) -> bool:
+    """Return whether another try, later, may read what failed for this reason, in the words of an error above."""
+    return any(words in reason for words in _PASSING)
+
+
 def explained(error: Exception, where: str) -> StoreError:
     """Return one line for an error of obstore, whose own text holds addresses, headers and answers of the server."""
     if isinstance(error, StoreError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_changed_images_are_refused_and_start_over_with_restart(s3: str, album: 
     assert command(output, album, "--restart").exit_code == 0
     content = open_place(output).get("predictions.csv") or b""
     assert content.count(b".png") == 10
+
+
+def test_photographs_in_a_bucket_and_in_a_tar_there(s3: str, album: Path, tmp_path: Path, command: Any) -> None:
+    (album / "04.png").write_bytes(b"damaged")
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        for file in sorted(album.iterdir())[:4]:
+            archive.add(file, file.name)
+    place = open_place("s3://results/photos")
+    for file in sorted(album.iterdir()):
+        place.put(file.name, file.read_bytes())
+    place.put("more.tar", (tmp_path / "more.tar").read_bytes())
+    inputs = "s3://results/photos/", "s3://results/photos/more.tar"
+    assert command(tmp_path / "one", *inputs).exit_code == 3
+    assert command("s3://results/out", *inputs, "--piece-images", 4).exit_code == 3
+    for name in TABLES:
+        assert open_place("s3://results/out").get(name) == (tmp_path / "one" / name).read_bytes()
+    place.delete("03.png")
+    (part, *_) = (key for key in open_place("s3://results/out").keys("parts/") if "/000000-" in key)
+    open_place("s3://results/out").delete(part)
+    assert command("s3://results/out", *inputs, "--shard", "1/1").exit_code == 3
+    assert CliRunner().invoke(main, ["merge", "s3://results/out"]).exit_code == 3
+    failures = (open_place("s3://results/out").get("failures.csv") or b"").decode()
+    assert "photos/03.png,read,no such object" in failures
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3: str, album: Path, command: Any) -> None:
