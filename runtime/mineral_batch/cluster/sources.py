@@ -49,9 +49,6 @@ def sources_of(images: Iterable[PlannedImage]) -> Iterator[Source | Failure]:
         for image in group:
             if image.stage is not None:
                 yield Failure(image.name, image.stage, image.reason or "")
-            elif is_url(image.name):
-                read = partial(read_object, parse(image.name), image.size or -1, TEMPORARY)
-                yield Source(image.name, image.size, image.modified, read)
             else:
                 yield _source(image)
 
