@@ -24,6 +24,7 @@ def check(ctx: click.Context, path: Path) -> None:
     predictions.csv      path, minerals, [width, height, captured, latitude,
                          longitude,] one probability per label
     predictions.parquet  the same; minerals is a list
+    predictions.excel.csv  the same, with semicolons
     predictions.jsonl    an object per image: path, minerals, probabilities,
                          or path, failure {stage, reason}
     failures.csv         path, stage (read, decode, infer), reason

@@ -16,6 +16,7 @@ from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
     ANSWER,
+    CSV_EXCEL,
     DAMAGED_COLUMN,
     FAILURE_COLUMNS,
     FAILURES,
@@ -146,7 +147,8 @@ def _header(path: Path) -> list[str]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(where, cells) of every record."""
-    return ((f"line {line}", cells) for line, cells in csv_records(path))
+    delimiter = ";" if path.name == CSV_EXCEL else ","
+    return ((f"line {line}", cells) for line, cells in csv_records(path, delimiter))
 
 
 def _check_csv(path: Path, expected: _Expected) -> Iterator[str]:

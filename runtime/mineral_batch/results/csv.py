@@ -121,15 +121,20 @@ def open_csv(
         raise DataError(f"cannot read {shown(str(path))}: {reason}; it must be a CSV file in UTF-8") from None
 
 
-def csv_records(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of every record, the header included, of whatever width: for checking a file.
+
+    Args:
+        path: the file.
+        delimiter: between cells; a file with semicolons begins with a byte order mark, as Excel's do.
 
     Raises:
         DataError: if the file cannot be read.
     """
     try:
-        with Path(path).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
+        encoding = "utf-8" if delimiter == "," else "utf-8-sig"
+        with Path(path).open(encoding=encoding, errors="surrogateescape", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             for cells in reader:
                 yield reader.line_num, cells
     except (OSError, csv.Error) as error:

@@ -6,6 +6,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | failures.csv | a row per image without a prediction: `path`, `stage`, `reason`; exists only if there is one |
 | predictions.jsonl | an object per image, failures included, in the order of the files |
 | predictions.parquet | as predictions.csv, `minerals` being a list |
+| predictions.excel.csv | `--format csv-excel`: the same with semicolons, a byte order mark, CRLF |
 | per-image/ | a CSV per predicted image in a copy of the tree: `mineral`, `probability`, `present` (0 or 1) |
 | predictions.partial.csv | what an interrupted run has so far, as predictions.csv |
 | specimens.csv | `--specimen`: a row per specimen: `specimen`, `images`, `minerals`, then one column per label |
@@ -43,12 +44,13 @@ FAILURES = "failures.csv"
 PARTIAL = "predictions.partial.csv"
 JSON_LINES = "predictions.jsonl"
 PARQUET = "predictions.parquet"
+CSV_EXCEL = "predictions.excel.csv"
 PER_IMAGE = "per-image"
 SPECIMENS = "specimens.csv"
 RUN_MANIFEST = "run.json"
 
 #: What `Tables.formats` may hold, and the file of each.
-FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET}
+FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET, "csv-excel": CSV_EXCEL}
 #: Added where damaged images are predicted, too.
 DAMAGED_COLUMN = "damaged"
 #: What `Tables.columns` may hold, and the columns of each.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -19,6 +22,7 @@ from mineral_batch.results.rows import Sink, TableCounts, TableRow, extra_values
 from mineral_batch.results.schema import (
     ANSWER,
     COLUMNS,
+    CSV_EXCEL,
     DAMAGED_COLUMN,
     FAILURE_COLUMNS,
     FAILURES,
@@ -129,6 +133,29 @@ class PredictionsCsv:
         self._file.write(encode(leading + self._numbers % tuple(row.values)))
 
 
+class ExcelCsv:
+    """Writes the rows of predictions.excel.csv, which Excel opens by a double click in most of Europe."""
+
+    def __init__(self, file: BinaryIO, contract: ModelContract, extra: Sequence[str] = ()) -> None:
+        self._file = file
+        self._contract = contract
+        self._extra = extra
+        file.write(codecs.BOM_UTF8)
+        self._line(["path", "minerals", *extra, *contract.labels])
+
+    def write(self, row: TableRow | Failure) -> None:
+        """Append a row for a prediction."""
+        if not isinstance(row, Failure):
+            extra = extra_values(row, self._extra, self._contract)
+            numbers = (f"{value:.7g}" for value in row.values)
+            self._line([row.result.path, SEPARATOR.join(row.minerals), *extra, *numbers])
+
+    def _line(self, cells: Sequence[object]) -> None:
+        line = io.StringIO(newline="")
+        csv.writer(line, delimiter=";", lineterminator="\r\n").writerow(cells)
+        self._file.write(encode(line.getvalue()))
+
+
 class FailuresCsv:
     """Writes the rows of failures.csv."""
 
@@ -223,6 +250,8 @@ def _open(stack: ExitStack, folder: Path, contract: ModelContract, tables: Table
     sinks: list[Sink] = [PredictionsCsv(file(PREDICTIONS), contract, tables.extra), FailuresCsv(file(FAILURES))]
     if JSON_LINES in tables.files:
         sinks.append(JsonLines(file(JSON_LINES), contract, tables.extra))
+    if CSV_EXCEL in tables.files:
+        sinks.append(ExcelCsv(file(CSV_EXCEL), contract, tables.extra))
     if PARQUET in tables.files:
         parquet = Parquet(file(PARQUET), contract, tables.extra)
         stack.callback(parquet.close)  # before its file gets its name

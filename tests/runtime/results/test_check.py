@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONTRACT = ModelContract(labels=("agate", "beryl, blue", "gold"), thresholds=(0.5, 0.25, 0.5))
-TABLES = Tables(("jsonl",), per_image=True, columns=("size", "captured", "gps"))
+TABLES = Tables(("jsonl", "csv-excel"), per_image=True, columns=("size", "captured", "gps"))
 
 
 @pytest.fixture
@@ -58,8 +58,11 @@ def edit(path: Path, change: Callable[[str], str]) -> None:
 
 def test_what_a_run_wrote_has_no_problems(results: Path) -> None:
     assert list(check(results)) == []
-    for name in ("predictions.csv", "predictions.jsonl", "failures.csv", "run.json"):
+    for name in ("predictions.csv", "predictions.excel.csv", "predictions.jsonl", "failures.csv", "run.json"):
         assert list(check(results / name)) == [], name
+    excel = results / "predictions.excel.csv"
+    excel.write_bytes(excel.read_bytes().replace(b"0.9", b"1.5", 1))
+    assert list(check(results)), "the numbers of this table are checked, too"
     (results / "run.json").unlink()  # a table by itself is checked, too
     assert list(check(results / "predictions.csv")) == []
 

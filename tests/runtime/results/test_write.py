@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -112,6 +113,16 @@ def test_json_lines_hold_failures_in_their_place(tmp_path: Path) -> None:
             "probabilities": {"agate": 0.25, "beryl, blue": 0.75, "Größe °": 0.5},
         },
     ]
+
+
+def test_excel_gets_semicolons_and_the_same_cells(tmp_path: Path) -> None:
+    hostile = (prediction('a;"b".jpg', 0.25, 0.75, 0.5), prediction("new\n.jpg", 1, 0, 0))
+    write(tmp_path, *hostile, Failure("bad.jpg", "decode", "damaged"), tables=Tables(("csv-excel",)))
+    content = (tmp_path / "predictions.excel.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfpath;minerals;")
+    assert content.count(b"\r\n") == 3
+    cells = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=";"))
+    assert cells == rows(tmp_path / "predictions.csv")
 
 
 def test_each_picture_can_have_its_own_file(tmp_path: Path) -> None:
