@@ -37,6 +37,16 @@ main(["wait"])
 """
 
 
+#: Dies while it writes its argument.
+KILLED = """
+import os, pathlib, signal, sys
+from mineral_export.verify.staging import staged_output
+with staged_output(pathlib.Path(sys.argv[1])) as path:
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
@@ -85,3 +95,16 @@ def test_errors_that_are_not_about_writing_pass(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         require_writable(tmp_path / name)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    """Of processes of this machine that are gone; the folder of one that runs stays."""
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "model.onnx"], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".exporting-")
+    with staged_output(tmp_path / "other.onnx") as running:
+        assert not left.exists()
+        running.write_bytes(b"whole")
+        with staged_output(tmp_path / "third.onnx") as third:
+            third.write_bytes(b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.onnx", "third.onnx"]
