@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch.images.processes.pool import is_supported
+from mineral_batch.system import pip_install
 from mineral_bench.cli import main
 from mineral_bench.measure import Estimate, Plan, Rounds
 from mineral_bench.process import interpreter_lock
@@ -39,7 +40,9 @@ def test_threads_processes_and_other_loaders_are_measured(photos: Path, tmp_path
     assert {one["cores"] for one in figures["feeds"]} >= {1}
     assert all(one["rate"]["value"] > 0 and one["cpu"] > 0 for one in figures["feeds"])
     assert figures["extrapolated"][feed.THREADS]["8"] > 0
-    assert f"The lock was not measured for {feed.THREADS}: py-spy is not installed: pip install py-spy." in done.output
+    assert (
+        f"The lock was not measured for {feed.THREADS}: py-spy is not installed: {pip_install('bench')}." in done.output
+    )
 
 
 def test_the_engine_takes_the_time_of_its_rate() -> None:

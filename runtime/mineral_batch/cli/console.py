@@ -52,7 +52,8 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         if isinstance(command, click.Group):
             return command
-        _name_environment(command, f"{ctx.auto_envvar_prefix}_{cmd_name}")
+        if ctx.auto_envvar_prefix:
+            _name_environment(command, f"{ctx.auto_envvar_prefix}_{cmd_name}")
         return add_config_option(command)
 
     def resolve_command(

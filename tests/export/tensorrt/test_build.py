@@ -20,6 +20,7 @@ from mineral_batch.engines.tensorrt import build as tensorrt_build
 from mineral_batch.engines.tensorrt.options import Options
 from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
 from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_batch.system import pip_install
 from mineral_export.tensorrt import export_engine
 
 from .graphs import (
@@ -170,8 +171,8 @@ def test_without_tensorrt_the_packages_are_named(
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     message = refused(product, *ONE_CHIP, *wanted)
-    assert f"{wanted[1] if wanted else 'TensorRT'} is not installed: pip install tensorrt-rtx" in message
-    assert "pip install 'tensorrt>=10.12'" in message
+    assert f"{wanted[1] if wanted else 'TensorRT'} is not installed: {pip_install('trt-rtx')}" in message
+    assert pip_install("trt") in message
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.plan"])

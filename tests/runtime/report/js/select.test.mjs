@@ -42,7 +42,7 @@ for (const [kind, expected] of Object.entries({
 }
 
 test("every kind and order of the page exists", () => {
-  const page = ["all", "found", "several", "nothing", "unsure", "failed", "unfamiliar", "explained", "right", "wrong", "missed"];
+  const page = ["all", "found", "several", "nothing", "unsure", "failed", "unfamiliar", "damaged", "explained", "right", "wrong", "missed"];
   assert.deepEqual(Object.keys(KINDS), page);
   assert.deepEqual(Object.keys(ORDERS), ["probable", "unsure", "file", "name"]);
 });
