@@ -93,6 +93,7 @@ def deliver(
     """  # noqa: D301 - click reads the control character
     from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
+    from mineral_batch.deliver.written import note_written, require_replaceable
 
     if beside and output:
         raise click.UsageError("--beside writes beside the photographs: leave -o out")
@@ -106,6 +107,8 @@ def deliver(
     if names:
         delivery = replace(delivery, own_names=read_names(names, delivery.labels))
     target = output or results / (_FILES.get(form) or _FOLDERS[form])
+    if form in _FILES:
+        require_replaceable(results, target)
     write: dict[str, Callable[[], str]] = {
         "excel": lambda: _excel(delivery, target, thumbnails),
         "csv-excel": lambda: _csv(delivery, target),
@@ -116,7 +119,10 @@ def deliver(
         "xmp": lambda: _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names),
         "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
     }
-    click.echo(write[form]())
+    done = write[form]()
+    if form in _FILES:
+        note_written(results, target)
+    click.echo(done)
 
 
 def _summary(delivery: Delivery) -> str:

@@ -279,7 +279,8 @@ def test_mistakes_are_one_line(arguments: list[str], problem: str, results: Path
 
 def test_a_full_disk_leaves_the_earlier_file(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.xlsx"
-    path.write_text("earlier")
+    run(results, "--as", "excel", "-o", path)
+    earlier = path.read_bytes()
 
     def full(_: int) -> None:
         raise OSError(28, os.strerror(28))
@@ -287,7 +288,7 @@ def test_a_full_disk_leaves_the_earlier_file(results: Path, tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", full)
     text = run(results, "--as", "excel", "-o", path, code=1)
     assert text == f"Error: cannot write {path}: No space left on device; free some space\n"
-    assert path.read_text() == "earlier"
+    assert path.read_bytes() == earlier
 
 
 def members(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -443,3 +444,19 @@ def test_the_collection_has_its_own_names(results: Path, tmp_path: Path) -> None
     assert items(one, LR, "hierarchicalSubject") == ["Mineral|Sulfides and sulfosalts|galena group|Bleiglanz"]
     names.write_text("mineral;name\ngold;Gold\n")
     assert "gold: no label of the model" in run(results, "--as", "xmp", "--names", names, code=1)
+
+
+@pytest.mark.parametrize("form", ["excel", "csv-excel", "darwin-core", "dwca"])
+def test_a_delivery_replaces_its_own_file_but_nobody_elses(form: str, results: Path, tmp_path: Path) -> None:
+    """Neither a file that was there before, nor one that somebody has worked in since."""
+    path = tmp_path / "out"
+    path.write_text("mine")
+    assert "is there already and not of a delivery" in run(results, "--as", form, "-o", path, code=1)
+    assert path.read_text() == "mine"
+    path.unlink()
+    run(results, "--as", form, "-o", path)
+    run(results, "--as", form, "-o", path)
+    path.write_bytes(path.read_bytes() + b" ")
+    edited = path.read_bytes()
+    assert "was edited since it was delivered" in run(results, "--as", form, "-o", path, code=1)
+    assert path.read_bytes() == edited
