@@ -19,7 +19,7 @@ from mineral_batch.results.write import Tables
 @click.argument("output", type=click.Path(path_type=Path))
 @table_options
 @click.option("--allow-mixed-engines", is_flag=True, help="Merge parts that were made with different engines.")
-@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 also if some images could not be read.")
+@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
 def merge(

@@ -99,7 +99,7 @@ _PATH = click.Path(path_type=Path)
     help="Images in a piece of a run with --shard or into a URL: what a crash can cost.",
 )
 @click.option("--allow-mixed-engines", is_flag=True, help="Let the workers of one run use different engines.")
-@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 also if some images could not be read.")
+@click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
 @click.option(
     "--log-format",
     default="text",

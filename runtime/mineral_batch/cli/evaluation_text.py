@@ -1,0 +1,209 @@
+"""The figures of `mineral-batch evaluate` for people to read."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mineral_batch.evaluation.calibration import ECE_DEFINITION
+from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning
+from mineral_batch.evaluation.levels import varieties_beside_their_species
+from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
+from mineral_batch.evaluation.thresholds import CONFIDENCE
+from mineral_batch.minerals.table import LEVELS, Level
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mineral_batch.evaluation.calibration import CalibrationFigures
+    from mineral_batch.model.contract import ModelContract
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tables that were compared, for the head of the text."""
+
+    predictions: Path
+    labels: Path
+    split: str | None
+    resamples: int
+    level: Level
+    specimen: str | None
+
+
+def evaluation_lines(joined: Joined, result: Evaluation, compared: Comparison) -> list[str]:
+    """The whole evaluation, a line each."""
+    return [
+        *_join_text(joined, compared),
+        "",
+        *_label_lines(result),
+        "",
+        *_mean_ap_lines(result, compared.resamples),
+        "",
+        *_calibration_lines(result.calibration),
+        "",
+        *_decision_lines(result),
+        *_empty_lines(result),
+    ]
+
+
+def _join_text(joined: Joined, compared: Comparison) -> list[str]:
+    of_split = f", split {compared.split}" if compared.split else ""
+    lines = [f"{len(joined.truth)} images are in both {compared.predictions} and {compared.labels}{of_split}."]
+    if joined.unlabelled:
+        lines.append(f"{joined.unlabelled} predictions have no labels and are ignored.")
+    if joined.other_splits:
+        lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
+    if joined.missing:
+        first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
+        more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
+        lines.append(f"{len(joined.missing)} labelled images have no prediction: {first}{more}.")
+    if joined.renamed:
+        lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
+    lines += [f"{note}." for note in joined.notes]
+    lines += _reading(joined, compared.level)
+    if joined.predictions.ignored:
+        lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
+    if compared.split is None and joined.splits:
+        lines.append(
+            f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "
+            "trained on one of them, the figures are too good: choose one with --split"
+        )
+    return lines
+
+
+def _reading(joined: Joined, level: Level) -> list[str]:
+    """How varieties beside their species are counted."""
+    if level != LEVELS[0]:
+        return [f"Labels are read at the level of {level}: {len(joined.predictions.labels)} names."]
+    pairs = varieties_beside_their_species(joined.predictions.labels)
+    if not pairs:
+        return []
+    named = ", ".join(f"{variety} alone is not {species}" for variety, species in pairs)
+    return [f"Labels are taken as written: {named} (--level species counts a variety as its species)."]
+
+
+CSV_COLUMNS = ("mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold")
+_COLUMNS = ("mineral", "AP", "photographs", "called", "precision", "recall", "F1", "threshold")
+
+
+def label_rows(result: Evaluation) -> list[tuple[str, float, int, int, float, float, float, float]]:
+    """The table per mineral, `_COLUMNS`; NaN for a ratio 0 / 0 and for a threshold that is not known."""
+    found = result.decisions
+    thresholds = result.thresholds or [math.nan] * len(result.labels)
+    figures = (
+        result.mean_ap.per_label,
+        found.support,
+        found.called,
+        np.where(found.called > 0, found.precision, np.nan),
+        np.where(found.support > 0, found.recall, np.nan),
+        np.where(found.called + found.support > 0, found.f1, np.nan),
+    )
+    return list(zip(result.labels, *(figure.tolist() for figure in figures), thresholds, strict=True))
+
+
+def _label_lines(result: Evaluation) -> list[str]:
+    width = max(len("mineral"), *(len(name) for name in result.labels))
+    columns = _COLUMNS if result.thresholds else _COLUMNS[:-1]
+    lines = ["  ".join([f"{columns[0]:<{width}}", *(f"{name:>{max(len(name), 6)}}" for name in columns[1:])])]
+    for row in label_rows(result):
+        cells = [f"{_cell(v):>{max(len(name), 6)}}" for name, v in zip(columns[1:], row[1:], strict=False)]
+        lines.append("  ".join([f"{row[0]:<{width}}", *cells]))
+    return lines
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
+    lines = []
+    for name, figure in result.ap.items():
+        interval = ""
+        if name == EQUATION_6 and result.interval:
+            low, high = (_cell(value) for value in result.interval)
+            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the images)"
+        lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
+        lines += textwrap.wrap(DEFINITIONS[name], 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
+    return lines
+
+
+def _calibration_lines(figures: CalibrationFigures) -> list[str]:
+    rows = [
+        f"{name:<9}{one:>10.4f}{base:>12.4f}"
+        for name, one, base in zip(
+            ("ECE", "log loss", "Brier"), astuple(figures.scores), astuple(figures.baseline), strict=True
+        )
+    ]
+    return [
+        "Calibration, compared with always predicting the prevalence in these images:",
+        f"{'':<9}{'model':>10}{'prevalence':>12}",
+        *rows,
+        *textwrap.wrap(f"ECE: {ECE_DEFINITION}; log loss and Brier score: means over all decisions.", 100),
+        f"Minerals per image: {figures.labels_predicted:.2f} by the sum of the probabilities, "
+        f"{figures.labels_true:.2f} labelled.",
+    ]
+
+
+def _decision_lines(result: Evaluation) -> list[str]:
+    found = result.decisions
+    by = "the thresholds above" if result.thresholds else "the `minerals` column"
+    return [
+        f"Decisions by {by}:",
+        "per class  CP {:.4f}  CR {:.4f}  CF1 {:.4f}".format(*found.per_class) + f"  macro-F1 {found.macro_f1:.4f}",
+        "overall    OP {:.4f}  OR {:.4f}  OF1 {:.4f}".format(*found.overall),
+    ]
+
+
+def _empty_lines(result: Evaluation) -> list[str]:
+    empty = [result.labels[index] for index in result.mean_ap.empty]
+    if not empty:
+        return []
+    return [
+        "",
+        f"In no image, so not evaluated ({len(empty)} of {len(result.labels)}): {', '.join(empty)}.",
+    ]
+
+
+def tuning_lines(tuning: Tuning, contract: ModelContract, model: Path, split: str | None) -> list[str]:
+    """What tuning changed: the figures before and after on the same images, and what can be promised."""
+    lines = ["", f"Wrote thresholds by {tuning.rule} into {model}: {_f1_changes(tuning)}."]
+    for when, found in (("before", tuning.before), ("after", tuning.after)):
+        means = f"macro-F1 {found.macro_f1:.4f}  CF1 {found.per_class.f1:.4f}  OF1 {found.overall.f1:.4f}"
+        lines.append(f"{when:<7} {means}  OP {found.overall.precision:.4f}  OR {found.overall.recall:.4f}")
+    if tuning.bound is not None:
+        lines += _promise_lines(tuning, contract.labels)
+    if split != "val":
+        lines.append(
+            "The thresholds were chosen on these images, so the figures after are optimistic; evaluate on others."
+        )
+    return lines
+
+
+def _f1_changes(tuning: Tuning) -> str:
+    """How many minerals gained and lost: `F1 rises for 3, falls for 1, is unchanged for 32 minerals`."""
+    difference = tuning.after.f1 - tuning.before.f1
+    counts = {"rises": (difference > 0).sum(), "falls": (difference < 0).sum(), "is unchanged": (difference == 0).sum()}
+    return "F1 " + ", ".join(f"{what} for {count}" for what, count in counts.items() if count) + " minerals"
+
+
+def _promise_lines(tuning: Tuning, labels: Sequence[str]) -> list[str]:
+    unknown = tuning.without_promise(labels)
+    promised = len(labels) - len(unknown)
+    goal = f"{tuning.rule.goal} of at least {tuning.rule.value:g}"
+    lines = [f"A {goal} is guaranteed with {CONFIDENCE:.0%} confidence for {promised} of {len(labels)} minerals."]
+    if not promised:
+        lines.append("Warning: these images guarantee it for no mineral; the thresholds rest on the calibration alone.")
+    if unknown:
+        text = f"Too few images for a guarantee; only the calibration supports the threshold: {', '.join(unknown)}."
+        lines += textwrap.wrap(text, 100)
+    return lines
