@@ -15,6 +15,7 @@ from mineral_batch.engines.tensorrt.plan import EngineRecord, read_record
 from mineral_batch.model.contract import InputSpec, ModelContract
 from mineral_batch.model.onnx_file import write_contract
 from mineral_export.cli import main
+from mineral_export.precision.qdq import side_nodes
 
 TWO_CHIPS = ("--compute-capability", "8.9", "--compute-capability", "12.0")
 ONE_CHIP = TWO_CHIPS[:2]
@@ -41,9 +42,10 @@ def refused(*words: object) -> str:
 
 
 def products(path: Path) -> int:
-    """Convolutions and matrix products in the typed FP16 graph of a float32 file; an attention counts as one."""
+    """Convolutions and matrix products that the probabilities need; an attention counts as one."""
     model = onnx.load(path)
-    kinds = Counter(node.op_type for node in model.graph.node)
+    beside = {node.output[0] for node in side_nodes(model)}
+    kinds = Counter(node.op_type for node in model.graph.node if node.output[0] not in beside)
     return kinds["Conv"] + kinds["MatMul"] + kinds["Gemm"] + kinds["Attention"]
 
 

@@ -49,7 +49,7 @@ def test_only_what_is_new_is_predicted_and_no_secret_is_written(bucket, tmp_path
     assert "hidden-word" not in result.output
     open_store("s3://photos").put("set/3.jpg", picture(33))
     again = predict("s3://photos/set", "-o", output)
-    assert "1 image in" in again.output
+    assert "1 image predicted in" in again.output
     assert "5 more images already done" in again.output
 
 

@@ -43,15 +43,15 @@ class Layers:
 
 
 def network_layers(network: Any) -> Layers:
-    """Count the layers of a parsed network by the types that it gives them.
+    """Count the layers that the network's outputs need by the types that it gives them.
 
-    A product of what was dequantized just before is one in the quantized type: TensorRT fuses the two.
+    What computes an output that was dropped, such as the familiarity, stays in the network and leaves no kernel. A
+    product of what was dequantized just before is one in the quantized type: TensorRT fuses the two.
     """
     counts: Counter[str] = Counter()
     products: Counter[str] = Counter()
     quantized: dict[str, str] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
+    for layer in _needed(network):
         kind = layer.type.name
         source = layer.get_input(0) if layer.num_inputs else None  # an optional one is None, too
         type_in = quantized.get(source.name, type_name(source)) if source else ""
@@ -62,6 +62,19 @@ def network_layers(network: Any) -> Layers:
         if layer.num_outputs and layer.get_output(0).dtype.name in _TYPES and kind != "CONSTANT":
             counts[type_name(layer.get_output(0))] += 1
     return Layers(dict(products), dict(counts))
+
+
+def _needed(network: Any) -> list[Any]:
+    """The layers that the outputs depend on, in the network's order, in which each comes behind its inputs."""
+    wanted = {network.get_output(index).name for index in range(network.num_outputs)}
+    layers = []
+    for index in reversed(range(network.num_layers)):
+        layer = network.get_layer(index)
+        if wanted.intersection(layer.get_output(number).name for number in range(layer.num_outputs)):
+            inputs = (layer.get_input(number) for number in range(layer.num_inputs))
+            wanted.update(tensor.name for tensor in inputs if tensor is not None)
+            layers.append(layer)
+    return layers[::-1]
 
 
 def engine_layers(library: Library, plan: bytes, network: Layers) -> Layers | None:
