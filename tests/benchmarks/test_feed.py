@@ -28,6 +28,7 @@ def no_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter_lock, "find_py_spy", lambda: None)
 
 
+@pytest.mark.slow
 def test_threads_processes_and_other_loaders_are_measured(photos: Path, tmp_path: Path, no_sampler: None) -> None:
     saved = tmp_path / "feed.json"
     words = ["feed", photos, "--side", 32, "--images", 30, "--seconds", 0, "--cores", 8, "--json", saved]

@@ -11,6 +11,7 @@ _COMMANDS = {
     "check": ("mineral_batch.cli.check:check", "Check that the tables of a run are complete and consistent."),
     "report": ("mineral_batch.cli.report:report", "Build an HTML page of a run: gallery, figures, accuracy."),
     "review": ("mineral_batch.cli.review:review", "Confirm and correct predictions in the browser."),
+    "audit": ("mineral_batch.cli.audit:audit", "Find existing labels that look wrong."),
     "deliver": ("mineral_batch.cli.deliver:deliver", "Write Excel, XMP, folders by mineral, maps, Darwin Core."),
     "explain": ("mineral_batch.cli.explain:explain", "Show where in the images the model sees each mineral."),
     "minerals": ("mineral_batch.cli.minerals:minerals", "Show formula, group, names and hazards of minerals."),

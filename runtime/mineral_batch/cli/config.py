@@ -20,6 +20,7 @@ COMMANDS = frozenset(
         "check",
         "report",
         "review",
+        "audit",
         "deliver",
         "minerals",
         "explain",

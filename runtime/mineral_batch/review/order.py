@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mineral_batch.evaluation.audit import suspicion
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,7 +58,7 @@ def teaches(scores: Floats, limit: int = _DIVERSE) -> NDArray[np.intp]:
 
 
 def mistakes(scores: Floats, labels: Bools, has_labels: Bools) -> NDArray[np.intp]:
-    """Order labelled images by how improbable the model finds their labels: the log loss of the worst label.
+    """Order labelled images by how improbable the model finds their labels (see `mineral_batch.evaluation.audit`).
 
     Args:
         scores: (N, L) probabilities.
@@ -66,10 +68,8 @@ def mistakes(scores: Floats, labels: Bools, has_labels: Bools) -> NDArray[np.int
     Returns:
         Indices of the labelled images, most suspicious first.
     """
-    clipped = np.clip(scores, _TINY, 1 - _TINY)
-    loss = np.where(labels, -np.log(clipped), -np.log1p(-clipped)).max(axis=1, initial=0.0)
     known = np.flatnonzero(has_labels)
-    return known[np.argsort(-loss[known], kind="stable")]
+    return known[np.argsort(-suspicion(scores[known], labels[known]), kind="stable")]
 
 
 def by_mineral(scores: Floats, label: int) -> NDArray[np.intp]:

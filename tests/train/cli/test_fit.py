@@ -233,6 +233,7 @@ def test_a_manifest_from_a_spreadsheet_is_read(run, coloured_manifest, tmp_path)
     assert run(tmp_path / "run", "--epochs", "1", manifest=table).exit_code == 0
 
 
+@pytest.mark.slow
 def test_deterministic_runs_with_two_threads_are_equal_bit_for_bit(coloured_manifest, labels, tmp_path):
     """In processes of their own, because the tests themselves run with one thread."""
     options = [*TINY[TINY.index("--no-pretrained") :], "--backbone", "test_efficientnet", "--image-size", "64"]

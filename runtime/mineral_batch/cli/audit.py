@@ -1,0 +1,79 @@
+"""`mineral-batch audit`: existing labels that look wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_batch.cli.console import counted
+from mineral_batch.evaluation.audit import suspects
+from mineral_batch.evaluation.evaluate import join
+from mineral_batch.results.csv import shown, write_csv
+from mineral_batch.results.read import table_in
+from mineral_batch.results.schema import SEPARATOR, format_number
+
+if TYPE_CHECKING:
+    from mineral_batch.evaluation.audit import Suspect
+    from mineral_batch.evaluation.evaluate import Joined
+
+_PATH = click.Path(path_type=Path)
+_SHOWN = 10
+#: From these odds on a label is counted as one that looks wrong.
+LIKELY = 20.0
+COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability", "suggested_probability", "alike")
+
+
+@click.command()
+@click.argument("labels", type=_PATH)
+@click.argument("results", type=_PATH)
+@click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
+@click.option("-o", "--output", type=_PATH, help="Table to write; default: audit.csv in RESULTS.")
+@click.option(
+    "--count", type=click.IntRange(1), default=1000, show_default=True, help="Write at most this many, worst first."
+)
+def audit(labels: Path, results: Path, split: str | None, output: Path | None, count: int) -> None:
+    """Find existing labels that look wrong: the model finds another mineral much more likely.
+
+    LABELS is a CSV (path,labels), RESULTS the output folder of predict on the same images, by a model that was not
+    trained on these labels. The table has the worst first, with the mineral that the model suggests and images with
+    that label that look alike to it. mineral-batch review RESULTS --labels LABELS shows them in the same order.
+    """
+    table = table_in(results) if results.is_dir() else results
+    joined = join(table, labels, split)
+    predictions = joined.predictions
+    found = list(suspects(predictions.scores, joined.truth, predictions.labels, count))
+    target = output or table.parent / "audit.csv"
+    write_csv(target, COLUMNS, (_row(joined, suspect) for suspect in found))
+    click.echo("\n".join([*_lines(joined, found), f"Table: {target}"]))
+
+
+def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
+    table, truth = joined.predictions, joined.truth[suspect.row]
+    values = dict(zip(table.labels, table.scores[suspect.row].tolist(), strict=True))
+    return (
+        table.paths[suspect.row],
+        SEPARATOR.join(label for label, is_given in zip(table.labels, truth, strict=True) if is_given),
+        suspect.given,
+        suspect.suggested,
+        f"{suspect.odds_ratio:.3g}",
+        format_number(values[suspect.given]) if suspect.given in values else "",
+        format_number(values[suspect.suggested]),
+        SEPARATOR.join(table.paths[row] for row in suspect.alike),
+    )
+
+
+def _lines(joined: Joined, found: list[Suspect]) -> list[str]:
+    likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
+    lines = [
+        f"{counted(len(joined.truth), 'labelled image')}; of {len(likely):,} the label looks wrong "
+        f"(the odds of another are {LIKELY:g} times as high or more)"
+    ]
+    for suspect in found[:_SHOWN]:
+        path = shown(joined.predictions.paths[suspect.row])
+        lines.append(f"  {suspect.given:<15} {suspect.suggested + '?':<16} {suspect.odds_ratio:>8.3g} x  {path}")
+    pairs = Counter((suspect.given, suspect.suggested) for suspect in likely).most_common(5)
+    frequent = [f"{given} -> {suggested} ({n})" for (given, suggested), n in pairs if n > 1]
+    return [*lines, f"Most frequent: {', '.join(frequent)}"] if frequent else lines
