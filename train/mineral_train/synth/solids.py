@@ -59,6 +59,10 @@ class Solid:
         return points
 
 
+# Of a body of about unit size; corners are exact to a millionth.
+_SHORTEST_EDGE = 5e-5
+
+
 def solid_of(form: str, rng: np.random.Generator, unevenness: float = 0.07) -> Solid:
     """One crystal of a form, its faces moved by `unevenness` (standard deviation, fraction of the distance).
 
@@ -94,7 +98,20 @@ def _corners(normals: Doubles, distances: Doubles) -> tuple[Doubles, NDArray[np.
     points = np.linalg.solve(systems[solvable], distances[triples[solvable]][..., None])[..., 0]
     inside = points[(points @ normals.T <= distances + 1e-7).all(axis=1)]
     corners = np.unique(inside.round(6), axis=0)
-    return corners, np.abs(corners @ normals.T - distances) < 1e-4
+    return _merged(corners, np.abs(corners @ normals.T - distances) < 3e-6)
+
+
+def _merged(corners: Doubles, on_face: NDArray[np.bool_]) -> tuple[Doubles, NDArray[np.bool_]]:
+    """Make one corner of those at the ends of an edge too short to see, on all faces that they lie on.
+
+    Otherwise rounding decides for each face by itself which of them it has, and the body is not closed.
+    """
+    near = np.linalg.norm(corners[:, None] - corners[None], axis=2) < _SHORTEST_EDGE
+    first = np.arange(len(corners))
+    while not np.array_equal(first, lower := np.where(near, first, len(corners)).min(axis=1)):
+        first = lower
+    kept = np.unique(first)
+    return corners[kept], np.array([on_face[first == corner].any(axis=0) for corner in kept])
 
 
 def _counter_clockwise(corners: Doubles, ring: NDArray[np.intp], normal: Doubles) -> NDArray[np.intp]:
