@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +115,7 @@ class Delivery:
     def _record(self, row: int, path: str, called: Any) -> Record:
         table = self.results.predictions
         probabilities = dict(zip(table.labels, table.scores[row].tolist(), strict=True))
-        machine = tuple(sorted(np.array(table.labels)[called].tolist(), key=lambda label: -probabilities[label]))
+        machine = tuple(sorted(compress(table.labels, called), key=lambda label: -probabilities[label]))
         decision = self.decisions.get(path)
         minerals, evidence = _decided(decision, machine)
         latitude, longitude = self.results.places[row].tolist()

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mineral_batch.evaluation.curves import log_odds
 from mineral_batch.evaluation.metrics import Bools, Floats
 
 #: What "given nothing" is called.
 NONE = "none"
-_TINY = 1e-7
+_TINY = 1e-7  # a float32 near 1 says no more
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def suspicion(scores: Floats, labels: Bools) -> Floats:
         (N,) differences of log-odds.
     """
     given, suggested = _extremes(scores, labels)
-    return _log_odds(suggested) - _log_odds(given)
+    return log_odds(suggested, _TINY) - log_odds(given, _TINY)
 
 
 def suspects(scores: Floats, truth: Bools, labels: Sequence[str], count: int, alike: int = 3) -> Iterator[Suspect]:
@@ -67,7 +68,7 @@ def suspects(scores: Floats, truth: Bools, labels: Sequence[str], count: int, al
     """
     found = suspicion(scores, truth)
     order = np.argsort(-found, kind="stable")[:count]
-    logits = _log_odds(scores).astype(np.float32)
+    logits = log_odds(scores, _TINY).astype(np.float32)
     for row in order[found[order] > 0].tolist():
         other = int(np.where(truth[row], -1.0, scores[row]).argmax())
         own = int(np.where(truth[row], scores[row], 2.0).argmin()) if truth[row].any() else None
@@ -81,11 +82,6 @@ def _extremes(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
     none = np.prod(1.0 - scores, axis=1)
     given = np.where(labels.any(axis=1), np.where(labels, scores, 2.0).min(axis=1), none)
     return given, np.where(labels, 0.0, scores).max(axis=1)
-
-
-def _log_odds(probabilities: Floats) -> Floats:
-    clipped = np.clip(probabilities, _TINY, 1 - _TINY)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped), np.float64)
 
 
 def _nearest(logits: NDArray[np.float32], row: int, among: NDArray[np.intp], count: int) -> list[int]:

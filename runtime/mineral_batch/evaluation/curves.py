@@ -191,9 +191,9 @@ def _farthest(chosen: Bools, key: NDArray[np.float64], count: int) -> tuple[Mist
     return tuple(found.values())
 
 
-def log_odds(probability: Floats) -> NDArray[np.float64]:
-    """log(p / (1 - p)), finite also at 0 and 1."""
-    p = np.clip(np.asarray(probability, np.float64), _TINY, 1 - _TINY)
+def log_odds(probability: Floats, least: float = _TINY) -> NDArray[np.float64]:
+    """log(p / (1 - p)), finite also at 0 and 1: `p` is taken as at least `least`, and as far from 1."""
+    p = np.clip(np.asarray(probability, np.float64), least, 1 - least)
     return np.log(p) - np.log1p(-p)
 
 
