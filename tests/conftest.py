@@ -1,9 +1,11 @@
-"""What holds for all tests: one thread each, as they run beside each other, and nothing that depends on speed."""
+"""What holds for all tests: one thread each, nothing that depends on speed; and a store that answers as S3 does."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,40 @@ os.environ.setdefault(
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server on this machine that answers as S3 does."""
+    server = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The same, with two empty buckets, `photos` and `results`; the environment leads there."""
+    urllib3 = pytest.importorskip("urllib3")
+    store = pytest.importorskip("mineral_batch.storage.store")
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "very-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3_server,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    store._cloud_store.cache_clear()
+    with urllib3.PoolManager() as pool:
+        pool.request("POST", f"{s3_server}/moto-api/reset")
+        for bucket in ("photos", "results"):
+            pool.request("PUT", f"{s3_server}/{bucket}")
+    yield s3_server
+    store._cloud_store.cache_clear()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -26,6 +26,7 @@ from mineral_batch.results.inputs import check_inputs
 from mineral_batch.results.run import check_prevalence
 from mineral_batch.results.schema import PREDICTIONS
 from mineral_batch.results.write import Tables, require
+from mineral_batch.storage.urls import redact, restored
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class PiecesRun:
 
     def _checked(self) -> tuple[Place, Shard]:
         shard = Shard(1, 1) if self.shard is None else parse_shard(self.shard, os.environ)
+        if signed := [text for text in map(restored, self.named) if redact(text) != text]:
+            raise click.UsageError(
+                f"{redact(signed[0])} has a password or a signature, which a plan that others read must not hold: give "
+                f"the rights by the environment"
+            )
         if self.prune:
             raise click.UsageError("--prune is for a run on one machine, into a folder")
         if self.restart and self.shard is not None:

@@ -26,6 +26,7 @@ from mineral_batch.errors import DataError
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.journal_rows import source_identity
 from mineral_batch.results.write import Tables
+from mineral_batch.storage.errors import may_pass
 from mineral_batch.types import Failure, Source
 
 PLAN = "plan.json"
@@ -145,6 +146,9 @@ def write_pieces(
         fingerprint: of the run.
         piece_images: images in a piece.
         dry: write nothing.
+
+    Raises:
+        DataError: if a source cannot be read now for a reason that may pass.
     """
     run = hashlib.sha256(json.dumps(sorted(fingerprint.items())).encode()).digest()
     pieces = []
@@ -169,6 +173,8 @@ def planned(source: Source | Failure) -> PlannedImage:
     """Return what the plan keeps of an image."""
     name, size, modified = source_identity(source)
     if isinstance(source, Failure):
+        if may_pass(source.reason):  # in the plan it would fail for ever
+            raise DataError(f"cannot plan the run: {source.reason}; nothing is done yet: rerun the same command")
         return PlannedImage(name, size, modified, source.stage, source.reason)
     return PlannedImage(name, size, modified)
 

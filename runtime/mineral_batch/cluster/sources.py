@@ -60,7 +60,7 @@ def is_temporary(failure: Failure) -> bool:
 
 def _source(image: PlannedImage) -> Source:
     if is_url(image.name):
-        read = partial(read_object, parse(image.name), image.size or -1, TEMPORARY)
+        read = partial(read_object, parse(image.name), image.size or -1, image.modified, TEMPORARY)
         return Source(image.name, image.size, image.modified, read)
     return Source(image.name, image.size, image.modified, partial(_read, image.name, image.size, image.modified))
 
@@ -80,7 +80,7 @@ def _container(image: PlannedImage) -> str | None:
 
 def _inside(container: str, wanted: list[PlannedImage]) -> Iterator[Source | Failure]:
     """Walk the file, lazily because members of compressed archives and rows come with their bytes."""
-    position = 0
+    position, why = 0, ""
     for source in find_sources([ListedName(container)]):
         if position == len(wanted):
             return
@@ -89,8 +89,10 @@ def _inside(container: str, wanted: list[PlannedImage]) -> Iterator[Source | Fai
             is_same = (source.size, signed_64_bits(source.modified)) == (image.size, image.modified)
             yield source if is_same else Failure(image.name, "read", _CHANGED)
             position += 1
+        elif isinstance(source, Failure) and source.path == container:
+            why = source.reason  # also one that may pass: the piece is then left
     for image in wanted[position:]:
-        yield Failure(image.name, "read", f"no longer in {container}")
+        yield Failure(image.name, "read", why or f"no longer in {container}")
 
 
 def _read(name: str, size: int, modified: int) -> bytes:

@@ -5,7 +5,6 @@ A prefix is listed a page at a time, in the order of its store: by the bytes of 
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,12 +14,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import ImageError
-from mineral_batch.images.archives import is_archive, refuse_archive, signed_64_bits
+from mineral_batch.images.archives import is_archive, refuse_archive
 from mineral_batch.images.limits import MAX_BYTES, check_bytes
 from mineral_batch.images.names import SYSTEM_FOLDERS, has_image_suffix
 from mineral_batch.images.parquet import is_parquet, parquet_rows
 from mineral_batch.images.shards import shard_members
 from mineral_batch.images.skipped import Skipped
+from mineral_batch.images.versions import same_version, version_of
 from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
 from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.store import open_store
@@ -64,24 +64,26 @@ def is_prefix(name: str) -> bool:
     return not url.is_web and not _names_object(url)
 
 
-def read_object(url: Url, size: int, passing: str = "") -> bytes:
+def read_object(url: Url, size: int, version: int = 0, passing: str = "") -> bytes:
     """Read one object.
 
     Args:
         url: of the object.
         size: bytes; -1 if not known.
+        version: what `version_of` said when it was listed; 0 if not known.
         passing: how the reason begins of a failure that may not come again.
 
     Raises:
-        ImageError: if it cannot be read, is empty or too large.
+        ImageError: if it cannot be read, is empty or too large, or has changed since it was listed.
     """
+    check = same_version(url, size, version)
     try:
         store = open_store(url)
         if size >= 0:
             check_bytes(size)
-            content = store.get(url.key)
+            content = store.get(url.key, check)
         else:
-            with store.open(url.key) as file:
+            with store.open(url.key, check) as file:
                 content = file.read(MAX_BYTES + 1)
     except StoreError as error:
         raise ImageError(f"{passing if isinstance(error, UnreachableError) else ''}{error}") from None
@@ -235,19 +237,12 @@ def _object(url: Url, found: _Found) -> Iterator[Source | Failure]:
     elif is_archive(url.path) or is_parquet(url.path):
         read: Callable[[Url, str, int], Iterator[Source | Failure]]
         read = shard_members if is_archive(url.path) else parquet_rows
-        yield from read(url, name, _version(found) if isinstance(found, Entry) else 0)
+        yield from read(url, name, version_of(found) if isinstance(found, Entry) else 0)
     else:
         # Some may read an object, but not ask for what it is.
         yield _source(url, found if isinstance(found, Entry) else Entry(url.key, -1, 0, ""))
 
 
 def _source(url: Url, entry: Entry) -> Source:
-    return Source(str(url), max(entry.size, 0), _version(entry), partial(read_object, url, entry.size))
-
-
-def _version(entry: Entry) -> int:
-    """A number that changes with the content: of the ETag, or the time where there is none."""
-    if not entry.etag:
-        return signed_64_bits(entry.modified)
-    digest = hashlib.sha256(entry.etag.encode()).digest()
-    return signed_64_bits(int.from_bytes(digest[:8], "big"))
+    version = version_of(entry)
+    return Source(str(url), max(entry.size, 0), version, partial(read_object, url, entry.size, version))

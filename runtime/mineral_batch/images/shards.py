@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.archives import StrictTarInfo, read_image_member, tar_headers, zip_members
 from mineral_batch.images.names import has_image_suffix
+from mineral_batch.images.versions import same_version
 from mineral_batch.storage.errors import StoreError
 from mineral_batch.storage.store import open_store
 from mineral_batch.types import Failure, Source
@@ -33,12 +34,12 @@ def shard_members(url: Url, name: str, version: int) -> Iterator[Source | Failur
         version: of the archive, for `Source.modified`.
     """
     try:
-        with open_store(url).open(url.key) as file:
+        with open_store(url).open(url.key, same_version(url, 0, version)) as file:
             if url.path.lower().endswith(".zip"):
                 yield from _zip(file, name)
             else:
                 yield from _tar(file, name, version)
-    except (OSError, StoreError) as error:
+    except (OSError, StoreError, ImageError) as error:
         yield Failure(name, "read", one_line(error))
     # See `archives.members`.
     except Exception as error:

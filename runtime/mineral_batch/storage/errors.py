@@ -43,6 +43,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
         "access denied; check the credentials and their rights",
     ),
     (("redential", "169.254."), DeniedError, "no credentials found; set them as for the cloud's own tools"),
+    (("PreconditionError",), StoreError, "it has changed while it was read"),
     (
         ("NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError", "ValueError"),
         StoreError,

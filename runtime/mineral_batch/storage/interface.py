@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -32,6 +32,10 @@ class Entry:
     etag: str
 
 
+#: Called with what a store says of the object that is being read, before its content; what it raises ends the reading.
+Check = Callable[[Entry], object]
+
+
 class Store(Protocol):
     """An object store or a web server; its methods may be called from any thread.
 
@@ -43,11 +47,11 @@ class Store(Protocol):
 
     root: str
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, check: Check | None = None) -> bytes:
         """Return an object's content."""
         ...
 
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open(self, key: str, check: Check | None = None) -> AbstractContextManager[BinaryIO]:
         """Open an object to be read from its beginning to its end, without holding all of it."""
         ...
 

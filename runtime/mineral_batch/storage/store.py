@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mineral_batch.errors import DataError
 from mineral_batch.storage.errors import explained
-from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Entry, Store
+from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Check, Entry, Store
 from mineral_batch.storage.stream import Ranges, Stream
 from mineral_batch.storage.urls import Url, local_path, parse, redact
 from mineral_batch.system import pip_install
@@ -64,20 +64,24 @@ def open_ranges(url: Url) -> BinaryIO:
     """Open an object of a bucket as a file that can be entered anywhere.
 
     Raises:
-        StoreError: as the methods of a `Store` do; later, while it is read, as an `OSError`.
+        StoreError: as the methods of a `Store` do; later, while it is read, as an `OSError`, also if the object has
+            changed meanwhile.
     """
     import obstore
 
     store = open_store(url)
     assert isinstance(store, _CloudStore)
+    entry = store.head(url.key)
+    same: Any = {"if_match": entry.etag} if entry.etag else {}
 
     def read(start: int, length: int) -> bytes:
         try:
-            return bytes(obstore.get_range(store.obstore, url.key, start=start, length=length))
+            options = same | {"range": (start, start + length)}
+            return bytes(obstore.get(store.obstore, url.key, options=options).bytes())
         except Exception as error:
             raise OSError(str(explained(error, str(url)))) from None
 
-    return io.BufferedReader(Ranges(store.head(url.key).size, read), 2**20)
+    return io.BufferedReader(Ranges(entry.size, read), 2**20)
 
 
 @cache
@@ -151,22 +155,27 @@ class _CloudStore:
         self.obstore = store
         self._is_conditional = True
 
-    def get(self, key: str) -> bytes:
-        import obstore
-
+    def get(self, key: str, check: Check | None = None) -> bytes:
+        answer = self._answer(key, check)
         try:
-            return bytes(obstore.get(self.obstore, key).bytes())
+            return bytes(answer.bytes())
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
 
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
-        import obstore
-
-        try:
-            chunks = obstore.get(self.obstore, key).stream(min_chunk_size=2**20)
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
+    def open(self, key: str, check: Check | None = None) -> AbstractContextManager[BinaryIO]:
+        chunks = self._answer(key, check).stream(min_chunk_size=2**20)
         return Stream(map(bytes, chunks), lambda error: explained(error, f"{self.root}/{key}"))
+
+    def _answer(self, key: str, check: Check | None) -> Any:
+        import obstore
+
+        try:
+            answer = obstore.get(self.obstore, key)
+        except Exception as error:
+            raise explained(error, f"{self.root}/{key}") from None
+        if check is not None:
+            check(_entry(answer.meta))
+        return answer
 
     def head(self, key: str) -> Entry:
         import obstore

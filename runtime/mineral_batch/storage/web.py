@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.request import getproxies, proxy_bypass
 
 from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
-from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Entry
+from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Check, Entry
 from mineral_batch.storage.urls import redact
 
 if TYPE_CHECKING:
@@ -41,27 +41,32 @@ class WebStore:
             self._headers |= urllib3.util.make_headers(basic_auth=auth)
         self._pool: Any = _pool(host.scheme or "https", host.host or "", os.getpid())
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, check: Check | None = None) -> bytes:
         """Return the body of the answer, whole."""
-        return bytes(self._request("GET", key).data)
+        response = self._request("GET", key)
+        if check is not None:
+            check(_entry(key, response.headers))
+        return bytes(response.data)
 
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open(self, key: str, check: Check | None = None) -> AbstractContextManager[BinaryIO]:
         """Open the body of the answer, to be read as it comes."""
         from mineral_batch.storage.stream import Stream
 
         response = self._request("GET", key, preload_content=False)
+        if check is not None:
+            try:
+                check(_entry(key, response.headers))
+            except BaseException:
+                response.close()  # not drained: it may be large
+                raise
         return Stream(response.stream(2**20), lambda error: self._explained(error, key))
 
     def head(self, key: str) -> Entry:
         """Return what the server says of a file; a server that answers to no HEAD says nothing."""
         try:
-            headers = self._request("HEAD", key).headers
+            return _entry(key, self._request("HEAD", key).headers)
         except (DeniedError, _RefusedError):  # a presigned URL is signed for GET alone
             return Entry(key, -1, 0, "")
-        size, modified = headers.get("Content-Length", ""), 0
-        with suppress(TypeError, ValueError):
-            modified = int(parsedate_to_datetime(headers.get("Last-Modified")).timestamp()) * 10**9
-        return Entry(key, int(size) if size.isdecimal() else -1, modified, headers.get("ETag", ""))
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         """Raise `StoreError`: a web server has no listing."""
@@ -100,6 +105,13 @@ class WebStore:
 
     def _shown(self, key: str) -> str:
         return redact(f"{self.root}/{key}")
+
+
+def _entry(key: str, headers: Any) -> Entry:
+    size, modified = headers.get("Content-Length", ""), 0
+    with suppress(TypeError, ValueError):
+        modified = int(parsedate_to_datetime(headers.get("Last-Modified")).timestamp()) * 10**9
+    return Entry(key, int(size) if size.isdecimal() else -1, modified, headers.get("ETag", ""))
 
 
 class _RefusedError(StoreError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from mineral_batch.cli import main
 from mineral_batch.cluster.place import Prefix, open_place
+from mineral_batch.storage.errors import explained
+from mineral_batch.storage.store import _CloudStore
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pyarrow")
@@ -87,6 +90,76 @@ def test_photographs_in_a_bucket_and_in_a_tar_there(s3: str, album: Path, tmp_pa
     assert CliRunner().invoke(main, ["merge", "s3://results/out"]).exit_code == 3
     failures = (open_place("s3://results/out").get("failures.csv") or b"").decode()
     assert "photos/03.png,read,no such object" in failures
+
+
+def packed(files: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for file in files:
+            archive.add(file, file.name)
+    return buffer.getvalue()
+
+
+def test_what_changed_after_the_plan_is_not_answered_under_its_name(s3: str, album: Path, command: Any) -> None:
+    first, second, third, *_ = sorted(album.iterdir())
+    photos, out = open_place("s3://photos"), open_place("s3://results/out")
+    for name in ("a.png", "b.png"):
+        photos.put(name, first.read_bytes())
+    photos.put("c.tar", packed([first, second]))
+    inputs = "s3://photos/", "s3://photos/c.tar"
+    assert command("s3://results/out", *inputs, "--piece-images", 2).exit_code == 0
+    photos.put("b.png", third.read_bytes(), create_only=False)
+    photos.put("c.tar", packed([first, third]), create_only=False)
+    for part in list(out.keys("parts/")):
+        out.delete(part)
+    assert command("s3://results/out", *inputs, "--shard", "1/1").exit_code == 3
+    assert CliRunner().invoke(main, ["merge", "s3://results/out"]).exit_code == 3
+    assert (out.get("failures.csv") or b"").decode().splitlines()[1:] == [
+        "s3://photos/b.png,read,it has changed since it was listed",
+        "s3://photos/c.tar/00.png,read,it has changed since the run was planned",
+        "s3://photos/c.tar/01.png,read,no longer in s3://photos/c.tar",
+    ]
+
+
+def test_a_shard_that_does_not_answer_is_no_lost_photograph(
+    s3: str, album: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(album.iterdir())
+    photos = open_place("s3://photos")
+    for name, content in {"0.tar": files[:2], "1.tar": files[2:4]}.items():
+        photos.put(name, packed(content))
+    options = "s3://photos/{0..1}.tar", "--piece-images", 2, "--shard", "1/1"
+    real = _CloudStore.open
+
+    def silent(self: Any, key: str, check: Any = None) -> Any:
+        if key == "1.tar":
+            raise explained(RuntimeError("503"), "s3://photos/1.tar")
+        return real(self, key, check)
+
+    monkeypatch.setattr("mineral_batch.cluster.run.time.sleep", lambda seconds: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(_CloudStore, "open", silent)
+        unplanned = command(tmp_path / "out", *options)
+        assert unplanned.exit_code == 1
+        assert "nothing is done yet: rerun the same command" in unplanned.stderr.splitlines()[-1]
+    assert command(tmp_path / "out", *options).exit_code == 0
+    for part in (tmp_path / "out/parts").iterdir():
+        part.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(_CloudStore, "open", silent)
+        left = command(tmp_path / "out", *options)
+        assert left.exit_code == 1
+        assert "1 piece could not be read now" in left.stderr.splitlines()[-1]
+        assert "the store does not answer" in left.stderr.splitlines()[-1]
+    assert command(tmp_path / "out", *options).exit_code == 0
+    assert len(list((tmp_path / "out/parts").iterdir())) == 2
+
+
+def test_signed_urls_are_not_planned(s3: str, album: Path, tmp_path: Path, command: Any) -> None:
+    refused = command(tmp_path / "out", f"{s3}/photos/a.jpg?X-Amz-Signature=hidden", "--shard", "1/1")
+    assert refused.exit_code == 2
+    assert "has a password or a signature" in refused.stderr
+    assert "hidden" not in refused.output
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3: str, album: Path, command: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, ImageError
 from mineral_batch.images import remote
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.remote import read_ahead
@@ -64,6 +64,19 @@ def test_a_new_content_is_a_new_identity(s3):
     (after,) = find_sources(["s3://photos/"])
     assert before.size == after.size == 2
     assert before.modified != after.modified
+    assert after.read() == b"34"
+    with pytest.raises(ImageError, match="has changed since it was listed"):
+        before.read()
+
+
+@pytest.mark.slow
+def test_a_file_of_a_web_server_that_changes_is_not_read_as_the_old_one(s3):
+    store = put(**{"a.jpg": b"12"})
+    (before,) = find_sources([f"{s3.replace('//', '//me:word@')}/photos/a.jpg"])
+    assert before.read() == b"12"
+    store.put("a.jpg", b"34")
+    with pytest.raises(ImageError, match="has changed since it was listed"):
+        before.read()
 
 
 @pytest.mark.slow
