@@ -22,6 +22,7 @@ from mineral_batch.images.decoder import AUTO as AUTO_DECODER
 from mineral_batch.images.decoder import CPU, PREDICT, REFUSE, DecodeOptions, Decoder, check_damaged, check_decoder_name
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.images.remote import read_ahead
 from mineral_batch.model.starter import starter_path
@@ -90,6 +91,7 @@ class Predictor:
         familiarity: also give each image's familiarity, for a model that has one, on an engine that gives it.
         damaged: `refuse` makes a damaged image a `Failure`; `predict` predicts it from what can be decoded, with the
             reason in `Prediction.damage`.
+        max_pixels: an image with more is a `Failure` before it is decoded.
 
     Raises:
         BackendError: if the engine or the decoder cannot be opened here.
@@ -110,6 +112,7 @@ class Predictor:
         decode: str = CPU,
         familiarity: bool = False,
         damaged: str = REFUSE,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_decoder_name(decode)
         check_damaged(damaged)
@@ -124,6 +127,7 @@ class Predictor:
             "decode": decode,
             "familiarity": familiarity,
             "damaged": damaged,
+            "max_pixels": max_pixels,
         }
         self.model = fetch(model) if model is not None else starter_path()
         choice = choose_backend(
@@ -140,7 +144,9 @@ class Predictor:
         #: Engines that `auto` tried before the one that is open, and why each was not it.
         self.skipped = choice.skipped
         self.batch_size = batch_size or self._backend.batch_size
-        self._decoding = DecodeOptions(self.contract.input, exact, devices, decode_threads, damaged == PREDICT)
+        self._decoding = DecodeOptions(
+            self.contract.input, exact, devices, decode_threads, damaged == PREDICT, max_pixels
+        )
         self._decoder: Decoder | None = None
         self._process_count = _process_count(decode_processes, self._backend)
         self._processes: DecodeProcesses | None = None
@@ -192,6 +198,11 @@ class Predictor:
     def keeps_damaged(self) -> bool:
         """Whether damaged images are predicted from what can be decoded."""
         return self._decoding.keep_damaged
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that is decoded, pixels."""
+        return self._decoding.max_pixels
 
     @property
     def decoder(self) -> Decoder | None:
@@ -303,6 +314,7 @@ class Predictor:
                         options.spec,
                         exact=options.exact,
                         keep_damaged=options.keep_damaged,
+                        max_pixels=options.max_pixels,
                         count=self._process_count,
                     )
         return self._processes

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import INPUT, MODEL
 from mineral_batch.errors import DataError
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
 
@@ -43,6 +44,7 @@ _PATH = click.Path(path_type=Path)
     "--score", "masks", type=_PATH, metavar="MASKS", help="Score the maps by masks of mineral-train synth (a folder)."
 )
 @click.option("--deletion", "score_deletion", is_flag=True, help="With --score: deletion and insertion, too; slow.")
+@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, type=click.IntRange(1), help="As that of predict.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Images at once; default: one per CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.pass_context

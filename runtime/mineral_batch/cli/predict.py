@@ -25,6 +25,7 @@ from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
 from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.calibration import uncalibrated
@@ -114,6 +115,13 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(DAMAGED),
     help="predict: predict damaged images from what can be decoded, and mark them in the column damaged.",
 )
+@click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Refuse images with more pixels than this before they are decoded.",
+)
 @click.option("--log-every", default=60.0, type=click.FloatRange(0), help="Seconds between lines in a log file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
@@ -146,6 +154,7 @@ def predict(
     exit_zero_on_failures: bool,
     log_format: str,
     damaged: str,
+    max_pixels: int,
     log_every: float,
     quiet: bool,
 ) -> None:
@@ -181,6 +190,7 @@ def predict(
         "decode": decode,
         "familiarity": tables.needs_familiarity,
         "damaged": damaged,
+        "max_pixels": max_pixels,
     }
     chosen = chosen_options(ctx, without=("quiet", "log_every", "log_format", "exit_zero_on_failures"))
     if shard is not None or is_url(output):
@@ -222,6 +232,7 @@ def predict(
                     options=chosen,
                     seen=progress,
                     stop=stop,
+                    stopped=stop.finished,
                 )
             except KeyboardInterrupt:
                 summary = None

@@ -24,7 +24,7 @@ from mineral_batch.cluster.shards import Shard
 from mineral_batch.cluster.work import PieceReport, PieceWorker, check_fingerprint
 from mineral_batch.errors import DataError
 from mineral_batch.predictor import Predictor
-from mineral_batch.results.fingerprint import DECODER, fingerprint
+from mineral_batch.results.fingerprint import DECODER, shared_fingerprint
 from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.journal import JOURNAL
 from mineral_batch.results.manifest import describe_model, timestamp
@@ -136,7 +136,7 @@ def make_plan(
     found = read_plan(place)
     if found is None:
         decoder, sources = predictor.choose_decoder(inputs.sources())
-        identity = fingerprint(predictor, decoder)
+        identity = shared_fingerprint(predictor, decoder)
         pieces = write_pieces(place, sources, identity, piece_images)
         model = describe_model(predictor.model, predictor.contract)
         contract = predictor.contract.to_json()
@@ -147,7 +147,7 @@ def make_plan(
         if found.pieces == mine.pieces:
             return found
     decoder, _ = predictor.choose_decoder(iter(()), found.fingerprint.get(DECODER))
-    check_fingerprint(found, fingerprint(predictor, decoder), place, mixed=mixed)
+    check_fingerprint(found, shared_fingerprint(predictor, decoder), place, mixed=mixed)
     _check_wanted(found, place, inputs, tables)
     if relist:
         _check_images(found, place, inputs)

@@ -21,9 +21,10 @@ from mineral_batch.cluster.place import Place
 from mineral_batch.cluster.plan import ATTEMPTS, Piece, Plan
 from mineral_batch.cluster.sources import TEMPORARY, is_temporary, sources_of
 from mineral_batch.errors import DataError
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.pipeline import StageTimes
 from mineral_batch.predictor import Predictor
-from mineral_batch.results.fingerprint import DECODER, fingerprint, refuse_other
+from mineral_batch.results.fingerprint import DECODER, LIMIT, refuse_other, shared_fingerprint
 from mineral_batch.results.manifest import describe_engine, describe_software
 from mineral_batch.types import Failure, Result
 
@@ -81,7 +82,7 @@ class PieceWorker:
         self._place = place
         self._plan = plan
         decoder, _ = predictor.choose_decoder(iter(()), plan.fingerprint.get(DECODER))
-        self._fingerprint = fingerprint(predictor, decoder)
+        self._fingerprint = shared_fingerprint(predictor, decoder)
         check_fingerprint(plan, self._fingerprint, place, mixed=mixed)
 
     def work(
@@ -184,7 +185,8 @@ def check_fingerprint(plan: Plan, found: Mapping[str, str], place: Place, *, mix
         DataError: naming what differs.
     """
     compared = {name: value for name, value in found.items() if not (mixed and name in MAY_DIFFER)}
-    refuse_other(place.name, plan.fingerprint, compared)
+    # Plans of earlier releases had no other limit than the default.
+    refuse_other(place.name, {LIMIT: str(MAX_PIXELS), **plan.fingerprint}, compared)
 
 
 #: What `--allow-mixed-engines` lets differ between the workers of a run.

@@ -16,6 +16,7 @@ from mineral_batch.errors import BackendError, ContractError
 from mineral_batch.explain.cam import activation_maps, find_pooled_head, pooled_logits
 from mineral_batch.explain.maps import GRAD_CAM, MAPS_KEY, Explanation, LabelMap, MapSpec
 from mineral_batch.images.decode import decode_image
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.model.onnx_file import read_contract, read_metadata, with_outputs
 from mineral_batch.types import Failure
 
@@ -160,14 +161,14 @@ def _no_maps(path: Path) -> ContractError:
     )
 
 
-def explain(explainer: Explainer, source: Source) -> Explanation | Failure:
-    """Read, decode and explain one image; one that cannot be read is a `Failure`.
+def explain(explainer: Explainer, source: Source, *, max_pixels: int = MAX_PIXELS) -> Explanation | Failure:
+    """Read, decode and explain one image; one that cannot be read or has more pixels is a `Failure`.
 
     Raises:
         BackendError: if the engine fails.
     """
     contract = explainer.contract
-    image = decode_image(source.name, source.read, contract.input)
+    image = decode_image(source.name, source.read, contract.input, max_pixels=max_pixels)
     if isinstance(image, Failure):
         return image
     output = explainer.infer(image.pixels[None])

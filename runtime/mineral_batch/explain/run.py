@@ -27,6 +27,7 @@ from mineral_batch.files import write_errors
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.geometry import visible_box
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
 from mineral_batch.types import Failure
@@ -51,6 +52,7 @@ class ExplainOptions:
         write_maps: also write the maps as numbers.
         masks: folder of masks to score by; None: no scores.
         score_deletion: also score by deletion and insertion.
+        max_pixels: an image with more is a failure.
     """
 
     top: int | None = None
@@ -60,6 +62,7 @@ class ExplainOptions:
     write_maps: bool = False
     masks: Path | None = None
     score_deletion: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def select(self, maps: Sequence[LabelMap]) -> list[LabelMap]:
         """Select from an image's maps."""
@@ -156,12 +159,12 @@ class _Work:
     def __call__(self, source: Source | Failure) -> _ImageResult | Failure:
         if isinstance(source, Failure):
             return source
-        explanation = explain(self.explainer, source)
+        explanation = explain(self.explainer, source, max_pixels=self.options.max_pixels)
         if isinstance(explanation, Failure):
             return explanation
         selected = self.options.select(explanation.maps)
         try:
-            photo = _upright(source, explanation, self.options.side) if selected else None
+            photo = _upright(source, explanation, self.options) if selected else None
         except (ImageError, OSError) as error:  # the file is gone or has changed since it was decoded
             return Failure(source.name, "read", one_line(error))
         rows = [self._draw(explanation, one, photo) for one in selected if photo]
@@ -218,10 +221,13 @@ class _Work:
         return self.explainer.infer(pixels).probabilities
 
 
-def _upright(source: Source, explanation: Explanation, side: int) -> PILImage.Image:
-    """Decode the photograph upright, reduced to at most `side` pixels a side."""
+def _upright(source: Source, explanation: Explanation, options: ExplainOptions) -> PILImage.Image:
+    """Decode the photograph upright, reduced to at most `options.side` pixels a side."""
     content = source.read()
-    scale = min(1.0, side / max(explanation.width, explanation.height))
+    scale = min(1.0, options.side / max(explanation.width, explanation.height))
     size = max(1, round(explanation.width * scale)), max(1, round(explanation.height * scale))
-    photo = open_rgb(content, target=size) if isinstance(content, bytes) else content.convert("RGB")
+    if isinstance(content, bytes):
+        photo = open_rgb(content, target=size, max_pixels=options.max_pixels)
+    else:
+        photo = content.convert("RGB")
     return photo if photo.size == size else photo.resize(size, PILImage.Resampling.LANCZOS)

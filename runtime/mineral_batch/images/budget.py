@@ -34,21 +34,34 @@ class MemoryBudget:
     Args:
         total: bytes. An image that takes more than that is decoded alone.
         alone: held meanwhile, where several processes share the machine's memory.
+        most: bytes that there are. An image that takes more than that is not decoded: the system would end the process.
     """
 
-    def __init__(self, total: int, alone: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(
+        self,
+        total: int,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+        most: int | None = None,
+    ) -> None:
         self.total = total
         self._alone = alone
+        self._most = most
         self._free = total
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are free, and hold them during the block."""
+        """Wait until `size` bytes are free, and hold them during the block.
+
+        Raises:
+            MemoryError: if there are not so many.
+        """
         if size < _ALWAYS:
             yield
             return
+        if self._most is not None and size > self._most:
+            raise MemoryError
         is_too_large = size > self.total
         size = min(size, self.total)
         ticket = object()
@@ -76,7 +89,7 @@ def decode_budget() -> MemoryBudget:
     """Return the budget of this process."""
     with _lock:
         if not _own:
-            _own.append(MemoryBudget(_share_of_memory(1)))
+            _own.append(MemoryBudget(_share_of_memory(1), most=available_memory()))
         return _own[0]
 
 
@@ -88,7 +101,7 @@ def share_decode_budget(processes: int, alone: Callable[[], AbstractContextManag
         alone: lets one of them at a time decode an image that takes more than its share.
     """
     with _lock:
-        _own[:] = [MemoryBudget(_share_of_memory(processes), alone)]
+        _own[:] = [MemoryBudget(_share_of_memory(processes), alone, available_memory())]
 
 
 def _share_of_memory(processes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import PIL
@@ -10,6 +11,7 @@ import simplejpeg
 
 from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import decode_image
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.system import cpu_count
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class DecodeOptions:
         exact: see `images.decode.open_rgb`.
         devices: indices of the GPUs; empty for the first one.
         threads: decode threads; None for the decoder's own number.
-        keep_damaged: see `images.decode.decode_image`.
+        keep_damaged, max_pixels: see `images.decode.decode_image`.
     """
 
     spec: InputSpec
@@ -76,6 +78,7 @@ class DecodeOptions:
     devices: Sequence[int] = ()
     threads: int | None = None
     keep_damaged: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 class CpuDecoder:
@@ -84,15 +87,15 @@ class CpuDecoder:
     Args:
         spec: the model's input.
         exact: see `images.decode.open_rgb`.
-        keep_damaged: see `images.decode.decode_image`.
+        keep_damaged, max_pixels: see `images.decode.decode_image`.
     """
 
     name = CPU
 
-    def __init__(self, spec: InputSpec, *, exact: bool = False, keep_damaged: bool = False) -> None:
-        self._spec = spec
-        self._exact = exact
-        self._keep_damaged = keep_damaged
+    def __init__(
+        self, spec: InputSpec, *, exact: bool = False, keep_damaged: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self._decode = partial(decode_image, spec=spec, exact=exact, keep_damaged=keep_damaged, max_pixels=max_pixels)
         software = f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
         self.version = f"{software}, revision {REVISION}, {'in full' if exact else 'scaled'}"
         self.threads = cpu_count()
@@ -100,9 +103,7 @@ class CpuDecoder:
 
     def decode(self, name: str, read: Read, *, with_exif: bool = False) -> Image | Failure:
         """Decode one image, see `images.decode.decode_image`."""
-        return decode_image(
-            name, read, self._spec, exact=self._exact, with_exif=with_exif, keep_damaged=self._keep_damaged
-        )
+        return self._decode(name, read, with_exif=with_exif)
 
     def close(self) -> None:
         """Do nothing: it holds nothing."""

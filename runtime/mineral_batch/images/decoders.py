@@ -20,9 +20,11 @@ def open_decoder(name: str, options: DecodeOptions) -> Decoder:
     Raises:
         BackendError: if it does not work on this machine.
     """
-    cpu = CpuDecoder(options.spec, exact=options.exact, keep_damaged=options.keep_damaged)
+    cpu = CpuDecoder(
+        options.spec, exact=options.exact, keep_damaged=options.keep_damaged, max_pixels=options.max_pixels
+    )
     if name == CPU:
         return cpu
     from mineral_batch.images.gpu.decoder import GpuDecoder
 
-    return GpuDecoder(options.spec, cpu, options.devices)
+    return GpuDecoder(options.spec, cpu, options.devices, options.max_pixels)

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError, _imaging
 
 from mineral_batch.errors import ImageError, MissingDecoderError
-from mineral_batch.images.limits import MAX_PIXELS
+from mineral_batch.images.limits import MAX_PIXELS, over_pixels, raise_pillows_limit
 from mineral_batch.images.metadata import without_metadata
 from mineral_batch.images.raw import is_raw, open_raw
 from mineral_batch.images.tiff.load import open_tiff
@@ -48,10 +48,10 @@ def _silence_libtiff() -> None:
 _silence_libtiff()
 
 
-def open_image(content: bytes) -> tuple[PILImage.Image, bytes]:
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Image, bytes]:
     """Open a file: format, size and metadata are read, the pixels are decoded on `load`.
 
-    Camera raw, and TIFFs that Pillow decodes wrongly, are decoded at once.
+    Camera raw, and TIFFs that Pillow decodes wrongly, are decoded at once, if they have no more than `max_pixels`.
 
     Returns:
         The image, and the bytes that it reads: those of the file, in which the photo is made the first image of a
@@ -60,16 +60,17 @@ def open_image(content: bytes) -> tuple[PILImage.Image, bytes]:
     Raises:
         ImageError: if the format is unknown or not supported; `MissingDecoderError` if it needs an optional package.
     """
+    raise_pillows_limit(max_pixels)
     if is_raw(content):
-        return open_raw(content), b""
+        return open_raw(content, max_pixels), b""
     if is_tiff(content):
-        return _open_tiff(content)
+        return _open_tiff(content, max_pixels)
     _register_optional(content)
     image: PILImage.Image
     try:
         image = PILImage.open(io.BytesIO(content))
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
-        raise ImageError(f"over the limit of {MAX_PIXELS} pixels") from None
+        raise ImageError(over_pixels(max_pixels)) from None
     # Damaged metadata make Pillow's readers raise almost anything.
     except Exception as error:
         content = without_metadata(content)
@@ -92,13 +93,13 @@ def may_be_image(head: bytes, name: str) -> bool:
     )
 
 
-def _open_tiff(content: bytes) -> tuple[PILImage.Image, bytes]:
+def _open_tiff(content: bytes, max_pixels: int) -> tuple[PILImage.Image, bytes]:
     pages = read_pages(content)
     page = main_page(pages)
     if page is None:
         raise ImageError("image file is truncated")
     if can_read(page):
-        return open_tiff(content, page), b""
+        return open_tiff(content, page, max_pixels), b""
     if page is not pages[0]:
         content = with_first_page(content, page)
     content = with_xmp_as_bytes(content, page)
@@ -106,7 +107,7 @@ def _open_tiff(content: bytes) -> tuple[PILImage.Image, bytes]:
         return PILImage.open(io.BytesIO(content)), content
     except Exception as error:
         if can_read(page, ordinary=True):
-            return open_tiff(content, page), b""
+            return open_tiff(content, page, max_pixels), b""
         content = without_metadata(content)
         return _opened(content, error), content
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError
 
-#: Phones take 200 megapixels; far beyond that is a panorama or a decompression bomb. Pillow's own limit is global to
-#: the process and warns from 89 megapixels on, so it is raised to this one.
+#: The default of `--max-pixels`. Phones take 200 megapixels; far beyond that is a panorama or a decompression bomb.
 MAX_PIXELS = 256_000_000
+# Pillow's own limit is global to the process and warns from 89 megapixels on. It refuses only twice its limit.
 PILImage.MAX_IMAGE_PIXELS = MAX_PIXELS
-# Pillow refuses only twice its limit, and only warns before.
+_OVER_PIXELS = re.compile(r"over the limit of (\d+) pixels(?! a side)")
 #: The longest side: a row of more takes gigabytes by itself.
 MAX_SIDE = 500_000
 _DEFLATE_RATIO = 1032
@@ -32,16 +33,37 @@ def check_bytes(size: int) -> None:
         raise ImageError(f"{size} bytes is over the limit of {MAX_BYTES}")
 
 
-def check_pixels(width: int, height: int) -> None:
+def raise_pillows_limit(max_pixels: int) -> None:
+    """Let Pillow open images of so many pixels; its limit is never lowered, because other threads may need it."""
+    if PILImage.MAX_IMAGE_PIXELS is not None and max_pixels > PILImage.MAX_IMAGE_PIXELS:
+        PILImage.MAX_IMAGE_PIXELS = max_pixels
+
+
+def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Check the dimensions of an image.
 
     Raises:
         ImageError: if it has too many pixels.
     """
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width} x {height} is over the limit of {MAX_PIXELS} pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"{width} x {height} is {over_pixels(max_pixels)}")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{width} x {height} is over the limit of {MAX_SIDE} pixels a side")
+
+
+def over_pixels(max_pixels: int) -> str:
+    """Return what is said of an image with more pixels than that."""
+    return f"over the limit of {max_pixels} pixels (--max-pixels)"
+
+
+def exceeded_pixels(reason: str) -> int | None:
+    """Return the limit for which an image was refused; None if that was not the reason.
+
+    >>> exceeded_pixels("20000 x 20000 is over the limit of 256000000 pixels (--max-pixels)")
+    256000000
+    """
+    found = _OVER_PIXELS.search(reason)
+    return int(found[1]) if found else None
 
 
 def check_png_data(image: PILImage.Image, size: int) -> None:

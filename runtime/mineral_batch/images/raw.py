@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError, MissingDecoderError
+from mineral_batch.images.limits import MAX_PIXELS, check_pixels
 from mineral_batch.images.tiff.pages import SENSOR_DATA, is_tiff, read_pages
 from mineral_batch.system import pip_install
 
@@ -41,12 +42,12 @@ def is_raw(content: bytes) -> bool:
     return is_tiff(content) and any(page.number(262) in SENSOR_DATA for page in read_pages(content))
 
 
-def open_raw(content: bytes) -> PILImage.Image:
+def open_raw(content: bytes, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
     """Decode a camera raw file, upright, as RGB: its embedded preview if that is large, else from the sensor's data.
 
     Raises:
         MissingDecoderError: if rawpy is not installed.
-        ImageError: if LibRaw does not read the file.
+        ImageError: if LibRaw does not read the file, or the sensor has more than `max_pixels`.
     """
     try:
         rawpy: Any = importlib.import_module("rawpy")
@@ -54,6 +55,7 @@ def open_raw(content: bytes) -> PILImage.Image:
         raise MissingDecoderError(f"camera raw needs an optional package: {pip_install('raw')}") from None
     try:
         with rawpy.imread(io.BytesIO(content)) as raw:
+            check_pixels(raw.sizes.raw_width, raw.sizes.raw_height, max_pixels)
             preview = _preview(raw, rawpy)
             if preview is not None:
                 return preview

@@ -162,7 +162,8 @@ def _write_blocks(file: BinaryIO, kind: str, images: Iterator[tuple[str, bytes]]
 def _thumbnails(results: Results, base: Path, options: ReportOptions) -> Iterator[tuple[int, bytes]]:
     if not options.size:
         return
-    for index, content in thumbnails(results.predictions.paths, base, options.size, options.threads):
+    paths, limit = results.predictions.paths, results.max_pixels
+    for index, content in thumbnails(paths, base, options.size, options.threads, max_pixels=limit):
         yield index, content
         options.on_thumbnail()
 

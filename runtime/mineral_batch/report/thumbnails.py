@@ -11,7 +11,7 @@ from mineral_batch.errors import DataError, ImageError
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
-from mineral_batch.images.limits import read_file
+from mineral_batch.images.limits import MAX_PIXELS, read_file
 from mineral_batch.images.remote import reader_of
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import cpu_count
@@ -32,7 +32,9 @@ _QUALITY = 80
 _PROBED = 20
 
 
-def thumbnails(paths: Sequence[str], base: Path, size: int, threads: int | None = None) -> Iterator[tuple[int, bytes]]:
+def thumbnails(
+    paths: Sequence[str], base: Path, size: int, threads: int | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[int, bytes]]:
     """Yield a JPEG, with its index in `paths`, of each image that can be found and read; others are left out.
 
     Images in archives come after the others.
@@ -42,8 +44,9 @@ def thumbnails(paths: Sequence[str], base: Path, size: int, threads: int | None 
         base: where relative paths start.
         size: the longest side, pixels.
         threads: that decode; None: one per CPU.
+        max_pixels: images with more are left out.
     """
-    return _reduced(_readers(paths, base), size, threads)
+    return _reduced(_readers(paths, base), size, threads, max_pixels)
 
 
 def small_files(
@@ -59,22 +62,24 @@ def small_files(
     return _reduced(((key, partial(read_file, file)) for key, file in files), size, threads)
 
 
-def _reduced(readers: Iterable[tuple[Key, Read]], size: int, threads: int | None) -> Iterator[tuple[Key, bytes]]:
+def _reduced(
+    readers: Iterable[tuple[Key, Read]], size: int, threads: int | None, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Key, bytes]]:
     def work(item: tuple[Key, Read]) -> tuple[Key, bytes | None]:
         key, read = item
-        return key, _thumbnail(read, size)
+        return key, _thumbnail(read, size, max_pixels)
 
     for key, content in bounded_map(work, readers, threads or cpu_count(), "thumbnail"):
         if content is not None:
             yield key, content
 
 
-def _thumbnail(read: Read, size: int) -> bytes | None:
+def _thumbnail(read: Read, size: int, max_pixels: int) -> bytes | None:
     """Make one JPEG; None if the image is gone or can no longer be read."""
     try:
         content = read()
         if isinstance(content, bytes):  # a damaged one, if it was predicted
-            image = open_rgb(content, target=(size, size), keep_damaged=True)
+            image = open_rgb(content, target=(size, size), keep_damaged=True, max_pixels=max_pixels)
         else:
             image = content.convert("RGB")
     except (OSError, ImageError):

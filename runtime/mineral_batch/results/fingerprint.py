@@ -16,6 +16,9 @@ from mineral_batch.predictor import Predictor
 DECODER = "decoder"
 #: Beside the fingerprint: what else the engine was for some results. A GPU short of memory takes smaller batches.
 ENGINE_LATER = "engine later"
+#: The key of `--max-pixels` where many machines work on one run. In a folder of one machine's own the images to which
+#: another limit makes a difference are done again instead.
+LIMIT = "max pixels"
 
 
 def fingerprint(predictor: Predictor, decoder: Decoder) -> dict[str, str]:
@@ -31,6 +34,11 @@ def fingerprint(predictor: Predictor, decoder: Decoder) -> dict[str, str]:
         "engine": f"{predictor.backend}, {predictor.engine_identity}",
         DECODER: decoder.version,
     }
+
+
+def shared_fingerprint(predictor: Predictor, decoder: Decoder) -> dict[str, str]:
+    """Return the fingerprint for a run that many machines share, which also tells which images are refused."""
+    return {**fingerprint(predictor, decoder), LIMIT: str(predictor.max_pixels)}
 
 
 def _computation_digest(model: Path) -> str:

@@ -21,6 +21,7 @@ from typing import Self
 from mineral_batch.errors import DataError
 from mineral_batch.files import cannot_write
 from mineral_batch.images.decode import NOTHING_DECODED
+from mineral_batch.images.limits import MAX_PIXELS, exceeded_pixels
 from mineral_batch.results.fingerprint import refuse_other
 from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact, source_identity
 from mineral_batch.types import Failure, Result, Source
@@ -71,6 +72,7 @@ class Journal:
         with_familiarity: predictions without familiarity do not count as done.
         keep_damaged: predictions of damaged images count as done, and failures to decode do not unless that was tried;
             without it, the other way round.
+        max_pixels: of this run. Images that are larger, and images refused for another limit, do not count as done.
 
     Attributes:
         damaged: saved results of this run's images whose checksum is wrong; the images are predicted again.
@@ -88,6 +90,7 @@ class Journal:
         with_exif: bool = False,
         with_familiarity: bool = False,
         keep_damaged: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / JOURNAL
@@ -95,6 +98,7 @@ class Journal:
         self._with_exif = with_exif
         self._with_familiarity = with_familiarity
         self._keep_damaged = keep_damaged
+        self._max_pixels = max_pixels
         self._position = 0
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._unwritten: list[Row] = []
@@ -211,12 +215,21 @@ class Journal:
         if not is_intact(row):
             self.damaged += 1
             return False
-        has_exif, stage, reason, familiarity = row[6], row[10], row[11], row[12]
+        stage, reason = row[10], row[11]
+        return self._is_prediction_done(row) if stage is None else self._is_failure_done(stage, reason)
+
+    def _is_failure_done(self, stage: str, reason: str) -> bool:
+        """Whether another try would fail again."""
+        if stage == "decode" and exceeded_pixels(reason) not in (None, self._max_pixels):
+            return False
         if stage == "decode" and self._keep_damaged:
-            return bool(reason.endswith(NOTHING_DECODED))
-        if stage is not None:
-            return bool(stage != "read")
-        if reason is not None and not self._keep_damaged:
+            return reason.endswith(NOTHING_DECODED)
+        return stage != "read"
+
+    def _is_prediction_done(self, row: Row) -> bool:
+        """Whether it has everything that this run gives, and would be made by this run."""
+        has_exif, reason, familiarity = row[6], row[11], row[12]
+        if row[4] * row[5] > self._max_pixels or (reason is not None and not self._keep_damaged):
             return False
         return bool(has_exif >= self._with_exif) and (familiarity is not None or not self._with_familiarity)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import open_csv
 from mineral_batch.results.manifest import edited_tables
@@ -71,6 +72,13 @@ class Results:
     def has_places(self) -> bool:
         """Whether any image says where it was taken."""
         return bool(np.isfinite(self.places).all(axis=1).any())
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image that the run decoded, pixels."""
+        options = self.manifest.get("options")
+        limit = options.get("max_pixels") if isinstance(options, dict) else None
+        return limit if isinstance(limit, int) else MAX_PIXELS
 
 
 def table_in(folder: Path) -> Path:

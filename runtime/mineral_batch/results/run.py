@@ -109,6 +109,7 @@ def run(
     options: Mapping[str, Any] | None = None,
     seen: Callable[[Result | None], object] = lambda result: None,
     stop: Callable[[], bool] = lambda: False,
+    stopped: Callable[[], object] = lambda: None,
 ) -> RunSummary:
     """Predict everything under `inputs` and write the tables, doing only what earlier runs into `folder` did not.
 
@@ -124,6 +125,7 @@ def run(
         options: of the command, for run.json.
         seen: called with each new result, and with None for each image that an earlier run had done.
         stop: called before each image; once it returns True the batches in flight are finished and the run ends.
+        stopped: called when they are finished, before the partial table is written.
 
     Raises:
         DataError: if there is nothing to do, another run is writing there, an input has vanished, a table was edited,
@@ -144,6 +146,7 @@ def run(
         with_exif=tables.needs_exif,
         with_familiarity=tables.needs_familiarity,
         keep_damaged=predictor.keeps_damaged,
+        max_pixels=predictor.max_pixels,
     ) as journal:
         _refuse_vanished(given, journal)
         try:
@@ -153,6 +156,7 @@ def run(
                 attempt.write_partial(journal)
             raise
         if not complete:
+            stopped()
             attempt.write_partial(journal)
             return attempt.summary(journal)
         if prune:

@@ -209,7 +209,7 @@ class Review:
         try:
             content = read()
             if isinstance(content, bytes):  # a damaged one, if it was predicted
-                image = open_rgb(content, target=(side, side), keep_damaged=True)
+                image = open_rgb(content, target=(side, side), keep_damaged=True, max_pixels=self.results.max_pixels)
             else:
                 image = content.convert("RGB")
         except (OSError, ImageError) as error:

@@ -66,3 +66,18 @@ def test_a_second_signal_ends_an_endless_engine(command: list[str], number: sign
             assert process.wait(30) == 128 + number
         finally:
             process.kill()
+
+
+def test_an_endless_call_ends_by_itself_some_time_after_the_first_signal(command: list[str]) -> None:
+    impatient = "from mineral_batch.cli import signals\nsignals._SECONDS_TO_FINISH = 0.2\n"
+    program = [sys.executable, "-c", impatient + ENDLESS, *command[3:]]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any("inferring" in line for line in iter(process.stderr.readline, ""))
+            process.send_signal(signal.SIGTERM)
+            lines = process.stderr.readlines()
+            assert process.wait(30) == 128 + signal.SIGTERM
+            assert lines[-1] == "Stopped in the middle of a call; rerun the same command to resume.\n"
+        finally:
+            process.kill()

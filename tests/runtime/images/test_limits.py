@@ -38,7 +38,7 @@ def png_header(width: int, height: int) -> bytes:
     [
         ((1, 255_000_000), "over the limit of 500000 pixels a side"),
         ((255_000_000, 1), "over the limit of 500000 pixels a side"),
-        ((20_000, 20_000), "over the limit of 256000000 pixels"),
+        ((20_000, 20_000), r"over the limit of 256000000 pixels \(--max-pixels\)"),
         ((16_000, 15_999), "bytes cannot hold 16000 x 15999 pixels"),
     ],
 )
@@ -115,3 +115,24 @@ def test_bands_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch, photos: dic
     monkeypatch.setattr(color, "_BAND", 200)
     for name, photo in photos.items():
         np.testing.assert_array_equal(np.asarray(open_rgb(photo.content)), whole[name], name)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF"])
+def test_the_limit_of_pixels_is_the_callers(kind: str) -> None:
+    content = encode(scene(64, 48), kind)
+    assert open_rgb(content, max_pixels=64 * 48).size == (64, 48)
+    with pytest.raises(ImageError, match=r"64 x 48 is over the limit of 3071 pixels \(--max-pixels\)"):
+        open_rgb(content, max_pixels=64 * 48 - 1)
+
+
+def test_a_higher_limit_is_not_refused_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PILImage, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns from here on and refuses twice that
+    assert open_rgb(encode(scene(64, 48), "PNG"), max_pixels=64 * 48).size == (64, 48)
+
+
+def test_an_image_that_needs_more_memory_than_there_is_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "_ALWAYS", 0)
+    monkeypatch.setattr(budget_module, "_own", [MemoryBudget(1000, most=64 * 48 * 8 - 1)])
+    found = decode_image("a", lambda: encode(scene(64, 48), "PNG"), SPEC)
+    assert isinstance(found, Failure)
+    assert (found.stage, "not enough memory" in found.reason) == ("read", True)

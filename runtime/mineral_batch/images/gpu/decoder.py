@@ -30,7 +30,7 @@ from mineral_batch.images.decoder import GPU
 from mineral_batch.images.exif import read_exif
 from mineral_batch.images.geometry import SIDEWAYS
 from mineral_batch.images.gpu.batch import MAX_BATCH, WORKERS_PER_GPU, import_nvimagecodec
-from mineral_batch.images.gpu.jpeg import MIN_PIXELS, GpuJpeg, inspect_jpeg
+from mineral_batch.images.gpu.jpeg import MAX_PIXELS, MIN_PIXELS, GpuJpeg, inspect_jpeg
 from mineral_batch.images.gpu.queue import JpegQueue
 from mineral_batch.images.gpu.worker import GpuWorker
 from mineral_batch.system import cpu_count
@@ -54,6 +54,7 @@ class GpuDecoder:
         spec: the model's input.
         fallback: decodes everything else.
         devices: indices of the GPUs; empty for the first one.
+        max_pixels: an image with more is left to `fallback`, which refuses it.
 
     Attributes:
         name: `gpu`.
@@ -66,10 +67,13 @@ class GpuDecoder:
 
     name = GPU
 
-    def __init__(self, spec: InputSpec, fallback: Decoder, devices: Sequence[int] = ()) -> None:
+    def __init__(
+        self, spec: InputSpec, fallback: Decoder, devices: Sequence[int] = (), max_pixels: int = MAX_PIXELS
+    ) -> None:
         gpus = [require_gpu("--decode gpu", index) for index in devices or (None,)]
         codec = import_nvimagecodec()
         self._fallback = fallback
+        self._max_pixels = min(max_pixels, MAX_PIXELS)
         # More threads wait for the GPUs than there are CPUs, and a large image takes much memory.
         self._cpu_slots = threading.BoundedSemaphore(fallback.threads)
         self._counts: Counter[str] = Counter()
@@ -106,7 +110,7 @@ class GpuDecoder:
             content = read()
         except (OSError, ImageError) as error:
             return Failure(name, "read", one_line(error))
-        jpeg = inspect_jpeg(content)
+        jpeg = inspect_jpeg(content, self._max_pixels)
         pixels = self._decode_on_gpu(jpeg) if isinstance(jpeg, GpuJpeg) else jpeg
         if not isinstance(pixels, str) and _may_be_incomplete(pixels):
             pixels = "a plain corner, as damaged files have"

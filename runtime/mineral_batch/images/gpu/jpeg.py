@@ -57,14 +57,14 @@ class GpuJpeg:
         return visible_box(self.size, spec), (spec.width, spec.height)
 
 
-def inspect_jpeg(content: bytes | PILImage.Image) -> GpuJpeg | str:
+def inspect_jpeg(content: bytes | PILImage.Image, max_pixels: int = MAX_PIXELS) -> GpuJpeg | str:
     """Return a complete, plain, large JPEG, or why this is none; anything doubtful is left to the CPU."""
     if not isinstance(content, bytes) or not content.startswith(_START):
         return "not a JPEG"
     try:
         check_structure(content)
         with PILImage.open(io.BytesIO(content)) as image:
-            return _reason_for_cpu(image, content) or GpuJpeg(
+            return _reason_for_cpu(image, content, max_pixels) or GpuJpeg(
                 content, image.size, upright_transpose(image), color_transform(image)
             )
     # Damaged headers make Pillow raise almost anything; decoding on the CPU gives the reason for the image's row.
@@ -72,12 +72,12 @@ def inspect_jpeg(content: bytes | PILImage.Image) -> GpuJpeg | str:
         return "damaged"
 
 
-def _reason_for_cpu(image: PILImage.Image, content: bytes) -> str:
+def _reason_for_cpu(image: PILImage.Image, content: bytes, max_pixels: int) -> str:
     """Return why a GPU should not decode it; empty if it should."""
     pixels = image.width * image.height
     if pixels < MIN_PIXELS:
         return f"below {MIN_PIXELS / 1e6:g} megapixel"
-    if pixels > MAX_PIXELS or max(image.size) > MAX_SIDE:
+    if pixels > max_pixels or max(image.size) > MAX_SIDE:
         return "too large"
     if not _has_common_color_space(image):
         return "colors other than YCbCr and grey"

@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import BackendError
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.processes.shared_memory import MAX_PROCESSES, SharedMemory
 from mineral_batch.images.processes.supervisor import Supervisor
 from mineral_batch.images.processes.task import Answered, Task
@@ -46,7 +47,7 @@ class DecodeProcesses:
     Args:
         spec: the model's input.
         exact: see `images.decode.load_image`.
-        keep_damaged: see `images.decode.decode_image`.
+        keep_damaged, max_pixels: see `images.decode.decode_image`.
         count: how many processes.
         seconds_per_image: after which a process that does not finish an image is ended.
 
@@ -60,6 +61,7 @@ class DecodeProcesses:
         *,
         exact: bool = False,
         keep_damaged: bool = False,
+        max_pixels: int = MAX_PIXELS,
         count: int,
         seconds_per_image: float = SECONDS_PER_IMAGE,
     ) -> None:
@@ -71,7 +73,9 @@ class DecodeProcesses:
         self._queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._workers = [
             Supervisor(
-                Setup(self._memory.descriptor, index, count, spec, exact, keep_damaged), self._memory, seconds_per_image
+                Setup(self._memory.descriptor, index, count, spec, exact, keep_damaged, max_pixels),
+                self._memory,
+                seconds_per_image,
             )
             for index in range(count)
         ]

@@ -68,6 +68,7 @@ class Task:
             exact=setup.exact,
             with_exif=self.with_exif,
             keep_damaged=setup.keep_damaged,
+            max_pixels=setup.max_pixels,
         )
         if isinstance(image, Failure):
             self.fail(row, image)

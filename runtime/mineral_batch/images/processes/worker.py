@@ -23,7 +23,7 @@ import numpy as np
 
 from mineral_batch.images.budget import share_decode_budget
 from mineral_batch.images.decode import decode_image
-from mineral_batch.images.limits import read_file
+from mineral_batch.images.limits import MAX_PIXELS, read_file
 from mineral_batch.images.processes.shared_memory import map_counters
 from mineral_batch.types import Failure
 
@@ -46,7 +46,7 @@ class Setup(NamedTuple):
         processes: how many share the machine.
         spec: the model's input.
         exact: see `decode.load_image`.
-        keep_damaged: see `decode.decode_image`.
+        keep_damaged, max_pixels: see `decode.decode_image`.
     """
 
     memory: int
@@ -55,6 +55,7 @@ class Setup(NamedTuple):
     spec: InputSpec
     exact: bool
     keep_damaged: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 Item = tuple[int, str, str | bytes]
@@ -156,7 +157,13 @@ class _Worker:
         read = partial(read_file, Path(content)) if isinstance(content, str) else lambda: content
         setup = self._setup
         image = decode_image(
-            name, read, setup.spec, exact=setup.exact, with_exif=with_exif, keep_damaged=setup.keep_damaged
+            name,
+            read,
+            setup.spec,
+            exact=setup.exact,
+            with_exif=with_exif,
+            keep_damaged=setup.keep_damaged,
+            max_pixels=setup.max_pixels,
         )
         if isinstance(image, Failure):
             row[...] = 0

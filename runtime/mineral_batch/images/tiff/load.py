@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from mineral_batch.errors import ImageError
 from mineral_batch.images.budget import decode_budget
 from mineral_batch.images.geometry import ORIENTATION_TAG, UPRIGHT
-from mineral_batch.images.limits import check_pixels
+from mineral_batch.images.limits import MAX_PIXELS, check_pixels
 from mineral_batch.images.tiff.read import read, sample_format
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 _PROFILE_TAG = 34675
 
 
-def open_tiff(content: bytes, page: Page) -> PILImage.Image:
+def open_tiff(content: bytes, page: Page, max_pixels: int = MAX_PIXELS) -> PILImage.Image:
     """Decode an image by our own reader, upright; see `can_read`.
 
     Raises:
         ImageError: if it is damaged or too large.
     """
-    check_pixels(page.number(256), page.number(257))
+    check_pixels(page.number(256), page.number(257), max_pixels)
     # The samples, and half as much again for the 8-bit image and what lies between.
     size = page.pixels * page.number(277, 1) * (page.number(258, 1) + 16) // 8
     with decode_budget().reserve(size):

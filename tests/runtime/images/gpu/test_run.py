@@ -31,7 +31,7 @@ def test_an_error_of_the_caller_ends_a_run_with_pictures_still_on_their_way(
     for index in range(1, 400):
         (tmp_path / f"{index}.jpg").hardlink_to(tmp_path / "0.jpg")
     look = jpeg_module.inspect_jpeg
-    monkeypatch.setattr(decoder_module, "inspect_jpeg", lambda content: (time.sleep(0.02), look(content))[1])
+    monkeypatch.setattr(decoder_module, "inspect_jpeg", lambda *given: (time.sleep(0.02), look(*given))[1])
 
     def run() -> None:
         with Predictor(model_path, decode="gpu") as predictor:
