@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
 from mineral_batch.types import Result
 
 _NAMED = 5
+# Tables that are written to a bucket at once, and how many wait for it.
+_UPLOADS, _WAITING = 8, 256
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,11 @@ def _upload(folder: Path, place: Place) -> None:
     """Write the tables to the place, run.json last, as on a disk."""
     place.delete(RUN_MANIFEST)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != RUN_MANIFEST)
-    for path in files:
-        place.put(path.relative_to(folder).as_posix(), path.read_bytes(), create_only=False)
+    with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload") as pool:
+        for begin in range(0, len(files), _WAITING):  # a layout per image has as many files as images
+            batch = files[begin : begin + _WAITING]
+            list(pool.map(lambda path: place.put_file(path.relative_to(folder).as_posix(), path), batch))
     for name in (FAILURES, SPECIMENS):
         if not (folder / name).exists():
             place.delete(name)
-    place.put(RUN_MANIFEST, (folder / RUN_MANIFEST).read_bytes(), create_only=False)
+    place.put_file(RUN_MANIFEST, folder / RUN_MANIFEST)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import cannot_write, write_errors
+from mineral_batch.files import atomic_file, cannot_write, write_errors
 from mineral_batch.storage.errors import NoSuchObjectError
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import is_url, local_path, parse, redact, restored
@@ -41,6 +42,10 @@ class Place(Protocol):
 
     def put(self, key: str, content: bytes, *, create_only: bool = True) -> bool:
         """Write an object whole; return False if it existed and `create_only` left it as it is."""
+        ...
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Write an object from a file, in chunks, in place of one that exists."""
         ...
 
     def delete(self, key: str) -> None:
@@ -95,6 +100,14 @@ class Folder:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
+    def put_file(self, key: str, file: Path) -> None:
+        """Copy a file."""
+        target = self.folder / key
+        with write_errors(target), file.open("rb") as source:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(target) as copy:
+                shutil.copyfileobj(source, copy)
+
     def delete(self, key: str) -> None:
         """Remove a file."""
         try:
@@ -148,6 +161,10 @@ class Prefix:
     def put(self, key: str, content: bytes, *, create_only: bool = True) -> bool:
         """Write an object; a store without conditional writes overwrites with the same rows."""
         return self._store.put(self._prefix + key, content, create_only=create_only)
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Write an object in chunks."""
+        self._store.put_file(self._prefix + key, file)
 
     def delete(self, key: str) -> None:
         """Delete an object."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
 #: Tries after the first one, and the longest time, seconds, that all tries of one request take.
 RETRIES, RETRY_SECONDS = 6, 60
@@ -79,6 +80,10 @@ class Store(Protocol):
         Returns:
             Whether it was written; False if `create_only` found one.
         """
+        ...
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Write an object from a file on this machine, in chunks; it appears when all of them are there."""
         ...
 
     def delete(self, key: str) -> None:

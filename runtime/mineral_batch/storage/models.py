@@ -6,17 +6,21 @@ import hashlib
 import logging
 import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file, cache_folder, write_errors
+from mineral_batch.files import atomic_file, cache_folder, write_errors, write_file
 from mineral_batch.storage.errors import StoreError, UnreachableError
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import Url, is_url, local_path, parse, restored
 from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mineral_batch.storage.interface import Entry
 
 _log = logging.getLogger("mineral_batch")
@@ -26,6 +30,8 @@ HUB_FILE = "model.onnx"
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_SUFFIX = ".sha256"
+_BLOCK = 2**20
+_STALE_SECONDS = 24 * 3600
 
 
 def fetch(name: str | os.PathLike[str]) -> Path:
@@ -80,23 +86,39 @@ def _copy(url: Url, entry: Entry, target: Path) -> None:
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     with write_errors(target, fix="free some space, or set XDG_CACHE_HOME to another folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target.parent)
         with atomic_file(target) as file:
-            for block in _blocks(url):
+            for block in _blocks(url, entry):
                 for digest in (sha256, md5):
                     digest.update(block)
                 size += file.write(block)
             stated = _MD5.fullmatch(entry.etag) if url.scheme == "s3" else None
             if entry.size not in (-1, size) or (stated and stated[1] != md5.hexdigest()):
                 raise StoreError(f"{url} was damaged on the way: try again")
-        target.with_name(name_of_digest(target)).write_text(sha256.hexdigest(), "ascii")
+    write_file(target.with_name(name_of_digest(target)), sha256.hexdigest())
 
 
-def _blocks(url: Url) -> list[bytes]:
+def _blocks(url: Url, entry: Entry) -> Iterator[bytes]:
+    """Read an object a block at a time, so that a model of gigabytes is never in memory."""
+
+    def check(now: Entry) -> None:
+        if entry.etag and now.etag not in ("", entry.etag):
+            raise StoreError(f"{url} has changed while it was read: try again")
+
     try:
-        with open_store(url).open(url.key) as file:
-            return list(iter(lambda: file.read(2**20), b""))
+        with open_store(url).open(url.key, check) as file:
+            while block := file.read(_BLOCK):
+                yield block
     except OSError as error:  # `write_errors` would take it for the disk's
         raise UnreachableError(str(error)) from None
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what downloads that were killed left; a younger one may be another process's."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
 
 
 def name_of_digest(target: Path) -> str:

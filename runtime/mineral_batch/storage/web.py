@@ -16,6 +16,7 @@ from mineral_batch.storage.urls import redact
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
 _CONNECTIONS = 256
 _AGAIN = (429, 500, 502, 503, 504)
@@ -77,6 +78,11 @@ class WebStore:
         """Raise `StoreError`: nothing is written to web servers."""
         del content, create_only
         raise StoreError(f"{self._shown(key)}: web servers are only read; write to s3://, gs:// or az://")
+
+    def put_file(self, key: str, file: Path) -> None:
+        """Raise `StoreError`: nothing is written to web servers."""
+        del file
+        self.put(key, b"")
 
     def delete(self, key: str) -> None:
         """Raise `StoreError`: nothing is deleted from web servers."""

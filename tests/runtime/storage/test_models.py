@@ -3,7 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,8 +15,10 @@ from click.testing import CliRunner
 from mineral_batch.cli import main
 from mineral_batch.errors import DataError
 from mineral_batch.storage import models
+from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.store import open_store
+from mineral_batch.storage.stream import Stream
 
 
 @pytest.mark.slow
@@ -38,6 +43,99 @@ def test_a_model_is_copied_once_checked_and_used_offline(s3, tmp_path, monkeypat
     monkeypatch.setattr(log, "propagate", True)
     assert fetch("s3://photos/m/model.onnx").read_bytes() == b"second"
     assert "using the copy made earlier" in caplog.text
+
+
+class _Halves(BaseHTTPRequestHandler):
+    """Sends a model of 3 MB; the connection breaks in the middle of the first `broken` answers."""
+
+    content = bytes(range(256)) * 12_000
+    broken = 0
+    together = threading.Barrier(1)
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        type(self).together.wait(20)
+        if type(self).broken > 0:
+            type(self).broken -= 1
+            self.wfile.write(self.content[: 2**21])
+            self.close_connection = True
+        else:
+            self.wfile.write(self.content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def halves(monkeypatch, tmp_path):
+    pytest.importorskip("urllib3")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Halves)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/m.onnx"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_interrupted_download_leaves_nothing_wrong(halves, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Halves, "broken", 1)
+    with pytest.raises(DataError, match="no answer from the server") as error:
+        fetch(halves)
+    assert "\n" not in str(error.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert fetch(halves).read_bytes() == _Halves.content
+
+
+def test_a_download_that_was_killed_is_swept_away_a_day_later(halves, tmp_path):
+    folder = fetch(halves).parent
+    old, young = folder / ".m.onnx.aa.part", folder / ".m.onnx.bb.part"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    (folder / "m.onnx").write_bytes(b"damaged")
+    assert fetch(halves).read_bytes() == _Halves.content
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_two_downloads_at_once_give_one_whole_copy(halves, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Halves, "together", threading.Barrier(2))
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(fetch, [halves, halves]))
+    assert paths[0] == paths[1]
+    assert paths[0].read_bytes() == _Halves.content
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["m.onnx", "m.onnx.sha256"]
+
+
+def test_a_large_model_is_never_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    blocks = 64
+
+    class Big:
+        root = "s3://models"
+
+        def head(self, key):
+            return Entry(key, blocks * 2**20, 1, '"x"')
+
+        def open(self, key, check=None):
+            return Stream((bytes(2**20) for _ in range(blocks)), lambda error: error)
+
+    monkeypatch.setattr(models, "open_store", lambda url: Big())
+    tracemalloc.start()
+    try:
+        copy = fetch("s3://models/big.onnx")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert copy.stat().st_size == blocks * 2**20
+    assert peak < 8 * 2**20
 
 
 def test_a_path_stays_one(tmp_path):

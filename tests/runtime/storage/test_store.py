@@ -37,6 +37,20 @@ def test_create_only_leaves_what_is_there(s3):
 
 
 @pytest.mark.slow
+def test_a_file_is_put_in_chunks_and_whole(s3, tmp_path, monkeypatch):
+    from mineral_batch.storage import store as module
+
+    monkeypatch.setattr(module, "_CHUNK", 5 * 2**20)
+    store = open_store("s3://photos")
+    for name, size in {"small": 10, "empty": 0, "large": 12 * 2**20 + 5}.items():
+        file = tmp_path / name
+        file.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+        store.put_file(f"t/{name}", file)
+        assert store.get(f"t/{name}") == file.read_bytes()
+    assert store.head("t/large").etag.endswith('-3"')  # three chunks, as S3 marks them
+
+
+@pytest.mark.slow
 def test_a_missing_bucket_is_one_line(s3):
     with pytest.raises(NoSuchObjectError, match="no such bucket: s3://nowhere"):
         next(open_store("s3://nowhere").list())
