@@ -135,6 +135,6 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     return f"the Python package '{package}' is not installed; this command needs it: {pip_install(_EXTRA_OF[package])}"
 
 
-def counted(number: int, noun: str = "image") -> str:
-    """`1 image`, `1,383 images`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str = "image", plural: str | None = None) -> str:
+    """`1 image`, `1,383 images`; `2 copies` where the plural is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

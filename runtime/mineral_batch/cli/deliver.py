@@ -26,6 +26,8 @@ _FILES = {
     "dwca": "dwca.zip",
 }
 _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
+_EMBEDDED = "embedded"
+_REASONS = 5  # that are shown
 
 
 @click.command()
@@ -46,6 +48,7 @@ _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
 @click.option("--match", metavar="REGEX", help="Finds the inventory number in a path; default: looks for the numbers.")
 @click.option("--names", type=_PATH, metavar="CSV", help="The collection's names: columns mineral and name.")
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
+@click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
 @click.option("--root", default="Mineral", show_default=True, help="xmp: keyword above all others.")
 @click.option(
@@ -68,6 +71,7 @@ def deliver(
     match: str | None,
     names: Path | None,
     beside: bool,
+    embed: bool,
     adobe_names: bool,
     root: str,
     link: str,
@@ -88,8 +92,9 @@ def deliver(
     darwin-core    a Darwin Core Data Package (zip)
     dwca           a Darwin Core Archive (zip), for older systems
 
-    The photographs are never changed. With --join and --on, images get the row of the inventory whose number is in
-    their path, and images of one number are one specimen of Darwin Core.
+    The photographs are never changed; --embed writes into copies, whose pixels stay as they are. With --join and --on,
+    images get the row of the inventory whose number is in their path, and images of one number are one specimen of
+    Darwin Core.
     """  # noqa: D301 - click reads the control character
     from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
@@ -97,6 +102,8 @@ def deliver(
 
     if beside and output:
         raise click.UsageError("--beside writes beside the photographs: leave -o out")
+    if embed and (beside or form != "xmp"):
+        raise click.UsageError("--embed is for --as xmp, in a folder of its own: leave --beside out")
     if undo and form in _FILES:
         raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
     if (inventory is None) != (column is None) or (match and not inventory):
@@ -106,7 +113,7 @@ def deliver(
         delivery = _joined(delivery, inventory, column, match)
     if names:
         delivery = replace(delivery, own_names=read_names(names, delivery.labels))
-    target = output or results / (_FILES.get(form) or _FOLDERS[form])
+    target = output or results / (_EMBEDDED if embed else _FILES.get(form) or _FOLDERS[form])
     if form in _FILES:
         require_replaceable(results, target)
     write: dict[str, Callable[[], str]] = {
@@ -116,7 +123,11 @@ def deliver(
         "gpkg": lambda: _places(delivery, target, form),
         "darwin-core": lambda: _darwin_core(delivery, target, form),
         "dwca": lambda: _darwin_core(delivery, target, form),
-        "xmp": lambda: _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names),
+        "xmp": lambda: (
+            _embedded(delivery, target, root, undo=undo, adobe=adobe_names)
+            if embed
+            else _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names)
+        ),
         "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
     }
     done = write[form]()
@@ -175,15 +186,40 @@ def _places(delivery: Delivery, path: Path, form: str) -> str:
 
 
 def _folders(delivery: Delivery, tree: Path, kind: Kind, *, undo: bool) -> str:
-    from mineral_batch.deliver.folders import make_folders, undo_folders
+    from mineral_batch.deliver.folders import make_folders
 
     if undo:
-        return f"{counted(undo_folders(tree), 'file')} removed from {tree}"
+        return _undone(tree)
     counts = make_folders(delivery, tree, kind)
     missing = f"; {counted(counts.missing)} not found as files (--photos DIR, or unpack archives)"
     return (
         f"{counted(counts.made, 'file')} made, {counts.kept:,} already there{missing if counts.missing else ''}: {tree}"
     )
+
+
+def _undone(tree: Path) -> str:
+    from mineral_batch.deliver import made
+
+    removed, left = made.undo(tree)
+    kept = f"; {counted(left, 'file')} changed since, left there" if left else ""
+    return f"{counted(removed, 'file')} removed from {tree}{kept}"
+
+
+def _embedded(delivery: Delivery, tree: Path, root: str, *, undo: bool, adobe: bool) -> str:
+    if undo:
+        return _undone(tree)
+    from tqdm import tqdm
+
+    from mineral_batch.deliver.embedded import write_copies
+
+    with tqdm(total=len(delivery), unit=" images", disable=None, leave=False) as bar:
+        counts = write_copies(delivery, tree, root, with_suffix=not adobe, seen=bar.update)
+    lines = [f"{counted(counts.embedded, 'copy', 'copies')} with the answer embedded, in {tree}"]
+    for reason, number in counts.sidecars.most_common(_REASONS):
+        lines.append(f"{counted(number, 'copy', 'copies')} with a sidecar instead: {reason}")
+    if counts.missing:
+        lines.append(f"{counted(counts.missing)} not found as files (--photos DIR, or unpack archives)")
+    return "\n".join(lines)
 
 
 def _xmp(delivery: Delivery, tree: Path | None, root: str, *, undo: bool, adobe: bool) -> str:

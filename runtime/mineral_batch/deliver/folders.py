@@ -8,23 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
+from mineral_batch.deliver.made import Made, read_made, take_back, write_made
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.errors import DataError
 from mineral_batch.files import write_errors
-from mineral_batch.images.names import DELIVERED
-from mineral_batch.results.csv import open_csv, write_csv
 
-#: What was made, in the tree; folders beside it are not read as photographs again.
-MADE = DELIVERED
 NONE, UNSURE = "_none", "_unsure"
 Kind = Literal["symbolic", "hard", "copy"]
-_COLUMNS = ("file", "path", "kind", "bytes")
 # Not in names of folders on Windows, nor separators anywhere.
 _FORBIDDEN = str.maketrans(dict.fromkeys('<>:"/\\|?*', "_"))
 
@@ -50,8 +45,8 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
     Raises:
         DataError: if a file of somebody else's is in the way, or the disk refuses.
     """
-    counts, earlier = FoldersMade(), _read_made(tree)
-    rows: dict[str, tuple[str, str, str, int]] = {}
+    counts, earlier = FoldersMade(), read_made(tree)
+    rows: dict[str, Made] = {}
     with write_errors(tree):
         tree.mkdir(parents=True, exist_ok=True)
         try:
@@ -62,30 +57,14 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
                     continue
                 for place in _places(record):
                     name = place.as_posix()
-                    rows[name] = (name, record.path, kind, source.stat().st_size)
+                    rows[name] = Made(name, record.path, kind, source.stat().st_size)
                     _make(source.resolve(), tree / place, kind, counts, is_ours=name in earlier)
         finally:
             # Also when it ends early: what is there can be taken back.
-            write_csv(tree / MADE, _COLUMNS, {**earlier, **rows}.values())
-        _take_back(tree, (row for name, row in earlier.items() if name not in rows))
-        write_csv(tree / MADE, _COLUMNS, rows.values())
+            write_made(tree, {**earlier, **rows}.values())
+        take_back(tree, (row for name, row in earlier.items() if name not in rows))
+        write_made(tree, rows.values())
     return counts
-
-
-def undo_folders(tree: Path) -> int:
-    """Remove what `make_folders` made and has not been changed since; returns how many files.
-
-    Raises:
-        DataError: if it made nothing there.
-    """
-    rows = _read_made(tree)
-    if not rows and not (tree / MADE).is_file():
-        raise DataError(f"nothing to undo: no {MADE} in {tree}")
-    removed = _take_back(tree, rows.values())
-    (tree / MADE).unlink()
-    with suppress(OSError):
-        tree.rmdir()
-    return removed
 
 
 def _places(record: Record) -> Iterator[PurePath]:
@@ -133,26 +112,3 @@ def _is_same(source: Path, target: Path, kind: Kind) -> bool:
         return target.samefile(source)
     one, other = source.stat(), target.stat()
     return (one.st_size, int(one.st_mtime)) == (other.st_size, int(other.st_mtime)) and not target.samefile(source)
-
-
-def _read_made(tree: Path) -> dict[str, tuple[str, str, str, int]]:
-    if not (tree / MADE).is_file():
-        return {}
-    with open_csv(tree / MADE, _COLUMNS) as table:
-        return {row["file"]: (row["file"], row["path"], row["kind"], int(row["bytes"])) for row in table.dicts()}
-
-
-def _take_back(tree: Path, rows: Iterable[tuple[str, str, str, int]]) -> int:
-    """Remove files that are still what was made: links, and copies of the same size."""
-    removed = 0
-    for name, _, kind, size in rows:
-        place = PurePath(name)
-        file = tree / place
-        if place.is_absolute() or ".." in place.parts or not os.path.lexists(file):
-            continue
-        if file.is_symlink() == (kind == "symbolic") and (kind == "symbolic" or file.stat().st_size == size):
-            file.unlink()
-            removed += 1
-        with suppress(OSError):  # not empty
-            file.parent.rmdir()
-    return removed

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from mineral_batch.deliver.made import remove_empty
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.deliver.xmp import remove, sidecar, write_sidecar
 from mineral_batch.errors import DataError
@@ -62,25 +63,20 @@ def remove_sidecars(delivery: Delivery, tree: Path | None, *, with_suffix: bool)
     for _, path in _sidecars(delivery, tree, with_suffix=with_suffix):
         removed += path.is_file() and remove(path)
         if tree is not None:
-            _remove_empty(path.parent, tree)
+            remove_empty(path.parent, tree)
+    if tree is not None:
+        with suppress(OSError):  # not empty, or never there
+            tree.rmdir()
     return removed
-
-
-def _remove_empty(folder: Path, tree: Path) -> None:
-    """Remove the empty folders from one up to the tree."""
-    with suppress(OSError):  # not empty, or gone already
-        while folder != tree.parent:
-            folder.rmdir()
-            folder = folder.parent
 
 
 def _sidecars(delivery: Delivery, tree: Path | None, *, with_suffix: bool) -> Iterator[tuple[Record, Path]]:
     for record in delivery:
-        file = delivery.file(record) if tree is None else tree / _inside(record.path)
+        file = delivery.file(record) if tree is None else tree / inside(record.path)
         yield record, sidecar(file, with_suffix=with_suffix)
 
 
-def _inside(path: str) -> PurePath:
+def inside(path: str) -> PurePath:
     """The path of an image as one below a tree: without root, drive and `..`."""
     image = PurePath(path)
     parts = [part for part in image.relative_to(image.anchor).parts if part not in ("..", ".")]

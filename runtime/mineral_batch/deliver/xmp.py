@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mineral_batch.deliver.packets import PacketError
 from mineral_batch.errors import DataError
 from mineral_batch.files import write_file
 from mineral_batch.minerals.table import lineage
@@ -33,6 +34,9 @@ _PREFIXES = {"x": META, "rdf": RDF, "dc": DC, "lr": LR, "mb": MB}
 
 ROOT = "Mineral"
 SEPARATOR = "|"
+# A packet in an image, as the specification wraps it (7.3.2).
+_PACKET_START = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+_PACKET_END = '<?xpacket end="w"?>'
 # Keyword lists split at these.
 _FORBIDDEN = str.maketrans({"|": "/", ",": " ", ";": " "})
 
@@ -69,12 +73,36 @@ def write_sidecar(path: Path, record: Record, model: str, root: str = ROOT) -> b
     """
     existed = path.exists()
     document = _read(path) if existed else _empty()
-    created = not existed or _first(document, MB, "created") is not None
+    _merge(document, record, model, root, created=not existed or _first(document, MB, "created") is not None)
+    write_file(path, _serialised(document))
+    return existed
+
+
+def merged_packet(packet: str, record: Record, model: str, root: str = ROOT) -> str:
+    """The XMP packet of an image with the answer in it, merged with what was there.
+
+    Args:
+        packet: as it lies in the image; empty if there is none.
+        record: the answer.
+        model: name of the model.
+        root: keyword above all others.
+
+    Raises:
+        PacketError: if the packet is not XMP.
+    """
+    try:
+        document = _parsed(packet.encode()) if packet.strip("\0 \r\n\t") else _empty()
+    except DataError as error:
+        raise PacketError(f"its XMP {error}") from None
+    _merge(document, record, model, root, created=False)
+    content = _lxml().tostring(document, encoding="unicode", pretty_print=True)
+    return f"{_PACKET_START}\n{content}{_PACKET_END}"
+
+
+def _merge(document: Any, record: Record, model: str, root: str, *, created: bool) -> None:
     _take_back(document)
     _write_keywords(document, record, root)
     _write_facts(document, record, model, created=created)
-    write_file(path, _serialised(document))
-    return existed
 
 
 def remove(path: Path) -> bool:
@@ -107,16 +135,23 @@ def _lxml() -> Any:
 
 
 def _read(path: Path) -> Any:
+    try:
+        return _parsed(path.read_bytes())
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} {error}: move it away, or deliver to another folder with -o") from None
+
+
+def _parsed(content: bytes) -> Any:
     etree = _lxml()
-    # Sidecars come from elsewhere: no entities, no network, no unbounded trees.
+    # XMP comes from elsewhere: no entities, no network, no unbounded trees.
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False, remove_blank_text=True)
     try:
-        root = etree.fromstring(path.read_bytes(), parser)
-    except (OSError, etree.XMLSyntaxError) as error:
-        raise DataError(f"{path} is no XMP ({error}): move it away, or deliver to another folder with -o") from None
+        root = etree.fromstring(content, parser)
+    except etree.XMLSyntaxError as error:
+        raise DataError(f"is no XMP ({error})") from None
     rdf = root if root.tag == f"{{{RDF}}}RDF" else root.find(f".//{{{RDF}}}RDF")
     if rdf is None:
-        raise DataError(f"{path} is no XMP (no rdf:RDF in it): move it away, or deliver to another folder with -o")
+        raise DataError("is no XMP (no rdf:RDF in it)")
     return root
 
 
