@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
+from tqdm import tqdm
 
 from mineral_batch.cli.console import counted
 from mineral_batch.errors import DataError
+from mineral_batch.minerals.table import LEVELS
 
 if TYPE_CHECKING:
     from mineral_batch.deliver.folders import Kind
     from mineral_batch.deliver.records import Delivery
+    from mineral_batch.minerals.table import Level
 
 _PATH = click.Path(path_type=Path)
 _FILES = {
@@ -27,6 +30,8 @@ _FILES = {
 }
 _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
 _EMBEDDED = "embedded"
+# How often a format reads the records.
+_PASSES = {"darwin-core": 6, "dwca": 4, "xmp": 2}
 _REASONS = 5  # that are shown
 
 
@@ -47,6 +52,17 @@ _REASONS = 5  # that are shown
 @click.option("--on", "column", metavar="COLUMN", help="Column of --join with the inventory numbers.")
 @click.option("--match", metavar="REGEX", help="Finds the inventory number in a path; default: looks for the numbers.")
 @click.option("--names", type=_PATH, metavar="CSV", help="The collection's names: columns mineral and name.")
+@click.option(
+    "--specimen",
+    metavar="RULE",
+    help="A record per specimen: folder, catalogue, regex=PATTERN, a CSV (path,specimen), or inventory (of --join).",
+)
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="Where no mineral is sure, answer with the species, group or class that is, up to this level.",
+)
+@click.option("--minerals", type=_PATH, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
@@ -70,6 +86,9 @@ def deliver(
     column: str | None,
     match: str | None,
     names: Path | None,
+    specimen: str | None,
+    level: Level | None,
+    minerals: Path | None,
     beside: bool,
     embed: bool,
     adobe_names: bool,
@@ -94,10 +113,11 @@ def deliver(
 
     The photographs are never changed; --embed writes into copies, whose pixels stay as they are. With --join and --on,
     images get the row of the inventory whose number is in their path, and images of one number are one specimen of
-    Darwin Core.
+    Darwin Core. With --specimen, tables and maps have a row per specimen, and photographs get the answer of theirs.
     """  # noqa: D301 - click reads the control character
     from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
+    from mineral_batch.deliver.specimens import by_specimen
     from mineral_batch.deliver.written import note_written, require_replaceable
 
     if beside and output:
@@ -108,14 +128,17 @@ def deliver(
         raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
     if (inventory is None) != (column is None) or (match and not inventory):
         raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
-    delivery = read_delivery(results, photos, least)
+    delivery = read_delivery(results, photos, least, level, minerals)
     if inventory and column:
         delivery = _joined(delivery, inventory, column, match)
+    if specimen:
+        delivery = by_specimen(delivery, specimen)
     if names:
         delivery = replace(delivery, own_names=read_names(names, delivery.labels))
     target = output or results / (_EMBEDDED if embed else _FILES.get(form) or _FOLDERS[form])
     if form in _FILES:
         require_replaceable(results, target)
+    passes = _PASSES.get(form, 1) - embed
     write: dict[str, Callable[[], str]] = {
         "excel": lambda: _excel(delivery, target, thumbnails),
         "csv-excel": lambda: _csv(delivery, target),
@@ -130,7 +153,9 @@ def deliver(
         ),
         "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
     }
-    done = write[form]()
+    with tqdm(total=passes * len(delivery), unit=" records", disable=None, leave=False) as bar:
+        delivery = replace(delivery, on_record=bar.update)
+        done = write[form]()
     if form in _FILES:
         note_written(results, target)
     click.echo(done)
@@ -138,16 +163,15 @@ def deliver(
 
 def _summary(delivery: Delivery) -> str:
     decided = len(delivery.decisions)
-    return f"{counted(len(delivery))}, {decided:,} of them decided by people"
+    images = counted(sum(map(len, delivery.images.values())) or len(delivery))
+    what = f"{counted(len(delivery), 'specimen')} of {images}" if delivery.has_specimens else images
+    return f"{what}, {decided:,} of them decided by people"
 
 
 def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:
-    from tqdm import tqdm
-
     from mineral_batch.deliver.sheets import write_workbook
 
-    with tqdm(total=len(delivery), unit=" images", disable=None, leave=False) as bar:
-        write_workbook(delivery, path, thumbnail=thumbnail, seen=bar.update)
+    write_workbook(delivery, path, thumbnail=thumbnail)
     return f"{_summary(delivery)}: {path}"
 
 
@@ -175,14 +199,16 @@ def _darwin_core(delivery: Delivery, path: Path, form: str) -> str:
     from mineral_batch.deliver.darwin_core import write_archive, write_data_package
 
     written = (write_archive if form == "dwca" else write_data_package)(delivery, path)
-    return f"{_summary(delivery)}, {counted(written, 'specimen')}: {path}"
+    specimens = "" if delivery.has_specimens else f", {counted(written, 'specimen')}"
+    return f"{_summary(delivery)}{specimens}: {path}"
 
 
 def _places(delivery: Delivery, path: Path, form: str) -> str:
     from mineral_batch.deliver.places import write_geojson, write_geopackage
 
     written, without = (write_geopackage if form == "gpkg" else write_geojson)(delivery, path)
-    return f"{counted(written)} with a place, {without:,} without: {path}"
+    noun = "specimen" if delivery.has_specimens else "image"
+    return f"{counted(written, noun)} with a place, {without:,} without: {path}"
 
 
 def _folders(delivery: Delivery, tree: Path, kind: Kind, *, undo: bool) -> str:
@@ -208,12 +234,9 @@ def _undone(tree: Path) -> str:
 def _embedded(delivery: Delivery, tree: Path, root: str, *, undo: bool, adobe: bool) -> str:
     if undo:
         return _undone(tree)
-    from tqdm import tqdm
-
     from mineral_batch.deliver.embedded import write_copies
 
-    with tqdm(total=len(delivery), unit=" images", disable=None, leave=False) as bar:
-        counts = write_copies(delivery, tree, root, with_suffix=not adobe, seen=bar.update)
+    counts = write_copies(delivery, tree, root, with_suffix=not adobe)
     lines = [f"{counted(counts.embedded, 'copy', 'copies')} with the answer embedded, in {tree}"]
     for reason, number in counts.sidecars.most_common(_REASONS):
         lines.append(f"{counted(number, 'copy', 'copies')} with a sidecar instead: {reason}")

@@ -23,7 +23,7 @@ from xml.sax.saxutils import quoteattr
 
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.files import atomic_file, write_errors
-from mineral_batch.minerals.table import load_table
+from mineral_batch.minerals.table import level_of
 from mineral_batch.results.csv import CsvWriter
 
 PROFILE = "https://rs.tdwg.org/dwc-dp/1.0/dwc-dp-profile.json"
@@ -195,20 +195,20 @@ def _material(delivery: Delivery) -> Iterator[list[str]]:
 
 
 def _geological(delivery: Delivery) -> Iterator[list[str]]:
-    table, names = load_table(), _names(delivery)
+    names = _names(delivery)
     for specimen, _ in _specimens(delivery):
         if found := names.get(specimen):
-            kinds = ["variety" if (known := table.get(name)) and known.is_variety else "species" for name in found]
+            kinds = [level_of(name, delivery.table) or "unspecified" for name in found]
             yield [specimen, specimen, _LIST.join(found.values()), _LIST.join(kinds), _PHOTOGRAPH]
 
 
 def _media(delivery: Delivery) -> Iterator[list[str]]:
-    for record in delivery:
+    for record in delivery.photographs():
         yield [record.path, record.path, "StillImage", PurePath(record.path).name, record.captured]
 
 
 def _material_media(delivery: Delivery) -> Iterator[list[str]]:
-    for record in delivery:
+    for record in delivery.photographs():
         yield [record.path, record.specimen]
 
 
@@ -222,10 +222,11 @@ def _answers(delivery: Delivery) -> Iterator[tuple[Record, str, str, str, Iterab
     for record in delivery:
         if record.evidence == "human" and record.minerals:
             yield record, "human", record.reviewer, record.time, record.names, "true", "confirmed by a person"
-        if record.machine:
-            accepted = "" if record.evidence == "machine" and not record.reviewer else "false"
-            status = "unverified" if not record.reviewer else f"reviewed by {record.reviewer}"
-            names = [delivery.name(label) for label in record.machine]
+        is_alone = record.evidence == "machine" and not record.reviewer
+        names = list(record.names) if is_alone else [delivery.name(label) for label in record.machine]
+        if names:
+            accepted = "" if is_alone else "false"
+            status = f"reviewed by {record.reviewer}" if record.reviewer else "unverified"
             yield record, "machine", delivery.model, predicted, names, accepted, status
 
 
@@ -240,7 +241,8 @@ def _identification(delivery: Delivery) -> Iterator[list[str]]:
         key = f"{record.path}#{kind}"
         found = _LIST.join(names)
         by_whom = (accepted, by, date, status, _remarks(record, kind))
-        yield [key, key, "media", _PHOTOGRAPH, record.specimen, record.path, found, *by_whom, found]
+        media = record.images[0] if len(record.images) == 1 else ""  # of several, material-media has them
+        yield [key, key, "media", _PHOTOGRAPH, record.specimen, media, found, *by_whom, found]
 
 
 def _occurrence(delivery: Delivery) -> Iterator[list[str]]:
@@ -256,7 +258,7 @@ def _history(delivery: Delivery) -> Iterator[list[str]]:
 
 
 def _multimedia(delivery: Delivery) -> Iterator[list[str]]:
-    for record in delivery:
+    for record in delivery.photographs():
         yield [record.specimen, record.path, "StillImage", PurePath(record.path).name, record.captured]
 
 
@@ -283,7 +285,7 @@ _PACKAGE = (
             _Field("materialEntity_fk", _ENTITY, "The specimen.", "material.materialEntity_pk"),
             _dwc("materialEntityID", "Inventory number, or the image of the specimen."),
             _dwc("geologicalMaterialNames", "What its images show; people's answers first. Proposed term."),
-            _dwc("geologicalMaterialNameTypes", "species or variety, for each name. Proposed term."),
+            _dwc("geologicalMaterialNameTypes", "variety, species, group or class, for each name. Proposed term."),
             _Field("mineralogicalAnalysisProtocol_fk", _PROTOCOL, "How it was found out.", "protocol.protocol_pk"),
         ),
         _geological,

@@ -7,7 +7,6 @@ as in a sidecar (`xmp`). A format that cannot be written here is copied unchange
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +37,7 @@ class EmbedCounts:
     missing: int = 0
 
 
-def write_copies(
-    delivery: Delivery, tree: Path, root: str, *, with_suffix: bool, seen: Callable[[], object] = lambda: None
-) -> EmbedCounts:
+def write_copies(delivery: Delivery, tree: Path, root: str, *, with_suffix: bool) -> EmbedCounts:
     """Copy the image of every record and embed the answer in the copy; a copy of an earlier delivery is updated.
 
     Args:
@@ -48,7 +45,6 @@ def write_copies(
         tree: where.
         root: keyword above all others.
         with_suffix: name of sidecars, see `xmp.sidecar`.
-        seen: called after each image.
 
     Raises:
         DataError: if lxml is missing, a file of somebody else's is in the way, or the disk refuses.
@@ -57,14 +53,13 @@ def write_copies(
     with write_errors(tree):
         (tree / COPIES).mkdir(parents=True, exist_ok=True)
         try:
-            for record in delivery:
+            for record in delivery.photographs():
                 source = delivery.file(record)
                 if source.is_file():
-                    copy = _Copy(tree, source, record, delivery.model, root)
+                    copy = _Copy(tree, source, record, delivery, root)
                     copy.write(made, counts, with_suffix=with_suffix)
                 else:
                     counts.missing += 1
-                seen()
         finally:
             write_made(tree, made.values())  # also when it ends early: what is there can be taken back
     return counts
@@ -75,7 +70,7 @@ class _Copy:
     tree: Path
     source: Path
     record: Record
-    model: str
+    delivery: Delivery
     root: str
 
     def write(self, made: dict[str, Made], counts: EmbedCounts, *, with_suffix: bool) -> None:
@@ -86,7 +81,7 @@ class _Copy:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = (target if target.exists() else self.source).read_bytes()
         try:
-            packet = merged_packet(read_packet(content), self.record, self.model, self.root)
+            packet = merged_packet(read_packet(content), self.record, self.delivery, self.root)
             write_file(target, with_packet(content, packet))
             counts.embedded += 1
         except PacketError as reason:
@@ -98,7 +93,7 @@ class _Copy:
         if not target.exists():
             write_file(target, content)
         beside = sidecar(target, with_suffix=with_suffix)
-        write_sidecar(beside, self.record, self.model, self.root)
+        write_sidecar(beside, self.record, self.delivery, self.root)
         self._note(made, beside)
 
     def _note(self, made: dict[str, Made], file: Path) -> None:

@@ -50,7 +50,7 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
     with write_errors(tree):
         tree.mkdir(parents=True, exist_ok=True)
         try:
-            for record in delivery:
+            for record in delivery.photographs():
                 source = delivery.file(record)
                 if not source.is_file():
                     counts.missing += 1

@@ -125,6 +125,7 @@ def _feature(record: Record, delivery: Delivery) -> str:
     latitude, longitude = record.place
     properties = {
         "path": printable(record.path),
+        **({"images": list(map(printable, record.images))} if delivery.has_specimens else {}),
         "minerals": list(record.names),
         "evidence": record.evidence,
         "reviewer": record.reviewer or None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mineral_batch.deliver.inventory import Joined
+from mineral_batch.minerals.table import Level, Table, load_table
 from mineral_batch.report.thumbnails import find_base
+from mineral_batch.results.levels import Levels
 from mineral_batch.results.read import Results, read_results
 from mineral_batch.review.decisions import Decision, read_decisions
 
@@ -20,11 +22,11 @@ Evidence = Literal["machine", "human", "unsure"]
 
 @dataclass(frozen=True)
 class Record:
-    """The answer for one image.
+    """The answer for one image, or for a specimen from its images.
 
     Attributes:
-        path: as the run's tables name it.
-        minerals: what it shows, most probable first.
+        path: as the run's tables name it; of a record of several images, the name of the specimen.
+        minerals: what it shows, most probable first; with a level, also broader names where no mineral is sure.
         evidence: `human` if a person decided it; `unsure` if a person could not; else `machine`.
         machine: what the model called present, whatever a person said of it.
         probabilities: of the model for every label.
@@ -35,6 +37,8 @@ class Record:
         names: of `minerals`, as the collection names them.
         number: in the collection's inventory; empty where it is not known.
         inventory: the cells of the inventory's row, empty without one.
+        images: their paths; one, or those of the specimen.
+        group: the specimen by the rule that joined the images; empty without one.
     """
 
     path: str
@@ -49,11 +53,13 @@ class Record:
     names: tuple[str, ...] = ()
     number: str = ""
     inventory: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def specimen(self) -> str:
-        """The inventory number, else the image itself."""
-        return self.number or self.path
+        """The inventory number, else what the rule of specimens names it, else the image itself."""
+        return self.number or self.group or self.path
 
     @property
     def best(self) -> str:
@@ -72,6 +78,11 @@ class Delivery:
         least: probability from which the model's answers count; None for the thresholds of the model.
         own_names: label -> how the collection names it.
         joined: its inventory, joined to the images.
+        images: specimen -> its images, where the records are those of specimens (`specimens.by_specimen`).
+        captured: image -> when it was taken, where the records are those of specimens.
+        level: the broadest level at which the model's answers may be; None for its labels only.
+        table: of minerals.
+        on_record: called after each record that was read.
     """
 
     results: Results
@@ -80,6 +91,26 @@ class Delivery:
     least: float | None = None
     own_names: Mapping[str, str] = field(default_factory=dict)
     joined: Joined | None = None
+    images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    captured: Mapping[str, str] = field(default_factory=dict)
+    level: Level | None = None
+    table: Table = field(default_factory=load_table)
+    on_record: Callable[[], object] = lambda: None
+
+    @property
+    def has_specimens(self) -> bool:
+        """Whether the records are those of specimens, not of images."""
+        return bool(self.images)
+
+    @property
+    def what(self) -> str:
+        """What the records are of, for people."""
+        return "specimens" if self.has_specimens else "images"
+
+    @property
+    def first_images(self) -> list[str]:
+        """The (first) image of each record."""
+        return [self.images[path][0] if self.has_specimens else path for path in self.results.predictions.paths]
 
     @property
     def inventory_columns(self) -> tuple[str, ...]:
@@ -109,15 +140,28 @@ class Delivery:
         """The records in the order of the table."""
         table = self.results.predictions
         called = table.called if self.least is None else table.scores >= self.least
+        levels = None if self.level is None else Levels(table.labels, self.level, self.table)
+        answers = levels.answers(table.scores, called) if levels else None
         for row, path in enumerate(table.paths):
-            yield self._record(row, path, called[row])
+            yield self._record(row, path, called[row], answers[row] if answers else None)
+            self.on_record()
 
-    def _record(self, row: int, path: str, called: Any) -> Record:
+    def photographs(self) -> Iterator[Record]:
+        """The same for each image: those of a specimen have its answer."""
+        for record in self:
+            for image in record.images:
+                yield replace(record, path=image, captured=self.taken(record, image), images=(image,))
+
+    def taken(self, record: Record, image: str) -> str:
+        """When an image of a record was taken; empty where that is not known."""
+        return self.captured.get(image, "") if self.has_specimens else record.captured
+
+    def _record(self, row: int, path: str, called: Any, answer: tuple[str, ...] | None) -> Record:
         table = self.results.predictions
         probabilities = dict(zip(table.labels, table.scores[row].tolist(), strict=True))
         machine = tuple(sorted(compress(table.labels, called), key=lambda label: -probabilities[label]))
         decision = self.decisions.get(path)
-        minerals, evidence = _decided(decision, machine)
+        minerals, evidence = _decided(decision, machine, answer)
         latitude, longitude = self.results.places[row].tolist()
         return Record(
             path,
@@ -132,11 +176,13 @@ class Delivery:
             tuple(map(self.name, minerals)),
             self.joined.number(path) if self.joined else "",
             self.joined.row(path) if self.joined else (),
+            self.images.get(path, (path,)),
+            path if self.has_specimens else "",
         )
 
     def file(self, record: Record) -> Path:
-        """Where the image should lie; a member of an archive lies in no file."""
-        return self.base / record.path
+        """Where the (first) image should lie; a member of an archive lies in no file."""
+        return self.base / record.images[0]
 
 
 def printable(path: str) -> str:
@@ -144,9 +190,11 @@ def printable(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _decided(decision: Decision | None, machine: tuple[str, ...]) -> tuple[tuple[str, ...], Evidence]:
+def _decided(
+    decision: Decision | None, machine: tuple[str, ...], answer: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Evidence]:
     if decision is None:
-        return machine, "machine"
+        return machine if answer is None else answer, "machine"
     if decision.status == "labelled":
         return decision.minerals, "human"
     if decision.status == "unsure":
@@ -154,18 +202,27 @@ def _decided(decision: Decision | None, machine: tuple[str, ...]) -> tuple[tuple
     return tuple(name for name in machine if name not in decision.minerals), "machine"  # some were rejected
 
 
-def read_delivery(folder: Path, photos: Path | None = None, least: float | None = None) -> Delivery:
+def read_delivery(
+    folder: Path,
+    photos: Path | None = None,
+    least: float | None = None,
+    level: Level | None = None,
+    minerals: Path | None = None,
+) -> Delivery:
     """Read the tables of a run and the decisions about it.
 
     Args:
         folder: output of `predict`.
         photos: where relative paths start; None looks here and near the folder.
         least: see `Delivery`.
+        level: see `Delivery`.
+        minerals: a table of minerals in place of the package's.
 
     Raises:
-        DataError: if there are no tables, or a review of them is open.
+        DataError: if there are no tables, a review of them is open, or the table of minerals cannot be read.
     """
+    table = load_table(minerals)
     results = read_results(folder)
     decisions = {decision.path: decision for decision in read_decisions(folder)}
     base = photos or find_base(results.predictions.paths, [Path(), folder, folder.parent])
-    return Delivery(results, decisions, base, least)
+    return Delivery(results, decisions, base, least, level=level, table=table)

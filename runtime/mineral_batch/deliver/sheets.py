@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, write_errors
-from mineral_batch.minerals.table import load_table
+from mineral_batch.minerals.table import Table
 from mineral_batch.report.thumbnails import thumbnails
 from mineral_batch.results.csv import formula_safe_text
 from mineral_batch.results.schema import SEPARATOR
@@ -21,14 +21,43 @@ from mineral_batch.system import pip_install
 #: Rows that a sheet of Excel can have, with the header.
 MOST_ROWS = 1_048_576
 _LINKS = 65_000  # hyperlinks that a sheet can have
-_COLUMNS = ("image", "minerals", "evidence", "decided by", "decided", "model says", "best", "probability", "taken")
+_COLUMNS = ("minerals", "evidence", "decided by", "decided", "model says", "best", "probability", "taken")
 _PLACE = ("latitude", "longitude")
-_WIDTHS = {"image": 45, "minerals": 26, "model says": 26, "best": 16, "decided": 19, "taken": 19}
+_MOST_IMAGES = 100  # whose names stand in a cell
+_WIDTHS = {
+    "image": 45,
+    "specimen": 30,
+    "images": 45,
+    "minerals": 26,
+    "model says": 26,
+    "best": 16,
+    "decided": 19,
+    "taken": 19,
+}
+
+
+def _header(delivery: Delivery, *, has_places: bool) -> list[str]:
+    first = ("specimen", "photographs", "images") if delivery.has_specimens else ("image",)
+    return [*first, *_COLUMNS, *(_PLACE if has_places else ()), *delivery.inventory_columns, *delivery.labels]
+
+
+def _row(delivery: Delivery, record: Record, *, has_places: bool) -> list[Any]:
+    images = [len(record.images), _listed(record.images)] if delivery.has_specimens else []
+    place = (record.place or (None, None)) if has_places else ()
+    return [
+        *(printable(record.path), *images, *_cells(record), *place),
+        *record.inventory,
+        *record.probabilities.values(),
+    ]
+
+
+def _listed(images: Sequence[str]) -> str:
+    more = f"{SEPARATOR}and {len(images) - _MOST_IMAGES} more" if len(images) > _MOST_IMAGES else ""
+    return SEPARATOR.join(map(printable, images[:_MOST_IMAGES])) + more
 
 
 def _cells(record: Record) -> list[Any]:
     return [
-        printable(record.path),
         SEPARATOR.join(record.names),
         record.evidence,
         record.reviewer,
@@ -37,7 +66,6 @@ def _cells(record: Record) -> list[Any]:
         record.best,
         record.probabilities[record.best],
         record.captured,
-        *(record.place or (None, None)),
     ]
 
 
@@ -56,9 +84,9 @@ def write_semicolons(delivery: Delivery, path: Path) -> None:
 
 
 def _all_rows(delivery: Delivery) -> Iterator[Sequence[Any]]:
-    yield [*_COLUMNS, *_PLACE, *delivery.inventory_columns, *delivery.labels]
+    yield _header(delivery, has_places=True)
     for record in delivery:
-        yield [*_cells(record), *record.inventory, *record.probabilities.values()]
+        yield _row(delivery, record, has_places=True)
 
 
 def _quoted(cell: object) -> str:
@@ -68,9 +96,7 @@ def _quoted(cell: object) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ';"\r\n') else text
 
 
-def write_workbook(
-    delivery: Delivery, path: Path, *, thumbnail: int = 0, seen: Callable[[], object] = lambda: None
-) -> None:
+def write_workbook(delivery: Delivery, path: Path, *, thumbnail: int = 0) -> None:
     """Write an Excel workbook: the images with filters, the minerals, and how it was made.
 
     Memory does not grow with the rows.
@@ -79,19 +105,18 @@ def write_workbook(
         delivery: the records.
         path: of the workbook.
         thumbnail: longest side of the small images in it, pixels; 0 for none.
-        seen: called after each image.
 
     Raises:
         DataError: if there are more images than a sheet has rows, XlsxWriter is missing, or the disk refuses.
     """
     if len(delivery) >= MOST_ROWS:
-        raise DataError(f"{len(delivery):,} images are more than a sheet of Excel holds: use --as csv-excel")
+        raise DataError(f"{len(delivery):,} {delivery.what} are more than a sheet of Excel holds: use --as csv-excel")
     with write_errors(path), atomic_file(path) as file:
         # Rows go to a temporary file at once; text stays text, whatever sign it begins with.
         options = {"constant_memory": not thumbnail, "strings_to_formulas": False, "strings_to_urls": False}
         with _xlsxwriter().Workbook(file, options) as book:
-            counts = _images_sheet(book, delivery, path.parent, thumbnail, seen)
-            _minerals_sheet(book, counts)
+            counts = _images_sheet(book, delivery, path.parent, thumbnail)
+            _minerals_sheet(book, counts, delivery.table, delivery.what)
             _about_sheet(book, delivery)
 
 
@@ -108,12 +133,10 @@ def _relative(file: Path, folder: Path) -> str:
     return os.path.relpath(file.resolve(), folder.resolve())
 
 
-def _images_sheet(
-    book: Any, delivery: Delivery, folder: Path, thumbnail: int, seen: Callable[[], object]
-) -> Counter[str]:
-    sheet = book.add_worksheet("Images")
+def _images_sheet(book: Any, delivery: Delivery, folder: Path, thumbnail: int) -> Counter[str]:
+    sheet = book.add_worksheet(delivery.what.capitalize())
     has_places = delivery.results.has_places
-    header = [*_COLUMNS, *(_PLACE if has_places else ()), *delivery.inventory_columns, *delivery.labels]
+    header = _header(delivery, has_places=has_places)
     bold, percent = book.add_format({"bold": True}), book.add_format({"num_format": "0.0%"})
     first = 1 if thumbnail else 0
     for column, name in enumerate(header, first):
@@ -121,20 +144,18 @@ def _images_sheet(
         sheet.write_string(0, column, name, bold)
     sheet.freeze_panes(1, first + 1)
     sheet.autofilter(0, first, max(len(delivery), 1), first + len(header) - 1)
-    small = dict(thumbnails(delivery.results.predictions.paths, delivery.base, thumbnail)) if thumbnail else {}
+    small = dict(thumbnails(delivery.first_images, delivery.base, thumbnail)) if thumbnail else {}
     counts: Counter[str] = Counter()
     for row, record in enumerate(delivery, 1):
         counts.update(record.minerals or ("(none)",))
         if row - 1 in small:
             _insert(sheet, row, small[row - 1], thumbnail)
-        cells = _cells(record) if has_places else _cells(record)[: len(_COLUMNS)]
-        for column, cell in enumerate([*cells, *record.inventory, *record.probabilities.values()], first):
+        for column, cell in enumerate(_row(delivery, record, has_places=has_places), first):
             is_share = header[column - first] not in _PLACE
             _write(sheet, row, column, cell, percent if is_share else None)
         file = delivery.file(record)
         if row <= _LINKS and file.is_file():
             sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=printable(record.path)[:32_000])
-        seen()
     if thumbnail:
         sheet.set_column(0, 0, thumbnail / 7)
     return counts
@@ -143,6 +164,8 @@ def _images_sheet(
 def _write(sheet: Any, row: int, column: int, cell: object, number: Any) -> None:
     if isinstance(cell, float):
         sheet.write_number(row, column, cell, number)
+    elif isinstance(cell, int):
+        sheet.write_number(row, column, cell)
     elif cell not in (None, ""):
         sheet.write_string(row, column, str(cell)[:32_000])
 
@@ -152,10 +175,10 @@ def _insert(sheet: Any, row: int, content: bytes, thumbnail: int) -> None:
     sheet.insert_image(row, 0, "image.jpg", {"image_data": io.BytesIO(content), "x_offset": 2, "y_offset": 2})
 
 
-def _minerals_sheet(book: Any, counts: Mapping[str, int]) -> None:
-    sheet, table = book.add_worksheet("Minerals"), load_table()
+def _minerals_sheet(book: Any, counts: Mapping[str, int], table: Table, what: str) -> None:
+    sheet = book.add_worksheet("Minerals")
     bold = book.add_format({"bold": True})
-    widths = {"mineral": 18, "images": 9, "formula": 40, "class": 36, "hazard": 80}
+    widths = {"mineral": 18, what: 12, "formula": 40, "class": 36, "hazard": 80}
     for column, (name, width) in enumerate(widths.items()):
         sheet.set_column(column, column, width)
         sheet.write_string(0, column, name, bold)
@@ -175,7 +198,7 @@ def _about_sheet(book: Any, delivery: Delivery) -> None:
     facts = {
         "model": delivery.model,
         "predicted": str(manifest.get("finished", "")),
-        "images": f"{len(delivery):,}",
+        delivery.what: f"{len(delivery):,}",
         "decided by people": f"{len(delivery.decisions):,}",
         "the model's answers": rule,
         "evidence": "human: a person decided; machine: the model alone; unsure: a person could not tell",

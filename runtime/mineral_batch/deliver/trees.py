@@ -50,7 +50,7 @@ def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suf
             continue
         with write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if write_sidecar(path, record, delivery.model, root):
+        if write_sidecar(path, record, delivery, root):
             counts.merged += 1
         else:
             counts.new += 1
@@ -71,7 +71,7 @@ def remove_sidecars(delivery: Delivery, tree: Path | None, *, with_suffix: bool)
 
 
 def _sidecars(delivery: Delivery, tree: Path | None, *, with_suffix: bool) -> Iterator[tuple[Record, Path]]:
-    for record in delivery:
+    for record in delivery.photographs():
         file = delivery.file(record) if tree is None else tree / inside(record.path)
         yield record, sidecar(file, with_suffix=with_suffix)
 

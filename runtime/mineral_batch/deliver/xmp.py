@@ -23,7 +23,8 @@ from mineral_batch.system import pip_install
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from mineral_batch.deliver.records import Record
+    from mineral_batch.deliver.records import Delivery, Record
+    from mineral_batch.minerals.table import Table
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 META = "adobe:ns:meta/"
@@ -47,7 +48,7 @@ def sidecar(file: Path, *, with_suffix: bool) -> Path:
 
 
 def keywords(
-    minerals: Iterable[str], root: str = ROOT, names: Iterable[str] | None = None
+    minerals: Iterable[str], root: str = ROOT, names: Iterable[str] | None = None, table: Table | None = None
 ) -> tuple[list[str], list[str]]:
     """The flat and the hierarchical keywords of minerals: the class and group stand between the root and the name.
 
@@ -55,17 +56,18 @@ def keywords(
         minerals: labels of the model.
         root: keyword above all others.
         names: of the minerals in the collection; None for the labels.
+        table: of minerals; None for the package's.
     """
     flat, hierarchical = [], []
     minerals = list(minerals)
     for label, name in zip(minerals, minerals if names is None else names, strict=True):
-        broader = [part for part in reversed(lineage(label)) if part != name]
+        broader = [part for part in reversed(lineage(label, table)) if part != name]
         flat.append(name.translate(_FORBIDDEN))
         hierarchical.append(SEPARATOR.join(part.translate(_FORBIDDEN) for part in (root, *broader, name)))
     return flat, hierarchical
 
 
-def write_sidecar(path: Path, record: Record, model: str, root: str = ROOT) -> bool:
+def write_sidecar(path: Path, record: Record, delivery: Delivery, root: str = ROOT) -> bool:
     """Write or merge the sidecar of an image; returns whether there was one.
 
     Raises:
@@ -73,18 +75,18 @@ def write_sidecar(path: Path, record: Record, model: str, root: str = ROOT) -> b
     """
     existed = path.exists()
     document = _read(path) if existed else _empty()
-    _merge(document, record, model, root, created=not existed or _first(document, MB, "created") is not None)
+    _merge(document, record, delivery, root, created=not existed or _first(document, MB, "created") is not None)
     write_file(path, _serialised(document))
     return existed
 
 
-def merged_packet(packet: str, record: Record, model: str, root: str = ROOT) -> str:
+def merged_packet(packet: str, record: Record, delivery: Delivery, root: str = ROOT) -> str:
     """The XMP packet of an image with the answer in it, merged with what was there.
 
     Args:
         packet: as it lies in the image; empty if there is none.
         record: the answer.
-        model: name of the model.
+        delivery: that it is of.
         root: keyword above all others.
 
     Raises:
@@ -94,15 +96,15 @@ def merged_packet(packet: str, record: Record, model: str, root: str = ROOT) -> 
         document = _parsed(packet.encode()) if packet.strip("\0 \r\n\t") else _empty()
     except DataError as error:
         raise PacketError(f"its XMP {error}") from None
-    _merge(document, record, model, root, created=False)
+    _merge(document, record, delivery, root, created=False)
     content = _lxml().tostring(document, encoding="unicode", pretty_print=True)
     return f"{_PACKET_START}\n{content}{_PACKET_END}"
 
 
-def _merge(document: Any, record: Record, model: str, root: str, *, created: bool) -> None:
+def _merge(document: Any, record: Record, delivery: Delivery, root: str, *, created: bool) -> None:
     _take_back(document)
-    _write_keywords(document, record, root)
-    _write_facts(document, record, model, created=created)
+    _write_keywords(document, record, root, delivery.table)
+    _write_facts(document, record, delivery.model, created=created)
 
 
 def remove(path: Path) -> bool:
@@ -211,8 +213,8 @@ def _add(root: Any, namespace: str, name: str, values: Sequence[str]) -> list[st
     return added
 
 
-def _write_keywords(root: Any, record: Record, root_keyword: str) -> None:
-    flat, hierarchical = keywords(record.minerals, root_keyword, record.names)
+def _write_keywords(root: Any, record: Record, root_keyword: str, table: Table) -> None:
+    flat, hierarchical = keywords(record.minerals, root_keyword, record.names, table)
     added = [f"dc:{value}" for value in _add(root, DC, "subject", flat)] if flat else []
     added += [f"lr:{value}" for value in _add(root, LR, "hierarchicalSubject", hierarchical)] if hierarchical else []
     if added:
@@ -251,6 +253,8 @@ def _write_facts(root: Any, record: Record, model: str, *, created: bool) -> Non
             _text(root, name, _printable(value))
     if created:
         _text(root, "created", "True")
+    if record.specimen != record.path:
+        _text(root, "specimen", _printable(record.specimen))
     if record.machine:
         _add(root, MB, "machine", record.machine)
     named = {*record.minerals, *record.machine, record.best}

@@ -143,10 +143,22 @@ def _names(cell: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in cell.split(_SEPARATOR) if name.strip())
 
 
-def lineage(label: str, table: Table | None = None) -> tuple[str, ...]:
-    """The broader names of a label: species, group, class; none where the table does not have it."""
-    mineral = (load_table() if table is None else table).get(label)
-    return mineral.lineage if mineral else ()
+def lineage(name: str, table: Table | None = None) -> tuple[str, ...]:
+    """The broader names of a mineral, or of a species, group or class in the table; none of a name that it lacks."""
+    table = load_table() if table is None else table
+    if name in table:
+        return table[name].lineage
+    found = (mineral.lineage for mineral in table.values() if name in mineral.lineage)
+    return next((broader[broader.index(name) + 1 :] for broader in found), ())
+
+
+def level_of(name: str, table: Table | None = None) -> Level | None:
+    """At which level a name stands, the narrowest one; None if the table does not have it."""
+    table = load_table() if table is None else table
+    if name in table:
+        return "variety" if table[name].is_variety else "species"
+    broader: tuple[Level, ...] = LEVELS[1:]
+    return next((level for level in broader if any(one.at(level) == name for one in table.values())), None)
 
 
 def name_at(label: str, level: Level, table: Table | None = None) -> str:

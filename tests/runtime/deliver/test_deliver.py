@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from lxml import etree
 from PIL import Image
+from tqdm import tqdm
 
 from mineral_batch.cli import main
 from mineral_batch.deliver.xmp import DC, LR, MB, RDF, keywords
@@ -460,3 +461,22 @@ def test_a_delivery_replaces_its_own_file_but_nobody_elses(form: str, results: P
     edited = path.read_bytes()
     assert "was edited since it was delivered" in run(results, "--as", form, "-o", path, code=1)
     assert path.read_bytes() == edited
+
+
+@pytest.mark.parametrize(
+    "form", ["excel", "csv-excel", "xmp", "embed", "folders", "geojson", "gpkg", "darwin-core", "dwca"]
+)
+def test_the_progress_bar_ends_at_its_end(
+    form: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[tqdm[None]] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **options: object) -> None:
+            super().__init__(**(options | {"disable": False, "file": io.StringIO()}))
+            bars.append(self)
+
+    monkeypatch.setattr("mineral_batch.cli.deliver.tqdm", Bar)
+    run(results, "-o", tmp_path / "x", *(["--as", "xmp", "--embed"] if form == "embed" else ["--as", form]))
+    (bar,) = bars
+    assert bar.n == bar.total >= len(NAMES)
