@@ -37,7 +37,7 @@ def main(topology: Path) -> None:
 
 
 def rings_of(topology: dict[str, Any]) -> list[Points]:
-    """Decode TopoJSON (https://github.com/topojson/topojson-specification): quantised, delta-encoded, shared arcs."""
+    """Decode TopoJSON (https://github.com/topojson/topojson-specification): quantized, delta-encoded, shared arcs."""
     scale, translate = (np.array(topology["transform"][name]) for name in ("scale", "translate"))
     arcs = [np.cumsum(arc, axis=0) * scale + translate for arc in topology["arcs"]]
     polygons = [polygon for one in topology["objects"]["land"]["geometries"] for polygon in one["arcs"]]

@@ -88,7 +88,7 @@ def _head(table: Path) -> str:
 
 
 def _picture(chromium: str, page: Path, target: Path, width: int, height: int) -> None:
-    """Take a picture of a page, in as few colours as keep it below `LARGEST`."""
+    """Take a picture of a page, in as few colors as keep it below `LARGEST`."""
     raw, profile = page.with_suffix(".png"), page.with_suffix(".profile")
     switches = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --hide-scrollbars"
     command = [chromium, *switches.split(), f"--user-data-dir={profile}", f"--window-size={width},{height}"]
@@ -96,15 +96,15 @@ def _picture(chromium: str, page: Path, target: Path, width: int, height: int) -
     subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603 - as above
     with Image.open(raw) as opened:
         image = opened.convert("RGB")
-    for colours in (256, 128, 64, 32):
+    for colors in (256, 128, 64, 32):
         out = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        image.quantize(colors, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
         if out.tell() < LARGEST:
             break
     else:
-        raise SystemExit(f"{target} has {out.tell()} bytes in 32 colours")
+        raise SystemExit(f"{target} has {out.tell()} bytes in 32 colors")
     target.write_bytes(out.getvalue())
-    sys.stdout.write(f"{target}: {width} x {height}, {colours} colours, {out.tell():,} bytes\n")
+    sys.stdout.write(f"{target}: {width} x {height}, {colors} colors, {out.tell():,} bytes\n")
 
 
 if __name__ == "__main__":

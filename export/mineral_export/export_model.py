@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mineral_train.model.decoder import LabelDecoder
-from mineral_train.model.normalise import Normalise
+from mineral_train.model.normalize import Normalize
 
 if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
@@ -34,7 +34,7 @@ class ExportModel(nn.Module):
     def __init__(self, model: MineralNet, spec: InputSpec) -> None:
         super().__init__()
         self.model = model
-        self.normalise = Normalise(spec)
+        self.normalize = Normalize(spec)
         self.eval()  # before the constants are computed: dropout must not be in them
         if isinstance(model.decoder, LabelDecoder):
             with torch.no_grad():
@@ -55,7 +55,7 @@ class ExportModel(nn.Module):
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB -> tokens (N, T, C)."""
         # To float first, then transpose: TensorRT accepts uint8 as an input, but cannot transpose it.
-        return self.model.features(self.normalise(pixels.float().permute(0, 3, 1, 2)))
+        return self.model.features(self.normalize(pixels.float().permute(0, 3, 1, 2)))
 
     @property
     def start(self) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -17,7 +17,7 @@ from mineral_batch.engines.tensorrt.plan import SUFFIXES, EngineRecord, fits_chi
 from mineral_batch.engines.tensorrt.targets import require_buildable
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.model.onnx_file import graph_digest, read_contract
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import budget_for, least_exact
 from mineral_export.verify.parity import compare
 from mineral_export.verify.samples import load_samples
@@ -206,7 +206,7 @@ def _compare(source: Path, plan: bytes, record: EngineRecord, check: _Check, pro
     with tempfile.TemporaryDirectory(prefix="mineral-export-") as folder:
         path = Path(folder, "model.plan")
         write_engine(path, plan, record)
-        with open_artefact(source) as one, open_artefact(path) as other:
+        with open_artifact(source) as one, open_artifact(path) as other:
             return compare(one.predict, other.predict, samples, record.contract)
 
 

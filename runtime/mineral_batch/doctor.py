@@ -306,7 +306,7 @@ def _with_differences(tried: Sequence[tuple[EngineTrial, list[float]]]) -> list[
 
 
 def _test_image(shape: tuple[int, int, int]) -> Pixels:
-    """(1, H, W, 3): an image with edges, gradients and colours, the same everywhere."""
+    """(1, H, W, 3): an image with edges, gradients and colors, the same everywhere."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     waves = np.stack([np.sin(x / (5 + c) + y / (11 - 2 * c)) for c in range(3)], axis=-1)
     pixels: Pixels = (127.5 + 127.5 * waves)[None].astype(np.uint8)

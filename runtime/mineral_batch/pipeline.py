@@ -99,7 +99,7 @@ class DecodePool(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop: what has not begun is cancelled."""
+        """Stop: what has not begun is canceled."""
         ...
 
 
@@ -198,7 +198,7 @@ def run(
     """Predict images, lazily and in order.
 
     Exactly one result comes for each source: a `Prediction`, or a `Failure` in its place. An image's answer does not
-    depend on its neighbours, nor on whether they could be read. Closing the iterator stops the threads.
+    depend on its neighbors, nor on whether they could be read. Closing the iterator stops the threads.
 
     Args:
         sources: images to read, or failures that are passed on.

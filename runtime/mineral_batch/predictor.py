@@ -1,4 +1,4 @@
-"""The Python interface: a model, opened once, that recognises minerals in images."""
+"""The Python interface: a model, opened once, that recognizes minerals in images."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def bounded_map(
     """Map like `map`, in the order of `items`, in several threads.
 
     `concurrent.futures.Executor.map` reads all of its items first; this reads no more than four per thread ahead, so
-    that a million images need little memory. An exception ends it, and work that has not begun is cancelled.
+    that a million images need little memory. An exception ends it, and work that has not begun is canceled.
 
     Args:
         function: called in the threads.

@@ -92,8 +92,8 @@ def photographs(tmp_path: Path) -> Path:
             (folder / source.name).symlink_to(source)
     else:
         folder.mkdir()
-        for index, colour in enumerate(["purple", "gold", "green"]):
-            Image.new("RGB", (320, 240), colour).save(folder / f"{index}.jpg")
+        for index, color in enumerate(["purple", "gold", "green"]):
+            Image.new("RGB", (320, 240), color).save(folder / f"{index}.jpg")
     return folder
 
 

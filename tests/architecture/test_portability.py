@@ -74,8 +74,8 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for index, colour in enumerate(["purple", "gold", "green"]):
-        Image.new("RGB", (64, 48), colour).save(folder / f"{index}.jpg")
+    for index, color in enumerate(["purple", "gold", "green"]):
+        Image.new("RGB", (64, 48), color).save(folder / f"{index}.jpg")
     (folder / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing more")
     return folder
 

@@ -20,7 +20,7 @@ SIDE = 32
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real ONNX model: mean colour, one linear layer, sigmoid."""
+    """A real ONNX model: mean color, one linear layer, sigmoid."""
     onnx = pytest.importorskip("onnx", reason="the tiny model is built with the onnx package")
     helper, kind = onnx.helper, onnx.TensorProto
     weights = np.random.default_rng(3).normal(0, 4, (3, len(LABELS))).astype(np.float32)
@@ -29,8 +29,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nodes = [
         helper.make_node("Cast", ["pixels"], ["cast"], to=kind.FLOAT),
         helper.make_node("Div", ["cast", "scale"], ["unit"]),
-        helper.make_node("Sub", ["unit", "half"], ["centred"]),
-        helper.make_node("ReduceMean", ["centred", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Sub", ["unit", "half"], ["centered"]),
+        helper.make_node("ReduceMean", ["centered", "axes"], ["mean"], keepdims=0),
         helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
         helper.make_node("Sigmoid", ["logits"], ["probabilities"]),
     ]
@@ -50,11 +50,11 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve photographs of different colours and formats."""
+    """Twelve photographs of different colors and formats."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(5)
     for index in range(12):
-        colour = rng.integers(0, 256, 3)
-        pixels = np.clip(colour + rng.normal(0, 10, (60, 80, 3)), 0, 255).astype(np.uint8)
+        color = rng.integers(0, 256, 3)
+        pixels = np.clip(color + rng.normal(0, 10, (60, 80, 3)), 0, 255).astype(np.uint8)
         PILImage.fromarray(pixels).save(folder / f"{index:02}.{'png' if index % 3 else 'jpg'}")
     return folder

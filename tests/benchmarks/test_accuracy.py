@@ -1,4 +1,4 @@
-"""mAP of artefacts: the same as the metrics', with what each artefact loses."""
+"""mAP of artifacts: the same as the metrics', with what each artifact loses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.types import Failure
 from mineral_bench.cli import main
 from mineral_bench.studies import accuracy as bench
-from mineral_export.verify.samples import LabelledImages, labelled_images
+from mineral_export.verify.samples import LabeledImages, labeled_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,8 +57,8 @@ def test_the_figure_is_that_of_the_metrics(model_path: Path, photos: Path, label
     expected = mean_average_precision(scores, truth)
     figures = json.loads(out.read_text("utf-8"))["figures"]
     assert figures["photographs"] == 8
-    assert figures["artefacts"][0]["mean_ap"]["mean"] == pytest.approx(expected.mean)
-    assert figures["artefacts"][0]["mean_ap"]["support"] == [3, 3, 2]
+    assert figures["artifacts"][0]["mean_ap"]["mean"] == pytest.approx(expected.mean)
+    assert figures["artifacts"][0]["mean_ap"]["support"] == [3, 3, 2]
     assert "1 are in the table and not in the folder" in done.output
     assert "equation 6" in done.output
 
@@ -75,7 +75,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(
     words = ["accuracy", labels, photos, *others, model_path, others[0], "--backend", "onnx-cpu", "--bootstrap", 0]
     done = CliRunner().invoke(main, [*map(str, words), "--json", str(out)])
     assert done.exit_code == 0, done.output
-    found = json.loads(out.read_text("utf-8"))["figures"]["artefacts"]
+    found = json.loads(out.read_text("utf-8"))["figures"]["artifacts"]
     names = [one["name"].partition(",")[0] for one in found]
     assert names == ["a/model.onnx", "b/model.onnx", "tiny.onnx", "a/model.onnx (2)"]
     assert [one["largest"] > 0 for one in found] == [False, True, False, False], "each with its own answers"
@@ -97,7 +97,7 @@ def test_every_backend_that_is_named_is_tried(model_path: Path, photos: Path, la
     assert done.output.startswith("Error: no engine is called 'abacus'; there are: onnx-cuda, ")
 
 
-def test_a_worse_artefact_loses_and_an_equal_one_does_not() -> None:
+def test_a_worse_artifact_loses_and_an_equal_one_does_not() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random((200, 3)) < 0.3
     good = truth * 0.5 + rng.random((200, 3)) * 0.5
@@ -115,10 +115,10 @@ def test_unreadable_pictures_are_left_out_of_the_truth_too(model_path: Path, pho
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
     truth = np.eye(4, 3, dtype=bool)
-    data = LabelledImages((good[0], broken, good[1], good[2]), truth)
+    data = LabeledImages((good[0], broken, good[1], good[2]), truth)
     with ExitStack() as stack:
-        artefacts, _ = bench.open_candidates([model_path], [("onnx-cpu", "float32")], stack)
-        scored = bench.score(artefacts, data)
+        artifacts, _ = bench.open_candidates([model_path], [("onnx-cpu", "float32")], stack)
+        scored = bench.score(artifacts, data)
     assert scored.unreadable == 1
     assert np.array_equal(scored.truth, truth[[0, 2, 3]])
     assert all(len(scores) == 3 for scores in scored.scores)
@@ -128,10 +128,10 @@ def test_mistakes_are_one_line(photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\n00.jpg,unobtainium\n", "utf-8")
     with pytest.raises(DataError, match="does not know: 'unobtainium'"):
-        labelled_images(table, LABELS, photos)
+        labeled_images(table, LABELS, photos)
     table.write_text("path,labels\nnowhere.jpg,gold\n", "utf-8")
     with pytest.raises(DataError, match="none of the 1 images"):
-        labelled_images(table, LABELS, photos)
+        labeled_images(table, LABELS, photos)
 
 
 def test_an_engine_that_is_not_here_is_named(model_path: Path) -> None:
@@ -141,5 +141,5 @@ def test_an_engine_that_is_not_here_is_named(model_path: Path) -> None:
         opened, notes = bench.open_candidates([model_path], [("onnx-cpu", "float32"), ("onnx-cpu", "float16")], stack)
         assert len(opened) == 1
         assert "float16" in notes[0]
-    with pytest.raises(DataError, match="no artefact can be opened"):
+    with pytest.raises(DataError, match="no artifact can be opened"):
         bench.open_candidates([model_path], [("onnx-cpu", "float16")], ExitStack())

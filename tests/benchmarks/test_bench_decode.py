@@ -33,10 +33,10 @@ def group(name: str, side: int = 256) -> decode.Group:
 
 
 def test_psnr_of_one_step_everywhere() -> None:
-    grey = np.full((4, 4, 3), 100, np.uint8)
-    assert decode.psnr([grey], [grey]) == math.inf
-    assert decode.psnr([grey + 1], [grey]) == pytest.approx(20 * math.log10(255))
-    assert decode.psnr([grey, grey + 1], [grey, grey]) == pytest.approx(20 * math.log10(255) + 10 * math.log10(2))
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    assert decode.psnr([gray], [gray]) == math.inf
+    assert decode.psnr([gray + 1], [gray]) == pytest.approx(20 * math.log10(255))
+    assert decode.psnr([gray, gray + 1], [gray, gray]) == pytest.approx(20 * math.log10(255) + 10 * math.log10(2))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -75,9 +75,9 @@ def test_each_form_is_a_row_against_the_first(model_path: Path, tmp_path: Path) 
     figures = record["figures"]
     assert record["benchmark"] == "engines"
     assert "102 different synthetic images" in record["conditions"]["data"]
-    assert [one["artefact"] for one in figures["artefacts"]] == labels
-    assert {one["batch"] for one in figures["artefacts"]} == {3}
-    assert figures["artefacts"][0]["size"] == model_path.stat().st_size
+    assert [one["artifact"] for one in figures["artifacts"]] == labels
+    assert {one["batch"] for one in figures["artifacts"]} == {3}
+    assert figures["artifacts"][0]["size"] == model_path.stat().st_size
     assert figures["pictures"] == 102, "whole batches"
     assert [len(figures[what][label]) for what in ("seconds", "cpu_seconds") for label in labels] == [5] * 6
     assert figures["doubts"] == []
@@ -123,10 +123,10 @@ def test_what_cannot_be_compared_is_said_in_one_line(
     assert len(done.output.splitlines()) == 1
 
 
-def test_one_artefact_has_nothing_to_be_compared_with(model_path: Path) -> None:
+def test_one_artifact_has_nothing_to_be_compared_with(model_path: Path) -> None:
     done = CliRunner().invoke(main, ["engines", str(model_path)])
     assert done.exit_code == 2
-    assert "two artefacts or more" in done.output
+    assert "two artifacts or more" in done.output
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(model_path: Path, tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def tiny() -> Callable[..., tuple[MineralNet, ModelContract]]:
         sizes = {"image_size": 64, "width": 32, "heads": 2, "ffn": 48, "labels": LABELS}
         config = ModelConfig(backbone, **(sizes | options))
         model = build_model(config, seed=1)
-        with torch.no_grad():  # at initialisation every probability is near 0.5, and parity would prove little
+        with torch.no_grad():  # at initialization every probability is near 0.5, and parity would prove little
             for parameter in model.head.parameters():
                 parameter.mul_(8)
-        contract = ModelContract(LABELS, (0.3, 0.5, 0.7), input_spec(config), name="tiny", licence="MIT")
+        contract = ModelContract(LABELS, (0.3, 0.5, 0.7), input_spec(config), name="tiny", license="MIT")
         return model, contract
 
     return make

@@ -36,13 +36,13 @@ def contract() -> ModelContract:
     calibration = Calibration(
         "Platt", "twenty images", 20, "2026-01-02", (1.0,) * count, (0.0,) * count, (4,) * count, scores, scores
     )
-    known = {"name": "tiny", "licence": "CC0-1.0", "calibration": calibration}
+    known = {"name": "tiny", "license": "CC0-1.0", "calibration": calibration}
     return ModelContract(labels=LABELS, thresholds=THRESHOLDS, input=SPEC, **known)
 
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory, contract: ModelContract) -> Path:
-    """A real ONNX model: normalise, mean colour over a 3 x 4 grid, one linear layer, sigmoid."""
+    """A real ONNX model: normalize, mean color over a 3 x 4 grid, one linear layer, sigmoid."""
     onnx = pytest.importorskip("onnx", reason="the tiny model is built with the onnx package")
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     onnx.save(tiny_model(onnx, SPEC, len(LABELS)), str(path))
@@ -60,7 +60,7 @@ def bare_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_model(onnx: Any, spec: InputSpec, labels: int) -> Any:
-    """ModelProto: `pixels` uint8 (N, H, W, 3) -> `probabilities` float32 (N, labels); place and colour matter."""
+    """ModelProto: `pixels` uint8 (N, H, W, 3) -> `probabilities` float32 (N, labels); place and color matter."""
     helper, numpy_helper, kind = onnx.helper, onnx.numpy_helper, onnx.TensorProto
     cell = 8
     cells = (spec.height // cell) * (spec.width // cell) * 3
@@ -74,8 +74,8 @@ def tiny_model(onnx: Any, spec: InputSpec, labels: int) -> Any:
     nodes = [
         helper.make_node("Cast", ["pixels"], ["cast"], to=kind.FLOAT),
         helper.make_node("Div", ["cast", "scale"], ["unit"]),
-        helper.make_node("Sub", ["unit", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["normal"]),
+        helper.make_node("Sub", ["unit", "mean"], ["centered"]),
+        helper.make_node("Div", ["centered", "std"], ["normal"]),
         helper.make_node("Transpose", ["normal"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("AveragePool", ["planes"], ["grid"], kernel_shape=[cell, cell], strides=[cell, cell]),
         helper.make_node("Flatten", ["grid"], ["flat"]),
@@ -134,8 +134,8 @@ def can_write(kind: str) -> bool:
 
 def awkward_photos() -> dict[str, Encoded]:
     """File name -> a photograph that must be read, in every mode and container that is met in collections."""
-    colour = scene()
-    rgb = np.asarray(colour)
+    color = scene()
+    rgb = np.asarray(color)
     optional = {
         "lossless.webp": ("WEBP", {"lossless": True}, 0.0),
         "lossy.webp": ("WEBP", {"quality": 95}, 4.0),
@@ -143,50 +143,50 @@ def awkward_photos() -> dict[str, Encoded]:
         "telephone.heic": ("HEIF", {"quality": 95, "chroma": 444}, 4.0),
         "a HEIC called.jpg": ("HEIF", {"quality": 95, "chroma": 444}, 4.0),
         "lossless.jp2": ("JPEG2000", {}, 0.0),
-        "multi.mpo": ("MPO", {"quality": 98, "save_all": True, "append_images": [_black(colour)]}, 4.0),
-        "animated.webp": ("WEBP", {"lossless": True, "save_all": True, "append_images": [_black(colour)]}, 0.0),
+        "multi.mpo": ("MPO", {"quality": 98, "save_all": True, "append_images": [_black(color)]}, 4.0),
+        "animated.webp": ("WEBP", {"lossless": True, "save_all": True, "append_images": [_black(color)]}, 0.0),
     }
     photos = {
-        name: Encoded(encode(colour, kind, **options), rgb, tolerance)
+        name: Encoded(encode(color, kind, **options), rgb, tolerance)
         for name, (kind, options, tolerance) in optional.items()
         if can_write(kind)
     }
-    return photos | _plain(colour) | _grey(colour) | _transparent(colour) | _unusual(colour)
+    return photos | _plain(color) | _gray(color) | _transparent(color) | _unusual(color)
 
 
-def _plain(colour: PILImage.Image) -> dict[str, Encoded]:
-    rgb = np.asarray(colour)
+def _plain(color: PILImage.Image) -> dict[str, Encoded]:
+    rgb = np.asarray(color)
     options = {"quality": 98, "subsampling": 0}
     return {
-        "plain.png": Encoded(encode(colour, "PNG"), rgb),
-        "baseline.jpg": Encoded(encode(colour, "JPEG", **options), rgb, 2.0),
-        "progressive.jpeg": Encoded(encode(colour, "JPEG", progressive=True, **options), rgb, 2.0),
-        "bitmap.bmp": Encoded(encode(colour, "BMP"), rgb),
-        "truevision.tga": Encoded(encode(colour, "TGA"), rgb),
-        "portable.ppm": Encoded(encode(colour, "PPM"), rgb),
-        "raw.tif": Encoded(encode(colour, "TIFF"), rgb),
-        "lzw.tiff": Encoded(encode(colour, "TIFF", compression="tiff_lzw"), rgb),
-        "animated.png": Encoded(encode(colour, "PNG", save_all=True, append_images=[_black(colour)]), rgb),
-        "a PNG called.jpg": Encoded(encode(colour, "PNG"), rgb),
-        "a JPEG called.png": Encoded(encode(colour, "JPEG", **options), rgb, 2.0),
-        "CAPITALS.JPG": Encoded(encode(colour, "JPEG", **options), rgb, 2.0),
+        "plain.png": Encoded(encode(color, "PNG"), rgb),
+        "baseline.jpg": Encoded(encode(color, "JPEG", **options), rgb, 2.0),
+        "progressive.jpeg": Encoded(encode(color, "JPEG", progressive=True, **options), rgb, 2.0),
+        "bitmap.bmp": Encoded(encode(color, "BMP"), rgb),
+        "truevision.tga": Encoded(encode(color, "TGA"), rgb),
+        "portable.ppm": Encoded(encode(color, "PPM"), rgb),
+        "raw.tif": Encoded(encode(color, "TIFF"), rgb),
+        "lzw.tiff": Encoded(encode(color, "TIFF", compression="tiff_lzw"), rgb),
+        "animated.png": Encoded(encode(color, "PNG", save_all=True, append_images=[_black(color)]), rgb),
+        "a PNG called.jpg": Encoded(encode(color, "PNG"), rgb),
+        "a JPEG called.png": Encoded(encode(color, "JPEG", **options), rgb, 2.0),
+        "CAPITALS.JPG": Encoded(encode(color, "JPEG", **options), rgb, 2.0),
     }
 
 
-def _grey(colour: PILImage.Image) -> dict[str, Encoded]:
-    grey = colour.convert("L")
-    values = np.asarray(grey)
+def _gray(color: PILImage.Image) -> dict[str, Encoded]:
+    gray = color.convert("L")
+    values = np.asarray(gray)
     expected = np.repeat(values[..., None], 3, axis=-1)
     sixteen = PILImage.fromarray(values.astype(np.uint16) * 257)
     integers = PILImage.fromarray(values.astype(np.int32) * 257)
     unit = PILImage.fromarray((values / 255).astype(np.float32))
     reflectance = PILImage.fromarray(values.astype(np.float32) * 40)
     highest = np.repeat((values / values.max() * 255).round().astype(np.uint8)[..., None], 3, axis=-1)
-    bits = grey.point(lambda value: 255 * (value > 127)).convert("1")
+    bits = gray.point(lambda value: 255 * (value > 127)).convert("1")
     black_white = np.repeat((values > 127)[..., None] * np.uint8(255), 3, axis=-1)
     return {
-        "grey.jpg": Encoded(encode(grey, "JPEG", quality=98), expected, 2.0),
-        "grey.png": Encoded(encode(grey, "PNG"), expected),
+        "gray.jpg": Encoded(encode(gray, "JPEG", quality=98), expected, 2.0),
+        "gray.png": Encoded(encode(gray, "PNG"), expected),
         "16 bits.png": Encoded(encode(sixteen, "PNG"), expected),
         "16 bits.tif": Encoded(encode(sixteen, "TIFF"), expected),
         "16 bits.pgm": Encoded(encode(integers, "PPM"), expected),
@@ -198,40 +198,40 @@ def _grey(colour: PILImage.Image) -> dict[str, Encoded]:
     }
 
 
-def _transparent(colour: PILImage.Image) -> dict[str, Encoded]:
-    alpha = PILImage.linear_gradient("L").resize(colour.size)
-    rgba = colour.copy()
+def _transparent(color: PILImage.Image) -> dict[str, Encoded]:
+    alpha = PILImage.linear_gradient("L").resize(color.size)
+    rgba = color.copy()
     rgba.putalpha(alpha)
-    grey_alpha = colour.convert("L")
-    grey_alpha.putalpha(alpha)
-    grey = np.asarray(colour.convert("L").convert("RGB"))
-    on_white = _over_white(np.asarray(colour), np.asarray(alpha))
-    palette = colour.quantize(32)
+    gray_alpha = color.convert("L")
+    gray_alpha.putalpha(alpha)
+    gray = np.asarray(color.convert("L").convert("RGB"))
+    on_white = _over_white(np.asarray(color), np.asarray(alpha))
+    palette = color.quantize(32)
     see_through = np.asarray(palette) == 3
     holes = np.asarray(palette.convert("RGB")).copy()
     holes[see_through] = 255
-    corner = np.asarray(colour).copy()
-    corner[:9, :12] = 255  # the corner's own colour is declared transparent
+    corner = np.asarray(color).copy()
+    corner[:9, :12] = 255  # the corner's own color is declared transparent
     return {
         "rgba.png": Encoded(encode(rgba, "PNG"), on_white, 1.0),
         "rgba.tif": Encoded(encode(rgba, "TIFF"), on_white, 1.0),
-        "grey and alpha.png": Encoded(encode(grey_alpha, "PNG"), _over_white(grey, np.asarray(alpha)), 1.0),
+        "gray and alpha.png": Encoded(encode(gray_alpha, "PNG"), _over_white(gray, np.asarray(alpha)), 1.0),
         "palette hole.png": Encoded(encode(palette, "PNG", transparency=3), holes),
         "palette hole.gif": Encoded(encode(palette, "GIF", transparency=3), holes),
-        "colour key.png": Encoded(encode(colour, "PNG", transparency=(220, 40, 30)), corner),
+        "color key.png": Encoded(encode(color, "PNG", transparency=(220, 40, 30)), corner),
     }
 
 
-def _unusual(colour: PILImage.Image) -> dict[str, Encoded]:
-    palette = colour.quantize(64)
+def _unusual(color: PILImage.Image) -> dict[str, Encoded]:
+    palette = color.quantize(64)
     flat = np.asarray(palette.convert("RGB"))
-    cmyk = colour.convert("CMYK")
+    cmyk = color.convert("CMYK")
     inked = np.asarray(cmyk.convert("RGB"))
     return {
         "cmyk.jpg": Encoded(encode(cmyk, "JPEG", quality=98, subsampling=0), inked, 3.0),  # inverted, as Adobe does
         "cmyk.tif": Encoded(encode(cmyk, "TIFF"), inked),
         "palette.png": Encoded(encode(palette, "PNG"), flat),
-        "animated.gif": Encoded(encode(palette, "GIF", save_all=True, append_images=[_black(colour)]), flat),
+        "animated.gif": Encoded(encode(palette, "GIF", save_all=True, append_images=[_black(color)]), flat),
     }
 
 

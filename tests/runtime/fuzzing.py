@@ -1,7 +1,7 @@
 """Damaged pictures of every format through the whole pipeline: `fuzzing.py MUTANTS SEED MODEL`.
 
 In a process of its own, so that a crash or a hang of a decoder is seen from outside. Each mutant has an intact
-neighbour on either side. Prints a JSON object: how many mutants were predicted and failed, and the reasons.
+neighbor on either side. Prints a JSON object: how many mutants were predicted and failed, and the reasons.
 """
 
 from __future__ import annotations

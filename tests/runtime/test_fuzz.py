@@ -1,4 +1,4 @@
-"""Mutated pictures: no crash, no hang, no lost row, a reason for each, and neighbours unchanged to the bit."""
+"""Mutated pictures: no crash, no hang, no lost row, a reason for each, and neighbors unchanged to the bit."""
 
 from __future__ import annotations
 

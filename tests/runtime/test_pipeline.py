@@ -102,7 +102,7 @@ def test_onnx_runtime_answers_bit_for_bit_the_same_however_it_is_batched(
     assert np.ptp(answers(alone), axis=0).min() > 0.01  # the pictures do get different answers
 
 
-def test_a_bad_picture_changes_nothing_for_its_neighbours(album: Path, model_path: Path) -> None:
+def test_a_bad_picture_changes_nothing_for_its_neighbors(album: Path, model_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     backend = open_backend(model_path, "onnx-cpu")
     before = list(run(find_sources([album]), backend, batch_size=4))

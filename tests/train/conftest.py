@@ -37,17 +37,17 @@ def tiny_model() -> Callable[..., MineralNet]:
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    """Three different normalised images, (3, 3, 64, 64) float32."""
+    """Three different normalized images, (3, 3, 64, 64) float32."""
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")
-def coloured_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 images to train on, 12 to validate on, 6 to test on, 48 x 40 pixels of noise over a flat colour.
+def colored_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 images to train on, 12 to validate on, 6 to test on, 48 x 40 pixels of noise over a flat color.
 
-    `agate`, `gold` and `pyrite` are in a colour channel each. No image has `quartz`, and a few have no label.
+    `agate`, `gold` and `pyrite` are in a color channel each. No image has `quartz`, and a few have no label.
     """
-    folder = tmp_path_factory.mktemp("coloured")
+    folder = tmp_path_factory.mktemp("colored")
     rng = np.random.default_rng(3)
     lines = ["path,labels,split"]
     for number in range(34):
@@ -62,14 +62,14 @@ def coloured_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _photo(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """An image of smooth random colours, unlike that of any other seed."""
+    """An image of smooth random colors, unlike that of any other seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def photo() -> Callable[..., Image.Image]:
-    """`photo(seed, size=(width, height))`: an image of smooth random colours, one for each seed."""
+    """`photo(seed, size=(width, height))`: an image of smooth random colors, one for each seed."""
     return _photo
 
 

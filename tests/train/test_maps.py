@@ -1,4 +1,4 @@
-"""Grad-CAM in torch: the formula, spelt out a second way, and each image for itself."""
+"""Grad-CAM in torch: the formula, spelled out a second way, and each image for itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VARIANTS = {
 }
 
 
-def spelt_out(model, image, label):
+def spelled_out(model, image, label):
     """One image, one label, loops over channels: the paper's figure 6 from the definition."""
     features = model.features(image[None]).detach().requires_grad_()
     model.classify(features)[0, label].backward()
@@ -40,7 +40,7 @@ def test_it_is_the_formula_for_each_image_and_its_own_labels(variant, tiny_model
     assert maps.shape == (3, 2, *model.layout.grid)
     for row in range(3):
         for place in range(2):
-            expected = spelt_out(model, images[row], int(labels[row, place]))
+            expected = spelled_out(model, images[row], int(labels[row, place]))
             torch.testing.assert_close(maps[row, place], expected, atol=2e-4, rtol=0)
 
 

@@ -3,7 +3,7 @@
     P(label k | logit z) = sigmoid(scale_k z + bias_k),   scale_k > 0
 
 Per label this is Platt's map (Platt 1999). The labels share a Gaussian prior, a hierarchical ("partially pooled")
-logistic regression: with u = (z - centre) / spread,
+logistic regression: with u = (z - center) / spread,
 
     scale_k z + bias_k = exp(alpha + a_k) u + beta + b_k,   a_k ~ N(0, slope_sd^2),  b_k ~ N(0, offset_sd^2).
 
@@ -117,7 +117,7 @@ def fit_maps(logits: Floats, truth: Bools, slope_sd: float, offset_sd: float) ->
         theta = _fit(common.coordinate(logits), truth, theta, slope_sd, offset_sd)
     log_slope, offset = (theta[0] + [slope_sd, offset_sd] * theta[1:]).T
     scale = np.exp(log_slope) / common.spread
-    return AffineMap(scale, offset - scale * common.centre)
+    return AffineMap(scale, offset - scale * common.center)
 
 
 @dataclass(frozen=True)
@@ -126,23 +126,23 @@ class _Common:
 
     alpha: float
     beta: float
-    centre: float
+    center: float
     spread: float
 
     @classmethod
     def fit(cls, z: Floats, y: Bools) -> _Common:
-        """Platt's map of all decisions; `centre` and `spread` are of the logits where the decision is open."""
+        """Platt's map of all decisions; `center` and `spread` are of the logits where the decision is open."""
         first = cls(0.0, 0.0, float(z.mean()), float(z.std()) or 1.0)
         alpha, beta = _fit(first.coordinate(z), y, np.zeros((z.shape[1] + 1, 2)), 0.0, 0.0)[0]
         p = _sigmoid(np.exp(alpha) * first.coordinate(z) + beta)
         weight = p * (1 - p) + 1e-12
-        centre = float(np.average(z, weights=weight))
-        spread = float(np.sqrt(np.average((z - centre) ** 2, weights=weight))) or first.spread
+        center = float(np.average(z, weights=weight))
+        spread = float(np.sqrt(np.average((z - center) ** 2, weights=weight))) or first.spread
         slope = float(np.exp(alpha)) / first.spread
-        return cls(float(np.log(slope * spread)), float(beta) + slope * (centre - first.centre), centre, spread)
+        return cls(float(np.log(slope * spread)), float(beta) + slope * (center - first.center), center, spread)
 
     def coordinate(self, z: Floats) -> Floats:
-        return (z - self.centre) / self.spread
+        return (z - self.center) / self.spread
 
 
 def _checked(logits: NDArray[np.floating], truth: Bools) -> tuple[Floats, Bools]:
@@ -154,7 +154,7 @@ def _checked(logits: NDArray[np.floating], truth: Bools) -> tuple[Floats, Bools]
     if len(z) < 2 or not y.any() or y.all():
         raise DataError(
             f"calibration needs images with a label and images without: of {len(z)} images {int(y.any(axis=1).sum())} "
-            "have one; name another split, or add labelled images to this one"
+            "have one; name another split, or add labeled images to this one"
         )
     return z, y
 
@@ -188,7 +188,7 @@ def _sigmoid(z: Floats) -> Floats:
 
 
 def _fit(u: Floats, y: Bools, start: Floats, slope_sd: float, offset_sd: float) -> Floats:
-    """Minimise the penalised negative log likelihood by Fisher scoring.
+    """Minimize the penalized negative log likelihood by Fisher scoring.
 
     The deviations are in units of their standard deviation, so that a standard deviation of 0 is no special case.
 
@@ -200,12 +200,12 @@ def _fit(u: Floats, y: Bools, start: Floats, slope_sd: float, offset_sd: float) 
         offset_sd: see `fit_maps`.
     """
     sds = np.array([slope_sd, offset_sd])
-    theta, loss = start, _penalised_loss(u, y, start, sds)
+    theta, loss = start, _penalized_loss(u, y, start, sds)
     for _ in range(_STEPS):
         step = _scoring_step(u, y, theta, sds)
         for factor in _STEP_LENGTHS:
             candidate = theta + factor * step
-            candidate_loss = _penalised_loss(u, y, candidate, sds)
+            candidate_loss = _penalized_loss(u, y, candidate, sds)
             if candidate_loss <= loss:
                 break
         else:
@@ -216,7 +216,7 @@ def _fit(u: Floats, y: Bools, start: Floats, slope_sd: float, offset_sd: float) 
     return theta
 
 
-def _penalised_loss(u: Floats, y: Bools, theta: Floats, sds: Floats) -> float:
+def _penalized_loss(u: Floats, y: Bools, theta: Floats, sds: Floats) -> float:
     log_slope, offset = (theta[0] + sds * theta[1:]).T
     x = np.exp(np.minimum(log_slope, _LARGEST_LOG)) * u + offset
     nll = np.maximum(x, 0) - np.where(y, x, 0) + np.log1p(np.exp(-np.abs(x)))

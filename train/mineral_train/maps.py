@@ -31,8 +31,8 @@ def grad_cam(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
     """Compute Grad-CAM of chosen labels, each image with its own.
 
     Args:
-        model: in eval mode, so that no image depends on its neighbours; its parameters get no gradients.
-        x: (N, 3, H, W) float32, normalised.
+        model: in eval mode, so that no image depends on its neighbors; its parameters get no gradients.
+        x: (N, 3, H, W) float32, normalized.
         labels: (N, K) int64, indices of labels.
 
     Returns:

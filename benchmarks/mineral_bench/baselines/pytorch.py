@@ -31,7 +31,7 @@ class TorchBaseline(Baseline):
     """
 
     def __init__(self, checkpoint: Path, batch: int, *, compiled: bool = False, workers: int | None = None) -> None:
-        from mineral_train.model.normalise import Normalise
+        from mineral_train.model.normalize import Normalize
         from mineral_train.training.checkpoint import load_checkpoint
 
         # Undo `Isolated`'s start method: the loader starts its workers as in a script of its own.
@@ -41,7 +41,7 @@ class TorchBaseline(Baseline):
         self.spec, self.batch = contract.input, batch
         self.workers = cpu_count() if workers is None else workers
         self.model = model.to(self.device)
-        self.normalise = Normalise(self.spec).to(self.device)
+        self.normalize = Normalize(self.spec).to(self.device)
         if compiled:
             self.model.compile()
 
@@ -68,14 +68,14 @@ class TorchBaseline(Baseline):
 
     def from_files(self) -> Probabilities:
         """Predict one pass over the loader."""
-        return self._predict(self.normalise(batch.to(self.device)) for batch in self.loader)
+        return self._predict(self.normalize(batch.to(self.device)) for batch in self.loader)
 
     def from_pixels(self) -> Probabilities:
         """Predict batches that are in memory."""
         import torch
 
         planes = torch.from_numpy(self.pixels).permute(0, 3, 1, 2)
-        return self._predict(self.normalise(batch.to(self.device)) for batch in torch.split(planes, self.batch))
+        return self._predict(self.normalize(batch.to(self.device)) for batch in torch.split(planes, self.batch))
 
     def _predict(self, batches: Iterator[torch.Tensor]) -> Probabilities:
         import torch

@@ -9,7 +9,7 @@ _COMMANDS = {
     "decode": ("mineral_bench.cli.decode:decode", "Speed and fidelity of each decoder, by format and size."),
     "peers": ("mineral_bench.cli.peers:peers", "The same model with other programs, side by side."),
     "engines": ("mineral_bench.cli.engines:engines", "Precisions and engines of one model, side by side."),
-    "accuracy": ("mineral_bench.cli.accuracy:accuracy", "mAP of every form of a model on labelled images."),
+    "accuracy": ("mineral_bench.cli.accuracy:accuracy", "mAP of every form of a model on labeled images."),
     "scaling": ("mineral_bench.cli.scaling:scaling", "Cost of more images, pixels, batch and cores; sizing."),
     "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("labels", type=PATH)
 @click.argument("root", metavar="PHOTOS", type=PATH)
-@click.argument("artefacts", nargs=-1, required=True, type=PATH, metavar="ARTEFACT...")
+@click.argument("artifacts", nargs=-1, required=True, type=PATH, metavar="ARTIFACT...")
 @click.option("--split", help="Use the rows of LABELS with this value in the column `split`.")
 @click.option(
     "--backend", "backends", multiple=True, help="Engine for ONNX files; repeatable. [default: all that work here]"
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 def accuracy(
     labels: Path,
     root: Path,
-    artefacts: tuple[Path, ...],
+    artifacts: tuple[Path, ...],
     split: str | None,
     backends: tuple[str, ...],
     bootstrap: int,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Compute the mAP of each ARTEFACT on the images under PHOTOS that are in LABELS (CSV: path,labels[,split]).
+    """Compute the mAP of each ARTIFACT on the images under PHOTOS that are in LABELS (CSV: path,labels[,split]).
 
-    An ARTEFACT is a checkpoint folder (run by torch) or an ONNX file (run by every backend that works here, or those of
+    An ARTIFACT is a checkpoint folder (run by torch) or an ONNX file (run by every backend that works here, or those of
     --backend). All get the same pixels, and are compared with the first.
     """
     from contextlib import ExitStack
@@ -48,12 +48,12 @@ def accuracy(
     from mineral_bench.conditions import conditions
     from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import accuracy as bench
-    from mineral_export.verify.samples import labelled_images
+    from mineral_export.verify.samples import labeled_images
 
     before = conditions(data=f"{labels.name}{f', split {split}' if split else ''}")
     with ExitStack() as stack:
-        opened, notes = bench.open_candidates(artefacts, bench.engines_of(backends), stack)
-        data = labelled_images(labels, opened[0].contract.labels, root, split)
+        opened, notes = bench.open_candidates(artifacts, bench.engines_of(backends), stack)
+        data = labeled_images(labels, opened[0].contract.labels, root, split)
         scored = bench.score(opened, data)
     results = bench.evaluate(opened, scored, bootstrap)
     table = bench.table(results, scored, data, notes)

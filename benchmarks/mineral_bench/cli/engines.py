@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("artefacts", nargs=-1, required=True, metavar="A B...")
+@click.argument("artifacts", nargs=-1, required=True, metavar="A B...")
 @click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic images]")
 @click.option("--batch", type=click.IntRange(1), help="Images in a call. [default: what suits each engine]")
 @click.option(
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @limit(120)
 @output
 def engines(
-    artefacts: tuple[str, ...],
+    artifacts: tuple[str, ...],
     photos: Path | None,
     batch: int | None,
     pictures: int | None,
@@ -44,9 +44,9 @@ def engines(
     from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import engines as bench
 
-    if len(artefacts) < 2:
-        raise click.UsageError("name two artefacts or more: the others are compared with the first")
+    if len(artifacts) < 2:
+        raise click.UsageError("name two artifacts or more: the others are compared with the first")
     before = conditions()
-    result = bench.measure(artefacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
+    result = bench.measure(artifacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
     before |= {"files": bench.files(result), "data": result.what}
     BenchmarkReport("engines", before, bench.figures(result), [bench.table(result)]).write(json_file, markdown_file)

@@ -47,7 +47,7 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         "## What the GPU spends its time on, for both graphs",
         _kernels(found["kernels"]),
     ]
-    parts += ["## INT8 and FP8", _plain(found["quantised"], ("int8_", "float8_"))]
+    parts += ["## INT8 and FP8", _plain(found["quantized"], ("int8_", "float8_"))]
     words = ("built", "products", "layers", "compared", "said")
     parts += ["## TensorRT for RTX on this chip", _plain(found["rtx"], words)]
     return "\n\n".join(parts) + "\n"
@@ -177,7 +177,7 @@ class _Row:
         return max(self.rates.values())
 
 
-_STAGES_BY_BATCH = ("engines", "peers", "compiled", "quantised", "starter")
+_STAGES_BY_BATCH = ("engines", "peers", "compiled", "quantized", "starter")
 _FOLDER_STAGES = ("end_to_end", "decoding", "peers", "compiled", "starter", "rtx")
 
 
@@ -272,7 +272,7 @@ def _beside(rates: dict[str, float], batch: str) -> tuple[float | None, float | 
 def _verified(found: dict[str, dict[str, Any]]) -> str:
     rows = [
         (name, value.get("parity", value.get("failed", "")), str(value.get("within_budget", "-")))
-        for stage in ("verify", "starter", "quantised", "rtx")
+        for stage in ("verify", "starter", "quantized", "rtx")
         for name, value in found[stage].items()
         if isinstance(value, dict) and ("parity" in value or ("failed" in value and _is_verified(stage, name)))
     ]
@@ -291,7 +291,7 @@ def _kernels(stage: dict[str, Any]) -> str:
 
 
 def _is_verified(stage: str, name: str) -> bool:
-    return stage in ("verify", "quantised") or name.startswith("starter on ") or name == "tensorrt-rtx"
+    return stage in ("verify", "quantized") or name.startswith("starter on ") or name == "tensorrt-rtx"
 
 
 def _figure(value: Any) -> str:

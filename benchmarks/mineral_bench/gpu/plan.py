@@ -40,7 +40,7 @@ STAGES = {
     "peers": StagePlan(30, "peers:peers", uses=("models", "photographs")),
     "compiled": StagePlan(25, "peers:compiled", uses=("photographs",)),
     "rtx": StagePlan(5, "tensorrt:rtx", ("models",), ("photographs",), has_photos=True),
-    "quantised": StagePlan(5, "tensorrt:quantised", ("models",), has_photos=True),
+    "quantized": StagePlan(5, "tensorrt:quantized", ("models",), has_photos=True),
     "kernels": StagePlan(5, "engines:kernels", ("models",), ("attention",)),
     "pycuda": StagePlan(10, "setup:pycuda"),
 }

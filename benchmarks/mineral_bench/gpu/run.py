@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LAST_LINES, _WIDEST = 15, 500
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _ONNX_RUNTIME = re.compile(r"\[[EW]:onnxruntime")
 # The results travel back in few and small files.
 _LOG_BYTES = 8 << 20
@@ -128,7 +128,7 @@ def _run_process(name: str, seconds: float, settings: Settings) -> dict[str, Any
 
 def log_lines(log: str) -> list[str]:
     """Return the end of a stage's output, and before it ONNX Runtime's first messages: why a library did not load."""
-    lines = [line[:_WIDEST] for line in _COLOUR.sub("", log).strip().splitlines()]
+    lines = [line[:_WIDEST] for line in _COLOR.sub("", log).strip().splitlines()]
     last = lines[-_LAST_LINES:]
     return [*[line for line in lines[:-_LAST_LINES] if _ONNX_RUNTIME.search(line)][:3], *last]
 

@@ -32,7 +32,7 @@ _FILES = {
     "attention": ("models/paper-attention-*",),
     "starter": ("models/starter-*",),
     "rtx": ("models/rtx.plan*",),
-    "quantised": ("models/paper-int8*", "models/paper-float8*"),
+    "quantized": ("models/paper-int8*", "models/paper-float8*"),
 }
 
 

@@ -31,7 +31,7 @@ def paper_model(sizes: Sizes) -> tuple[Any, Any]:
     }
     config = PRESETS[sizes.preset] if sizes.preset else ModelConfig("test_vit", **tiny)
     model = build_model(config, seed=0)
-    with torch.no_grad():  # at initialisation every probability is near 0.5, and parity would prove little
+    with torch.no_grad():  # at initialization every probability is near 0.5, and parity would prove little
         for parameter in model.head.parameters():
             parameter.mul_(8)
     contract = ModelContract(MINERALS, (0.5,) * len(MINERALS), input_spec(config), name="random weights")

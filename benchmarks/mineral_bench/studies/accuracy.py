@@ -1,6 +1,6 @@
-"""mAP of every form of a model on the same labelled images, and what each form loses.
+"""mAP of every form of a model on the same labeled images, and what each form loses.
 
-All artefacts get the same pixels, so a difference is the artefact's own: its precision, its engine, its export.
+All artifacts get the same pixels, so a difference is the artifact's own: its precision, its engine, its export.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mineral_batch.errors import BackendError, DataError
 from mineral_batch.evaluation.calibration import ECE_DEFINITION, probability_scores
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, MeanAP, bootstrap_interval, mean_average_precision
 from mineral_bench.report import Table, names_apart, numbered
-from mineral_export.verify.artefacts import open_artefact, parse_artefact
+from mineral_export.verify.artifacts import open_artifact, parse_artifact
 from mineral_export.verify.parity import compare_probabilities
 from mineral_export.verify.samples import decode_in_chunks
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec, ModelContract
     from mineral_batch.types import Probabilities
     from mineral_export.verify.parity import Model
-    from mineral_export.verify.samples import LabelledImages
+    from mineral_export.verify.samples import LabeledImages
 
 #: (backend, precision) that an ONNX file is tried on; a note names those that do not work here.
 ENGINES = (
@@ -77,7 +77,7 @@ def engines_of(backends: Sequence[str]) -> list[tuple[str, str]]:
 def open_candidates(
     paths: Sequence[Path], engines: Sequence[tuple[str, str]], stack: ExitStack
 ) -> tuple[list[Candidate], list[str]]:
-    """Open every artefact on every engine that works here; also returns why the others do not.
+    """Open every artifact on every engine that works here; also returns why the others do not.
 
     Args:
         paths: checkpoint folders and model files.
@@ -92,16 +92,16 @@ def open_candidates(
     for path, name in zip(paths, numbered(names_apart(paths)), strict=True):
         for engine in [""] if path.is_dir() else [f"@{backend}:{precision}" for backend, precision in engines]:
             try:
-                artefact = stack.enter_context(open_artefact(f"{path}{engine}"))
+                artifact = stack.enter_context(open_artifact(f"{path}{engine}"))
             except BackendError as error:
                 backend, _, precision = engine[1:].partition(":")
                 notes.append(f"Not here: {name} on {backend} in {precision}: {error}.")
                 continue
-            size = parse_artefact(path).weights.stat().st_size
-            words = f"{name}, {artefact.backend.name} ({artefact.backend.device})"
-            opened.append(Candidate(words, size, artefact.contract, artefact.predict))
+            size = parse_artifact(path).weights.stat().st_size
+            words = f"{name}, {artifact.backend.name} ({artifact.backend.device})"
+            opened.append(Candidate(words, size, artifact.contract, artifact.predict))
     if not opened:
-        raise DataError("no artefact can be opened here: " + " ".join(notes))
+        raise DataError("no artifact can be opened here: " + " ".join(notes))
     other = next((one for one in opened if one.contract.labels != opened[0].contract.labels), None)
     if other:
         raise DataError(f"{other.name} and {opened[0].name} have different labels: they are not of one model")
@@ -123,7 +123,7 @@ class Scored:
     unreadable: int
 
 
-def score(candidates: Sequence[Candidate], data: LabelledImages) -> Scored:
+def score(candidates: Sequence[Candidate], data: LabeledImages) -> Scored:
     """Predict all images with all candidates; each image is decoded once for each kind of input.
 
     Raises:
@@ -229,7 +229,7 @@ def _difference(
     return one - other
 
 
-def table(results: Sequence[Accuracy], scored: Scored, data: LabelledImages, notes: Sequence[str]) -> Table:
+def table(results: Sequence[Accuracy], scored: Scored, data: LabeledImages, notes: Sequence[str]) -> Table:
     """Return one row per candidate; mAP in points of 100."""
     first = results[0]
     rows = [
@@ -246,7 +246,7 @@ def table(results: Sequence[Accuracy], scored: Scored, data: LabelledImages, not
         for one in results
     ]
     columns = (
-        "artefact",
+        "artifact",
         "MB",
         "mAP",
         "against the first",
@@ -277,7 +277,7 @@ def figures(results: Sequence[Accuracy], scored: Scored) -> dict[str, Any]:
         "definition": EQUATION_6,
         "photographs": len(scored.truth),
         "unreadable": scored.unreadable,
-        "artefacts": [vars(one) | _in_json(one) for one in results],
+        "artifacts": [vars(one) | _in_json(one) for one in results],
     }
 
 

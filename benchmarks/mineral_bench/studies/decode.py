@@ -89,7 +89,7 @@ def pyvips(content: bytes, spec: InputSpec) -> Pixels:
     small = vips.Image.thumbnail_buffer(content, spec.width, height=spec.height, size="force")
     if small.hasalpha():
         small = small.flatten(background=255)
-    pixels: Pixels = small.colourspace("srgb").numpy()
+    pixels: Pixels = small.colorspace("srgb").numpy()
     return pixels
 
 

@@ -15,7 +15,7 @@ from mineral_batch.images.limits import read_file
 from mineral_bench.report import Table
 from mineral_bench.studies.accuracy import difference_interval
 from mineral_bench.studies.decode import CANDIDATES, OURS, REFERENCE, SMALLEST, psnr
-from mineral_export.verify.samples import image_files, labelled_images
+from mineral_export.verify.samples import image_files, labeled_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def compare(
         DataError: if no photograph can be read, or none has labels.
     """
     if labels:
-        data = labelled_images(labels, model.contract.labels, photos[0], split)
+        data = labeled_images(labels, model.contract.labels, photos[0], split)
         predictions = predict(model, data.paths, data.truth)
     else:
         predictions = predict(model, image_files(photos))

@@ -22,7 +22,7 @@ from mineral_bench.comparison import Comparison, compare
 from mineral_bench.engine_only import DECODED, LEAST_BATCHES, fill, infer_all
 from mineral_bench.process.isolated import Isolated, IsolatedError
 from mineral_bench.report import Table, names_apart, numbered
-from mineral_export.verify.artefacts import ArtefactInfo, open_artefact, parse_artefact, require_same
+from mineral_export.verify.artifacts import ArtifactInfo, open_artifact, parse_artifact, require_same
 from mineral_export.verify.budget import budget_for, least_exact
 from mineral_export.verify.samples import first_images, synthetic_images
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry(ArtefactInfo):
-    """An open artefact as it is measured.
+class Entry(ArtifactInfo):
+    """An open artifact as it is measured.
 
     Attributes:
         batch: images in a call.
@@ -52,22 +52,22 @@ class Entry(ArtefactInfo):
 
 
 class EngineProcess:
-    """An artefact's engine, made by `mineral_bench.process.isolated.Isolated` and closed with its process.
+    """An artifact's engine, made by `mineral_bench.process.isolated.Isolated` and closed with its process.
 
     Args:
-        name: `PATH[@ENGINE[:PRECISION]]`, see `mineral_export.verify.artefacts.open_artefact`.
+        name: `PATH[@ENGINE[:PRECISION]]`, see `mineral_export.verify.artifacts.open_artifact`.
         batch: images in a call; None for what suits the engine.
     """
 
     def __init__(self, name: str, batch: int | None = None) -> None:
         self._stack = ExitStack()
-        self._artefact = self._stack.enter_context(open_artefact(name, batch))
-        self._backend = self._artefact.backend
+        self._artifact = self._stack.enter_context(open_artifact(name, batch))
+        self._backend = self._artifact.backend
         self._batch = batch or self._backend.batch_size
 
     def describe(self) -> Entry:
         """Describe what is measured."""
-        form, file = self._artefact, parse_artefact(self._artefact.name).weights
+        form, file = self._artifact, parse_artifact(self._artifact.name).weights
         facts = self._batch, self._backend.workers, file.stat().st_size, file_digest(file)
         return Entry(form.name, form.engine, form.precision, form.contract, *facts)
 
@@ -108,7 +108,7 @@ class EngineComparison:
     """The result.
 
     Attributes:
-        entries: unique label -> artefact, in the order in which they were named.
+        entries: unique label -> artifact, in the order in which they were named.
         comparison: by the same labels.
         what: the images in words.
     """
@@ -119,7 +119,7 @@ class EngineComparison:
 
 
 def measure(names: Sequence[str], load: Load, plan: Plan) -> EngineComparison:
-    """Time all artefacts in interleaved rounds; before that each predicts every image once, for comparison.
+    """Time all artifacts in interleaved rounds; before that each predicts every image once, for comparison.
 
     Args:
         names: `PATH[@ENGINE[:PRECISION]]`; the first is the reference, and one may come twice.
@@ -132,7 +132,7 @@ def measure(names: Sequence[str], load: Load, plan: Plan) -> EngineComparison:
         IsolatedError: if one cannot be opened or fails.
     """
     for name in names:
-        parse_artefact(name)  # refused before the others are opened, which may take minutes
+        parse_artifact(name)  # refused before the others are opened, which may take minutes
     with ExitStack() as stack:
         engines = dict(zip(labels(names), (_open(name, load.batch, stack) for name in names), strict=True))
         entries = _described(engines)
@@ -144,7 +144,7 @@ def measure(names: Sequence[str], load: Load, plan: Plan) -> EngineComparison:
 
 def labels(names: Sequence[str]) -> list[str]:
     """Return unique labels for a table: see `names_apart`, with their engines."""
-    places = [parse_artefact(name).path for name in names]
+    places = [parse_artifact(name).path for name in names]
     called = zip(names, places, names_apart(places), strict=True)
     return numbered([short + _engine_in(name, place) for name, place, short in called])
 
@@ -156,7 +156,7 @@ def _engine_in(name: str, place: Path) -> str:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Say which artefact an error is about."""
+    """Say which artifact an error is about."""
     try:
         yield
     except IsolatedError as error:
@@ -222,7 +222,7 @@ def _predict(engine: Isolated, entry: Entry, pixels: Pixels, images: int) -> Pro
 
 
 def table(result: EngineComparison) -> Table:
-    """Return one row per artefact in the order in which they were named, each compared with the first."""
+    """Return one row per artifact in the order in which they were named, each compared with the first."""
     entries = result.entries
     reference, *_ = entries.values()
     plain = comparison.table(result.comparison, f"{reference.contract.name}: engines alone, on decoded images")
@@ -230,7 +230,7 @@ def table(result: EngineComparison) -> Table:
         (label, _in_words(entries[str(label)]), *values, f"{entries[str(label)].size / 1e6:.1f}")
         for label, *values in plain.rows
     ]
-    columns = ["artefact", "engine", *plain.columns[1:], "file, MB"]
+    columns = ["artifact", "engine", *plain.columns[1:], "file, MB"]
     return Table(plain.title, columns, rows, [*plain.notes, f"{result.what}.", *doubts(result)])
 
 
@@ -239,7 +239,7 @@ def _in_words(entry: Entry) -> str:
 
 
 def doubts(result: EngineComparison) -> list[str]:
-    """Name artefacts whose output lies farther from the first's than `mineral-export verify` allows their precision."""
+    """Name artifacts whose output lies farther from the first's than `mineral-export verify` allows their precision."""
     reference, *_ = result.entries.values()
     notes = []
     for label, entry in result.entries.items():
@@ -260,5 +260,5 @@ def files(result: EngineComparison) -> str:
 def figures(result: EngineComparison) -> dict[str, Any]:
     """Return the figures for JSON."""
     keys = ("engine", "precision", "batch", "workers", "size", "sha256")
-    facts = [{"artefact": label} | {key: getattr(one, key) for key in keys} for label, one in result.entries.items()]
-    return {"artefacts": facts, **comparison.figures(result.comparison), "doubts": doubts(result)}
+    facts = [{"artifact": label} | {key: getattr(one, key) for key in keys} for label, one in result.entries.items()]
+    return {"artifacts": facts, **comparison.figures(result.comparison), "doubts": doubts(result)}

@@ -41,7 +41,7 @@ _COUNTED = (640, 480)
 # Share of the highest rate from which more is not worth it.
 _SATURATED = 0.95
 # Share of a day that machines compute at most: the rest is for restarts, uneven load and other programs.
-UTILISATION = 0.7
+UTILIZATION = 0.7
 _DAY = 86_400
 
 
@@ -221,7 +221,7 @@ class Sizing:
 
     def needs(self, per_day: float) -> tuple[float, float]:
         """Return (cores, GPUs) that are busy 70 % of the day; fractions, to be rounded up."""
-        rate = per_day / _DAY / UTILISATION
+        rate = per_day / _DAY / UTILIZATION
         return (rate * self.decode, rate * self.engine) if self.is_gpu else (rate * (self.decode + self.engine), 0.0)
 
     def table(self, per_day: Sequence[int], megapixels: float) -> Table:
@@ -240,7 +240,7 @@ class Sizing:
         note = (
             f"For images of {megapixels:g} megapixels: {three_digits(1000 * self.decode)} core-milliseconds to "
             f"decode and {three_digits(1000 * self.engine)} {device}-milliseconds to predict; machines busy "
-            f"{UTILISATION:.0%} of the day. Cores and GPUs are those of this machine."
+            f"{UTILIZATION:.0%} of the day. Cores and GPUs are those of this machine."
         )
         return Table("Sizing", ("images a day", "a second", "cores", "GPUs"), rows, [note])
 

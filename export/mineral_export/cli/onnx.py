@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: CHECKPOINT/model.onnx.")
 @click.option("--name", help="Name of the model. [default: the checkpoint's]")
-@click.option("--licence", help="Licence of the model, e.g. Apache-2.0. [default: the checkpoint's]")
+@click.option("--license", "license_text", help="License of the model, e.g. Apache-2.0. [default: the checkpoint's]")
 @sample_options
 @click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
 @click.option("--force", is_flag=True, help="Write the file even if its output differs.")
@@ -45,7 +45,7 @@ def onnx(
     checkpoint: Path,
     output: Path | None,
     name: str | None,
-    licence: str | None,
+    license_text: str | None,
     samples: SampleOptions,
     tolerance: float,
     force: bool,
@@ -67,7 +67,7 @@ def onnx(
     from mineral_train.training.checkpoint import load_checkpoint
 
     model, contract = load_checkpoint(checkpoint)
-    contract = replace(contract, name=name or contract.name, licence=licence or contract.licence)
+    contract = replace(contract, name=name or contract.name, license=license_text or contract.license)
     target = output or checkpoint / "model.onnx"
     exported = export_onnx(
         model,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mineral_export.cli._options import SampleOptions
-    from mineral_export.verify.artefacts import Artefact
+    from mineral_export.verify.artifacts import Artifact
     from mineral_export.verify.budget import Budget
     from mineral_export.verify.parity import Parity
 
@@ -47,11 +47,11 @@ def verify(
     without them the differences of the probabilities. The exit code
     is 1 if B exceeds the budget.
     """
-    from mineral_export.verify.artefacts import open_artefact, require_same
+    from mineral_export.verify.artifacts import open_artifact, require_same
     from mineral_export.verify.budget import budget_for, least_exact
     from mineral_export.verify.parity import compare
 
-    with open_artefact(one) as a, open_artefact(other) as b:
+    with open_artifact(one) as a, open_artifact(other) as b:
         require_same(a, b)
         allowed = budget_for(budget or least_exact((a.precision, b.precision)), points)
         parity = compare(a.predict, b.predict, samples.load(a.contract), a.contract)
@@ -62,7 +62,7 @@ def verify(
         raise click.exceptions.Exit(_EXIT_BEYOND)
 
 
-def _text(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> list[str]:
+def _text(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> list[str]:
     return [
         f"A  {a.name}  ({a.engine})",
         f"B  {b.name}  ({b.engine})",
@@ -98,10 +98,10 @@ def _calibration_lines(parity: Parity) -> list[str]:
     ]
 
 
-def _record(a: Artefact, b: Artefact, parity: Parity, budget: Budget) -> dict[str, Any]:
-    artefacts = {key: {"name": one.name, "engine": one.engine} for key, one in (("a", a), ("b", b))}
+def _record(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> dict[str, Any]:
+    artifacts = {key: {"name": one.name, "engine": one.engine} for key, one in (("a", a), ("b", b))}
     reasons = parity.beyond(budget)
-    return {**artefacts, **parity.record(), "budget": vars(budget), "within": not reasons, "beyond": list(reasons)}
+    return {**artifacts, **parity.record(), "budget": vars(budget), "within": not reasons, "beyond": list(reasons)}
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

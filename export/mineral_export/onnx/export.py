@@ -15,7 +15,7 @@ from mineral_export.export_model import ExportModel
 from mineral_export.onnx.attention import as_one_operator
 from mineral_export.onnx.defaults import ATTENTION_OPSET, OPSET, TOP
 from mineral_export.onnx.with_maps import OUTPUTS, ExportModelWithMaps, require_same_maps
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import BUDGETS, TOLERANCE
 from mineral_export.verify.convert import ExportedFile
 from mineral_export.verify.parity import compare
@@ -73,7 +73,7 @@ def export_onnx(
         if with_maps:
             write_metadata(file, {MAPS_KEY: with_maps.maps.to_json()})
             require_same_maps(with_maps, file, synthetic_images(contract.input, _MAPPED))
-        with open_artefact(file) as written:
+        with open_artifact(file) as written:
             parity = compare(plain.infer, written.predict, samples or load_samples(contract), contract)
         if not force:
             parity.require(replace(BUDGETS["float32"], largest=tolerance))

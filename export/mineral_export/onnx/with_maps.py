@@ -174,8 +174,8 @@ def require_same_maps(model: ExportModelWithMaps, file: Path, pixels: Pixels) ->
     reference = grad_cam if model.maps.method == GRAD_CAM else cross_attention
     with open_explainer(file) as explainer:
         answer = explainer.infer(pixels)
-    normalised = model.normalise(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
-    expected = reference(model.model, normalised, torch.from_numpy(answer.labels)).numpy()
+    normalized = model.normalize(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    expected = reference(model.model, normalized, torch.from_numpy(answer.labels)).numpy()
     largest = float(np.abs(answer.maps - expected).max())
     if not largest <= MAP_TOLERANCE:
         raise ParityError(

@@ -41,7 +41,7 @@ FLOAT32_OPERATORS = frozenset(
     | {"BatchNormalization", "Softmax", "LogSoftmax", "Exp", "Log", "Pow", "Reciprocal", "Softplus", "CumSum", "Resize"}
     | {"ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd", "MeanVarianceNormalization"}
 )
-# From the first of these on the graph is FP16: what comes before is the normalisation.
+# From the first of these on the graph is FP16: what comes before is the normalization.
 _MATRIX_OPERATORS = frozenset({"Conv", "MatMul", "Gemm"})
 _LARGEST = float(np.finfo(np.float16).max)
 

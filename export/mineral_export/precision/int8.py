@@ -93,7 +93,7 @@ def to_int8(
         lambda model, images: quantize_by_nncf(model, images, len(calibration), wanted),
         wanted.engine,
         wanted.rest,
-        {"quantised_for": for_engine},
+        {"quantized_for": for_engine},
     )
     return quantize_within_budget(
         source, target, method, calibration, samples=samples, budget=budget, force=force, progress=progress

@@ -107,11 +107,11 @@ def _biases(model: ModelProto, layers: Collection[str]) -> Iterator[tuple[NodePr
 
 def _unrounded(name: str, made_by: dict[str, NodeProto]) -> str:
     """Return the input of the pair whose output this tensor is; the tensor itself if it comes from elsewhere."""
-    dequantise = made_by.get(name)
-    if dequantise is None or dequantise.op_type != DEQUANTIZE:
+    dequantize = made_by.get(name)
+    if dequantize is None or dequantize.op_type != DEQUANTIZE:
         return name
-    quantise = made_by.get(dequantise.input[0])
-    return name if quantise is None or quantise.op_type != QUANTIZE else str(quantise.input[0])
+    quantize = made_by.get(dequantize.input[0])
+    return name if quantize is None or quantize.op_type != QUANTIZE else str(quantize.input[0])
 
 
 def swept(model: ModelProto) -> ModelProto:
@@ -171,7 +171,7 @@ def packed(model: ModelProto) -> ModelProto:
 
 
 def _exactly(values: np.ndarray) -> np.ndarray:
-    """Divide in float32: in FP16 one weight in a hundred would be rounded to a neighbouring step."""
+    """Divide in float32: in FP16 one weight in a hundred would be rounded to a neighboring step."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract, write_contract
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import BUDGETS
 from mineral_export.verify.parity import compare
 from mineral_export.verify.samples import load_samples
@@ -76,7 +76,7 @@ def convert_and_verify(
         convert(source, path)
         numerics = Numerics(precision, unquantized)
         write_contract(path, replace(_converted_contract(contract, precision, facts), numerics=numerics))
-        with open_artefact(f"{source}@{engine}") as one, open_artefact(f"{path}@{engine}") as other:
+        with open_artifact(f"{source}@{engine}") as one, open_artifact(f"{path}@{engine}") as other:
             parity = compare(one.predict, other.predict, samples or load_samples(contract), contract)
         if not force:
             parity.require(budget or BUDGETS[precision])

@@ -79,7 +79,7 @@ def _counted(
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Image files with ground truth.
 
     Attributes:
@@ -93,9 +93,9 @@ class LabelledImages:
     missing: int = 0
 
 
-def labelled_images(
+def labeled_images(
     table: Path, labels: Sequence[str], root: str | Path | None = None, split: str | None = None
-) -> LabelledImages:
+) -> LabeledImages:
     """Match the rows of a label table with image files.
 
     Args:
@@ -121,7 +121,7 @@ def labelled_images(
         chosen = f" of split {split}" if split else ""
         raise DataError(f"none of the {len(rows)} images{chosen} in {table} is under {root}")
     truth = indicator([row.labels for row in matched], labels)
-    return LabelledImages(tuple(found[row.path] for row in matched), truth, len(rows) - len(matched))
+    return LabeledImages(tuple(found[row.path] for row in matched), truth, len(rows) - len(matched))
 
 
 def load_samples(
@@ -135,7 +135,7 @@ def load_samples(
 
     Args:
         contract: the model's input size and labels.
-        photos: folder or file. With `labels`, the folder that is searched for the labelled images.
+        photos: folder or file. With `labels`, the folder that is searched for the labeled images.
         labels: CSV `path,labels[,split]`; without `photos` its paths are relative to its own folder.
         split: use only these rows of `labels`.
         count: use the first `count` images; None for all (`SYNTHETIC_COUNT` synthetic ones).
@@ -152,7 +152,7 @@ def load_samples(
         if not paths:  # before minutes of exporting
             raise DataError(f"no image under {photos}")
         return Samples(f"photographs of {photos}", _decoded(paths, None, contract.input, str(photos)))
-    matched = labelled_images(Path(labels), contract.labels, photos, split)
+    matched = labeled_images(Path(labels), contract.labels, photos, split)
     where = f"split {split} of {labels}" if split else str(labels)
     return Samples(f"photographs of {where}", _decoded(matched.paths[:count], matched.truth, contract.input, where))
 

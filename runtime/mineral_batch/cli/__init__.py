@@ -27,7 +27,7 @@ _COMMANDS = {
 )
 @click.version_option(package_name="mineral-batch")
 def main() -> None:
-    """Recognise 36 minerals in whole folders of photographs.
+    """Recognize 36 minerals in whole folders of photographs.
 
     Every option can also be set in a TOML file (--config) or an environment variable, such as
     MINERAL_BATCH_PREDICT_BATCH_SIZE=32 for predict --batch-size.

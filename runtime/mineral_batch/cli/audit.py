@@ -68,7 +68,7 @@ def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
 def _lines(joined: Joined, found: list[Suspect]) -> list[str]:
     likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
     lines = [
-        f"{counted(len(joined.truth), 'labelled image')}; of {len(likely):,} the label looks wrong "
+        f"{counted(len(joined.truth), 'labeled image')}; of {len(likely):,} the label looks wrong "
         f"(the odds of another are {LIKELY:g} times as high or more)"
     ]
     for suspect in found[:_SHOWN]:

@@ -63,7 +63,7 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
 @click.option(
     "--specimen",
     metavar="RULE",
-    help="Judge specimens instead of images; RULE as in `predict --specimen`: folder, catalogue, regex=PATTERN, a CSV.",
+    help="Judge specimens instead of images; RULE as in `predict --specimen`: folder, catalog, regex=PATTERN, a CSV.",
 )
 @click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
 @click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")

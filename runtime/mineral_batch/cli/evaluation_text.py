@@ -57,14 +57,14 @@ def evaluation_lines(joined: Joined, result: Evaluation, compared: Comparison) -
 def _join_text(joined: Joined, compared: Comparison) -> list[str]:
     of_split = f", split {compared.split}" if compared.split else ""
     lines = [f"{len(joined.truth)} images are in both {compared.predictions} and {compared.labels}{of_split}."]
-    if joined.unlabelled:
-        lines.append(f"{joined.unlabelled} predictions have no labels and are ignored.")
+    if joined.unlabeled:
+        lines.append(f"{joined.unlabeled} predictions have no labels and are ignored.")
     if joined.other_splits:
         lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
     if joined.missing:
         first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
         more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
-        lines.append(f"{len(joined.missing)} labelled images have no prediction: {first}{more}.")
+        lines.append(f"{len(joined.missing)} labeled images have no prediction: {first}{more}.")
     if joined.renamed:
         lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
     lines += [f"{note}." for note in joined.notes]
@@ -150,7 +150,7 @@ def _calibration_lines(figures: CalibrationFigures) -> list[str]:
         *rows,
         *textwrap.wrap(f"ECE: {ECE_DEFINITION}; log loss and Brier score: means over all decisions.", 100),
         f"Minerals per image: {figures.labels_predicted:.2f} by the sum of the probabilities, "
-        f"{figures.labels_true:.2f} labelled.",
+        f"{figures.labels_true:.2f} labeled.",
     ]
 
 

@@ -127,15 +127,15 @@ def _score_lines(result: ExplainResult) -> list[str]:
         return []
     lines = [
         f"Pointing game, {means['maps']} maps: {means['pointing']:.1%} on the mineral "
-        f"(centre of the image {means['pointing_centre']:.1%}, a random point {means['pointing_anywhere']:.1%}); "
+        f"(center of the image {means['pointing_center']:.1%}, a random point {means['pointing_anywhere']:.1%}); "
         f"{means['minerals_without_map']} minerals have no map"
     ]
-    if means["maps_off_centre"]:
+    if means["maps_off_center"]:
         lines.append(
-            f"Of the {means['maps_off_centre']} minerals away from the centre: {means['pointing_off_centre']:.1%}"
+            f"Of the {means['maps_off_center']} minerals away from the center: {means['pointing_off_center']:.1%}"
         )
     for name, better in (("deletion", "lower"), ("insertion", "higher")):
         if name in means:
-            ours, baseline = means[name], means[f"{name}_centre"]
-            lines.append(f"{name.capitalize()} {ours:.3f} (centre first {baseline:.3f}; {better} is better)")
+            ours, baseline = means[name], means[f"{name}_center"]
+            lines.append(f"{name.capitalize()} {ours:.3f} (center first {baseline:.3f}; {better} is better)")
     return lines

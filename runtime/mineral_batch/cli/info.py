@@ -36,7 +36,7 @@ def describe(contract: ModelContract, path: Path) -> str:
     size = contract.input
     lines = [
         f"name       {contract.name}",
-        f"licence    {contract.licence or 'not stated'}",
+        f"license    {contract.license or 'not stated'}",
         f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
         f"accuracy   {_accuracy(contract)}",
         f"calibrated {_calibration(contract, path)}",

@@ -49,7 +49,7 @@ _OPTIONS = (
     click.option(
         "--specimen",
         metavar="RULE",
-        help="Also write specimens.csv, an answer per specimen. RULE: folder; catalogue (numbers in names: X-90175_1); "
+        help="Also write specimens.csv, an answer per specimen. RULE: folder; catalog (numbers in names: X-90175_1); "
         "regex=PATTERN; or a CSV (path,specimen).",
     ),
     click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals."),

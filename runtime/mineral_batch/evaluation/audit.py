@@ -2,7 +2,7 @@
 
 The score of an image is the difference of log-odds between the most probable label that it was not given and the least
 probable one that it was: the logarithm of how many times the odds of the suggestion are those of the label. An image
-labelled with nothing was given "none of them", whose probability is prod(1 - p). It needs probabilities from a model
+labeled with nothing was given "none of them", whose probability is prod(1 - p). It needs probabilities from a model
 that was not trained on these labels. benchmarks/README.md compares it with other scores, among them the log loss and
 the margin of confident learning (Northcutt, Jiang and Chuang 2021, arXiv:1911.00068).
 """

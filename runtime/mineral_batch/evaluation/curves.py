@@ -97,9 +97,9 @@ def judge(results: Results, labels: Path, split: str | None) -> Accuracy:
     count = range(len(table.labels))
     alarms, missed = worst_mistakes(table.scores, table.called, truth, results.thresholds)
     left_out = {
-        "predictions have no labels": joined.unlabelled,
+        "predictions have no labels": joined.unlabeled,
         "predictions are of other splits": joined.other_splits,
-        "labelled photographs have no prediction": len(joined.missing),
+        "labeled photographs have no prediction": len(joined.missing),
     }
     return Accuracy(
         source=f"split {split} of {labels.name}" if split else labels.name,

@@ -48,9 +48,9 @@ class Joined:
     Attributes:
         predictions: of these images only.
         truth: (N, L) bool.
-        unlabelled: how many predictions have no labels.
+        unlabeled: how many predictions have no labels.
         other_splits: how many have labels, but of another split than was chosen.
-        missing: paths of the labelled images that have no prediction.
+        missing: paths of the labeled images that have no prediction.
         renamed: names in the label table that were read as another name of a label.
         notes: what else the user should know about the match.
         splits: the names in the column `split` of the rows that were judged.
@@ -58,7 +58,7 @@ class Joined:
 
     predictions: Predictions
     truth: Bools
-    unlabelled: int
+    unlabeled: int
     other_splits: int
     missing: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -185,7 +185,7 @@ def join(
     return Joined(
         predictions=table.select([index for index, _ in pairs]),
         truth=indicator([row.labels for _, row in pairs], table.labels),
-        unlabelled=len(table.paths) - len(matches.index),
+        unlabeled=len(table.paths) - len(matches.index),
         other_splits=len(matches.index) - len(pairs),
         missing=tuple(row.path for row in rows if row.path not in matches.index),
         renamed=renamed,

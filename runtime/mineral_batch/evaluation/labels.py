@@ -46,11 +46,11 @@ class LabelRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Matches:
-    """Which labelled path is which image.
+    """Which labeled path is which image.
 
     Attributes:
-        index: labelled path -> place in the sequence of images.
-        by_name: labelled paths that only the file name matched, because their folders differ.
+        index: labeled path -> place in the sequence of images.
+        by_name: labeled paths that only the file name matched, because their folders differ.
     """
 
     index: dict[str, int]
@@ -62,7 +62,7 @@ class Matches:
             return None
         first = self.by_name[0]
         return (
-            f"{len(self.by_name)} labelled paths matched by file name only, their folders differ: "
+            f"{len(self.by_name)} labeled paths matched by file name only, their folders differ: "
             f"for example {shown(first)} is {shown(images[self.index[first]])}"
         )
 
@@ -160,22 +160,22 @@ def of_split(rows: Sequence[LabelRow], split: str | None, path: str | Path) -> l
     return chosen
 
 
-def match_paths(images: Sequence[str], labelled: Sequence[str]) -> Matches:
-    r"""Match labelled paths with those of images.
+def match_paths(images: Sequence[str], labeled: Sequence[str]) -> Matches:
+    r"""Match labeled paths with those of images.
 
-    Two paths match if they are equal after normalising (`\` is `/`, `.` and leading `..` dropped, Unicode NFC),
+    Two paths match if they are equal after normalizing (`\` is `/`, `.` and leading `..` dropped, Unicode NFC),
     or one is the end of the other by whole components: `images/a.jpg` matches `/data/images/a.jpg`. Equal paths
     match first; of several ends the longest counts. What is left matches by file name, as after a folder was renamed,
     if that name is in either list only once.
 
     Args:
         images: paths of N images.
-        labelled: paths of a label table.
+        labeled: paths of a label table.
 
     Raises:
         DataError: if one path matches two, naming both.
     """
-    theirs, ours = _by_components(images), _by_components(labelled)
+    theirs, ours = _by_components(images), _by_components(labeled)
     pairs = {ours[key]: theirs[key] for key in ours.keys() & theirs.keys()}
     left_theirs = {key: path for key, path in theirs.items() if key not in ours}
     left_ours = {key: path for key, path in ours.items() if key not in theirs}
@@ -191,7 +191,7 @@ Components = tuple[str, ...]
 
 
 def _components(path: str) -> Components:
-    """The parts of a normalised path; an absolute one begins with `/`, so that it is the end of no other."""
+    """The parts of a normalized path; an absolute one begins with `/`, so that it is the end of no other."""
     clean = posixpath.normpath(unicodedata.normalize("NFC", path.strip().replace("\\", "/")))
     parts = clean.lstrip("/").split("/")
     while parts and parts[0] == "..":
@@ -216,7 +216,7 @@ def _longest_end(key: Components, among: Collection[Components]) -> Components |
 def _one_to_one(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The pairs as a mapping, if no path is in two of them."""
     pairs = sorted(pairs)
-    for side, name in ((0, "labelled path"), (1, "image")):
+    for side, name in ((0, "labeled path"), (1, "image")):
         partners = defaultdict(list)
         for pair in pairs:
             partners[pair[side]].append(pair[1 - side])
@@ -229,13 +229,13 @@ def _one_to_one(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return dict(pairs)
 
 
-def _by_name(images: dict[Components, str], labelled: dict[Components, str], matched: dict[str, str]) -> dict[str, str]:
-    """Labelled path -> image, for those that nothing matched and whose file name is in each list only once."""
-    counts = [Counter(key[-1] for key in side if key) for side in (images, labelled)]
+def _by_name(images: dict[Components, str], labeled: dict[Components, str], matched: dict[str, str]) -> dict[str, str]:
+    """Labeled path -> image, for those that nothing matched and whose file name is in each list only once."""
+    counts = [Counter(key[-1] for key in side if key) for side in (images, labeled)]
     taken = {*matched.values()}
     free = {key[-1]: path for key, path in images.items() if key and path not in taken}
     return {
         path: free[key[-1]]
-        for key, path in labelled.items()
+        for key, path in labeled.items()
         if key and path not in matched and key[-1] in free and all(count[key[-1]] == 1 for count in counts)
     }

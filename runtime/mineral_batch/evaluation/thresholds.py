@@ -41,7 +41,7 @@ def tune_thresholds(
     fallback: Floats | float = 0.5,
     min_support: int = MIN_SUPPORT,
 ) -> NDArray[np.float64]:
-    """Per label the threshold that maximises F_beta on these images.
+    """Per label the threshold that maximizes F_beta on these images.
 
     F_beta = (1 + beta^2) TP / ((1 + beta^2) TP + beta^2 FN + FP) (van Rijsbergen 1979). The threshold lies midway
     between the lowest score called present and the next one below (0 below the last); of several best cuts the one
@@ -78,7 +78,7 @@ def _best_threshold(scores: NDArray[np.float64], truth: Bools, beta: float) -> f
     is_cut = np.append(ranked[:-1] > ranked[1:], True)
     best = int(np.argmax(np.where(is_cut, f_beta, -1.0)))
     middle = (ranked[best] + below[best]) / 2
-    # Between two neighbouring floats there is no middle: it rounds to one of them.
+    # Between two neighboring floats there is no middle: it rounds to one of them.
     return float(middle if middle > below[best] else ranked[best])
 
 

@@ -111,14 +111,14 @@ class Explanation:
 
 
 def enlarge(heat: Heat, size: tuple[int, int]) -> Heat:
-    """Interpolate a map bilinearly to `size` (width, height), its values at the patch centres; (height, width)."""
+    """Interpolate a map bilinearly to `size` (width, height), its values at the patch centers; (height, width)."""
     return np.asarray(PILImage.fromarray(heat).resize(size, PILImage.Resampling.BILINEAR), np.float32)
 
 
 def peak(heat: Heat, size: tuple[int, int], spec: InputSpec) -> tuple[float, float] | None:
-    """Return (x, y) of the strongest patch's centre in an upright image of `size` (width, height).
+    """Return (x, y) of the strongest patch's center in an upright image of `size` (width, height).
 
-    None for a map of zeros. Between patches there is no information, hence the centre.
+    None for a map of zeros. Between patches there is no information, hence the center.
     """
     if not heat.max() > 0:
         return None
@@ -126,8 +126,8 @@ def peak(heat: Heat, size: tuple[int, int], spec: InputSpec) -> tuple[float, flo
     return _in_image((column + 0.5) / heat.shape[1], (row + 0.5) / heat.shape[0], size, spec)
 
 
-def centre(size: tuple[int, int], spec: InputSpec) -> tuple[float, float]:
-    """Return (x, y) of the centre of what the model sees in an image of `size` (width, height)."""
+def center(size: tuple[int, int], spec: InputSpec) -> tuple[float, float]:
+    """Return (x, y) of the center of what the model sees in an image of `size` (width, height)."""
     return _in_image(0.5, 0.5, size, spec)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Pixels
 
-# matplotlib's inferno at ten even steps: its lightness grows evenly, so it reads well in grey and to the colour-blind.
+# matplotlib's inferno at ten even steps: its lightness grows evenly, so it reads well in gray and to the color-blind.
 _INFERNO = np.array(
     [
         (0, 0, 4), (27, 12, 66), (75, 12, 107), (120, 28, 109), (165, 44, 96),
@@ -27,8 +27,8 @@ _INFERNO = np.array(
 _FAINTEST, _STRONGEST = 0.35, 0.65
 
 
-def colours(heat: Heat) -> Pixels:
-    """Look up the colour map: (...) float32, 0..1, to (..., 3) uint8 RGB."""
+def colors(heat: Heat) -> Pixels:
+    """Look up the color map: (...) float32, 0..1, to (..., 3) uint8 RGB."""
     place = np.clip(heat, 0, 1) * (len(_INFERNO) - 1)
     low = np.minimum(place.astype(np.intp), len(_INFERNO) - 2)
     part = (place - low)[..., None]
@@ -48,7 +48,7 @@ def overlay(image: PILImage.Image, heat: Heat, spec: InputSpec) -> PILImage.Imag
     seen = image.crop((left, top, right, bottom))
     large = enlarge(heat, seen.size)
     share = (_FAINTEST + (_STRONGEST - _FAINTEST) * large)[..., None]
-    mixed = np.asarray(seen) * (1 - share) + colours(large) * share
+    mixed = np.asarray(seen) * (1 - share) + colors(large) * share
     result = image.copy()
     result.paste(PILImage.fromarray(mixed.round().astype(np.uint8)), (left, top))
     return result

@@ -16,7 +16,7 @@ from mineral_batch.explain.maps import peak
 from mineral_batch.explain.overlay import overlay
 from mineral_batch.explain.scores import (
     Score,
-    centre_map,
+    center_map,
     deletion,
     insertion,
     mean_scores,
@@ -209,7 +209,7 @@ class _Work:
         pointing = pointing_game(one.heat, mask, self.spec)
         if not self.options.score_deletion:
             return Score(one.label, pointing, None, None)
-        label, maps = self.explainer.contract.labels.index(one.label), (one.heat, centre_map(one.heat.shape))
+        label, maps = self.explainer.contract.labels.index(one.label), (one.heat, center_map(one.heat.shape))
         areas = [
             tuple(measure(self._probabilities, explanation.pixels, heat, label, self.spec) for heat in maps)
             for measure in (deletion, insertion)

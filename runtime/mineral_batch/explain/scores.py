@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from PIL import ImageFilter, UnidentifiedImageError
 
 from mineral_batch.errors import DataError
-from mineral_batch.explain.maps import centre, enlarge, peak
+from mineral_batch.explain.maps import center, enlarge, peak
 from mineral_batch.images.geometry import visible_box
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ class Pointing(NamedTuple):
 
     Attributes:
         hit: whether the map's peak lies on the mineral; False for a map of zeros.
-        centre: whether the centre of the image lies on it: the score of a map without information.
+        center: whether the center of the image lies on it: the score of a map without information.
         anywhere: the mineral's share of what the model sees: the score of a random point.
     """
 
     hit: bool
-    centre: bool
+    center: bool
     anywhere: float
 
 
 class Score(NamedTuple):
-    """One map against its mask; deletion and insertion as (area of this map, area of `centre_map`)."""
+    """One map against its mask; deletion and insertion as (area of this map, area of `center_map`)."""
 
     mineral: str
     pointing: Pointing
@@ -64,7 +64,7 @@ def pointing_game(heat: Heat, mask: Bools, spec: InputSpec) -> Pointing:
     at = peak(heat, size, spec)
     return Pointing(
         hit=at is not None and _is_on(mask, at),
-        centre=_is_on(mask, centre(size, spec)),
+        center=_is_on(mask, center(size, spec)),
         anywhere=float(mask[top:bottom, left:right].mean()),
     )
 
@@ -98,7 +98,7 @@ def deletion(infer: Infer, pixels: Pixels, heat: Heat, label: int, spec: InputSp
     """Measure how fast a probability falls as the image is painted over, strongest patch first; lower is better.
 
     The area under the curve of Petsiuk et al. 2018 (RISE, section 4.3), 0..1, in 16 steps. The paint is the mean
-    colour on which the model's input is centred.
+    color on which the model's input is centered.
 
     Args:
         infer: the model.
@@ -107,8 +107,8 @@ def deletion(infer: Infer, pixels: Pixels, heat: Heat, label: int, spec: InputSp
         label: index.
         spec: the model's input.
     """
-    grey = np.broadcast_to(np.array([255 * mean for mean in spec.mean]).round().astype(np.uint8), pixels.shape)
-    return _area(infer, pixels, grey, heat, label)
+    gray = np.broadcast_to(np.array([255 * mean for mean in spec.mean]).round().astype(np.uint8), pixels.shape)
+    return _area(infer, pixels, gray, heat, label)
 
 
 def insertion(infer: Infer, pixels: Pixels, heat: Heat, label: int, spec: InputSpec) -> float:
@@ -132,8 +132,8 @@ def _area(infer: Infer, start: Pixels, end: Pixels, heat: Heat, label: int) -> f
     return float(np.trapezoid(curve, dx=1 / _STEPS))
 
 
-def centre_map(grid: Sequence[int]) -> Heat:
-    """Return a map (rows, columns) that is strongest in the centre: the baseline, which knows nothing of the image."""
+def center_map(grid: Sequence[int]) -> Heat:
+    """Return a map (rows, columns) that is strongest in the center: the baseline, which knows nothing of the image."""
     rows, columns = (np.abs(np.linspace(-1, 1, 2 * n + 1)[1::2]) for n in grid)
     heat: Heat = (1 - np.hypot(rows[:, None], columns[None, :]) / np.sqrt(2)).astype(np.float32)
     return heat
@@ -155,17 +155,17 @@ def mean_scores(scores: Sequence[Score], without_map: int) -> dict[str, Any]:
 
 
 def _means(scores: Sequence[Score]) -> dict[str, Any]:
-    """Average; `off_centre` counts only minerals away from the centre, where the baseline scores 0."""
-    off_centre = [score.pointing.hit for score in scores if not score.pointing.centre]
+    """Average; `off_center` counts only minerals away from the center, where the baseline scores 0."""
+    off_center = [score.pointing.hit for score in scores if not score.pointing.center]
     means: dict[str, Any] = {
         "pointing": np.mean([score.pointing.hit for score in scores]),
-        "pointing_off_centre": np.mean(off_centre) if off_centre else None,
-        "pointing_centre": np.mean([score.pointing.centre for score in scores]),
+        "pointing_off_center": np.mean(off_center) if off_center else None,
+        "pointing_center": np.mean([score.pointing.center for score in scores]),
         "pointing_anywhere": np.mean([score.pointing.anywhere for score in scores]),
     }
     for name in ("deletion", "insertion"):
         areas = [pair for score in scores if (pair := getattr(score, name)) is not None]
         if areas:
-            means[name], means[f"{name}_centre"] = np.mean(areas, axis=0)
+            means[name], means[f"{name}_center"] = np.mean(areas, axis=0)
     rounded = {name: None if value is None else float(f"{value:.6g}") for name, value in means.items()}
-    return {"maps": len(scores), "maps_off_centre": len(off_centre), **rounded}
+    return {"maps": len(scores), "maps_off_center": len(off_center), **rounded}

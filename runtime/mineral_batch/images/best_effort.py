@@ -17,7 +17,7 @@ def ended(content: bytes) -> bytes:
 
 
 def load_part(image: PILImage.Image) -> PILImage.Image | None:
-    """Decode an open image as far as possible: rows that are missing stay black, or grey in a JPEG.
+    """Decode an open image as far as possible: rows that are missing stay black, or gray in a JPEG.
 
     Returns:
         An image without the file behind it, in the mode and with the metadata of `image`; None if nothing can be

@@ -60,8 +60,8 @@ def color_transform(image: PILImage.Image) -> ColorTransform | None:
     if not isinstance(profile, bytes):
         return None
     transform = _transform(profile)
-    is_grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-    mode = "L" if is_grey else "CMYK" if image.mode == "CMYK" else "RGB"
+    is_gray = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    mode = "L" if is_gray else "CMYK" if image.mode == "CMYK" else "RGB"
     return transform if transform is not None and transform.mode == mode else None
 
 
@@ -120,7 +120,7 @@ def _on_white(image: PILImage.Image) -> PILImage.Image:
 
 
 def _white(image: PILImage.Image) -> float:
-    """Return the value of white in greyscale of 16 or 32 bits or floats.
+    """Return the value of white in grayscale of 16 or 32 bits or floats.
 
     Integers are on the 16-bit scale; floats on the 0..1 scale, or, where they exceed it, up to their maximum.
     """

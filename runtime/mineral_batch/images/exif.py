@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-_DECIMALS = 6  # of a degree: a tenth of a metre
+_DECIMALS = 6  # of a degree: a tenth of a meter
 _VOID = "V"  # GPSStatus of a receiver without a position
 
 # When the shutter was released, else when the image was stored digitally, else when the file was changed; each with the

@@ -94,5 +94,5 @@ def uncalibrated(model: object) -> str:
     """What a user of an uncalibrated model must know, with the command that helps."""
     return (
         f"{model} is not calibrated: its probabilities rank images, but 0.8 does not mean right in eight of ten. "
-        f"Calibrate it once, with labelled images that it was not trained on: {calibrate_command(model)}"
+        f"Calibrate it once, with labeled images that it was not trained on: {calibrate_command(model)}"
     )

@@ -40,7 +40,7 @@ class InputSpec:
         height: rows of the input, pixels.
         width: columns of the input, pixels.
         resize: `squash` changes the aspect ratio (the paper's rule: "resized to 384 x 384"); `crop` scales until
-            the image covers the input and keeps the centre.
+            the image covers the input and keeps the center.
         interpolation: the resampling filter, always with antialiasing.
         mean: per channel (R, G, B) on the 0..1 scale; the graph computes `(pixels / 255 - mean) / std`.
         std: per channel (R, G, B) on the 0..1 scale.
@@ -160,7 +160,7 @@ class ModelContract:
         thresholds: L probabilities; a label is called present at or above its own.
         input: how an image becomes the input.
         name: what to call the model to a user.
-        licence: SPDX expression or a sentence; empty when unknown.
+        license: SPDX expression or a sentence; empty when unknown.
         numerics: the number formats of the file's graph.
         provenance: free facts about the making: recipe, data, versions, date, source checkpoint.
         measured: accuracy on held-out data, None when never measured.
@@ -176,7 +176,7 @@ class ModelContract:
     thresholds: tuple[float, ...]
     input: InputSpec = field(default_factory=InputSpec)
     name: str = "unnamed"
-    licence: str = ""
+    license: str = ""
     numerics: Numerics = field(default_factory=Numerics)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Measured | None = None
@@ -233,13 +233,15 @@ class ModelContract:
         return contract
 
 
-_FIELD_TYPES = {"input": InputSpec, "name": str, "licence": str, "numerics": Numerics, "provenance": Mapping}
+_FIELD_TYPES = {"input": InputSpec, "name": str, "license": str, "numerics": Numerics, "provenance": Mapping}
 
 
 def _upgraded(record: Any) -> Any:
-    """A record of version 1 as one of this version, and the nested record of the calibration read."""
+    """An older record as one of this version, and the nested record of the calibration read."""
     if not isinstance(record, dict):
         return record
+    if "licence" in record:  # the field's name in files of before 0.2
+        record = {"license" if name == "licence" else name: value for name, value in record.items()}
     version = record.get("schema_version")
     if version == 1 and "calibration" not in record:
         record = {**record, "schema_version": SCHEMA_VERSION}

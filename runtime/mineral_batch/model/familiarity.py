@@ -1,6 +1,6 @@
 """How familiar an image looks to a model: the score, and the operations that compute it in a graph.
 
-Features f (D,), the pooled vector in front of the last linear layer, are standardised by the training images: u = (f -
+Features f (D,), the pooled vector in front of the last linear layer, are standardized by the training images: u = (f -
 mean) / sd. The strangeness is a Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888, with one class) in the form of
 probabilistic principal components (Tipping and Bishop 1999): K components keep their own variances, the rest share one,
 
@@ -136,8 +136,8 @@ def _constants(score: FamiliarityScore) -> dict[str, NDArray[np.float32]]:
 def _nodes(features: str) -> list[tuple[str, tuple[str, ...], str]]:
     """(operator, inputs, output); every sum is a matrix product, whose form no opset changes."""
     steps = [
-        ("Sub", (_FEATURES, "mean"), "centred"),
-        ("Mul", ("centred", "inverse_sd"), "u"),
+        ("Sub", (_FEATURES, "mean"), "centered"),
+        ("Mul", ("centered", "inverse_sd"), "u"),
         ("MatMul", ("u", "components"), "projected"),
         ("Mul", ("projected", "projected"), "projected_squared"),
         ("MatMul", ("projected_squared", "weights"), "within"),

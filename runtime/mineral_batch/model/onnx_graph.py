@@ -126,7 +126,7 @@ class Graph:
         return last, self.producers[last.inputs[0]]
 
     def is_raw_float32(self, tensor: Field) -> bool:
-        """Whether the numbers of an initialiser can be read by `values`."""
+        """Whether the numbers of an initializer can be read by `values`."""
         parts = {part.number: part for part in self.parts(tensor)}
         if _RAW_DATA not in parts or _DATA_TYPE not in parts:
             return False
@@ -142,7 +142,7 @@ class Graph:
         return list(fields(BytesIO(self.message), field.value, field.stop))
 
     def with_tensors(self, values: dict[str, NDArray[np.float32]]) -> bytes:
-        """The message with other numbers in these initialisers."""
+        """The message with other numbers in these initializers."""
         changed = {}
         for name, numbers in values.items():
             raw = length_field(_RAW_DATA, numbers.astype("<f4").tobytes())
@@ -210,7 +210,7 @@ def node_message(operator: str, inputs: Sequence[str], output: str) -> bytes:
 
 
 def tensor_message(name: str, values: NDArray[np.float32]) -> bytes:
-    """One initialiser of float32, as a field of the graph."""
+    """One initializer of float32, as a field of the graph."""
     shape = b"".join(_number_field(_DIMS, size) for size in values.shape)
     content = length_field(_TENSOR_NAME, name.encode()) + length_field(_RAW_DATA, values.astype("<f4").tobytes())
     return length_field(INITIALIZER, shape + _number_field(_DATA_TYPE, _FLOAT32) + content)

@@ -3,7 +3,7 @@
 `figures` builds each chart once, and two renderers draw it: `svg` with the page's templates, as HTML and SVG that
 follow the page's light, dark and print styles; `plots` with matplotlib, as files for papers. Matplotlib's SVG cannot
 serve the page: it styles every element inline, which the page's content security policy forbids, it has no dark mode,
-and every report would require matplotlib. For 587 labelled images it is 560 kB in 3.8 s; the whole page with the same
+and every report would require matplotlib. For 587 labeled images it is 560 kB in 3.8 s; the whole page with the same
 charts is 210 kB in 0.02 s.
 """
 
@@ -74,7 +74,7 @@ class Heatmap:
         rows: R names.
         columns: C names.
         counts: (R, C).
-        scale: (R, C), 0..1, how strong each cell's colour is.
+        scale: (R, C), 0..1, how strong each cell's color is.
         down: what the rows are.
         across: what the columns are.
         frames_diagonal: whether the diagonal is another quantity, drawn as frames.

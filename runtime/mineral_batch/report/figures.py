@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mineral_batch.report.charts import Chart, Floats
     from mineral_batch.results.read import Results
 
-#: With fewer labelled photographs, a mineral's figures are mostly chance and its curve is a few steps.
+#: With fewer labeled photographs, a mineral's figures are mostly chance and its curve is a few steps.
 FEWEST = 5
 
 _NOTHING = "nothing"
@@ -69,7 +69,7 @@ def never_found(results: Results) -> list[str]:
 def co_occurrence(results: Results) -> Heatmap:
     """In how many images two minerals are found together; minerals that are never found are left out.
 
-    The diagonal is how often each is found. The colour is the Jaccard index: images with both / images with either.
+    The diagonal is how often each is found. The color is the Jaccard index: images with both / images with either.
     """
     called = results.predictions.called
     present = np.flatnonzero(called.any(axis=0))
@@ -83,7 +83,7 @@ def co_occurrence(results: Results) -> Heatmap:
     names = tuple(results.predictions.labels[index] for index in present)
     return Heatmap(
         name="co-occurrence",
-        caption="Photographs that show both minerals. The stronger the colour, the larger their share of the "
+        caption="Photographs that show both minerals. The stronger the color, the larger their share of the "
         "photographs that show either. Framed cells: all photographs of one mineral.",
         rows=names,
         columns=names,
@@ -125,19 +125,19 @@ def places(results: Results) -> Places:
 
 
 def support(accuracy: Accuracy) -> NDArray[np.int64]:
-    """Count the images that are labelled with each mineral, (L,)."""
+    """Count the images that are labeled with each mineral, (L,)."""
     counts: NDArray[np.int64] = accuracy.evaluation.mean_ap.support
     return counts
 
 
 def by_ap(accuracy: Accuracy, fewest: int = FEWEST) -> list[int]:
-    """List the labels with at least `fewest` labelled images, the highest AP first (Wu et al. 2022, figure 5)."""
+    """List the labels with at least `fewest` labeled images, the highest AP first (Wu et al. 2022, figure 5)."""
     figure = accuracy.evaluation.mean_ap
     return sorted(np.flatnonzero(figure.support >= fewest).tolist(), key=lambda index: -figure.per_label[index])
 
 
 def average_precision(accuracy: Accuracy) -> Bars:
-    """AP per mineral; those with fewer than `FEWEST` labelled images come last, whatever their AP."""
+    """AP per mineral; those with fewer than `FEWEST` labeled images come last, whatever their AP."""
     figure, decisions = accuracy.evaluation.mean_ap, accuracy.evaluation.decisions
     judged = by_ap(accuracy)
     few = [index for index in by_ap(accuracy, fewest=1) if index not in judged]
@@ -150,10 +150,10 @@ def average_precision(accuracy: Accuracy) -> Bars:
     return Bars(
         name="average-precision",
         caption="Average precision (AP) per mineral: 1 if all photographs of the mineral rank before all others.",
-        columns=("mineral", "AP", "labelled photographs", "precision", "recall"),
+        columns=("mineral", "AP", "labeled photographs", "precision", "recall"),
         rows=tuple(rows),
         full=1.0,
-        faint_note=f"Fewer than {FEWEST} labelled photographs: these figures are mostly chance",
+        faint_note=f"Fewer than {FEWEST} labeled photographs: these figures are mostly chance",
         mean=(float(figure.mean), f"mAP {figure.mean:.3f}"),
         links=True,
     )
@@ -175,7 +175,7 @@ def reliability(accuracy: Accuracy) -> Reliability:
 
 
 def precision_recall(accuracy: Accuracy) -> Panels:
-    """A curve per mineral with enough labelled images."""
+    """A curve per mineral with enough labeled images."""
     panels = []
     for index in by_ap(accuracy):
         note = f"AP {accuracy.evaluation.mean_ap.per_label[index]:.2f}, {support(accuracy)[index]} photographs"
@@ -191,7 +191,7 @@ def precision_recall(accuracy: Accuracy) -> Panels:
 
 
 def thresholds(results: Results, accuracy: Accuracy) -> Panels:
-    """Precision, recall and F1 at every threshold, per mineral with enough labelled images."""
+    """Precision, recall and F1 at every threshold, per mineral with enough labeled images."""
     panels = []
     for index in by_ap(accuracy):
         curve, best = accuracy.thresholds[index], int(np.nanargmax(accuracy.thresholds[index].f1))
@@ -214,7 +214,7 @@ def thresholds(results: Results, accuracy: Accuracy) -> Panels:
 
 
 def confusion(accuracy: Accuracy) -> Heatmap:
-    """The minerals that are labelled, and what was found instead of them, as fractions of each row's images."""
+    """The minerals that are labeled, and what was found instead of them, as fractions of each row's images."""
     labels, table = accuracy.evaluation.labels, accuracy.confusion
     positives = accuracy.truth.sum(axis=0)
     rows = np.flatnonzero(positives)
@@ -222,25 +222,25 @@ def confusion(accuracy: Accuracy) -> Heatmap:
     counts = table[np.ix_(rows, np.append(columns, len(labels)))]
     return Heatmap(
         name="confusion",
-        caption="Rows: the labelled mineral. Columns: what was found although it is not labelled, in photographs where "
-        "the row's mineral was missed. Diagonal: photographs in which the labelled mineral was found. The stronger "
-        "the colour, the larger the share of the row's photographs.",
+        caption="Rows: the labeled mineral. Columns: what was found although it is not labeled, in photographs where "
+        "the row's mineral was missed. Diagonal: photographs in which the labeled mineral was found. The stronger "
+        "the color, the larger the share of the row's photographs.",
         rows=tuple(labels[index] for index in rows),
         columns=(*(labels[index] for index in columns), _NOTHING),
         counts=counts,
         scale=np.minimum(1.0, counts / np.maximum(positives[rows, None], 1)),
-        down="labelled",
+        down="labeled",
         across="found instead",
     )
 
 
 class LookAlike(NamedTuple):
-    """In `images` of the `labelled` images of `mineral`, it was missed and `instead` was found."""
+    """In `images` of the `labeled` images of `mineral`, it was missed and `instead` was found."""
 
     mineral: str
     instead: str
     images: int
-    labelled: int
+    labeled: int
 
 
 def look_alikes(accuracy: Accuracy, limit: int = 15) -> list[LookAlike]:
@@ -251,7 +251,7 @@ def look_alikes(accuracy: Accuracy, limit: int = 15) -> list[LookAlike]:
     found = [
         LookAlike(labels[t], labels[j], int(table[t, j]), int(positives[t])) for t, j in np.argwhere(table > 0).tolist()
     ]
-    return sorted(found, key=lambda pair: (-pair.images, pair.labelled, pair.mineral, pair.instead))[:limit]
+    return sorted(found, key=lambda pair: (-pair.images, pair.labeled, pair.mineral, pair.instead))[:limit]
 
 
 def look_alike_bars(accuracy: Accuracy) -> Bars | None:
@@ -261,10 +261,10 @@ def look_alike_bars(accuracy: Accuracy) -> Bars | None:
         return None
     return Bars(
         name="look-alikes",
-        caption="The mineral was missed and another one found instead: in how many of its labelled photographs",
-        columns=("labelled → found instead", "photographs"),
+        caption="The mineral was missed and another one found instead: in how many of its labeled photographs",
+        columns=("labeled → found instead", "photographs"),
         rows=tuple(
-            Bar(f"{p.mineral} → {p.instead}", p.images / p.labelled, (f"{p.images} of {p.labelled}",)) for p in found
+            Bar(f"{p.mineral} → {p.instead}", p.images / p.labeled, (f"{p.images} of {p.labeled}",)) for p in found
         ),
         full=1.0,
     )

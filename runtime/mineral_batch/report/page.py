@@ -48,9 +48,9 @@ _KINDS_WITH_FAMILIARITY = (("unfamiliar", "unlike the training images"),)
 _KINDS_WITH_DAMAGED = (("damaged", "damaged: only a part decoded"),)
 _KINDS_WITH_MAPS = (("explained", "with a map of where it looks"),)
 _KINDS_WITH_LABELS = (
-    ("right", "labelled: everything right"),
-    ("wrong", "labelled: a mineral wrongly found"),
-    ("missed", "labelled: a mineral missed"),
+    ("right", "labeled: everything right"),
+    ("wrong", "labeled: a mineral wrongly found"),
+    ("missed", "labeled: a mineral missed"),
 )
 
 
@@ -210,7 +210,7 @@ def _of_accuracy(accuracy: Accuracy) -> dict[str, Any]:
     return {
         "fewest": figures.FEWEST,
         "ap_definition": DEFINITIONS[EQUATION_6],
-        "unlabelled": [accuracy.evaluation.labels[index] for index in accuracy.evaluation.mean_ap.empty],
+        "unlabeled": [accuracy.evaluation.labels[index] for index in accuracy.evaluation.mean_ap.empty],
         "probability_scores": [
             ("Expected calibration error, 10 bins", f"{model.ece:.4f}", "0, by definition"),
             ("Brier score", f"{model.brier:.4f}", f"{baseline.brier:.4f}"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mineral_batch.report.charts import Chart
     from mineral_batch.results.read import Results
 
-_COLOURS = {"first": "#0b6b70", "second": "#b5651d", "third": "#6b4fa0"}
+_COLORS = {"first": "#0b6b70", "second": "#b5651d", "third": "#6b4fa0"}
 _FAINT, _MARK, _LAND = "#9fbfc1", "#ab1f17", "#e4e1d8"
 _DPI = 200
 _ACROSS = 6  # small panels in a row
@@ -79,11 +79,11 @@ def draw(chart: Chart) -> Figure:
 def _(chart: Bars) -> Figure:
     figure, axes = _figure(max(3.0, 0.24 * len(chart.rows) + 1), 3)
     names = _printable([row.name for row in chart.rows])
-    colours = [_FAINT if row.is_faint else _COLOURS["first"] for row in chart.rows]
-    bars = axes.bar(range(len(names)), [row.value for row in chart.rows], color=colours)
+    colors = [_FAINT if row.is_faint else _COLORS["first"] for row in chart.rows]
+    bars = axes.bar(range(len(names)), [row.value for row in chart.rows], color=colors)
     axes.set_xticks(range(len(names)), names, rotation=90)
     # The number that says how much a bar can be trusted: the count.
-    count = "labelled photographs" if "labelled photographs" in chart.columns else "photographs"
+    count = "labeled photographs" if "labeled photographs" in chart.columns else "photographs"
     cell = chart.columns.index(count) - 1
     axes.bar_label(bars, [row.cells[cell] for row in chart.rows], fontsize=6)
     axes.set_ylabel(chart.columns[1])
@@ -106,8 +106,8 @@ def _(chart: Heatmap) -> Figure:
     axes.set_xticks(range(len(chart.columns)), _printable(chart.columns), rotation=90)
     axes.set_yticks(range(len(chart.rows)), _printable(chart.rows))
     for i, j in np.argwhere(chart.counts > 0).tolist():
-        colour = "white" if chart.scale[i, j] > 0.6 else "black"
-        axes.text(j, i, str(chart.counts[i, j]), ha="center", va="center", fontsize=5, color=colour)
+        color = "white" if chart.scale[i, j] > 0.6 else "black"
+        axes.text(j, i, str(chart.counts[i, j]), ha="center", va="center", fontsize=5, color=color)
     axes.set(xlabel=chart.across, ylabel=chart.down)
     return figure
 
@@ -123,7 +123,7 @@ def _(chart: Panels) -> Figure:
     for panel, axes in zip(chart.panels, grid, strict=False):
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), box_aspect=1)
         for line in panel.lines:
-            axes.plot(line.x, line.y, color=_COLOURS[line.style], linewidth=1.2, label=line.label)
+            axes.plot(line.x, line.y, color=_COLORS[line.style], linewidth=1.2, label=line.label)
         if panel.mark is not None:
             axes.axvline(panel.mark, color=_MARK, linestyle="--", linewidth=0.8, label=chart.mark)
         axes.set_title(f"{_printable([panel.title])[0]}\n{panel.note.replace(', ', chr(10))}", fontsize=6)
@@ -139,12 +139,12 @@ def _(chart: Panels) -> Figure:
 def _(chart: Reliability) -> Figure:
     figure = Figure(figsize=(3.4, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot((0, 1), (0, 1), color="grey", linestyle=":")
-    above.plot(chart.predicted, chart.observed, color=_COLOURS["first"], marker="o", markersize=4)
+    above.plot((0, 1), (0, 1), color="gray", linestyle=":")
+    above.plot(chart.predicted, chart.observed, color=_COLORS["first"], marker="o", markersize=4)
     above.set(ylabel="share that is true", xlim=(0, 1), ylim=(0, 1), box_aspect=1)
     above.set_title(f"expected calibration error {chart.error:.3f}")
     bins = len(chart.decisions)
-    bars = below.bar((np.arange(bins) + 0.5) / bins, chart.decisions, width=0.9 / bins, color=_COLOURS["first"])
+    bars = below.bar((np.arange(bins) + 0.5) / bins, chart.decisions, width=0.9 / bins, color=_COLORS["first"])
     below.bar_label(bars, [f"{count:,}" for count in chart.decisions.tolist()], fontsize=5)
     below.set(xlabel="probability", ylabel="decisions", yscale="symlog")
     below.margins(y=0.25)
@@ -157,7 +157,7 @@ def _(chart: Places) -> Figure:
     for ring in land.rings():
         axes.fill(*ring.T, color=_LAND, linewidth=0, zorder=0)
     north, east = chart.points.T
-    axes.scatter(east, north, s=12, color=_COLOURS["second"], alpha=0.7, linewidths=0, zorder=2)
+    axes.scatter(east, north, s=12, color=_COLORS["second"], alpha=0.7, linewidths=0, zorder=2)
     axes.set(xlim=(view.west, view.east), ylim=(view.south, view.north))
     axes.set(xlabel="longitude, degrees east", ylabel="latitude, degrees north")
     axes.set_aspect(1 / view.squeeze)

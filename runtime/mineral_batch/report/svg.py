@@ -1,6 +1,6 @@
 """Charts as shapes for the SVG in the page's templates: where each rectangle, line and word goes, in pixels.
 
-Colours and fonts come from the page's style sheet by class, so that charts follow light, dark and print.
+Colors and fonts come from the page's style sheet by class, so that charts follow light, dark and print.
 """
 
 from __future__ import annotations

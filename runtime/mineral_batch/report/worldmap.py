@@ -83,7 +83,7 @@ class View(NamedTuple):
 
     @classmethod
     def around(cls, places: NDArray[np.float64]) -> View:
-        """Show all places with a margin, at least about two kilometres, not higher than wide."""
+        """Show all places with a margin, at least about two kilometers, not higher than wide."""
         (south, west), (north, east) = places.min(axis=0).tolist(), places.max(axis=0).tolist()
         margin = max(0.01, 0.08 * max(north - south, east - west))
         south, north = max(-90.0, south - margin), min(90.0, north + margin)
@@ -146,7 +146,7 @@ class View(NamedTuple):
         return grid, names
 
     def scale_bar(self) -> tuple[str, Text]:
-        """Place a bar of a round number of kilometres, at most a quarter of the width."""
+        """Place a bar of a round number of kilometers, at most a quarter of the width."""
         per_km = self.per_degree / (_KM_PER_DEGREE * self.squeeze)
         limit = _WIDTH / 4 / per_km
         power = 10 ** math.floor(math.log10(limit))

@@ -125,7 +125,7 @@ def read_prevalences(path: str | Path, labels: tuple[str, ...]) -> Mapping[str, 
 
 
 def shift_by_estimate(contract: ModelContract, results: Iterable[Result]) -> PrevalenceShift:
-    """Estimate the prevalences of these images from the model's own answers, by expectation maximisation.
+    """Estimate the prevalences of these images from the model's own answers, by expectation maximization.
 
     A prevalence is the mean of the probabilities that it corrects; the fixed point is found by iteration (Saerens et
     al. 2002, equation 9). Besides the images counts one with the old prevalence, so that a mineral that none of a few

@@ -33,13 +33,13 @@ Floats = NDArray[np.float64]
 #: The specimen of the image at a path; None where the rule does not say.
 Rule = Callable[[str], str | None]
 
-FOLDER, CATALOGUE, REGEX = "folder", "catalogue", "regex="
+FOLDER, CATALOG, REGEX = "folder", "catalog", "regex="
 #: What `--specimen` takes, for messages.
-RULES = f"{FOLDER}, {CATALOGUE}, {REGEX}PATTERN or a CSV file (path,specimen)"
+RULES = f"{FOLDER}, {CATALOG}, {REGEX}PATTERN or a CSV file (path,specimen)"
 
-# X-90175_1, X-90175 (2), X-90175_front, 1905.12a: a number of a catalogue, then which view it is. Up to three digits
+# X-90175_1, X-90175 (2), X-90175_front, 1905.12a: a number of a catalog, then which view it is. Up to three digits
 # are a view; IMG_20240517_140322 is a time.
-_CATALOGUE = re.compile(
+_CATALOG = re.compile(
     r"(?P<specimen>(?:[a-z]{1,8}[ ._-]?)*\d[\d.,-]*\d)(?:[a-z]|_\d{1,3}|_[a-z]{1,12}\d{0,3}| ?\(\d{1,3}\))?",
     re.IGNORECASE,
 )
@@ -57,7 +57,7 @@ def specimen_rule(text: str) -> Rule:
     """Read a rule as `--specimen` takes it.
 
     Args:
-        text: `folder`; `catalogue`, numbers of a catalogue in file names (X-90175_1.jpg); `regex=PATTERN`, searched in
+        text: `folder`; `catalog`, numbers of a catalog in file names (X-90175_1.jpg); `regex=PATTERN`, searched in
             the path, whose group `specimen`, else its first group, else all of it, is the name; or a CSV file.
 
     Raises:
@@ -65,13 +65,13 @@ def specimen_rule(text: str) -> Rule:
     """
     if text == FOLDER:
         return lambda path: posixpath.dirname(path) or None
-    if text == CATALOGUE:
-        return _catalogue_number
+    if text in (CATALOG, "catalogue"):
+        return _catalog_number
     return _searched(text.removeprefix(REGEX)) if text.startswith(REGEX) else _listed(Path(text))
 
 
-def _catalogue_number(path: str) -> str | None:
-    found = _CATALOGUE.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
+def _catalog_number(path: str) -> str | None:
+    found = _CATALOG.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
     return found["specimen"] if found else None
 
 

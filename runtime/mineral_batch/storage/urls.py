@@ -1,4 +1,4 @@
-"""URLs of objects: recognised, taken apart, and shown without what is secret in them."""
+"""URLs of objects: recognized, taken apart, and shown without what is secret in them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ STAGES = [*PLANS]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 
 #: Put at the start of every Python process: packages that a bare machine lacks, a stage that never ends, one that dies.
-CUSTOMISE = """
+CUSTOMIZE = """
 import os, sys, time
 from importlib.machinery import PathFinder
 class Without(PathFinder):
@@ -44,16 +44,16 @@ if os.environ.get("CRASHES", "-") in sys.orig_argv[-1:]:
 
 
 @pytest.fixture(scope="module")
-def customised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("customised")
-    (folder / "sitecustomize.py").write_text(CUSTOMISE)
+def customized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("customized")
+    (folder / "sitecustomize.py").write_text(CUSTOMIZE)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(customised: Path) -> Any:
+def run(customized: Path) -> Any:
     def command(out: Path, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        paths = [str(customised), os.environ.get("PYTHONPATH", "")]
+        paths = [str(customized), os.environ.get("PYTHONPATH", "")]
         words = [sys.executable, SCRIPT, "--dry-run", "--minutes", 60, "--out", out, *options]
         return subprocess.run(
             [str(word) for word in words],
@@ -180,8 +180,8 @@ def test_the_operations_of_both_graphs_are_those_that_torch_counts(
 def test_what_is_not_there_is_said(dry: Path) -> None:
     found, text = results(dry), page(dry)
     assert "FP16, INT8 and FP8" in found["install"]["left_out"]["tensorrt"]
-    assert found["quantised"]["int8_graph"].startswith("not there: ")
-    assert found["quantised"]["float8_graph"].startswith("not there: ")
+    assert found["quantized"]["int8_graph"].startswith("not there: ")
+    assert found["quantized"]["float8_graph"].startswith("not there: ")
     assert "TensorRT FP16 ended: left_out: TensorRT is not installed" in text
     assert found["chip"]["native_backend_through_cuda-core"] == {"left_out": "there is no GPU in a dry run"}
     assert "| onnx-cpu, decode gpu, 384 | - |  | - | - | there is no GPU with nvImageCodec |" in text
@@ -252,7 +252,7 @@ def test_a_stage_that_crashes_is_told_with_its_last_words(run: Any, out: Path) -
 @pytest.mark.slow
 def test_figures_of_other_software_are_kept_apart_and_made_again(run: Any, out: Path) -> None:
     before = ages(out)
-    others = {"chip": "torch", "pycuda": "project", "rtx": "onnxruntime", "quantised": "pictures", "decoding": "uuid"}
+    others = {"chip": "torch", "pycuda": "project", "rtx": "onnxruntime", "quantized": "pictures", "decoding": "uuid"}
     for stage, what in others.items():
         edit(out, stage, where=belongs(out, stage) | {what: "another"}, status="failed", measured_elsewhere=1)
     assert run(out).returncode == 0, page(out)
@@ -270,7 +270,7 @@ def test_figures_on_synthetic_pictures_and_on_photographs_are_not_mixed(run: Any
     assert belongs(out, "verify")["pictures"] == "synthetic"
     photographs(tmp_path / "given")
     done = run(out, "--photos", tmp_path / "given")
-    assert done_again(before, out) == ["verify", "starter", "rtx", "quantised"], done.stdout
+    assert done_again(before, out) == ["verify", "starter", "rtx", "quantized"], done.stdout
     assert belongs(out, "verify")["pictures"].startswith("4 files, ")
     assert [old["where"]["pictures"] for old in kept(out, "verify")] == ["synthetic"]
     before = ages(out)
@@ -297,8 +297,8 @@ def test_what_was_measured_with_files_that_were_made_anew_is_measured_anew(run: 
 def test_a_stage_from_its_beginning_finds_no_file_of_before(run: Any, out: Path) -> None:
     old = out / "dry-run" / "models" / "paper-int8.onnx"
     old.write_bytes(b"of another model")
-    assert run(out, "--redo", "quantised", ABSENT="nncf,modelopt").returncode == 0, page(out)
-    assert results(out)["quantised"]["int8_graph"].startswith("not there: ")
+    assert run(out, "--redo", "quantized", ABSENT="nncf,modelopt").returncode == 0, page(out)
+    assert results(out)["quantized"]["int8_graph"].startswith("not there: ")
     assert not old.exists()
 
 

@@ -16,7 +16,7 @@ def test_every_rate_stands_beside_its_share_of_the_measured_ceiling() -> None:
     found["engines"] |= {"ONNX Runtime CUDA FP16 says": {"256": "one CUDA graph", "64": "one CUDA graph"}}
     found["engines"] |= {"better": "ONNX Runtime CUDA FP16"}
     found["peers"] |= {"torch eager, AMP": {"64": 300.0}, "DataLoader + torch, 384": {"pictures_per_s": 200.0}}
-    found["quantised"] |= {"TensorRT FP8": {"1": 100.0, "64": 1500.0}}
+    found["quantized"] |= {"TensorRT FP8": {"1": 100.0, "64": 1500.0}}
     found["starter"] |= {"gflop_per_picture": 1.0, "starter, ONNX Runtime CUDA FP16": {"1": 50000.0}}
     ours = {"pictures_per_s": 480.0, "batch_size": 64, "beside": "ONNX Runtime CUDA FP16"}
     found["end_to_end"] |= {"onnx-cuda, 384": ours, "tensorrt, 384": {"failed": "no TensorRT"}}
@@ -56,7 +56,7 @@ def test_a_chip_that_told_little_has_a_page() -> None:
     found["chip"] |= {"matrix_float16_tflops": {"failed": "no memory"}, "copy_to_gpu_gb_per_s": {"failed": "no memory"}}
     found["models"] |= {"gflop_per_picture": 100.0, "input": [384, 384, 3]}
     found["engines"] |= {"ONNX Runtime CUDA FP16": {"64": 500.0}, "TensorRT FP16 ended": {"left_out": "not installed"}}
-    found["quantised"] |= {"TensorRT FP8": {"64": 1500.0}}
+    found["quantized"] |= {"TensorRT FP8": {"64": 1500.0}}
     text = page.markdown(found)
     assert "| ONNX Runtime CUDA FP16 | 500 | - |  |" in text
     assert "| matrix_float16_tflops | failed: no memory |" in text

@@ -47,7 +47,7 @@ def test_what_the_attempt_with_tensorrt_for_rtx_cannot_do_is_told_and_a_mistake_
     assert read_record(given.out, "rtx")["error"].startswith("export_engine() got")
 
 
-def test_a_quantiser_that_is_not_installed_is_told_and_a_mistake_is_a_failure(
+def test_a_quantizer_that_is_not_installed_is_told_and_a_mistake_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mineral_batch.errors import BackendError
@@ -62,8 +62,8 @@ def test_a_quantiser_that_is_not_installed_is_told_and_a_mistake_is_a_failure(
 
     monkeypatch.setattr(tensorrt, "_int8", refused(BackendError("INT8 needs nncf")))
     monkeypatch.setattr(tensorrt, "_float8", refused(TypeError("a mistake")))
-    assert run_stage("quantised", given) == 1
-    found = read_record(given.out, "quantised")
+    assert run_stage("quantized", given) == 1
+    found = read_record(given.out, "quantized")
     assert (found["int8_graph"], found["float8_graph"]) == ("not there: INT8 needs nncf", {"failed": "a mistake"})
 
 
@@ -165,7 +165,7 @@ def test_a_graph_that_is_there_already_is_a_row_all_the_same(tmp_path: Path) -> 
     given.models.mkdir(parents=True)
     for precision in ("int8", "float8"):
         given.model(precision).write_bytes(bytes(3_000_000))
-    assert run_stage("quantised", given) == 0
-    found = read_record(given.out, "quantised")
+    assert run_stage("quantized", given) == 0
+    found = read_record(given.out, "quantized")
     assert found["int8_engine"] == {"left_out": "there is no GPU in a dry run"}
     assert (found["int8_graph"], found["float8_graph"]) == ("there already, 3 MB", "there already, 3 MB")

@@ -12,7 +12,7 @@ from mineral_batch.explain.explainer import open_explainer
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_export.onnx.export import export_onnx
 from mineral_export.precision.fp16 import to_fp16
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.samples import synthetic_images
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SCALE, BIAS = (0.5, 0.7, 0.9), (-1.0, 0.5, -2.0)
 
 
 def predict(path: Path, pixels):
-    with open_artefact(path) as model:
+    with open_artifact(path) as model:
         return model.predict(pixels)
 
 

@@ -102,7 +102,7 @@ def test_from_opset_23_on_attention_is_one_operator_without_slices_and_transposi
 
 
 @SLOW
-def test_a_vit_that_normalises_its_queries_keeps_its_own_attention(tiny, tmp_path):
+def test_a_vit_that_normalizes_its_queries_keeps_its_own_attention(tiny, tmp_path):
     model, contract = tiny(projection="linear")
     for block in blocks(model):
         block.q_norm, block.k_norm = torch.nn.LayerNorm(block.head_dim), torch.nn.LayerNorm(block.head_dim)
@@ -174,8 +174,8 @@ def test_a_probability_that_is_not_a_number_is_refused(tiny, tmp_path, traced):
 
 
 @SLOW
-def test_wrong_normalisation_in_the_contract_changes_the_answers(tiny, tmp_path):
-    """The graph normalises by the contract it carries, so no other preprocessing can be applied by mistake."""
+def test_wrong_normalization_in_the_contract_changes_the_answers(tiny, tmp_path):
+    """The graph normalizes by the contract it carries, so no other preprocessing can be applied by mistake."""
     model, contract = tiny(projection="linear")
     other = replace(contract, input=replace(contract.input, mean=(0.1, 0.2, 0.3)))
     pixels = synthetic_images(contract.input)
@@ -194,11 +194,11 @@ def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_
     for index, pixels in enumerate(synthetic_images(contract.input, 3)):
         Image.fromarray(pixels).save(photos / f"{index}.png")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
-    given = ["--photos", str(photos), "--name", "new name", "--licence", "CC0-1.0"]
+    given = ["--photos", str(photos), "--name", "new name", "--license", "CC0-1.0"]
     done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), *given])
     assert done.exit_code == 0, done.output
     assert "over 3 photographs of" in done.output
-    assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name", licence="CC0-1.0")
+    assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name", license="CC0-1.0")
 
 
 @pytest.mark.parametrize(

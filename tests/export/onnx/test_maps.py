@@ -55,7 +55,7 @@ def check(model, contract, path, method):
     with torch.no_grad():
         probabilities = plain(torch.from_numpy(pixels)).numpy()
     reference = {"grad-cam": grad_cam, "cross-attention": cross_attention}[method]
-    x = plain.normalise(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    x = plain.normalize(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
     with open_explainer(path) as explainer:
         together = explainer.infer(pixels)
         np.testing.assert_allclose(together.probabilities, probabilities, atol=1e-5)
@@ -100,7 +100,7 @@ def test_a_model_that_pools_has_torchs_maps_without_being_asked(options, tiny, t
         assert explainer.maps == MapSpec("grad-cam", model.layout.grid, len(contract.labels))
         answer = explainer.infer(pixels)
     np.testing.assert_array_equal(answer.probabilities, open_backend(tmp_path / "model.onnx", "onnx-cpu").infer(pixels))
-    x = ExportModel(model, contract.input).normalise(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    x = ExportModel(model, contract.input).normalize(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
     expected = grad_cam(model, x, torch.from_numpy(answer.labels)).numpy()
     np.testing.assert_allclose(answer.maps, expected, atol=1e-3)
 

@@ -15,7 +15,7 @@ from mineral_export.precision.calibration import MIN_CALIBRATION
 from mineral_export.precision.fp16 import to_fp16
 from mineral_export.precision.int8 import TARGETS, to_int8
 from mineral_export.precision.qdq import is_quantized
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.samples import synthetic_images
 
 
@@ -84,5 +84,5 @@ def test_openvino_takes_an_int8_file_with_a_familiarity(source, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed (extra openvino)")
     path = tmp_path / "int8.onnx"
     to_int8(source, path, calibration(source), for_engine="openvino", force=True)
-    with open_artefact(f"{path}@openvino:float32") as artefact:
-        assert artefact.predict(calibration(source)).shape == (MIN_CALIBRATION, 3)
+    with open_artifact(f"{path}@openvino:float32") as artifact:
+        assert artifact.predict(calibration(source)).shape == (MIN_CALIBRATION, 3)

@@ -105,7 +105,7 @@ def test_a_layer_norm_that_would_compute_in_fp16_stays_float32():
     assert kinds == ["Cast", "MatMul", "Cast", "LayerNormalization", "Sigmoid"]
 
 
-def test_pictures_go_in_and_float32_comes_out_normalised_in_float32(half):
+def test_pictures_go_in_and_float32_comes_out_normalized_in_float32(half):
     model, found = types(half[0])
     graph = model.graph
     assert found[graph.input[0].name] == TensorProto.UINT8

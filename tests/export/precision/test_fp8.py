@@ -21,7 +21,7 @@ from mineral_export.cli import main
 from mineral_export.precision.calibration import MIN_CALIBRATION
 from mineral_export.precision.fp8 import to_fp8
 from mineral_export.precision.qdq import quantized_layers
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import BUDGETS
 from mineral_export.verify.parity import ParityError
 from mineral_export.verify.samples import synthetic_images
@@ -105,8 +105,8 @@ def test_the_file_holds_fp8_and_says_so(source, tmp_path, modelopt):
         "kept_layers": [],
     }
     assert after.numerics == Numerics("float8", "float16")
-    with open_artefact(target) as artefact:
-        assert artefact.precision == "float8"
+    with open_artifact(target) as artifact:
+        assert artifact.precision == "float8"
 
 
 def test_modelopt_is_given_the_pictures_and_works_without_a_gpu(source, tmp_path, modelopt):
@@ -148,8 +148,8 @@ def test_onnx_runtime_keeps_what_stands_before_a_rounding_to_fp8(source, tmp_pat
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (expected,) = plain.run(None, {"pixels": pixels})
-    with open_artefact(path) as artefact:
-        assert artefact.predict(pixels) == pytest.approx(expected, abs=1e-4)
+    with open_artifact(path) as artifact:
+        assert artifact.predict(pixels) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_opset_without_fp8_is_refused(source, tmp_path, modelopt):

@@ -23,7 +23,7 @@ from mineral_export.precision import int8 as int8_room
 from mineral_export.precision.calibration import MIN_CALIBRATION
 from mineral_export.precision.int8 import to_int8
 from mineral_export.precision.qdq import quantized_layers
-from mineral_export.verify.artefacts import open_artefact
+from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import BUDGETS
 from mineral_export.verify.parity import ParityError
 from mineral_export.verify.samples import synthetic_images
@@ -56,7 +56,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-# Precision of what is not quantised: a processor has no FP16.
+# Precision of what is not quantized: a processor has no FP16.
 REST = {"onnxruntime": "float32", "openvino": "float32", "tensorrt": "float16"}
 
 
@@ -122,13 +122,13 @@ def test_the_answers_hold_and_the_file_says_how_it_was_made(source, made):
     assert after.provenance == {
         **before.provenance,
         "source_sha256": graph_digest(source),
-        "quantised_for": engine,
+        "quantized_for": engine,
         "calibration_pictures": MIN_CALIBRATION,
         "kept_layers": [],
     }
     assert after.numerics == Numerics("int8", REST[engine])
-    with open_artefact(target) as artefact:
-        assert artefact.precision == "int8"
+    with open_artifact(target) as artifact:
+        assert artifact.precision == "int8"
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_openvino_refuses_activations_that_are_scaled_per_channel(source, made):
 
 @pytest.mark.slow
 def test_the_rest_is_of_the_precision_that_the_engine_is_fast_in(made):
-    """Both factors of every product, quantised or not, and what lies between two of them."""
+    """Both factors of every product, quantized or not, and what lies between two of them."""
     engine, target, result, _ = made
     model = onnx.shape_inference.infer_shapes(onnx.load(target), strict_mode=True)
     assert result.rest == REST[engine]
@@ -166,8 +166,8 @@ def test_onnx_runtime_computes_what_a_file_with_fp16_says(tmp_path):
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     plain = onnxruntime.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
     (expected,) = plain.run(["probabilities"], {"pixels": pixels})
-    with open_artefact(target) as artefact:
-        assert np.abs(artefact.predict(pixels) - expected).mean() < 0.02
+    with open_artifact(target) as artifact:
+        assert np.abs(artifact.predict(pixels) - expected).mean() < 0.02
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def rounded(model, layers):
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """A quantiser without calibration: the last matrix layer to steps of 1, far too coarse, the first to fine ones."""
+    """A quantizer without calibration: the last matrix layer to steps of 1, far too coarse, the first to fine ones."""
 
     def quantize(model, calibration, count, target):
         result = onnx.ModelProto()

@@ -72,7 +72,7 @@ def plan(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def datacentre(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def datacenter(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """TensorRT for RTX under TensorRT's name and version, without the targets that only it has."""
 
     class Other(ModuleType):
@@ -89,7 +89,7 @@ def datacentre(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def timing_gpu(datacentre: ModuleType, ada: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def timing_gpu(datacenter: ModuleType, ada: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A build that believes in its GPU; the engine is not loaded to be inspected, which crashes without one."""
     monkeypatch.setattr(tensorrt_build, "engine_layers", lambda *_: None)
     original = tensorrt_build.Network._configured

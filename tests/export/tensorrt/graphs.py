@@ -49,12 +49,12 @@ def products(path: Path) -> int:
     return kinds["Conv"] + kinds["MatMul"] + kinds["Gemm"] + kinds["Attention"]
 
 
-def write_product(folder: Path, *, quantised: bool = False, second: int | None = None) -> Path:
+def write_product(folder: Path, *, quantized: bool = False, second: int | None = None) -> Path:
     """Pictures of SIDE pixels to three labels.
 
     Args:
         folder: to write to.
-        quantised: the product is of INT8 numbers, with Q/DQ pairs.
+        quantized: the product is of INT8 numbers, with Q/DQ pairs.
         second: the element type of a second product after the first.
     """
     random = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def write_product(folder: Path, *, quantised: bool = False, second: int | None =
     nodes = [("Cast", "pixels", "float", {"to": 1}), ("Reshape", "float shape", "flat", {})]
     nodes += [("Div", "flat scale", "x", {})]
     given, by = "x", "weights"
-    if quantised:
+    if quantized:
         nodes += [("QuantizeLinear", "x step zero", "xq", {}), ("DequantizeLinear", "xq step zero", "xd", {})]
         nodes += [("QuantizeLinear", "weights steps zero", "wq", {}), ("DequantizeLinear", "wq steps zero", "wd", {})]
         given, by = "xd", "wd"

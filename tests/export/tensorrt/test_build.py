@@ -158,7 +158,7 @@ def test_without_a_gpu_the_chip_must_be_named(product: Path, monkeypatch: pytest
     assert "--compute-capability 8.9" in message
 
 
-def test_tensorrt_itself_needs_a_gpu(product: Path, datacentre: ModuleType) -> None:
+def test_tensorrt_itself_needs_a_gpu(product: Path, datacenter: ModuleType) -> None:
     message = refused(product)
     assert "tensorrt builds an engine by timing kernels on the GPU, and here is no NVIDIA driver" in message
     assert "--runtime tensorrt-rtx" in message

@@ -80,9 +80,9 @@ def test_one_product_in_another_precision_is_enough_to_refuse(tmp_path: Path, pl
     assert (record.precision, record.products) == ("mixed", {"float32": 1, "float16": 1})
 
 
-def test_a_quantised_graph_is_an_int8_engine(tmp_path: Path, plan: Path) -> None:
-    """The types around a product with Q/DQ pairs are float32; TensorRT multiplies what was quantised."""
-    model = write_product(tmp_path, quantised=True)
+def test_a_quantized_graph_is_an_int8_engine(tmp_path: Path, plan: Path) -> None:
+    """The types around a product with Q/DQ pairs are float32; TensorRT multiplies what was quantized."""
+    model = write_product(tmp_path, quantized=True)
     write_contract(model, replace(read_contract(model), numerics=Numerics("int8")))
     record = built(model, "-o", plan, *ONE_CHIP, "--precision", "as-is")
     assert (record.precision, record.products) == ("int8", {"int8": 1})
@@ -120,9 +120,9 @@ def test_the_conversion_to_fp16_keeps_to_what_the_user_asks(
     PILImage.effect_noise((SIDE, SIDE), 80).convert("RGB").save(photos / "a.png")
     assert "over 1 photographs" in refused(product, "-o", plan, *ONE_CHIP, "--photos", photos)
     (photos / "labels.csv").write_text(f"path,labels\na.png,{LABELS[0]}\n", "utf-8")
-    labelled = (product, "-o", plan, *ONE_CHIP, "--labels", photos / "labels.csv")
-    assert "mAP lost, in points, 0 exceeds -1" in refused(*labelled)
-    assert built(*labelled, "--points", 1).precision == "float16"
+    labeled = (product, "-o", plan, *ONE_CHIP, "--labels", photos / "labels.csv")
+    assert "mAP lost, in points, 0 exceeds -1" in refused(*labeled)
+    assert built(*labeled, "--points", 1).precision == "float16"
     assert built(product, "-o", plan, *ONE_CHIP, "--force").precision == "float16"
 
 

@@ -19,7 +19,7 @@ from mineral_batch.model.calibration import Calibration, ProbabilityScores
 from mineral_batch.model.contract import ModelContract, Numerics
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_export.cli import main
-from mineral_export.verify.artefacts import open_artefact, parse_artefact
+from mineral_export.verify.artifacts import open_artifact, parse_artifact
 from mineral_export.verify.budget import BUDGETS
 from mineral_export.verify.parity import ParityError, compare, compare_probabilities
 from mineral_export.verify.samples import Samples, load_samples, synthetic_images
@@ -30,7 +30,7 @@ PIXELS = np.arange(5 * 4 * 4 * 3, dtype=np.uint8).reshape(5, 4, 4, 3)
 
 
 def by_row(table):
-    """An artefact that answers row i of `table` (N, L) to the picture whose first pixel is PIXELS[i]'s."""
+    """An artifact that answers row i of `table` (N, L) to the picture whose first pixel is PIXELS[i]'s."""
     rows = {int(picture[0, 0, 0]): np.array(row, np.float32) for picture, row in zip(PIXELS, table, strict=True)}
     return lambda pixels: np.stack([rows[int(picture[0, 0, 0])] for picture in pixels])
 
@@ -163,9 +163,9 @@ def test_labels_are_found_in_another_folder_by_the_end_of_their_paths(folder):
 
 
 def test_the_engine_and_precision_are_part_of_the_name(folder):
-    with open_artefact(f"{folder / 'model.onnx'}@onnx-cpu:float32") as artefact:
-        assert artefact.precision == "float32"
-        assert artefact.predict(synthetic_images(artefact.contract.input, 5)).shape == (5, 3)
+    with open_artifact(f"{folder / 'model.onnx'}@onnx-cpu:float32") as artifact:
+        assert artifact.precision == "float32"
+        assert artifact.predict(synthetic_images(artifact.contract.input, 5)).shape == (5, 3)
 
 
 def test_what_the_file_says_of_its_precision_chooses_the_budget(folder, tmp_path):
@@ -214,7 +214,7 @@ def test_labels_that_the_model_does_not_know_are_named(folder, tmp_path):
 
 
 def test_a_name_says_what_runs_it_and_where_the_weights_are(folder):
-    file, named, run = (parse_artefact(folder / name) for name in ("model.onnx", "model.onnx@openvino:bfloat16", "run"))
+    file, named, run = (parse_artifact(folder / name) for name in ("model.onnx", "model.onnx@openvino:bfloat16", "run"))
     assert [(one.engine, one.precision) for one in (file, named, run)] == [
         ("onnx-cpu", "auto"),
         ("openvino", "bfloat16"),
@@ -225,16 +225,16 @@ def test_a_name_says_what_runs_it_and_where_the_weights_are(folder):
 
 
 @pytest.mark.parametrize(("name", "batch_size"), [("run", 3), ("model.onnx", 1)])
-def test_an_open_artefact_gives_its_backend(folder, name, batch_size):
+def test_an_open_artifact_gives_its_backend(folder, name, batch_size):
     """A checkpoint takes batches of any size, ONNX Runtime on the processor one picture at a time."""
-    with open_artefact(folder / name, batch_size=3) as artefact:
-        pixels = synthetic_images(artefact.contract.input, 3)
-        assert artefact.backend.batch_size == batch_size
-        assert artefact.backend.buffer(3).shape == pixels.shape
-        assert artefact.backend.infer(pixels) == pytest.approx(artefact.predict(pixels), abs=1e-6)
+    with open_artifact(folder / name, batch_size=3) as artifact:
+        pixels = synthetic_images(artifact.contract.input, 3)
+        assert artifact.backend.batch_size == batch_size
+        assert artifact.backend.buffer(3).shape == pixels.shape
+        assert artifact.backend.infer(pixels) == pytest.approx(artifact.predict(pixels), abs=1e-6)
 
 
 def test_a_file_without_contract_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
-    with pytest.raises(ContractError), open_artefact(Path(tmp_path / "model.onnx")):
+    with pytest.raises(ContractError), open_artifact(Path(tmp_path / "model.onnx")):
         pass

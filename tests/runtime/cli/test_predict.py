@@ -194,7 +194,7 @@ def test_an_output_that_is_a_file_is_refused(predict: Any, album: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--backend", "tpu"], ["--batch-size", "0"], ["--decode-threads", "-1"], ["--colour"], []]
+    "arguments", [["--backend", "tpu"], ["--batch-size", "0"], ["--decode-threads", "-1"], ["--color"], []]
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str], album: Path) -> None:
     result = CliRunner().invoke(main, ["predict", *([str(album)] if arguments else []), *arguments])
@@ -350,9 +350,9 @@ def test_more_formats_columns_and_a_tree(predict: Any, album: Path, tmp_path: Pa
 
 
 def test_columns_that_are_none_are_refused(predict: Any, album: Path, tmp_path: Path) -> None:
-    result = predict(album, "--columns", "size,colour")
+    result = predict(album, "--columns", "size,color")
     assert result.exit_code == 2
-    assert "unknown columns: colour; choose from size, captured, gps" in result.stderr
+    assert "unknown columns: color; choose from size, captured, gps" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

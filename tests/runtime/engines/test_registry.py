@@ -181,7 +181,7 @@ def open_half(path, options):
 
 
 def broken(path, options):
-    raise ValueError("no licence")
+    raise ValueError("no license")
 
 
 def nothing(path, options):
@@ -215,7 +215,7 @@ def test_an_engine_of_another_package_is_opened_by_its_name(model_path: Path, al
 
 @pytest.mark.usefixtures("third_party")
 def test_an_engine_of_another_package_that_fails_is_one_line(model_path: Path) -> None:
-    assert "the engine broken (half:broken) does not open: no licence" in refused(BackendError, model_path, "broken")
+    assert "the engine broken (half:broken) does not open: no license" in refused(BackendError, model_path, "broken")
     assert "(half:nothing) returned a object, which is not a" in refused(BackendError, model_path, "nothing")
 
 

@@ -34,7 +34,7 @@ def results(tmp_path: Path) -> Path:
         ["missed.jpg", "quartz", 0.1, 0.1, 0.97],
         ["empty.jpg", "", 0.01, 0.01, 0.02],
         ["two.jpg", "agate;quartz", 0.9, 0.1, 0.8],
-        ["unlabelled.jpg", "agate", 0.9, 0.1, 0.1],
+        ["unlabeled.jpg", "agate", 0.9, 0.1, 0.1],
     ]
     write(folder / "predictions.csv", rows)
     labels = [
@@ -57,7 +57,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_the_worst_labels_come_first_with_a_suggestion_and_look_alikes(results: Path) -> None:
     text = run(results.parent / "labels.csv", results)
-    assert "5 labelled images; of 2 the label looks wrong" in text
+    assert "5 labeled images; of 2 the label looks wrong" in text
     with (results / "audit.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["suspect"], row["suggested"]) for row in rows] == [

@@ -137,9 +137,7 @@ def test_calibration_is_printed_beside_always_the_prevalence(world):
     base = log_loss(truth, np.tile(world.truth.mean(axis=0), (COUNT, 1)).ravel())
     assert re.search(rf"^log loss +{loss:.4f} +{base:.4f}$", out, re.M)
     assert "ECE: expected calibration error, 10 equal-width bins over all decisions" in out
-    assert (
-        f"{world.scores.sum() / COUNT:.2f} by the sum of the probabilities, {truth.sum() / COUNT:.2f} labelled" in out
-    )
+    assert f"{world.scores.sum() / COUNT:.2f} by the sum of the probabilities, {truth.sum() / COUNT:.2f} labeled" in out
     record = json.loads(target.read_text("utf-8"))["calibration"]
     assert record["model"]["log_loss"] == pytest.approx(loss, rel=1e-5)
     assert sum(one["decisions"] for one in record["bins"]) == truth.size
@@ -177,7 +175,7 @@ def test_further_columns_that_are_no_labels_are_ignored_and_named(world):
     assert more.replace("Columns that are no labels, ignored: width, seconds.\n", "") == plain
 
 
-def test_labels_of_ones_own_are_known_by_being_labelled_or_called(world):
+def test_labels_of_ones_own_are_known_by_being_labeled_or_called(world):
     header = ["path", "minerals", "grün, gelb", "Täuschung"]
     predictions = world.predictions([["a.jpg", "Täuschung", 0.9, 0.8], ["b.jpg", "", 0.1, 0.2]], header)
     labels = world.labels([["a.jpg", "grün, gelb"], ["b.jpg", ""]], ["path", "labels"])
@@ -332,7 +330,7 @@ def test_what_is_in_one_table_only_is_counted(world):
     assert "30 images are in both" in out
     assert "5 predictions have no labels and are ignored." in out
     assert "25 predictions belong to other splits and are ignored." in out
-    assert "7 labelled images have no prediction: missing/0.jpg, missing/1.jpg" in out
+    assert "7 labeled images have no prediction: missing/0.jpg, missing/1.jpg" in out
     assert "missing/4.jpg and 2 more." in out
 
 
@@ -342,7 +340,7 @@ def test_names_that_are_not_utf8_match_and_are_printed(world):
         table.write_bytes(table.read_bytes().replace(b"images/59", b"images/\xff59"))
     assert "60 images are in both" in run(predictions, labels).stdout
     predictions.write_bytes(predictions.read_bytes().replace(b"\xff59", b"gone"))
-    assert "1 labelled images have no prediction: images/" in run(predictions, labels).stdout
+    assert "1 labeled images have no prediction: images/" in run(predictions, labels).stdout
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(world):
@@ -423,7 +421,7 @@ def test_a_renamed_folder_and_synonyms_are_matched_and_reported(world):
     plain = run(world.predictions(), world.labels()).stdout
     renamed = run(world.predictions(), world.labels(rows)).stdout
     assert "Read as: Amethyst = quartz.\n" in renamed
-    assert "60 labelled paths matched by file name only" in renamed
+    assert "60 labeled paths matched by file name only" in renamed
     assert "for example renamed/00.jpg is photos/images/00.jpg.\n" in renamed
     assert renamed.split("\n\n", 1)[1] == plain.split("\n\n", 1)[1]
 
@@ -444,7 +442,7 @@ def test_an_output_that_cannot_be_written(world):
     assert re.search(r"^Error: cannot write .*x\.json: No such file or directory", result.stderr)
 
 
-def test_the_36_minerals_are_known_without_being_labelled(world):
+def test_the_36_minerals_are_known_without_being_labeled(world):
     header = ["path", "minerals", *MINERALS]
     predictions = world.predictions([["a.jpg", "", *["0.123456"] * 36]], header)
     joined = join(predictions, world.labels([["a.jpg", "gold", ""]]))

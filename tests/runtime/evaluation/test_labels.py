@@ -79,7 +79,7 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labelled"),
+    ("predicted", "labeled"),
     [
         ("a.jpg", "a.jpg"),
         ("photos/images/a.jpg", "images/a.jpg"),
@@ -90,16 +90,16 @@ def test_what_is_wrong_with_a_table_is_one_line(tmp_path, content, message):
         ("/data/a.jpg", "/data//x/../a.jpg"),
     ],
 )
-def test_paths_match_by_whole_components_from_the_end(predicted, labelled):
-    assert match_paths([predicted], [labelled]).index == {labelled: 0}
+def test_paths_match_by_whole_components_from_the_end(predicted, labeled):
+    assert match_paths([predicted], [labeled]).index == {labeled: 0}
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labelled"),
+    ("predicted", "labeled"),
     [("photos/ba.jpg", "a.jpg"), ("a.JPG", "a.jpg"), ("a/b.jpg", "c/d.jpg")],
 )
-def test_other_paths_do_not_match(predicted, labelled):
-    assert match_paths([predicted], [labelled]).index == {}
+def test_other_paths_do_not_match(predicted, labeled):
+    assert match_paths([predicted], [labeled]).index == {}
 
 
 def test_equal_paths_and_longer_ends_come_first():
@@ -114,12 +114,12 @@ def test_a_path_that_has_its_equal_matches_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("predicted", "labelled"),
+    ("predicted", "labeled"),
     [(["x/a.jpg", "y/a.jpg"], ["a.jpg"]), (["a.jpg"], ["x/a.jpg", "y/a.jpg"])],
 )
-def test_an_ambiguous_match_names_both(predicted, labelled):
+def test_an_ambiguous_match_names_both(predicted, labeled):
     with pytest.raises(DataError, match=r"a\.jpg matches both x/a\.jpg and y/a\.jpg"):
-        match_paths(predicted, labelled)
+        match_paths(predicted, labeled)
 
 
 @given(
@@ -130,8 +130,8 @@ def test_an_ambiguous_match_names_both(predicted, labelled):
 def test_a_common_prefix_on_either_side_changes_no_match(paths, prefix, on_predictions):
     paths = sorted(paths)
     longer = ["/".join([*prefix, path]) for path in paths]
-    predicted, labelled = (longer, paths) if on_predictions else (paths, longer)
-    assert match_paths(predicted, labelled).index == {label: i for i, label in enumerate(labelled)}
+    predicted, labeled = (longer, paths) if on_predictions else (paths, longer)
+    assert match_paths(predicted, labeled).index == {label: i for i, label in enumerate(labeled)}
 
 
 def test_a_renamed_folder_matches_by_file_name_and_is_reported():
@@ -139,17 +139,17 @@ def test_a_renamed_folder_matches_by_file_name_and_is_reported():
     matches = match_paths(images, ["old/a.jpg", "b.jpg", "y/c.jpg"])
     assert matches.index == {"old/a.jpg": 0, "b.jpg": 1, "y/c.jpg": 2}
     assert matches.by_name == ("old/a.jpg", "y/c.jpg")
-    assert "2 labelled paths matched by file name only" in matches.note(images)
+    assert "2 labeled paths matched by file name only" in matches.note(images)
     assert "for example old/a.jpg is new/a.jpg" in matches.note(images)
     assert match_paths(["a.jpg"], ["a.jpg"]).note(["a.jpg"]) is None
 
 
 @pytest.mark.parametrize(
-    ("images", "labelled"),
+    ("images", "labeled"),
     [(["x/a.jpg", "y/a.jpg"], ["z/a.jpg"]), (["z/a.jpg"], ["x/a.jpg", "y/a.jpg"])],
 )
-def test_a_file_name_that_comes_twice_matches_nothing(images, labelled):
-    assert match_paths(images, labelled).index == {}
+def test_a_file_name_that_comes_twice_matches_nothing(images, labeled):
+    assert match_paths(images, labeled).index == {}
 
 
 def test_a_name_is_ambiguous_even_if_one_of_the_two_has_its_match():

@@ -242,14 +242,14 @@ def test_no_other_threshold_has_a_higher_f_beta(table, beta):
         assert reached == pytest.approx(best)
 
 
-def test_a_threshold_lies_midway_between_its_neighbours():
+def test_a_threshold_lies_midway_between_its_neighbors():
     truth = np.array([True, True, False, False])
     assert tune_thresholds(column([0.9, 0.8, 0.4, 0.1]), truth[:, None], min_support=1) == pytest.approx([0.6])
     # Everything positive: midway to 0.
     assert tune_thresholds(column([0.9, 0.8]), truth[:2, None], min_support=1) == pytest.approx([0.4])
 
 
-def test_neighbouring_floats_are_told_apart():
+def test_neighboring_floats_are_told_apart():
     low = np.float64(0.5)
     scores = column([np.nextafter(low, 1), low])
     truth = np.array([[True], [False]])

@@ -19,8 +19,8 @@ SPEC = InputSpec(height=96, width=128, interpolation="bilinear")
 GRID = (12, 16)
 
 
-def colour_model():
-    """Build a ModelProto that knows red, green and blue: a label's map is where its colour outweighs the others."""
+def color_model():
+    """Build a ModelProto that knows red, green and blue: a label's map is where its color outweighs the others."""
     helper, kind = onnx.helper, onnx.TensorProto
     weights = np.full((3, 3, 1, 1), -0.5, np.float32)
     weights[range(3), range(3)] = 1
@@ -58,7 +58,7 @@ def colour_model():
     ]
     graph = helper.make_graph(
         nodes,
-        "colours",
+        "colors",
         [helper.make_tensor_value_info("pixels", kind.UINT8, ["N", SPEC.height, SPEC.width, 3])],
         [helper.make_tensor_value_info(*one) for one in outputs],
         [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -72,7 +72,7 @@ def pooled_model(**gemm):
     rng = np.random.default_rng(3)
     constants = {
         "scale": np.float32(255),
-        "colours": rng.normal(size=(5, 3, 1, 1)).astype(np.float32),
+        "colors": rng.normal(size=(5, 3, 1, 1)).astype(np.float32),
         "flat": np.array([0, 5, -1]),
         "places": np.array([1]),
         "weights": rng.normal(0, 6, (3, 5)).astype(np.float32),
@@ -83,7 +83,7 @@ def pooled_model(**gemm):
         helper.make_node("Div", ["cast", "scale"], ["unit"]),
         helper.make_node("Transpose", ["unit"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("AveragePool", ["planes"], ["patches"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Conv", ["patches", "colours"], ["mixed"]),
+        helper.make_node("Conv", ["patches", "colors"], ["mixed"]),
         helper.make_node("Relu", ["mixed"], ["features"]),
         helper.make_node("Reshape", ["features", "flat"], ["lists"]),
         helper.make_node("Transpose", ["lists"], ["tokens"], perm=[0, 2, 1]),
@@ -108,15 +108,15 @@ def write_pooled(path, **gemm):
     return constants
 
 
-def write_colour_model(path, spec=SPEC):
-    onnx.save(colour_model(), str(path))
-    write_contract(path, ModelContract(LABELS, (0.5, 0.5, 0.5), spec, name="colours"))
+def write_color_model(path, spec=SPEC):
+    onnx.save(color_model(), str(path))
+    write_contract(path, ModelContract(LABELS, (0.5, 0.5, 0.5), spec, name="colors"))
     write_metadata(path, {MAPS_KEY: MapSpec("grad-cam", GRID, 2).to_json()})
     return path
 
 
 def picture(size, *squares):
-    """Grey, with coloured squares (label, left, top, side); RGB."""
+    """Gray, with colored squares (label, left, top, side); RGB."""
     pixels = np.full((size[1], size[0], 3), 120, np.uint8)
     for label, left, top, side in squares:
         pixels[top : top + side, left : left + side] = 20

@@ -17,10 +17,10 @@ from mineral_batch.model.starter import starter_path
 from .models import GRID, LABELS, SPEC, onnx, pooled_model, write_pooled
 
 
-def test_batch_equals_single_images(colour_model_path):
+def test_batch_equals_single_images(color_model_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, *SPEC.shape), dtype=np.uint8)
-    with open_explainer(colour_model_path) as explainer:
+    with open_explainer(color_model_path) as explainer:
         together = explainer.infer(pixels)
         for index in range(5):
             alone = explainer.infer(pixels[index : index + 1])
@@ -28,11 +28,11 @@ def test_batch_equals_single_images(colour_model_path):
                 np.testing.assert_allclose(one[0], other[index], atol=1e-6)
 
 
-def test_file_with_maps_predicts_the_same(colour_model_path):
+def test_file_with_maps_predicts_the_same(color_model_path):
     pixels = np.random.default_rng(1).integers(0, 256, (3, *SPEC.shape), dtype=np.uint8)
-    with open_explainer(colour_model_path) as explainer:
+    with open_explainer(color_model_path) as explainer:
         np.testing.assert_array_equal(
-            open_backend(colour_model_path, "onnx-cpu").infer(pixels), explainer.infer(pixels)[0]
+            open_backend(color_model_path, "onnx-cpu").infer(pixels), explainer.infer(pixels)[0]
         )
 
 
@@ -48,7 +48,7 @@ def test_pooled_model_has_a_map_for_every_label(tmp_path):
     )
     # By the definition, in float64: the weights of the feature maps, their sum, what speaks for the label.
     patches = pixels.reshape(3, 12, 8, 16, 8, 3).mean(axis=(2, 4)) / 255
-    features = np.maximum(patches @ held["colours"][:, :, 0, 0].T.astype(float), 0)
+    features = np.maximum(patches @ held["colors"][:, :, 0, 0].T.astype(float), 0)
     for picture in range(3):
         for place, label in enumerate(answer.labels[picture]):
             heat = np.maximum(features[picture] @ held["weights"][label].astype(float), 0)
@@ -116,11 +116,11 @@ def test_pooled_model_with_a_familiarity_keeps_its_maps(tmp_path):
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_outputs_behind_the_maps_are_ignored(colour_model_path, tmp_path):
-    model = onnx.load(str(colour_model_path))
+def test_outputs_behind_the_maps_are_ignored(color_model_path, tmp_path):
+    model = onnx.load(str(color_model_path))
     model.graph.output.append(onnx.helper.make_tensor_value_info("evidence", onnx.TensorProto.FLOAT, ["N", 3]))
     onnx.save(model, str(tmp_path / "more.onnx"))
     pixels = np.random.default_rng(7).integers(0, 256, (2, *SPEC.shape), dtype=np.uint8)
-    with open_explainer(colour_model_path) as plain, open_explainer(tmp_path / "more.onnx") as more:
+    with open_explainer(color_model_path) as plain, open_explainer(tmp_path / "more.onnx") as more:
         for one, other in zip(plain.infer(pixels), more.infer(pixels), strict=True):
             np.testing.assert_array_equal(one, other)

@@ -17,14 +17,14 @@ from mineral_batch.explain.maps import MapSpec, enlarge, peak
 from mineral_batch.explain.scores import pointing_game
 from mineral_batch.images.discover import find_sources
 
-from .models import SPEC, picture, square_mask, write_colour_model
+from .models import SPEC, picture, square_mask, write_color_model
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("size", [(640, 480), (900, 300), (300, 900), (128, 96)])
 def test_peak_is_on_the_mineral(size, resize, tmp_path):
     spec = replace(SPEC, resize=resize)
-    model = write_colour_model(tmp_path / "model.onnx", spec)
+    model = write_color_model(tmp_path / "model.onnx", spec)
     side = min(size) // 4
     left, top = size[0] // 2 + side // 3, size[1] // 2 - side  # right of and above the middle, inside any cut
     picture(size, ("azurite", left, top, side)).save(tmp_path / "a.png")
@@ -38,7 +38,7 @@ def test_peak_is_on_the_mineral(size, resize, tmp_path):
 
 @settings(deadline=None)
 @given(heat=hnp.arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=32)))
-def test_enlarging_keeps_the_range_and_the_patch_centres(heat):
+def test_enlarging_keeps_the_range_and_the_patch_centers(heat):
     rows_, columns = heat.shape
     large = enlarge(heat, (columns * 5, rows_ * 5))
     assert large.shape == (rows_ * 5, columns * 5)

@@ -1,4 +1,4 @@
-"""The overlay: colours, and which part of the photograph they cover."""
+"""The overlay: colors, and which part of the photograph they cover."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from mineral_batch.explain.overlay import colours, overlay
+from mineral_batch.explain.overlay import colors, overlay
 
 from .models import GRID, SPEC, picture
 
 
-def test_colour_map_lightness_grows_evenly():
-    """Of the ends and the lightness of inferno: what reads alike in grey and for the colour-blind."""
-    ramp = colours(np.linspace(0, 1, 101, dtype=np.float32)).astype(float)
+def test_color_map_lightness_grows_evenly():
+    """Of the ends and the lightness of inferno: what reads alike in gray and for the color-blind."""
+    ramp = colors(np.linspace(0, 1, 101, dtype=np.float32)).astype(float)
     linear = np.where(ramp / 255 <= 0.04045, ramp / 255 / 12.92, ((ramp / 255 + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     lightness = np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)

@@ -18,7 +18,7 @@ from mineral_batch.explain.maps import MAPS_KEY, MapSpec
 from mineral_batch.explain.run import ExplainOptions, run
 from mineral_batch.model.onnx_file import write_metadata
 
-from .models import GRID, picture, save_mask, write_colour_model
+from .models import GRID, picture, save_mask, write_color_model
 
 
 def invoke(*arguments):
@@ -39,8 +39,8 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_every_mineral_of_every_image_gets_an_overlay(album, colour_model_path, tmp_path):
-    done = invoke(album, "-m", colour_model_path, "-o", tmp_path / "out")
+def test_every_mineral_of_every_image_gets_an_overlay(album, color_model_path, tmp_path):
+    done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     table = rows(tmp_path / "out")
     assert {(Path(row["path"]).name, row["mineral"]) for row in table} == {
@@ -59,13 +59,13 @@ def test_every_mineral_of_every_image_gets_an_overlay(album, colour_model_path, 
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_rotated_photo_is_explained_upright(orientation, colour_model_path, tmp_path):
+def test_rotated_photo_is_explained_upright(orientation, color_model_path, tmp_path):
     upright = picture((640, 480), ("cinnabar", 480, 40, 120))
     undo = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
     exif = Image.Exif()
     exif[274] = orientation
     upright.transpose(undo).save(tmp_path / "turned.jpg", quality=95, exif=exif)
-    done = invoke(tmp_path / "turned.jpg", "-m", colour_model_path, "-o", tmp_path / "out", "-q")
+    done = invoke(tmp_path / "turned.jpg", "-m", color_model_path, "-o", tmp_path / "out", "-q")
     assert done.exit_code == 0, done.output
     (row,) = rows(tmp_path / "out")
     assert 480 <= float(row["peak_x"]) < 600
@@ -73,11 +73,11 @@ def test_rotated_photo_is_explained_upright(orientation, colour_model_path, tmp_
     assert size_of(tmp_path / "out" / row["overlay"]) == (640, 480)
 
 
-def test_new_run_replaces_an_earlier_one(album, colour_model_path, tmp_path):
+def test_new_run_replaces_an_earlier_one(album, color_model_path, tmp_path):
     out = tmp_path / "out"
-    assert invoke(album, "-m", colour_model_path, "-o", out, "--maps", "-q").exit_code == 0
+    assert invoke(album, "-m", color_model_path, "-o", out, "--maps", "-q").exit_code == 0
     assert len(files(out / "maps")) == 2
-    assert invoke(album / "deep", "-m", colour_model_path, "-o", out, "-q").exit_code == 0
+    assert invoke(album / "deep", "-m", color_model_path, "-o", out, "-q").exit_code == 0
     assert [Path(row["path"]).name for row in rows(out)] == ["green.png"]
     assert len(files(out / "overlays")) == 1
     assert not (out / "maps").exists()
@@ -88,19 +88,19 @@ def test_new_run_replaces_an_earlier_one(album, colour_model_path, tmp_path):
     [
         (["--top", "1"], {("both.png", 1), ("green.png", 1)}),
         (["--mineral", "cinnabar"], {("both.png", 1)}),
-        (["--minimum", "0"], {("both.png", 2), ("green.png", 2), ("grey.png", 2)}),
+        (["--minimum", "0"], {("both.png", 2), ("green.png", 2), ("gray.png", 2)}),
         (["--minimum", "1"], set()),
     ],
 )
-def test_options_select_the_maps(options, expected, album, colour_model_path, tmp_path):
-    done = invoke(album, "-m", colour_model_path, "-o", tmp_path / "out", *options)
+def test_options_select_the_maps(options, expected, album, color_model_path, tmp_path):
+    done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
     names = [Path(row["path"]).name for row in rows(tmp_path / "out")]
     assert {(name, names.count(name)) for name in names} == expected
 
 
-def test_overlays_are_reduced_and_maps_written_as_numbers(album, colour_model_path, tmp_path):
-    done = invoke(album / "both.png", "-m", colour_model_path, "-o", tmp_path / "out", "--side", "160", "--maps", "-q")
+def test_overlays_are_reduced_and_maps_written_as_numbers(album, color_model_path, tmp_path):
+    done = invoke(album / "both.png", "-m", color_model_path, "-o", tmp_path / "out", "--side", "160", "--maps", "-q")
     assert done.exit_code == 0, done.output
     (first, _), out = rows(tmp_path / "out"), tmp_path / "out"
     assert size_of(out / first["overlay"]) == (160, 120)
@@ -114,28 +114,28 @@ def test_overlays_are_reduced_and_maps_written_as_numbers(album, colour_model_pa
         assert saved["seen"].tolist() == [0, 0, 640, 480]
 
 
-def test_archive_and_threads_give_the_same_maps(album, colour_model_path, tmp_path):
+def test_archive_and_threads_give_the_same_maps(album, color_model_path, tmp_path):
     shutil.make_archive(str(tmp_path / "all"), "zip", album)
     tables = []
     for inputs, threads in ((album, 1), (album, 4), (tmp_path / "all.zip", 3)):
-        with open_explainer(colour_model_path) as explainer:
+        with open_explainer(color_model_path) as explainer:
             report = run(explainer, [inputs], tmp_path / "out", ExplainOptions(), threads=threads)
         tables.append([(row.mineral, row.probability, row.peak) for row in report.rows])
     assert tables[0] == tables[1]
     assert sorted(tables[0]) == sorted(tables[2])
 
 
-def test_inputs_from_a_list(album, colour_model_path, tmp_path):
+def test_inputs_from_a_list(album, color_model_path, tmp_path):
     (tmp_path / "list.txt").write_text(f"{album / 'both.png'}\n{album / 'deep'}\n", "utf-8")
-    done = invoke("--list", tmp_path / "list.txt", "-m", colour_model_path, "-o", tmp_path / "out")
+    done = invoke("--list", tmp_path / "list.txt", "-m", color_model_path, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert {Path(row["path"]).name for row in rows(tmp_path / "out")} == {"both.png", "green.png"}
-    assert invoke("-m", colour_model_path, "-o", tmp_path / "out").exit_code == 2
+    assert invoke("-m", color_model_path, "-o", tmp_path / "out").exit_code == 2
 
 
-def test_damaged_image_is_a_row_and_exit_3(album, colour_model_path, tmp_path):
+def test_damaged_image_is_a_row_and_exit_3(album, color_model_path, tmp_path):
     (album / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    done = invoke(album, "-m", colour_model_path, "-o", tmp_path / "out")
+    done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out")
     assert done.exit_code == 3, done.output
     with (tmp_path / "out" / "failures.csv").open(newline="") as file:
         (failure,) = csv.DictReader(file)
@@ -144,28 +144,28 @@ def test_damaged_image_is_a_row_and_exit_3(album, colour_model_path, tmp_path):
     assert len(rows(tmp_path / "out")) == 3
 
 
-def test_scores_by_masks(album, colour_model_path, tmp_path):
+def test_scores_by_masks(album, color_model_path, tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     save_mask(
         masks / "both.png", (640, 480), ("azurite", 40, 40, 150), ("cinnabar", 0, 300, 150)
     )  # the second is wrong
     save_mask(masks / "green.png", (300, 400), ("malachite/green", 100, 30, 90))
-    done = invoke(album, "-m", colour_model_path, "-o", tmp_path / "out", "--score", masks, "--deletion")
+    done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out", "--score", masks, "--deletion")
     assert done.exit_code == 0, done.output
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["maps"] == 3
     assert scores["pointing"] == pytest.approx(2 / 3, abs=1e-5)
-    assert scores["pointing_centre"] == 0
-    assert (scores["maps_off_centre"], scores["pointing_off_centre"]) == (3, scores["pointing"])
+    assert scores["pointing_center"] == 0
+    assert (scores["maps_off_center"], scores["pointing_off_center"]) == (3, scores["pointing"])
     assert {name: one["pointing"] for name, one in scores["minerals"].items()} == {
         "azurite": 1,
         "cinnabar": 0,
         "malachite/green": 1,
     }
-    assert scores["deletion"] < scores["deletion_centre"]
-    assert scores["insertion"] > scores["insertion_centre"]
-    assert "Pointing game, 3 maps: 66.7% on the mineral (centre of the image 0.0%" in done.output
+    assert scores["deletion"] < scores["deletion_center"]
+    assert scores["insertion"] > scores["insertion_center"]
+    assert "Pointing game, 3 maps: 66.7% on the mineral (center of the image 0.0%" in done.output
 
 
 def test_starter_model_explains_by_default(album, tmp_path):
@@ -176,7 +176,7 @@ def test_starter_model_explains_by_default(album, tmp_path):
 
 
 def model_with_broken_metadata(folder):
-    path = write_colour_model(folder / "plain.onnx")
+    path = write_color_model(folder / "plain.onnx")
     write_metadata(path, {MAPS_KEY: "{}"})
     return path
 
@@ -193,14 +193,14 @@ def model_with_broken_metadata(folder):
         ),
         (["album", "-m", "BROKEN"], "cannot read the model's description of its maps"),
         (["album", "-m", "OTHER"], "the model's graph gives maps of the shapes"),
-        (["album", "-m", "MODEL", "-o", "album/grey.png"], "cannot write album/grey.png"),
+        (["album", "-m", "MODEL", "-o", "album/gray.png"], "cannot write album/gray.png"),
     ],
 )
-def test_user_error_is_one_line(arguments, message, album, colour_model_path, model_path, tmp_path, monkeypatch):
+def test_user_error_is_one_line(arguments, message, album, color_model_path, model_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    broken, other = model_with_broken_metadata(tmp_path), write_colour_model(tmp_path / "other.onnx")
+    broken, other = model_with_broken_metadata(tmp_path), write_color_model(tmp_path / "other.onnx")
     write_metadata(other, {MAPS_KEY: MapSpec("grad-cam", (3, 3), 2).to_json()})
-    models = {"MODEL": colour_model_path, "BARE": model_path, "BROKEN": broken, "OTHER": other}
+    models = {"MODEL": color_model_path, "BARE": model_path, "BROKEN": broken, "OTHER": other}
     done = invoke(*(models.get(word, word) for word in arguments), "-q")
     assert done.exit_code == 1
     assert message in done.output

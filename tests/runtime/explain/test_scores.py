@@ -7,7 +7,7 @@ import pytest
 
 from mineral_batch.errors import DataError
 from mineral_batch.explain.explainer import explain, open_explainer
-from mineral_batch.explain.scores import centre_map, deletion, insertion, pointing_game, read_masks
+from mineral_batch.explain.scores import center_map, deletion, insertion, pointing_game, read_masks
 from mineral_batch.images.discover import find_sources
 
 from .models import GRID, SPEC, picture, save_mask, square_mask
@@ -25,17 +25,17 @@ def test_pointing_game_hit_miss_and_chance():
     )
 
 
-def test_deletion_and_insertion_prefer_the_right_map(colour_model_path, tmp_path):
+def test_deletion_and_insertion_prefer_the_right_map(color_model_path, tmp_path):
     picture((640, 480), ("azurite", 20, 20, 150)).save(tmp_path / "a.png")
     (source,) = find_sources([tmp_path / "a.png"])
-    with open_explainer(colour_model_path) as explainer:
+    with open_explainer(color_model_path) as explainer:
         found = explain(explainer, source)
 
         def answer(pixels):
             return explainer.infer(pixels).probabilities
 
         arguments = answer, found.pixels
-        right, baseline = found.maps[0].heat, centre_map(GRID)
+        right, baseline = found.maps[0].heat, center_map(GRID)
         gone, baseline_gone = (deletion(*arguments, heat, 2, SPEC) for heat in (right, baseline))
         back, baseline_back = (insertion(*arguments, heat, 2, SPEC) for heat in (right, baseline))
     assert gone < 0.2 < 0.7 < baseline_gone
@@ -43,8 +43,8 @@ def test_deletion_and_insertion_prefer_the_right_map(colour_model_path, tmp_path
     assert back > baseline_back
 
 
-def test_baseline_map_is_strongest_in_the_centre():
-    heat = centre_map((3, 5))
+def test_baseline_map_is_strongest_in_the_center():
+    heat = center_map((3, 5))
     assert heat.argmax() == 7
     assert heat[0, 0] == heat[2, 4] == heat.min() > 0
 

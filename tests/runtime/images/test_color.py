@@ -27,7 +27,7 @@ PRO_PHOTO = ((0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03134, 0.00009
 
 
 def profile(colors: tuple[Any, ...], space: bytes = b"RGB ") -> bytes:
-    """An ICC profile (version 2.1) of three primaries, or of a grey tone curve."""
+    """An ICC profile (version 2.1) of three primaries, or of a gray tone curve."""
     red, green, blue, gamma = colors
 
     def xyz(values: tuple[float, ...]) -> bytes:
@@ -87,10 +87,10 @@ def test_training_and_deployment_see_the_converted_pixels(tmp_path: Any) -> None
     assert np.abs(image.pixels.astype(int) - other_order).mean() < 0.5
 
 
-def test_grey_transparent_and_palette_images_have_profiles_too() -> None:
-    grey_icc = profile((0, 0, 0, 1.0), b"GRAY")
-    grey = scene().convert("L")
-    assert difference(open_rgb(encode(grey, "PNG", icc_profile=grey_icc)), managed(grey, grey_icc)) < 0.01
+def test_gray_transparent_and_palette_images_have_profiles_too() -> None:
+    gray_icc = profile((0, 0, 0, 1.0), b"GRAY")
+    gray = scene().convert("L")
+    assert difference(open_rgb(encode(gray, "PNG", icc_profile=gray_icc)), managed(gray, gray_icc)) < 0.01
     icc = profile(ADOBE_RGB)
     transparent = scene().convert("RGBA")
     transparent.putalpha(PILImage.linear_gradient("L").resize(transparent.size))

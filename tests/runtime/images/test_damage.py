@@ -41,7 +41,7 @@ JPEGS = {
     "optimized": encode(textured(), "JPEG", quality=85, optimize=True),
     "progressive": encode(textured(), "JPEG", quality=85, progressive=True),
     "restarts": encode(textured(), "JPEG", quality=85, restart_marker_blocks=8),
-    "grey": encode(textured().convert("L"), "JPEG", quality=85),
+    "gray": encode(textured().convert("L"), "JPEG", quality=85),
     "4:4:4": encode(textured(), "JPEG", quality=90, subsampling=0),
     "CMYK": encode(textured().convert("CMYK"), "JPEG", quality=85),
 }
@@ -131,11 +131,11 @@ def test_a_plain_background_is_no_hole(quality: int, progressive: bool) -> None:
     open_rgb(encode(PILImage.new("RGB", (900, 900), "black"), "JPEG", optimize=True, progressive=progressive))
 
 
-@pytest.mark.parametrize("kind", ["RGB", "grey", "CMYK", "RGB as such"])
+@pytest.mark.parametrize("kind", ["RGB", "gray", "CMYK", "RGB as such"])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 def test_the_pixels_are_pillows(kind: str, subsampling: str, scale: int) -> None:
-    mode = {"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB")
+    mode = {"gray": "L", "CMYK": "CMYK"}.get(kind, "RGB")
     options: dict[str, Any] = {"keep_rgb": True} if kind == "RGB as such" else {"subsampling": subsampling}
     content = encode(textured(331, 243).convert(mode), "JPEG", **({} if mode != "RGB" else options))
     with PILImage.open(io_of(content)) as image:

@@ -156,8 +156,8 @@ def test_an_orientation_that_does_not_exist_is_upright(value: int) -> None:
 
 def test_a_dark_16_bit_picture_stays_dark_and_a_full_one_is_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(4, axis=0)
-    grey = np.asarray(open_rgb(encode(PILImage.fromarray(ramp), "PNG")))[0, :, 0]
-    assert grey.tolist() == list(range(256))
+    gray = np.asarray(open_rgb(encode(PILImage.fromarray(ramp), "PNG")))[0, :, 0]
+    assert gray.tolist() == list(range(256))
     assert np.asarray(open_rgb(encode(PILImage.fromarray(ramp // 16), "PNG"))).max() == 16
 
 

@@ -136,7 +136,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch):
         (b"SLEEP", "decode", "takes more than 3 seconds"),
     ],
 )
-def test_an_image_that_ends_its_process_is_a_failure_and_its_neighbours_are_not(
+def test_an_image_that_ends_its_process_is_a_failure_and_its_neighbors_are_not(
     album: Path, crashing: DecodeProcesses, content: bytes, stage: str, reason: str
 ) -> None:
     for name in ("03.jpg", "04.jpg", "17.jpg"):

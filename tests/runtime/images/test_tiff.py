@@ -20,7 +20,7 @@ from .tiffs import page, tiff
 
 SPEC = InputSpec(height=24, width=32)
 RGB = np.asarray(scene())
-GREY = np.asarray(scene().convert("L"))
+GRAY = np.asarray(scene().convert("L"))
 SMALL = np.asarray(scene(16, 12))
 
 
@@ -28,7 +28,7 @@ def pixels(content: bytes) -> Any:
     return np.asarray(open_rgb(content))
 
 
-def grey(values: Any) -> Any:
+def gray(values: Any) -> Any:
     return np.repeat(np.asarray(values)[..., None], 3, axis=-1)
 
 
@@ -50,11 +50,11 @@ def test_every_number_format_is_scaled_to_what_it_looks_like(
     bits: int, kind: int, dtype: str, photometric: int, order: str
 ) -> None:
     top = 1.0 if kind == 3 else 2 ** (bits - (kind == 2)) - 1
-    shades = GREY.astype(float) / 255
+    shades = GRAY.astype(float) / 255
     stored = (1 - shades if photometric == 0 else shades) * top
     values = (stored if kind == 3 else stored.round()).astype(dtype)
     found = pixels(tiff(page(values, bits=bits, kind=kind, photometric=photometric, order=order, rows=7), order=order))
-    assert_close(found, grey(GREY))
+    assert_close(found, gray(GRAY))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -79,11 +79,11 @@ def test_color_in_planes_strips_and_tiles(
 
 
 def test_32_bits_that_hold_16_are_on_the_16_bit_scale() -> None:
-    assert_close(pixels(tiff(page(GREY.astype("u4") * 257, bits=32))), grey(GREY))
+    assert_close(pixels(tiff(page(GRAY.astype("u4") * 257, bits=32))), gray(GRAY))
 
 
 def test_alpha_is_laid_on_white_and_other_extra_samples_are_dropped() -> None:
-    alpha = np.full((*GREY.shape, 1), 32768, np.uint16)
+    alpha = np.full((*GRAY.shape, 1), 32768, np.uint16)
     values = np.concatenate([RGB.astype(np.uint16) * 257, alpha], axis=2)
     half = (RGB.astype(int) + 255) / 2
     assert_close(pixels(tiff(page(values, bits=16, photometric=2, t338=2))), half.round(), 2)
@@ -94,10 +94,10 @@ def test_alpha_is_laid_on_white_and_other_extra_samples_are_dropped() -> None:
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_every_reader_turns_a_tiff_upright(orientation: int, bits: int, tmp_path: Any) -> None:
     top = 2**bits - 1
-    values = (GREY.astype(float) * top / 255).round().astype("u1" if bits == 8 else "u2")
+    values = (GRAY.astype(float) * top / 255).round().astype("u1" if bits == 8 else "u2")
     content = tiff(page(values, bits=bits, t274=orientation))
     turns = {1: 0, 3: 2, 6: 3, 8: 1}
-    expected = np.rot90(grey(GREY), turns[orientation])
+    expected = np.rot90(gray(GRAY), turns[orientation])
     assert_close(pixels(content), expected)
     (tmp_path / "a.tif").write_bytes(content)
     image = load_image(tmp_path / "a.tif", SPEC)

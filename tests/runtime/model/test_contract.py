@@ -55,7 +55,7 @@ def contracts(draw: st.DrawFn) -> ModelContract:
         thresholds=tuple(draw(st.lists(unit, min_size=len(labels), max_size=len(labels)))),
         input=spec,
         name=draw(st.text()),
-        licence=draw(st.text()),
+        license=draw(st.text()),
         provenance=draw(st.dictionaries(st.text(), json_values, max_size=3)),
         measured=draw(st.none() | st.just(measured)),
     )
@@ -121,7 +121,7 @@ def test_the_papers_minerals_are_the_canonical_labels() -> None:
         ({"input__interpolation": ["bicubic"]}, "bilinear, bicubic"),
         ({"input__mean": [0.5, 0.5]}, "needs 3 numbers"),
         ({"input__std": [0.5, 0.5, 0]}, "above 0"),
-        ({"input__colour": "BGR"}, "colour"),
+        ({"input__color": "BGR"}, "color"),
         ({"measured": {"mean_ap": 0.5}}, "missing"),
         ({"measured": {"mean_ap": 2, "definition": "x", "dataset": "x", "images": 1}}, "mean_ap"),
         ({"measured": {"mean_ap": "high", "definition": "x", "dataset": "x", "images": 1}}, "contract.measured"),
@@ -130,7 +130,7 @@ def test_the_papers_minerals_are_the_canonical_labels() -> None:
         ({"schema_version": 3}, "schema version 3"),
         ({"sigmoid": False}, "sigmoid"),
         ({"name": None}, "name"),
-        ({"licence": 7}, "licence"),
+        ({"license": 7}, "license"),
         ({"provenance": []}, "provenance"),
         ({"measured": {"mean_ap": 1, "definition": "x", "dataset": "x", "images": 1, "ap": []}}, "measured.ap"),
     ],
@@ -168,7 +168,7 @@ def test_a_calibration_travels_with_the_contract() -> None:
         ({"images": 0}, "images must be above 0"),
         ({"positives": [41, 0]}, "positives must be 0 to 40"),
         ({"before": {"ece": 0}}, "missing"),
-        ({"colour": 1}, "colour"),
+        ({"color": 1}, "color"),
     ],
 )
 def test_a_wrong_calibration_is_named_in_one_line(changes: dict[str, Any], said: str) -> None:

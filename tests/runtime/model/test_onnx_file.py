@@ -35,7 +35,7 @@ ENTRIES = st.dictionaries(TEXT, TEXT, max_size=5)
 
 
 def model(metadata=None, weights=100):
-    """A valid graph with an initialiser, every optional top-level text, and two opset imports."""
+    """A valid graph with an initializer, every optional top-level text, and two opset imports."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Add", ["x", "w"], ["y"])],
@@ -81,8 +81,8 @@ def test_what_is_written_is_what_the_onnx_package_reads(path, before, entries):
     assert after.SerializeToString() == model().SerializeToString()
 
 
-def test_the_other_bytes_are_copied_and_not_serialised_anew(path):
-    # A second graph field is legal protobuf (the two are merged), and no serialiser would write it so.
+def test_the_other_bytes_are_copied_and_not_serialized_anew(path):
+    # A second graph field is legal protobuf (the two are merged), and no serializer would write it so.
     odd = model().SerializeToString() + b"\x3a\x02\x12\x00" + b"\x72\x08\x0a\x01k\x12\x03old"
     path.write_bytes(odd)
     write_metadata(path, {"k": "new"})

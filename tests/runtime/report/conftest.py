@@ -16,8 +16,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The output folder of a run over photographs of which one has vanished, one was never a picture."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for name, colour in (("a", "red"), ("b", "gold"), ("c", "khaki"), ("d", "white")):
-        Image.new("RGB", (400, 300), colour).save(tmp_path / "photos" / f"{name}.jpg")
+    for name, color in (("a", "red"), ("b", "gold"), ("c", "khaki"), ("d", "white")):
+        Image.new("RGB", (400, 300), color).save(tmp_path / "photos" / f"{name}.jpg")
     results = tmp_path / "results"
     results.mkdir()
     write_predictions(results / "predictions.csv", ROWS)

@@ -31,7 +31,7 @@ ROWS: list[tuple[str, tuple[float, ...], str]] = [
 ]
 PLACES = {"photos/a.jpg": ("46.5", "7.9"), "photos/b.jpg": ("46.6", "8.1")}
 MAPPED = [("photos/a.jpg", "agate", 0.9), ("photos/b.jpg", "gold", 0.8), ("photos/b.jpg", "quartz", 0.7)]
-COLOURS = {"agate": "purple", "gold": "orange", "quartz": "yellow"}
+COLORS = {"agate": "purple", "gold": "orange", "quartz": "yellow"}
 
 
 def write_predictions(path: Path, rows: list[tuple[str, tuple[float, ...], str]]) -> None:
@@ -54,12 +54,12 @@ def report(*words: str) -> Result:
 
 
 def explain(folder: Path, maps: list[tuple[str, str, float]] = MAPPED) -> None:
-    """What `mineral-batch explain` leaves in a folder, each overlay in its mineral's colour."""
+    """What `mineral-batch explain` leaves in a folder, each overlay in its mineral's color."""
     table = [["path", "mineral", "probability", "present", "peak_x", "peak_y", "overlay"]]
     for path, mineral, probability in maps:
         overlay = Path("overlays", path, f"{mineral}.png")
         (folder / overlay).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (400, 300), COLOURS.get(mineral, "white")).save(folder / overlay)
+        Image.new("RGB", (400, 300), COLORS.get(mineral, "white")).save(folder / overlay)
         table.append([path, mineral, str(probability), "1", "200.0", "150.0", overlay.as_posix()])
     folder.mkdir(exist_ok=True)
     write_csv(folder / "maps.csv", table)

@@ -20,7 +20,7 @@ def test_plots_are_png_and_svg(run: Path) -> None:
     assert {path.name for path in Path("plots").iterdir()} == {f"{n}.{s}" for n in names for s in ("png", "svg")}
     svg = Path("plots/average-precision.svg").read_text("utf-8")
     assert "pyrite" in svg
-    assert "labelled photographs" in svg
+    assert "labeled photographs" in svg
     with Image.open("plots/counts.png") as image:
         image.load()
         assert image.width > 400

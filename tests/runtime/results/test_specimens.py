@@ -30,13 +30,13 @@ pytest.importorskip("onnxruntime")
     [
         ("folder", "a/b/1.jpg", "a/b"),
         ("folder", "1.jpg", None),
-        ("catalogue", "drawer/X-90175_1.jpg", "X-90175"),
-        ("catalogue", "X-90175.jpg", "X-90175"),
-        ("catalogue", "X-90175_front.JPG", "X-90175"),
-        ("catalogue", "NHM 1905,123 (2).jpg", "NHM 1905,123"),
-        ("catalogue", "1905.12a.jpg", "1905.12"),
-        ("catalogue", "IMG_20240517_140322.jpg", None),
-        ("catalogue", "malachite.jpg", None),
+        ("catalog", "drawer/X-90175_1.jpg", "X-90175"),
+        ("catalog", "X-90175.jpg", "X-90175"),
+        ("catalog", "X-90175_front.JPG", "X-90175"),
+        ("catalog", "NHM 1905,123 (2).jpg", "NHM 1905,123"),
+        ("catalog", "1905.12a.jpg", "1905.12"),
+        ("catalog", "IMG_20240517_140322.jpg", None),
+        ("catalog", "malachite.jpg", None),
         ("regex=no(\\d+)", "a/no17-2.jpg", "17"),
         ("regex=(a)/(?P<specimen>\\w+)", "a/no17-2.jpg", "no17"),
         ("regex=no\\d+", "a/no17-2.jpg", "no17"),
@@ -49,7 +49,7 @@ def test_the_specimen_of_a_path(rule: str, path: str, specimen: str | None) -> N
 
 def test_a_table_names_specimens_by_the_end_of_the_path(tmp_path: Path) -> None:
     table = tmp_path / "s.csv"
-    table.write_text("File;Catalogue number\na/1.jpg;X\n1.jpg;Y\nb\\2.jpg;Z\n3.jpg;\n", encoding="utf-8")
+    table.write_text("File;Catalog number\na/1.jpg;X\n1.jpg;Y\nb\\2.jpg;Z\n3.jpg;\n", encoding="utf-8")
     rule = specimen_rule(str(table))
     found = [rule(path) for path in ("/photos/a/1.jpg", "/photos/c/1.jpg", "b/2.jpg", "3.jpg", "xb/2.jpg")]
     assert found == ["X", "Y", "Z", None, None]
@@ -60,7 +60,7 @@ def test_bad_rules_are_one_line(tmp_path: Path) -> None:
     twice.write_text("path,specimen\na.jpg,1\n./a.jpg,2\n", encoding="utf-8")
     for rule, says in (
         ("regex=(", "is not a regular expression"),
-        (str(tmp_path / "none.csv"), "folder, catalogue, regex=PATTERN"),
+        (str(tmp_path / "none.csv"), "folder, catalog, regex=PATTERN"),
         (str(twice), "is there twice"),
     ):
         with pytest.raises(DataError, match=says) as caught:
@@ -101,7 +101,7 @@ def named(album: Path, folder: Path) -> Path:
 
 def test_specimens_beside_the_images(album: Path, tmp_path: Path, predictor: Predictor) -> None:
     photos, out = named(album, tmp_path / "photos"), tmp_path / "out"
-    run(predictor, [photos], out, Tables(specimen="catalogue"))
+    run(predictor, [photos], out, Tables(specimen="catalog"))
     found = {row["specimen"]: row for row in rows(out / "specimens.csv")}
     assert {name: row["images"] for name, row in found.items()} == {
         "A-11": "3", "B-22": "2", str(photos / "a-view.png"): "1",
@@ -112,13 +112,13 @@ def test_specimens_beside_the_images(album: Path, tmp_path: Path, predictor: Pre
     np.testing.assert_allclose([float(found["A-11"][label]) for label in labels], expected, rtol=1e-5)
     record = json.loads((out / "run.json").read_text())
     assert "specimens.csv" in record["sha256"]
-    assert record["specimen"] == "catalogue"
+    assert record["specimen"] == "catalog"
     assert list(check(out)) == []
 
 
 def test_a_resumed_run_has_the_same_specimens(album: Path, tmp_path: Path, predictor: Predictor) -> None:
     photos = named(album, tmp_path / "photos")
-    wanted = Tables(specimen="catalogue")
+    wanted = Tables(specimen="catalog")
     run(predictor, [photos], tmp_path / "whole", wanted)
     left = iter([False, False, False])
     stopped = run(predictor, [photos], tmp_path / "parts", wanted, stop=lambda: next(left, True))
@@ -155,7 +155,7 @@ def test_check_finds_what_is_wrong(
     album: Path, tmp_path: Path, predictor: Predictor, old: str, new: str, problem: str
 ) -> None:
     photos, out = named(album, tmp_path / "photos"), tmp_path / "out"
-    run(predictor, [photos], out, Tables(specimen="catalogue"))
+    run(predictor, [photos], out, Tables(specimen="catalog"))
     path = out / "specimens.csv"
     path.write_text(path.read_text().replace(old, new, 1))
     assert problem in "\n".join(check(path))
@@ -168,7 +168,7 @@ def test_evaluate_counts_specimens(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,labels\nX-10_1.jpg,gold\nX-10_2.jpg,\nX-11_1.jpg,quartz\n")
     tables = [str(tmp_path / "p.csv"), str(tmp_path / "l.csv"), "--bootstrap", "0"]
     result = CliRunner().invoke(
-        main, ["evaluate", *tables, "--specimen", "catalogue", "--json", str(tmp_path / "out.json")]
+        main, ["evaluate", *tables, "--specimen", "catalog", "--json", str(tmp_path / "out.json")]
     )
     assert result.exit_code == 0, result.output
     assert "3 images of 2 specimens" in result.output

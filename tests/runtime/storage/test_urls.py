@@ -1,4 +1,4 @@
-"""URLs are recognised, taken apart, and shown without secrets."""
+"""URLs are recognized, taken apart, and shown without secrets."""
 
 from pathlib import Path
 

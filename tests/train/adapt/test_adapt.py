@@ -22,7 +22,7 @@ from mineral_train.cli import main
 from mineral_train.data.splits import stratified_folds
 
 BASE_LABELS = ("agate", "gold", "quartz")
-COLOURS = {"gold": 0, "agate": 1, "my rock": 2}
+COLORS = {"gold": 0, "agate": 1, "my rock": 2}
 
 
 def _save(graph_nodes, constants, outputs, path):
@@ -35,12 +35,12 @@ def _save(graph_nodes, constants, outputs, path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, path)
-    write_contract(path, ModelContract(BASE_LABELS, (0.5,) * 3, InputSpec(16, 16), name="base", licence="CC0-1.0"))
+    write_contract(path, ModelContract(BASE_LABELS, (0.5,) * 3, InputSpec(16, 16), name="base", license="CC0-1.0"))
 
 
 @pytest.fixture
 def base(tmp_path) -> Path:
-    """The mean colour and one linear layer that confuses gold and agate."""
+    """The mean color and one linear layer that confuses gold and agate."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
@@ -57,14 +57,14 @@ def base(tmp_path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """60 images: each of three colours is one label, and some show none."""
+    """60 images: each of three colors is one label, and some show none."""
     rng = np.random.default_rng(0)
     lines = ["path,labels"]
     for number in range(60):
         shown = rng.random(3) < 0.4
         pixels = 150 * shown + rng.integers(0, 90, (24, 20, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
-        lines.append(f"{number}.png,{';'.join(name for name, k in COLOURS.items() if shown[k])}")
+        lines.append(f"{number}.png,{';'.join(name for name, k in COLORS.items() if shown[k])}")
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return table
@@ -83,7 +83,7 @@ def test_a_table_becomes_a_model_that_knows_its_labels(photos, base, tmp_path):
     contract = read_contract(tmp_path / "mine.onnx")
     assert contract.labels == ("agate", "gold", "my rock")
     assert contract.name == "mine"
-    assert contract.licence == "CC0-1.0"
+    assert contract.license == "CC0-1.0"
     assert contract.provenance["adapted_from"] == "base"
     assert contract.calibration.images == contract.measured.images == 60
     assert "1 of them new to the model: my rock" in out

@@ -1,4 +1,4 @@
-"""`adapt --backbone`: frozen features of timm beside the starter's, their licence, and a hub that does not answer."""
+"""`adapt --backbone`: frozen features of timm beside the starter's, their license, and a hub that does not answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = "test_convnext.r160_in1k"
 
 @pytest.fixture
 def photos(tmp_path):
-    """40 images: half of them reddish, labelled `my red`."""
+    """40 images: half of them reddish, labeled `my red`."""
     rng = np.random.default_rng(0)
     lines = ["path,labels"]
     for number in range(40):
@@ -61,7 +61,7 @@ def test_a_backbone_becomes_a_model(photos, tmp_path, monkeypatch, name):
     assert "starter" in out
     contract = read_contract(tmp_path / "mine.onnx")
     assert contract.labels == ("my red",)
-    assert contract.licence.startswith("apache-2.0")
+    assert contract.license.startswith("apache-2.0")
     assert contract.provenance["backbone"].startswith(f"{name} of timm")
     assert contract.provenance["weights"] == "w.safetensors"
     assert contract.familiarity is None
@@ -104,12 +104,12 @@ def test_a_file_that_answers_differently_is_not_kept(tmp_path, monkeypatch):
         ("convnextv2_tiny.fcmae_ft_in1k", "non-commercial use only"),
     ],
 )
-def test_a_restrictive_licence_is_told_before_it_is_used(photos, name, words):
+def test_a_restrictive_license_is_told_before_it_is_used(photos, name, words):
     out = adapt(photos, "--backbone", name, code=1)
     assert words in out
-    assert "--accept-licence" in out
+    assert "--accept-license" in out
     assert not photos.with_name("mine.onnx.features").exists()
-    assert backbones.licence_warning(backbones.Backbone(name))
+    assert backbones.license_warning(backbones.Backbone(name))
 
 
 def test_the_short_list_exists_in_timm_and_is_free():

@@ -48,7 +48,7 @@ def checkpoint(tmp_path, tiny_model):
 
 @pytest.fixture
 def onnx_file(tmp_path):
-    """The mean colour and one linear layer: far too sure of itself."""
+    """The mean color and one linear layer: far too sure of itself."""
     weights = np.concatenate([np.eye(3), [[0, 0, 0]]]).astype(np.float32) / 12
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
@@ -83,11 +83,11 @@ def answers(path, manifest):
 
 
 @pytest.mark.parametrize("head", [{"head": "flatten"}, {"head": "group"}, {"method": "pool"}])
-def test_a_checkpoint_answers_calibrated_and_makes_the_same_decisions(checkpoint, coloured_manifest, head):
+def test_a_checkpoint_answers_calibrated_and_makes_the_same_decisions(checkpoint, colored_manifest, head):
     folder = checkpoint(**head)
-    before = scores_of(folder, coloured_manifest)
-    output = calibrate(folder, coloured_manifest).output
-    after = scores_of(folder, coloured_manifest)
+    before = scores_of(folder, colored_manifest)
+    output = calibrate(folder, colored_manifest).output
+    after = scores_of(folder, colored_manifest)
     _, contract = load_checkpoint(folder)
     found = contract.calibration
     expected = np.array(found.scale) * log_odds(before) + found.bias
@@ -101,43 +101,43 @@ def test_a_checkpoint_answers_calibrated_and_makes_the_same_decisions(checkpoint
     assert "in none of these images, so the common map is used for them: quartz" in output
 
 
-def test_an_onnx_file_answers_calibrated_and_keeps_its_form(onnx_file, coloured_manifest, tmp_path):
+def test_an_onnx_file_answers_calibrated_and_keeps_its_form(onnx_file, colored_manifest, tmp_path):
     target = tmp_path / "calibrated.onnx"
-    before = answers(onnx_file, coloured_manifest)
-    calibrate(onnx_file, coloured_manifest, "-o", target)
+    before = answers(onnx_file, colored_manifest)
+    calibrate(onnx_file, colored_manifest, "-o", target)
     contract = read_contract(target)
     expected = np.array(contract.calibration.scale) * log_odds(before) + contract.calibration.bias
-    np.testing.assert_allclose(log_odds(answers(target, coloured_manifest)), expected, atol=1e-3)
+    np.testing.assert_allclose(log_odds(answers(target, colored_manifest)), expected, atol=1e-3)
     assert read_graph(target) == read_graph(onnx_file)
     assert not read_contract(onnx_file).is_calibrated
     calls = before >= [0.5, 0.6, 0.7, 0.8]
-    assert ((answers(target, coloured_manifest) >= contract.thresholds) == calls).all()
+    assert ((answers(target, colored_manifest) >= contract.thresholds) == calls).all()
 
 
-def test_a_second_calibration_changes_next_to_nothing(onnx_file, coloured_manifest):
-    calibrate(onnx_file, coloured_manifest)
-    once = answers(onnx_file, coloured_manifest)
-    calibrate(onnx_file, coloured_manifest)
-    np.testing.assert_allclose(answers(onnx_file, coloured_manifest), once, atol=0.05)
+def test_a_second_calibration_changes_next_to_nothing(onnx_file, colored_manifest):
+    calibrate(onnx_file, colored_manifest)
+    once = answers(onnx_file, colored_manifest)
+    calibrate(onnx_file, colored_manifest)
+    np.testing.assert_allclose(answers(onnx_file, colored_manifest), once, atol=0.05)
 
 
-def test_thresholds_are_chosen_after_it(onnx_file, coloured_manifest):
-    out = calibrate(onnx_file, coloured_manifest, "--tune", "precision=0.9").output
+def test_thresholds_are_chosen_after_it(onnx_file, colored_manifest):
+    out = calibrate(onnx_file, colored_manifest, "--tune", "precision=0.9").output
     contract = read_contract(onnx_file)
     assert contract.provenance["thresholds"]["rule"] == "precision=0.9"
     assert contract.thresholds == (0.9,) * 4  # twelve images promise nothing
     assert "thresholds by precision=0.9; no promise for 4 of 4 minerals" in out
 
 
-def test_thresholds_that_were_left_at_one_half_stay_there(onnx_file, coloured_manifest):
+def test_thresholds_that_were_left_at_one_half_stay_there(onnx_file, colored_manifest):
     write_contract(onnx_file, read_contract(onnx_file).with_thresholds([0.5] * 4))
-    calibrate(onnx_file, coloured_manifest)
+    calibrate(onnx_file, colored_manifest)
     assert read_contract(onnx_file).thresholds == (0.5,) * 4
 
 
-def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, coloured_manifest, tmp_path):
+def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, colored_manifest, tmp_path):
     folder = tmp_path / "photos"
-    shutil.copytree(coloured_manifest.parent, folder)
+    shutil.copytree(colored_manifest.parent, folder)
     rows = read_manifest(folder / "manifest.csv", LABELS).select("val")
     Path(rows[0].path).write_bytes(b"not an image")
     result = calibrate(onnx_file, folder / "manifest.csv", code=3)
@@ -157,12 +157,12 @@ def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, coloured_m
         (("{model}", "{negative}"), "calibration needs images with a label and images without"),
     ],
 )
-def test_mistakes_are_one_line(onnx_file, coloured_manifest, tmp_path, arguments, message):
+def test_mistakes_are_one_line(onnx_file, colored_manifest, tmp_path, arguments, message):
     empty, negative = tmp_path / "empty.csv", tmp_path / "negative.csv"
     empty.write_text("path,labels,split\n0.png,gold,train\n")
-    photo = coloured_manifest.parent / "0.png"
-    negative.write_text(f"path,labels,split\n{photo},,val\n{coloured_manifest.parent / '1.png'},,val\n")
-    names = {"manifest": coloured_manifest, "model": onnx_file, "empty": empty, "negative": negative}
+    photo = colored_manifest.parent / "0.png"
+    negative.write_text(f"path,labels,split\n{photo},,val\n{colored_manifest.parent / '1.png'},,val\n")
+    names = {"manifest": colored_manifest, "model": onnx_file, "empty": empty, "negative": negative}
     before = onnx_file.read_bytes()
     result = calibrate(*(argument.format(**names) for argument in arguments), code=1)
     assert message in result.stderr
@@ -170,11 +170,11 @@ def test_mistakes_are_one_line(onnx_file, coloured_manifest, tmp_path, arguments
     assert onnx_file.read_bytes() == before
 
 
-def test_fit_ends_with_a_calibrated_checkpoint(coloured_manifest, tmp_path):
+def test_fit_ends_with_a_calibrated_checkpoint(colored_manifest, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(LABELS))
     options = "--backbone test_vit --image-size 64 --width 32 --ffn 48 --no-pretrained --epochs 1 --workers 0 --quiet"
-    arguments = ["fit", str(coloured_manifest), "-o", str(tmp_path / "run"), "--labels", str(labels), *options.split()]
+    arguments = ["fit", str(colored_manifest), "-o", str(tmp_path / "run"), "--labels", str(labels), *options.split()]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     first = load_checkpoint(tmp_path / "run")[1]

@@ -39,10 +39,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(coloured_manifest, labels):
+def run(colored_manifest, labels):
     """`run(folder, *options)` -> the command's result."""
 
-    def invoke(folder, *options, manifest=coloured_manifest):
+    def invoke(folder, *options, manifest=colored_manifest):
         arguments = ["fit", str(manifest), "-o", str(folder), "--labels", str(labels), *TINY, *options]
         return CliRunner().invoke(main, arguments)
 
@@ -143,9 +143,9 @@ def test_ctrl_c_says_how_to_go_on(run, tmp_path, monkeypatch):
     assert "the same command resumes from the last state saved" in result.output
 
 
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, coloured_manifest, labels, tmp_path):
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, colored_manifest, labels, tmp_path):
     options = ["--epochs", "12", "--save-every", "1", "--ema", "0.9"]
-    command = ["-m", "mineral_train", "fit", str(coloured_manifest), "-o", str(tmp_path / "killed")]
+    command = ["-m", "mineral_train", "fit", str(colored_manifest), "-o", str(tmp_path / "killed")]
     process = subprocess.Popen(
         [sys.executable, *command, "--labels", str(labels), *TINY, *options],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
@@ -213,8 +213,8 @@ def test_a_setting_that_cannot_be_is_one_line(run, tmp_path, options, words):
     assert "Traceback" not in result.output
 
 
-def test_the_default_recipe_is_printed_with_its_reason(coloured_manifest, labels, tmp_path):
-    arguments = ["fit", str(coloured_manifest), "-o", str(tmp_path / "run"), "--labels", str(labels)]
+def test_the_default_recipe_is_printed_with_its_reason(colored_manifest, labels, tmp_path):
+    arguments = ["fit", str(colored_manifest), "-o", str(tmp_path / "run"), "--labels", str(labels)]
     start = arguments.index("fit") + 1
     options = TINY[TINY.index("--backbone") :]
     result = CliRunner().invoke(main, [*arguments[:start], *arguments[start:], *options])
@@ -225,21 +225,21 @@ def test_the_default_recipe_is_printed_with_its_reason(coloured_manifest, labels
     assert (record["init"], record["freeze_stages"], record["freeze_epochs"], record["ema"]) == ("", 0, 1, 0.995)
 
 
-def test_a_manifest_from_a_spreadsheet_is_read(run, coloured_manifest, tmp_path):
-    rows = [line.split(",") for line in coloured_manifest.read_text("utf-8").splitlines()]
-    rows = [[row[0] if n == 0 else str(coloured_manifest.parent / row[0]), *row[1:]] for n, row in enumerate(rows)]
+def test_a_manifest_from_a_spreadsheet_is_read(run, colored_manifest, tmp_path):
+    rows = [line.split(",") for line in colored_manifest.read_text("utf-8").splitlines()]
+    rows = [[row[0] if n == 0 else str(colored_manifest.parent / row[0]), *row[1:]] for n, row in enumerate(rows)]
     table = tmp_path / "semicolons.csv"
     table.write_text("\n".join(f'{path};"{names}";{split}' for path, names, split in rows), encoding="utf-8-sig")
     assert run(tmp_path / "run", "--epochs", "1", manifest=table).exit_code == 0
 
 
 @pytest.mark.slow
-def test_deterministic_runs_with_two_threads_are_equal_bit_for_bit(coloured_manifest, labels, tmp_path):
+def test_deterministic_runs_with_two_threads_are_equal_bit_for_bit(colored_manifest, labels, tmp_path):
     """In processes of their own, because the tests themselves run with one thread."""
     options = [*TINY[TINY.index("--no-pretrained") :], "--backbone", "test_efficientnet", "--image-size", "64"]
     states = []
     for name in "ab":
-        command = ["fit", str(coloured_manifest), "-o", str(tmp_path / name), "--labels", str(labels), *options]
+        command = ["fit", str(colored_manifest), "-o", str(tmp_path / name), "--labels", str(labels), *options]
         done = subprocess.run(
             [sys.executable, "-m", "mineral_train", *command, "--recipe", "paper", "--deterministic"],
             env={**os.environ, "OMP_NUM_THREADS": "2"},

@@ -18,7 +18,7 @@ _OPTIONS = [
     "--no-pretrained", "--epochs", "2", "--batch", "4", "--lr", "1e-3", "--workers", "0", "--device", "cpu",
 ]  # fmt: skip
 # Sends itself the signal after the sixth step, in the second epoch, so that nothing depends on speed.
-_SIGNALLED = """
+_SIGNALED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 from mineral_train.training.learner import Learner
@@ -48,16 +48,16 @@ def _fit(manifest, labels, folder, program, *more):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_state_within_the_epoch(coloured_manifest, tmp_path, number, code):
+def test_a_signal_saves_the_state_within_the_epoch(colored_manifest, tmp_path, number, code):
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
-    stopped = _fit(coloured_manifest, labels, tmp_path / "a", ["-c", _SIGNALLED], str(int(number)))
+    stopped = _fit(colored_manifest, labels, tmp_path / "a", ["-c", _SIGNALED], str(int(number)))
     assert stopped.returncode == code, stopped.stderr
     assert "the state is saved in" in stopped.stderr
     progress = load_state(tmp_path / "a" / STATE)[1]["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 2)
     for name in ("a", "b"):
-        done = _fit(coloured_manifest, labels, tmp_path / name, ["-m", "mineral_train"])
+        done = _fit(colored_manifest, labels, tmp_path / name, ["-m", "mineral_train"])
         assert done.returncode == 0, done.stderr
     resumed, whole = (load_state(tmp_path / name / STATE)[0] for name in "ab")
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []

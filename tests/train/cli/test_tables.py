@@ -18,7 +18,7 @@ RESULT = tables.RowResult("test_vit", 0.912345678, 6, 2, 314_243, 299_907, 384.4
 
 
 @pytest.fixture
-def invoke(coloured_manifest, tmp_path):
+def invoke(colored_manifest, tmp_path):
     """`invoke(*options)` -> the command's result, in the folder `tmp_path / "tables"`."""
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
@@ -29,7 +29,7 @@ def invoke(coloured_manifest, tmp_path):
     ]  # fmt: skip
 
     def run(*options):
-        arguments = ["tables", str(coloured_manifest), "-o", str(tmp_path / "tables"), "--labels", str(labels)]
+        arguments = ["tables", str(colored_manifest), "-o", str(tmp_path / "tables"), "--labels", str(labels)]
         return CliRunner().invoke(main, [*arguments, *small, *options])
 
     return run
@@ -122,9 +122,9 @@ def test_a_mistake_is_one_line(invoke, options, words):
     assert len(result.output.splitlines()) == 1
 
 
-def test_a_manifest_without_a_test_split_is_refused_before_training(invoke, coloured_manifest, tmp_path):
+def test_a_manifest_without_a_test_split_is_refused_before_training(invoke, colored_manifest, tmp_path):
     manifest = tmp_path / "manifest.csv"
-    text = coloured_manifest.read_text("utf-8").replace("test", "val")
+    text = colored_manifest.read_text("utf-8").replace("test", "val")
     manifest.write_text(text, "utf-8")
     result = CliRunner().invoke(
         main, ["tables", str(manifest), "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "labels.txt")]

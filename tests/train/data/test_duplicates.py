@@ -15,7 +15,7 @@ from mineral_train.data.duplicates import close_pairs, connected, identical_file
 
 
 def specimen(seed: int) -> Image.Image:
-    """A coloured, textured ellipse in the middle of a white ground: the kind whose hashes collide."""
+    """A colored, textured ellipse in the middle of a white ground: the kind whose hashes collide."""
     rng = np.random.default_rng(seed)
     texture = Image.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize(
         (400, 300), Image.Resampling.BICUBIC
@@ -70,10 +70,10 @@ def test_a_different_view_is_no_duplicate(tmp_path: Path, name: str) -> None:
     assert near_duplicates(thumbs).tolist() == []
 
 
-def test_the_hash_alone_would_join_specimens_of_another_colour(tmp_path: Path) -> None:
-    """A red and a blue specimen of one outline: the same grey steps, hence the same hash."""
+def test_the_hash_alone_would_join_specimens_of_another_color(tmp_path: Path) -> None:
+    """A red and a blue specimen of one outline: the same gray steps, hence the same hash."""
     images = [
-        Image.composite(Image.new("RGB", (400, 300), colour), specimen(0), _outline()) for colour in ("red", "navy")
+        Image.composite(Image.new("RGB", (400, 300), color), specimen(0), _outline()) for color in ("red", "navy")
     ]
     thumbs = thumbs_of(tmp_path, images)
     assert len(near_duplicates(thumbs, correlation=-1)) == 1
@@ -86,8 +86,8 @@ def _outline() -> Image.Image:
     return mask
 
 
-def test_images_of_one_colour_are_alike_to_none(tmp_path: Path) -> None:
-    thumbs = thumbs_of(tmp_path, [Image.new("RGB", (40, 30), colour) for colour in ("white", "white", "black")])
+def test_images_of_one_color_are_alike_to_none(tmp_path: Path) -> None:
+    thumbs = thumbs_of(tmp_path, [Image.new("RGB", (40, 30), color) for color in ("white", "white", "black")])
     assert near_duplicates(thumbs).tolist() == []
 
 

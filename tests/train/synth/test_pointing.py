@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Blue, red, green, yellow: what a network of a few hundred thousand parameters learns from 96 images.
-COLOURED = ("azurite", "cinnabar", "malachite", "sulfur")
+COLORED = ("azurite", "cinnabar", "malachite", "sulfur")
 SIZE = 96
 
 
 @pytest.mark.slow
 def test_maps_point_at_the_minerals_far_more_often_than_the_middle_lies_on_them(tmp_path: Path) -> None:
-    synth = SynthConfig(size=SIZE, max_minerals=2, minerals=COLOURED, split=(3, 1, 0), off_centre=True)
+    synth = SynthConfig(size=SIZE, max_minerals=2, minerals=COLORED, split=(3, 1, 0), off_center=True)
     manifest = write_dataset(tmp_path / "images", 128, synth)
-    net = ModelConfig("test_resnet", image_size=SIZE, method="pool", stages=3, labels=COLOURED)
+    net = ModelConfig("test_resnet", image_size=SIZE, method="pool", stages=3, labels=COLORED)
     config = TrainConfig(net, pretrained="none", loss="bce", augment="", epochs=8, lr=3e-3)
     fit(config, manifest, tmp_path / "run", RunOptions(device="cpu", workers=0, quiet=True))
     model, _ = load_checkpoint(tmp_path / "run")
-    held_out = [generate(i, 1, SIZE, max_minerals=2, minerals=COLOURED, off_centre=True) for i in range(60)]
+    held_out = [generate(i, 1, SIZE, max_minerals=2, minerals=COLORED, off_center=True) for i in range(60)]
 
     spec = input_spec(net)
     pixels = np.stack([image.pixels for image in held_out]) / np.float32(255)
     normal = (pixels - np.float32(spec.mean)) / np.float32(spec.std)
     maps = grad_cam(model.eval(), torch.from_numpy(normal).permute(0, 3, 1, 2), torch.arange(4).expand(60, -1))
     turns = [
-        pointing_game(heat[COLOURED.index(mineral)].numpy(), image.mask == MINERALS.index(mineral) + 1, spec)
+        pointing_game(heat[COLORED.index(mineral)].numpy(), image.mask == MINERALS.index(mineral) + 1, spec)
         for image, heat in zip(held_out, maps, strict=True)
         for mineral in image.labels
     ]
-    hit, centre, anywhere = np.mean(turns, axis=0)
+    hit, center, anywhere = np.mean(turns, axis=0)
     assert anywhere < 0.15
-    assert centre < 0.3
+    assert center < 0.3
     assert hit > 0.6  # measured: 0.94, where the middle has 0.20

@@ -69,9 +69,9 @@ def test_every_mineral_can_be_seen_alone(mineral: str) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(index=st.integers(0, 10_000), seed=st.integers(0, 2**40), most=st.integers(1, 6), off_centre=st.booleans())
-def test_labels_are_what_the_mask_shows(index: int, seed: int, most: int, off_centre: bool) -> None:
-    specimen = generate(index, seed, 64, max_minerals=most, off_centre=off_centre)
+@given(index=st.integers(0, 10_000), seed=st.integers(0, 2**40), most=st.integers(1, 6), off_center=st.booleans())
+def test_labels_are_what_the_mask_shows(index: int, seed: int, most: int, off_center: bool) -> None:
+    specimen = generate(index, seed, 64, max_minerals=most, off_center=off_center)
     visible = shares(specimen)
     assert specimen.labels == tuple(m for m in MINERALS if m in visible)
     assert 1 <= len(specimen.labels) <= most
@@ -93,13 +93,13 @@ def test_an_image_depends_on_its_seed_and_index_alone() -> None:
 def test_every_mineral_can_be_anywhere(mineral: str) -> None:
     """Also cut by the edge of the image, where a surface must not be drawn outside it."""
     for index in range(8):
-        specimen = generate(index, seed=2, size=64, max_minerals=1, minerals=[mineral], off_centre=True)
+        specimen = generate(index, seed=2, size=64, max_minerals=1, minerals=[mineral], off_center=True)
         assert specimen.labels == (mineral,)
 
 
-def test_off_centre_the_middle_is_no_better_than_another_place() -> None:
+def test_off_center_the_middle_is_no_better_than_another_place() -> None:
     """Of 150 images: where the minerals lie, how often the middle is on one, and how much of an image they cover."""
-    images = [generate(i, seed=4, size=48, off_centre=True) for i in range(150)]
+    images = [generate(i, seed=4, size=48, off_center=True) for i in range(150)]
     masks = np.stack([image.mask > 0 for image in images])
     anywhere = masks.mean()
     assert masks[:, 24, 24].mean() < 2.5 * anywhere < 0.5
@@ -109,10 +109,10 @@ def test_off_centre_the_middle_is_no_better_than_another_place() -> None:
     assert in_the_middle > 0.6
 
 
-def test_several_minerals_off_centre_lie_apart() -> None:
+def test_several_minerals_off_center_lie_apart() -> None:
     places = []
     for index in range(200):
-        specimen = generate(index, seed=1, size=48, max_minerals=2, off_centre=True)
+        specimen = generate(index, seed=1, size=48, max_minerals=2, off_center=True)
         if len(specimen.labels) == 2:
             values = np.unique(specimen.mask[specimen.mask > 0])
             middles = [np.argwhere(specimen.mask == value).mean(axis=0) for value in values]
@@ -123,7 +123,7 @@ def test_several_minerals_off_centre_lie_apart() -> None:
 
 
 def test_the_mask_lies_on_the_crystals() -> None:
-    """The masked pixels have the mineral's colour and the others do not."""
+    """The masked pixels have the mineral's color and the others do not."""
     for index in range(5):
         specimen = generate(index, size=96, max_minerals=1, minerals=["sulfur"])
         red, green, blue = specimen.pixels.transpose(2, 0, 1).astype(int)
@@ -213,13 +213,13 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(folder: P
     assert digests(tmp_path / "two") == digests(folder)
 
 
-def test_a_folder_off_centre_has_other_images_and_says_so(folder: Path, tmp_path: Path) -> None:
-    code, _ = run(str(tmp_path / "new"), "-n", "3", "--seed", "7", "--size", "64", "--split", "7:1:2", "--off-centre")
+def test_a_folder_off_center_has_other_images_and_says_so(folder: Path, tmp_path: Path) -> None:
+    code, _ = run(str(tmp_path / "new"), "-n", "3", "--seed", "7", "--size", "64", "--split", "7:1:2", "--off-center")
     assert code == 0
-    expected = generate(2, SMALL.seed, SMALL.size, off_centre=True)
+    expected = generate(2, SMALL.seed, SMALL.size, off_center=True)
     assert np.array_equal(read_mask(tmp_path / "new" / "masks" / "000002.png"), expected.mask)
     assert not np.array_equal(read_mask(folder / "masks" / "000002.png"), expected.mask)
-    assert "off_centre=True" in (tmp_path / "new" / "SYNTHETIC.txt").read_text("utf-8")
+    assert "off_center=True" in (tmp_path / "new" / "SYNTHETIC.txt").read_text("utf-8")
 
 
 def test_fewer_images_are_the_first_of_more(folder: Path, tmp_path: Path) -> None:

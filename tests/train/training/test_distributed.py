@@ -43,7 +43,7 @@ _COMMAND = [
 ]  # fmt: skip
 
 
-def test_two_processes_equal_one(coloured_manifest, tmp_path):
+def test_two_processes_equal_one(colored_manifest, tmp_path):
     """16 images in batches of 5: shares are uneven, and in the last batch one process has no image at all.
 
     Without mixup, whose pairs are found within a process.
@@ -53,7 +53,7 @@ def test_two_processes_equal_one(coloured_manifest, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     runs = {"one": [], "two": [*torchrun]}
     for name, launcher in runs.items():
-        arguments = [*launcher, *_COMMAND, str(coloured_manifest), "-o", str(tmp_path / name), "--labels", str(labels)]
+        arguments = [*launcher, *_COMMAND, str(colored_manifest), "-o", str(tmp_path / name), "--labels", str(labels)]
         done = subprocess.run(
             [sys.executable, *arguments],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -15,7 +15,7 @@ from mineral_batch.model.contract import InputSpec
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
 from mineral_train.model.network import build_model, input_spec
-from mineral_train.model.normalise import Normalise
+from mineral_train.model.normalize import Normalize
 from mineral_train.model.onnx_weights import load_onnx
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.initial import require_start
@@ -37,7 +37,7 @@ def test_the_starter_is_rebuilt_to_the_same_answers():
     spec = input_spec(STARTER_MODEL)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *spec.shape), np.uint8)
     with torch.no_grad():
-        normal = Normalise(spec)(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        normal = Normalize(spec)(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         ours = model(normal).sigmoid().numpy()
     np.testing.assert_allclose(ours, _starter_probabilities(pixels), atol=2e-4)
     assert read_contract(starter_path()).input == spec == InputSpec(**spec.__dict__)
@@ -64,11 +64,11 @@ def test_another_architecture_is_refused_in_one_line(tiny_model):
         load_onnx(model, starter_path(), MINERALS)
 
 
-def test_a_run_begins_with_the_starter(coloured_manifest, tmp_path):
+def test_a_run_begins_with_the_starter(colored_manifest, tmp_path):
     model = replace(STARTER_MODEL, image_size=64, labels=("agate", "gold", "pyrite", "quartz"))
     config = TrainConfig(model, **{**FEW, "train_size": 0, "epochs": 1, "lr": 1e-12})
     lines = []
-    fit(config, coloured_manifest, tmp_path, HERE, say=lines.append)
+    fit(config, colored_manifest, tmp_path, HERE, say=lines.append)
     assert any("all weights from starter" in line for line in lines)
 
 

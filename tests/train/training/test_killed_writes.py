@@ -58,16 +58,16 @@ def _run(*arguments):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that a kill costs no start of Python")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_kill_at_any_operation_costs_nothing_but_time(tiny_config, coloured_manifest, tmp_path):
+def test_a_kill_at_any_operation_costs_nothing_but_time(tiny_config, colored_manifest, tmp_path):
     config = TrainConfig(tiny_config("test_vit"), pretrained="none", epochs=2, batch=16, lr=1e-3)
-    assert _run(config, coloured_manifest, tmp_path / "whole", 0) == 0
+    assert _run(config, colored_manifest, tmp_path / "whole", 0) == 0
     operations = int((tmp_path / "whole.operations").read_text("utf-8"))
     assert operations > 20
     whole, best = load_state(tmp_path / "whole" / STATE)[0], load_checkpoint(tmp_path / "whole")[0].state_dict()
     for number in range(1, operations + 1):
         run = tmp_path / f"killed{number}"
-        assert _run(config, coloured_manifest, run, number) == -signal.SIGKILL
-        assert _run(config, coloured_manifest, run, 0) == 0
+        assert _run(config, colored_manifest, run, number) == -signal.SIGKILL
+        assert _run(config, colored_manifest, run, 0) == 0
         resumed = load_state(run / STATE)[0]
         assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == [], number
         weights = load_checkpoint(run)[0].state_dict()

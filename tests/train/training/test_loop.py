@@ -75,13 +75,13 @@ def _same_state(run, other):
 
 
 @pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
-def test_a_run_stopped_between_epochs_ends_with_the_same_bits(recipe, coloured_manifest, tmp_path, backbone):
+def test_a_run_stopped_between_epochs_ends_with_the_same_bits(recipe, colored_manifest, tmp_path, backbone):
     config = _everything(recipe, backbone)
-    whole = fit(config, coloured_manifest, tmp_path / "whole", HERE)
+    whole = fit(config, colored_manifest, tmp_path / "whole", HERE)
     for epoch in (1, 2):
         with pytest.raises(_StopError):
-            fit(config, coloured_manifest, tmp_path / "parts", HERE, on_epoch=_stop_after(epoch))
-    parts = fit(config, coloured_manifest, tmp_path / "parts", HERE)
+            fit(config, colored_manifest, tmp_path / "parts", HERE, on_epoch=_stop_after(epoch))
+    parts = fit(config, colored_manifest, tmp_path / "parts", HERE)
     tensors = _same_state(tmp_path / "whole", tmp_path / "parts")
     assert {name.split("/")[0] for name in tensors} == {"model", "optimizer", "ema"}
     assert replace(parts, peak_memory_mib=0) == replace(whole, peak_memory_mib=0)
@@ -89,9 +89,9 @@ def test_a_run_stopped_between_epochs_ends_with_the_same_bits(recipe, coloured_m
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
 
 
-def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(recipe, coloured_manifest, tmp_path, monkeypatch):
+def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(recipe, colored_manifest, tmp_path, monkeypatch):
     config = _everything(recipe, "test_efficientnet")
-    fit(config, coloured_manifest, tmp_path / "whole", HERE)
+    fit(config, colored_manifest, tmp_path / "whole", HERE)
     step, seen = Learner.step, []
 
     def fails_at_the_seventh(self, *args, **options):
@@ -103,21 +103,21 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_bits(recipe, coloured_
     monkeypatch.setattr(Learner, "step", fails_at_the_seventh)
     options = replace(HERE, save_every=2)
     with pytest.raises(_StopError):
-        fit(config, coloured_manifest, tmp_path / "parts", options)
+        fit(config, colored_manifest, tmp_path / "parts", options)
     assert load_state(tmp_path / "parts" / STATE)[1]["progress"]["step"] == 2
-    fit(config, coloured_manifest, tmp_path / "parts", options)
+    fit(config, colored_manifest, tmp_path / "parts", options)
     _same_state(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_number_of_workers_changes_nothing(recipe, coloured_manifest, tmp_path):
+def test_the_number_of_workers_changes_nothing(recipe, colored_manifest, tmp_path):
     for workers in (0, 2):
-        fit(recipe(epochs=1), coloured_manifest, tmp_path / str(workers), replace(HERE, workers=workers))
+        fit(recipe(epochs=1), colored_manifest, tmp_path / str(workers), replace(HERE, workers=workers))
     _same_state(tmp_path / "0", tmp_path / "2")
 
 
-def test_it_learns_and_keeps_the_best_epoch(recipe, coloured_manifest, tmp_path):
+def test_it_learns_and_keeps_the_best_epoch(recipe, colored_manifest, tmp_path):
     config = recipe("test_efficientnet", epochs=6, lr=3e-3, augment="", patience=5)
-    result = fit(config, coloured_manifest, tmp_path, HERE)
+    result = fit(config, colored_manifest, tmp_path, HERE)
     with (tmp_path / "log.csv").open(encoding="utf-8") as file:
         log = list(csv.DictReader(file))
     maps = [float(row["val_map_equation_6"]) for row in log]
@@ -127,11 +127,11 @@ def test_it_learns_and_keeps_the_best_epoch(recipe, coloured_manifest, tmp_path)
 
 
 @pytest.mark.parametrize(("ema", "weights"), [(0.0, "as trained"), (0.9, "moving average")])
-def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, tmp_path, ema, weights):
+def test_the_contract_says_what_the_checkpoint_does(recipe, colored_manifest, tmp_path, ema, weights):
     config = recipe("test_efficientnet", ema=ema, lr=1e-2, tune_thresholds=True)
-    result = fit(config, coloured_manifest, tmp_path / "run", HERE)
+    result = fit(config, colored_manifest, tmp_path / "run", HERE)
     model, contract = load_checkpoint(tmp_path / "run")
-    manifest = read_manifest(coloured_manifest, config.model.labels)
+    manifest = read_manifest(colored_manifest, config.model.labels)
     dataset = PhotoDataset(manifest.select("val"), manifest.labels, contract.input)
     scores, truth = evaluate_model(model, dataset, batch=3)
     assert scores.shape == truth.shape == (12, 4)
@@ -148,17 +148,17 @@ def test_the_contract_says_what_the_checkpoint_does(recipe, coloured_manifest, t
 
 
 @pytest.mark.parametrize(("augment", "vary"), [("", False), ("rand-m9-mstd0.5", True)])
-def test_images_vary_from_epoch_to_epoch(recipe, coloured_manifest, tmp_path, augment, vary):
+def test_images_vary_from_epoch_to_epoch(recipe, colored_manifest, tmp_path, augment, vary):
     config = recipe(augment=augment, flip=0.0, lr=1e-12)
     config = replace(config, model=replace(config.model, dropout=0.0))
-    fit(config, coloured_manifest, tmp_path, HERE)
+    fit(config, colored_manifest, tmp_path, HERE)
     history = load_state(tmp_path / STATE)[1]["progress"]["history"]
     # The weights stand still, so only other images can make another loss.
     assert (history[0]["train_loss"] != pytest.approx(history[1]["train_loss"], rel=1e-5)) == vary
 
 
-def test_the_moving_average_lags_behind_the_weights(recipe, coloured_manifest, tmp_path):
-    fit(recipe(ema=0.99), coloured_manifest, tmp_path, HERE)
+def test_the_moving_average_lags_behind_the_weights(recipe, colored_manifest, tmp_path):
+    fit(recipe(ema=0.99), colored_manifest, tmp_path, HERE)
     tensors, _ = load_state(tmp_path / STATE)
     start = build_model(recipe().model, seed=0).state_dict()
     name = "head.linear.weight"
@@ -167,24 +167,24 @@ def test_the_moving_average_lags_behind_the_weights(recipe, coloured_manifest, t
     assert 0 < lagging < moved
 
 
-def test_a_frozen_backbone_stands_still_with_its_statistics(recipe, coloured_manifest, tmp_path):
+def test_a_frozen_backbone_stands_still_with_its_statistics(recipe, colored_manifest, tmp_path):
     start = build_model(recipe("test_efficientnet").model, seed=0).state_dict()
     config = recipe("test_efficientnet", freeze_epochs=1)
     with pytest.raises(_StopError):
-        fit(config, coloured_manifest, tmp_path, HERE, on_epoch=_stop_after(1))
+        fit(config, colored_manifest, tmp_path, HERE, on_epoch=_stop_after(1))
     frozen, _ = load_state(tmp_path / STATE)
     moved = {name for name, tensor in start.items() if not torch.equal(frozen[f"model/{name}"], tensor)}
     assert moved
     assert not any(name.startswith("backbone.") for name in moved)
-    fit(config, coloured_manifest, tmp_path, HERE)
+    fit(config, colored_manifest, tmp_path, HERE)
     free, _ = load_state(tmp_path / STATE)
     for name in ("backbone.conv_stem.weight", "backbone.bn1.running_mean"):
         assert not torch.equal(free[f"model/{name}"], start[name])
 
 
-def test_frozen_stages_stand_still_and_the_others_learn(recipe, coloured_manifest, tmp_path):
+def test_frozen_stages_stand_still_and_the_others_learn(recipe, colored_manifest, tmp_path):
     start = build_model(recipe("test_efficientnet").model, seed=0).state_dict()
-    fit(recipe("test_efficientnet", freeze_stages=2), coloured_manifest, tmp_path, HERE)
+    fit(recipe("test_efficientnet", freeze_stages=2), colored_manifest, tmp_path, HERE)
     tensors, _ = load_state(tmp_path / STATE)
     moved = [name for name, tensor in start.items() if not torch.equal(tensors[f"model/{name}"], tensor)]
     stages = {name.split(".")[2] for name in moved if name.startswith("backbone.blocks.")}
@@ -192,16 +192,16 @@ def test_frozen_stages_stand_still_and_the_others_learn(recipe, coloured_manifes
     assert not stages & {"0", "1"}
     assert not any(name.startswith(("backbone.conv_stem", "backbone.bn1")) for name in moved)
     with pytest.raises(MineralError, match="freezes all"):
-        fit(recipe("test_efficientnet", freeze_stages=99), coloured_manifest, tmp_path / "other", HERE)
+        fit(recipe("test_efficientnet", freeze_stages=99), colored_manifest, tmp_path / "other", HERE)
 
 
-def test_pieces_add_up_to_the_gradient_of_the_whole_batch(recipe, coloured_manifest, tmp_path):
+def test_pieces_add_up_to_the_gradient_of_the_whole_batch(recipe, colored_manifest, tmp_path):
     """16 images in batches of 5: the last has one image, and pieces are uneven."""
     moments = []
     for accumulate in (1, 3):
         config = recipe(epochs=1, batch=5, accumulate=accumulate, lr=1e-9)
         config = replace(config, model=replace(config.model, dropout=0.0))
-        fit(config, coloured_manifest, tmp_path / str(accumulate), HERE)
+        fit(config, colored_manifest, tmp_path / str(accumulate), HERE)
         moments.append(load_state(tmp_path / str(accumulate) / STATE)[0])
     # At this learning rate the weights stand still, and Adam's first moment is a mean of the steps' gradients.
     names = [name for name in moments[0] if name.endswith("/exp_avg")]
@@ -210,95 +210,95 @@ def test_pieces_add_up_to_the_gradient_of_the_whole_batch(recipe, coloured_manif
         torch.testing.assert_close(moments[0][name], moments[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_it_stops_early_without_progress(recipe, coloured_manifest, tmp_path):
-    result = fit(recipe(epochs=9, patience=2, lr=1e-12), coloured_manifest, tmp_path, HERE)
+def test_it_stops_early_without_progress(recipe, colored_manifest, tmp_path):
+    result = fit(recipe(epochs=9, patience=2, lr=1e-12), colored_manifest, tmp_path, HERE)
     assert (result.epochs, result.best_epoch) == (3, 1)
     assert result.reason == "no better validation mAP for 2 epochs"
 
 
-def test_a_finished_run_gives_its_result_again(recipe, coloured_manifest, tmp_path, monkeypatch):
-    result = fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+def test_a_finished_run_gives_its_result_again(recipe, colored_manifest, tmp_path, monkeypatch):
+    result = fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     monkeypatch.setattr(Learner, "step", lambda *_, **__: pytest.fail("trained again"))
-    assert fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE) == result
+    assert fit(recipe(epochs=1), colored_manifest, tmp_path, HERE) == result
 
 
-def test_another_recipe_or_other_data_are_refused(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path / "run", HERE)
+def test_another_recipe_or_other_data_are_refused(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path / "run", HERE)
     before = (tmp_path / "run" / STATE).read_bytes()
     config = recipe(epochs=1, lr=2e-3)
     config = replace(config, model=replace(config.model, width=16))
     with pytest.raises(MineralError, match=r"model.width: 32 -> 16; lr: 0.001 -> 0.002") as caught:
-        fit(config, coloured_manifest, tmp_path / "run", HERE)
+        fit(config, colored_manifest, tmp_path / "run", HERE)
     assert "\n" not in str(caught.value)
-    shutil.copytree(coloured_manifest.parent, tmp_path / "data")
-    other = tmp_path / "data" / coloured_manifest.name
+    shutil.copytree(colored_manifest.parent, tmp_path / "data")
+    other = tmp_path / "data" / colored_manifest.name
     other.write_text(other.read_text("utf-8").replace("test", "train"), "utf-8")
     with pytest.raises(MineralError, match="the manifest's content"):
         fit(recipe(epochs=1), other, tmp_path / "run", HERE)
     assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
-def test_restart_begins_again_and_spares_other_files(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+def test_restart_begins_again_and_spares_other_files(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
-    fit(recipe(epochs=1, lr=2e-3), coloured_manifest, tmp_path, replace(HERE, restart=True))
+    fit(recipe(epochs=1, lr=2e-3), colored_manifest, tmp_path, replace(HERE, restart=True))
     assert (tmp_path / "notes.txt").exists()
     shutil.rmtree(tmp_path / "last")
     with pytest.raises(DataError, match="--restart"):
-        fit(recipe(epochs=1, lr=2e-3), coloured_manifest, tmp_path, HERE)
+        fit(recipe(epochs=1, lr=2e-3), colored_manifest, tmp_path, HERE)
 
 
-def test_it_begins_with_the_weights_of_another_run(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path / "a", HERE)
+def test_it_begins_with_the_weights_of_another_run(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path / "a", HERE)
     config = recipe(epochs=1, lr=1e-12, init=str(tmp_path / "a"))
-    fit(config, coloured_manifest, tmp_path / "b", HERE)
+    fit(config, colored_manifest, tmp_path / "b", HERE)
     states = [load_checkpoint(tmp_path / run)[0].state_dict() for run in "ab"]
     # The head of each is calibrated when its run ends.
     for name in [name for name in states[0] if not name.startswith("head.")]:
         torch.testing.assert_close(states[1][name], states[0][name], rtol=0, atol=1e-6)
     other = replace(config, model=replace(config.model, labels=("gold", "agate", "pyrite", "quartz")))
     with pytest.raises(DataError, match="or in another order"):
-        fit(other, coloured_manifest, tmp_path / "c", HERE)
+        fit(other, colored_manifest, tmp_path / "c", HERE)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(recipe, coloured_manifest, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(recipe, colored_manifest, tmp_path):
     with pytest.raises(MineralError, match="not finite in epoch 1") as caught:
-        fit(recipe(lr=1e30), coloured_manifest, tmp_path, HERE)
+        fit(recipe(lr=1e30), colored_manifest, tmp_path, HERE)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / STATE).exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_undecodable_image_is_named_in_one_line(recipe, coloured_manifest, tmp_path, workers):
-    shutil.copytree(coloured_manifest.parent, tmp_path / "data")
+def test_an_undecodable_image_is_named_in_one_line(recipe, colored_manifest, tmp_path, workers):
+    shutil.copytree(colored_manifest.parent, tmp_path / "data")
     (tmp_path / "data" / "5.png").write_bytes(b"not an image")
-    manifest = tmp_path / "data" / coloured_manifest.name
+    manifest = tmp_path / "data" / colored_manifest.name
     with pytest.raises(DataError, match=r"5\.png") as caught:
         fit(recipe(), manifest, tmp_path / "run", replace(HERE, workers=workers))
     assert "\n" not in str(caught.value)
     assert "Error" not in str(caught.value)
 
 
-def test_a_split_without_labels_is_refused(recipe, coloured_manifest, tmp_path):
-    shutil.copytree(coloured_manifest.parent, tmp_path / "data")
-    manifest = tmp_path / "data" / coloured_manifest.name
+def test_a_split_without_labels_is_refused(recipe, colored_manifest, tmp_path):
+    shutil.copytree(colored_manifest.parent, tmp_path / "data")
+    manifest = tmp_path / "data" / colored_manifest.name
     manifest.write_text(manifest.read_text("utf-8").replace("val", "test"), "utf-8")
     with pytest.raises(DataError, match="no image of the split 'val'"):
         fit(recipe(), manifest, tmp_path / "run", HERE)
 
 
-def test_bfloat16_trains(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path / "fp32", HERE)
-    fit(recipe(epochs=1, precision="bf16"), coloured_manifest, tmp_path / "bf16", HERE)
+def test_bfloat16_trains(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path / "fp32", HERE)
+    fit(recipe(epochs=1, precision="bf16"), colored_manifest, tmp_path / "bf16", HERE)
     losses = [load_state(tmp_path / run / STATE)[1]["progress"]["history"][0]["train_loss"] for run in ("fp32", "bf16")]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
-def test_tensorboard_logs_name_the_definition(recipe, coloured_manifest, tmp_path):
+def test_tensorboard_logs_name_the_definition(recipe, colored_manifest, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = fit(recipe(epochs=2), coloured_manifest, tmp_path, replace(HERE, tensorboard=True))
+    result = fit(recipe(epochs=2), colored_manifest, tmp_path, replace(HERE, tensorboard=True))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     logged = [event.value for event in events.Scalars("val/mAP equation-6")]
@@ -306,9 +306,9 @@ def test_tensorboard_logs_name_the_definition(recipe, coloured_manifest, tmp_pat
     assert max(logged) == pytest.approx(result.best_map)
 
 
-def test_half_precision_on_a_cpu_is_refused(recipe, coloured_manifest, tmp_path):
+def test_half_precision_on_a_cpu_is_refused(recipe, colored_manifest, tmp_path):
     with pytest.raises(MineralError, match="needs a GPU"):
-        fit(recipe(precision="fp16"), coloured_manifest, tmp_path, HERE)
+        fit(recipe(precision="fp16"), colored_manifest, tmp_path, HERE)
 
 
 @pytest.mark.parametrize(

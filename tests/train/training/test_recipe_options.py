@@ -75,8 +75,8 @@ def test_without_it_an_epoch_is_a_permutation():
     assert sampler.order(1) == np.random.default_rng([3, 1]).permutation(100).tolist()
 
 
-def test_an_image_that_is_drawn_twice_is_varied_twice(recipe, coloured_manifest):
-    rows = read_manifest(coloured_manifest, ("agate", "gold", "pyrite", "quartz")).select("train")
+def test_an_image_that_is_drawn_twice_is_varied_twice(recipe, colored_manifest):
+    rows = read_manifest(colored_manifest, ("agate", "gold", "pyrite", "quartz")).select("train")
     from mineral_train.model.network import input_spec
 
     spec = input_spec(recipe().model)
@@ -127,7 +127,7 @@ def test_mixup_blends_images_and_labels_alike():
     assert labels is targets
 
 
-def test_mixup_is_off_in_the_last_tenth(recipe, coloured_manifest, tmp_path, monkeypatch):
+def test_mixup_is_off_in_the_last_tenth(recipe, colored_manifest, tmp_path, monkeypatch):
     steps = []
     plain = learner.Learner.step
 
@@ -136,47 +136,47 @@ def test_mixup_is_off_in_the_last_tenth(recipe, coloured_manifest, tmp_path, mon
         return plain(self, *arguments, mix=mix)
 
     monkeypatch.setattr(learner.Learner, "step", step)
-    fit(recipe(mixup=0.5, epochs=5, batch=8), coloured_manifest, tmp_path / "run", HERE)
+    fit(recipe(mixup=0.5, epochs=5, batch=8), colored_manifest, tmp_path / "run", HERE)
     assert steps == [True] * 9 + [False]
 
 
-def test_training_images_can_be_smaller_than_the_models(recipe, coloured_manifest, tmp_path, monkeypatch):
+def test_training_images_can_be_smaller_than_the_models(recipe, colored_manifest, tmp_path, monkeypatch):
     seen = []
     plain = learner.Learner._loss
     monkeypatch.setattr(learner.Learner, "_loss", lambda self, x, y: (seen.append(x.shape[-1]), plain(self, x, y))[1])
-    fit(recipe(train_size=48, epochs=1), coloured_manifest, tmp_path / "run", HERE)
+    fit(recipe(train_size=48, epochs=1), colored_manifest, tmp_path / "run", HERE)
     assert set(seen) == {48}
     assert load_checkpoint(tmp_path / "run")[1].input.height == 64
 
 
-def test_sizes_that_cannot_be(recipe, tiny_config, coloured_manifest, tmp_path):
+def test_sizes_that_cannot_be(recipe, tiny_config, colored_manifest, tmp_path):
     with pytest.raises(MineralError, match="train-size must be 32 to the image size"):
         recipe(train_size=512)
     with pytest.raises(MineralError, match="method pool only"):
         TrainConfig(tiny_config(), train_size=48)
     config = TrainConfig(tiny_config("test_vit", method="pool"), pretrained="none", train_size=48)
     with pytest.raises(DataError, match="images of one size only"):
-        fit(config, coloured_manifest, tmp_path / "run", HERE)
+        fit(config, colored_manifest, tmp_path / "run", HERE)
 
 
 # -- a run with all of them ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_run_with_all_of_them_resumes_to_the_same_bits(recipe, coloured_manifest, tmp_path):
+def test_a_run_with_all_of_them_resumes_to_the_same_bits(recipe, colored_manifest, tmp_path):
     config = recipe(
         epochs=3, repeat=0.9, mixup=0.7, jitter=0.2, crop=0.5, train_size=48, positive_weight="sqrt-inverse",
         positive_cap=5.0, ema=0.9,
     )  # fmt: skip
-    fit(config, coloured_manifest, tmp_path / "whole", HERE)
+    fit(config, colored_manifest, tmp_path / "whole", HERE)
 
     def stop(record):
         raise KeyboardInterrupt
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            fit(config, coloured_manifest, tmp_path / "parts", HERE, on_epoch=stop)
-    fit(config, coloured_manifest, tmp_path / "parts", HERE)
+            fit(config, colored_manifest, tmp_path / "parts", HERE, on_epoch=stop)
+    fit(config, colored_manifest, tmp_path / "parts", HERE)
     whole, parts = (load_state(tmp_path / name / STATE)[0] for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -193,11 +193,11 @@ def test_what_an_earlier_release_did_not_record_is_the_default(recipe):
 
 
 @pytest.fixture
-def train(coloured_manifest, recipe):
+def train(colored_manifest, recipe):
     from mineral_train.model.network import input_spec
 
     labels = ("agate", "gold", "pyrite", "quartz")
-    return PhotoDataset(read_manifest(coloured_manifest, labels).select("train"), labels, input_spec(recipe().model))
+    return PhotoDataset(read_manifest(colored_manifest, labels).select("train"), labels, input_spec(recipe().model))
 
 
 def _teacher(path, rows):
@@ -226,13 +226,13 @@ def test_soft_targets_that_fit_nothing_are_refused(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_soft_targets_are_another_run(recipe, coloured_manifest, train, tmp_path):
+def test_other_soft_targets_are_another_run(recipe, colored_manifest, train, tmp_path):
     table = _teacher(tmp_path / "p.csv", [f"{path},,0,0,0,0" for path in train.paths])
     config = recipe(soft_targets=str(table), epochs=1)
-    fit(config, coloured_manifest, tmp_path / "run", HERE)
+    fit(config, colored_manifest, tmp_path / "run", HERE)
     _teacher(table, [f"{path},,1,0,0,0" for path in train.paths])
     with pytest.raises(MineralError, match="was begun differently"):
-        fit(config, coloured_manifest, tmp_path / "run", HERE)
+        fit(config, colored_manifest, tmp_path / "run", HERE)
     provenance = load_checkpoint(tmp_path / "run")[1].provenance
     assert provenance["recipe"]["soft_targets"] == "p.csv"
 
@@ -240,11 +240,11 @@ def test_other_soft_targets_are_another_run(recipe, coloured_manifest, train, tm
 # -- several manifests ---------------------------------------------------------------------------------------------
 
 
-def test_several_manifests_are_trained_on_together_and_measured_apart(recipe, coloured_manifest, tmp_path):
-    header, *lines = coloured_manifest.read_text().splitlines()
+def test_several_manifests_are_trained_on_together_and_measured_apart(recipe, colored_manifest, tmp_path):
+    header, *lines = colored_manifest.read_text().splitlines()
     for folder, mine in (("a", lines[:8] + lines[16:22]), ("b", lines[8:16] + lines[22:])):
         (tmp_path / folder).mkdir()
-        rows = [f"{coloured_manifest.parent}/{line}" for line in mine]
+        rows = [f"{colored_manifest.parent}/{line}" for line in mine]
         (tmp_path / folder / "m.csv").write_text("\n".join([header, *rows]) + "\n")
     said = []
     paths = [tmp_path / "a" / "m.csv", tmp_path / "b" / "m.csv"]
@@ -273,14 +273,14 @@ def test_a_set_without_labels_is_said():
 
 
 @pytest.fixture
-def runs(recipe, coloured_manifest, tmp_path):
+def runs(recipe, colored_manifest, tmp_path):
     for seed in (0, 1):
-        fit(recipe(seed=seed, epochs=1), coloured_manifest, tmp_path / f"run{seed}", HERE)
+        fit(recipe(seed=seed, epochs=1), colored_manifest, tmp_path / f"run{seed}", HERE)
     return [tmp_path / "run0", tmp_path / "run1"]
 
 
 @pytest.mark.slow
-def test_an_average_has_the_mean_of_the_weights(runs, coloured_manifest, tmp_path):
+def test_an_average_has_the_mean_of_the_weights(runs, colored_manifest, tmp_path):
     arguments = ["average", *map(str, runs), "-o", str(tmp_path / "mean")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
@@ -292,7 +292,7 @@ def test_an_average_has_the_mean_of_the_weights(runs, coloured_manifest, tmp_pat
     assert contract.provenance["averaged"] == ["run0", "run1"]
     assert contract.calibration is None
     assert contract.measured is None
-    calibrated = CliRunner().invoke(main, ["calibrate", str(tmp_path / "mean"), str(coloured_manifest)])
+    calibrated = CliRunner().invoke(main, ["calibrate", str(tmp_path / "mean"), str(colored_manifest)])
     assert calibrated.exit_code == 0, calibrated.output
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1

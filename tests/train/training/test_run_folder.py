@@ -30,7 +30,7 @@ def recipe(tiny_config):
     return make
 
 
-def test_two_runs_into_one_folder_are_refused(recipe, coloured_manifest, tmp_path):
+def test_two_runs_into_one_folder_are_refused(recipe, colored_manifest, tmp_path):
     holder = "import sys, time; from mineral_train.training.run_folder import _lock; from pathlib import Path\n"
     holder += "file = _lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     (tmp_path / "run").mkdir()
@@ -39,19 +39,19 @@ def test_two_runs_into_one_folder_are_refused(recipe, coloured_manifest, tmp_pat
     ) as process:
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(MineralError, match="another `mineral-train fit` writes to"):
-            fit(recipe(epochs=1), coloured_manifest, tmp_path / "run", HERE)
+            fit(recipe(epochs=1), colored_manifest, tmp_path / "run", HERE)
         process.stdin.close()
-    fit(recipe(epochs=1), coloured_manifest, tmp_path / "run", HERE)
+    fit(recipe(epochs=1), colored_manifest, tmp_path / "run", HERE)
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_what_killed_writes_left_is_removed(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+def test_what_killed_writes_left_is_removed(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     left = [tmp_path / "last" / ".state.safetensors.0123abcd.part", tmp_path / ".checkpoint.0123abcd.part"]
     for folder in left:
         folder.mkdir()
         (folder / ".tmpXYZ").write_bytes(b"half")
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert names == {"model.safetensors", "config.json", "log.csv", "last", "last/state.safetensors"}
 
@@ -60,27 +60,27 @@ def _damage(run):
     (run / "model.safetensors").write_bytes(b"")
 
 
-def test_a_damaged_checkpoint_of_the_last_epoch_is_written_again(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+def test_a_damaged_checkpoint_of_the_last_epoch_is_written_again(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     before = load_checkpoint(tmp_path)[0].state_dict()
     _damage(tmp_path)
     lines = []
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE, say=lines.append)
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE, say=lines.append)
     assert any("is damaged; it is written again" in line for line in lines)
     after = load_checkpoint(tmp_path)[0].state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_a_finished_run_whose_best_weights_are_lost_is_an_error(recipe, coloured_manifest, tmp_path):
-    result = fit(recipe(epochs=9, patience=2, lr=1e-12), coloured_manifest, tmp_path, HERE)
+def test_a_finished_run_whose_best_weights_are_lost_is_an_error(recipe, colored_manifest, tmp_path):
+    result = fit(recipe(epochs=9, patience=2, lr=1e-12), colored_manifest, tmp_path, HERE)
     assert result.best_epoch < result.epochs
     _damage(tmp_path)
     with pytest.raises(DataError, match=r"checkpoint of epoch 1 is damaged.*--restart") as caught:
-        fit(recipe(epochs=9, patience=2, lr=1e-12), coloured_manifest, tmp_path, HERE)
+        fit(recipe(epochs=9, patience=2, lr=1e-12), colored_manifest, tmp_path, HERE)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unfinished_run_goes_on_without_its_damaged_checkpoint(recipe, coloured_manifest, tmp_path):
+def test_an_unfinished_run_goes_on_without_its_damaged_checkpoint(recipe, colored_manifest, tmp_path):
     class Stop(Exception):
         pass
 
@@ -90,10 +90,10 @@ def test_an_unfinished_run_goes_on_without_its_damaged_checkpoint(recipe, colour
 
     config = recipe(epochs=3, lr=1e-12)
     with pytest.raises(Stop):
-        fit(config, coloured_manifest, tmp_path, HERE, on_epoch=stop)
+        fit(config, colored_manifest, tmp_path, HERE, on_epoch=stop)
     _damage(tmp_path)
     lines = []
-    result = fit(config, coloured_manifest, tmp_path, HERE, say=lines.append)
+    result = fit(config, colored_manifest, tmp_path, HERE, say=lines.append)
     assert any("the best of the remaining epochs" in line for line in lines)
     assert result.best_epoch == 3
     load_checkpoint(tmp_path)
@@ -106,7 +106,7 @@ def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path):
     assert torch.equal(load_state(tmp_path / "s.safetensors")[0]["a"], torch.ones(2))
 
 
-def test_nan_in_mid_epoch_leaves_the_last_good_state(recipe, coloured_manifest, tmp_path, monkeypatch):
+def test_nan_in_mid_epoch_leaves_the_last_good_state(recipe, colored_manifest, tmp_path, monkeypatch):
     from mineral_train.training.learner import Learner
 
     step = Learner.step
@@ -117,24 +117,24 @@ def test_nan_in_mid_epoch_leaves_the_last_good_state(recipe, coloured_manifest, 
 
     monkeypatch.setattr(Learner, "step", poisoned)
     with pytest.raises(MineralError, match=r"not finite in epoch 1, step 4 of 4: start again .* lower --lr") as caught:
-        fit(recipe(batch=4), coloured_manifest, tmp_path, replace(HERE, save_every=1))
+        fit(recipe(batch=4), colored_manifest, tmp_path, replace(HERE, save_every=1))
     assert "\n" not in str(caught.value)
     tensors, record = load_state(tmp_path / STATE)
     assert record["progress"]["step"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_nan_at_validation_names_epoch_and_advice(recipe, coloured_manifest, tmp_path, monkeypatch):
+def test_nan_at_validation_names_epoch_and_advice(recipe, colored_manifest, tmp_path, monkeypatch):
     from mineral_train.training import loop
 
     monkeypatch.setattr(loop, "predict_logits", lambda *_, **__: torch.full((12, 4), float("nan")))
     with pytest.raises(MineralError, match=r"validation split is not finite in epoch 1.*--lr"):
-        fit(recipe(), coloured_manifest, tmp_path, HERE)
+        fit(recipe(), colored_manifest, tmp_path, HERE)
 
 
-def test_a_photograph_damaged_during_the_run_costs_no_epoch(recipe, coloured_manifest, tmp_path):
-    shutil.copytree(coloured_manifest.parent, tmp_path / "data")
-    manifest = tmp_path / "data" / coloured_manifest.name
+def test_a_photograph_damaged_during_the_run_costs_no_epoch(recipe, colored_manifest, tmp_path):
+    shutil.copytree(colored_manifest.parent, tmp_path / "data")
+    manifest = tmp_path / "data" / colored_manifest.name
 
     def damage(record):
         (tmp_path / "data" / "5.png").write_bytes(b"not an image")
@@ -149,9 +149,9 @@ def test_a_photograph_damaged_during_the_run_costs_no_epoch(recipe, coloured_man
     assert any("skipped in train:" in line and "5.png" in line for line in lines)
 
 
-def test_validation_photographs_are_decoded_before_the_first_epoch(recipe, coloured_manifest, tmp_path):
-    shutil.copytree(coloured_manifest.parent, tmp_path / "data")
-    manifest = tmp_path / "data" / coloured_manifest.name
+def test_validation_photographs_are_decoded_before_the_first_epoch(recipe, colored_manifest, tmp_path):
+    shutil.copytree(colored_manifest.parent, tmp_path / "data")
+    manifest = tmp_path / "data" / colored_manifest.name
     for number in (17, 18):
         (tmp_path / "data" / f"{number}.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"2 faults: .*17\.png.*18\.png"):
@@ -168,8 +168,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(recipe, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
-def test_files_have_the_mode_of_the_umask(recipe, coloured_manifest, tmp_path):
-    fit(recipe(epochs=1), coloured_manifest, tmp_path, HERE)
+def test_files_have_the_mode_of_the_umask(recipe, colored_manifest, tmp_path):
+    fit(recipe(epochs=1), colored_manifest, tmp_path, HERE)
     (tmp_path / "plain").touch()
     expected = (tmp_path / "plain").stat().st_mode
     assert {p.stat().st_mode for p in (tmp_path / "model.safetensors", tmp_path / STATE)} == {expected}
@@ -178,12 +178,12 @@ def test_files_have_the_mode_of_the_umask(recipe, coloured_manifest, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [3, 18])
 def test_a_worker_that_is_killed_is_one_line_and_the_run_goes_on(
-    recipe, coloured_manifest, tmp_path, monkeypatch, place
+    recipe, colored_manifest, tmp_path, monkeypatch, place
 ):
     """By the system, for want of memory, say; in training and in validation (the 16th image and later)."""
     from mineral_train.data.dataset import PhotoDataset
 
-    whole = fit(recipe(), coloured_manifest, tmp_path / "whole", HERE)
+    whole = fit(recipe(), colored_manifest, tmp_path / "whole", HERE)
     plain = PhotoDataset._decoded
 
     def killed(self, index):
@@ -191,8 +191,8 @@ def test_a_worker_that_is_killed_is_one_line_and_the_run_goes_on(
 
     monkeypatch.setattr(PhotoDataset, "_decoded", killed)
     with pytest.raises(DataError, match="--workers 0, goes on"):
-        fit(recipe(), coloured_manifest, tmp_path / "run", replace(HERE, workers=1))
+        fit(recipe(), colored_manifest, tmp_path / "run", replace(HERE, workers=1))
     assert (tmp_path / "run" / STATE).exists()
     monkeypatch.setattr(PhotoDataset, "_decoded", plain)
-    again = fit(recipe(), coloured_manifest, tmp_path / "run", HERE)
+    again = fit(recipe(), colored_manifest, tmp_path / "run", HERE)
     assert (again.best_epoch, again.best_map) == (whole.best_epoch, whole.best_map)

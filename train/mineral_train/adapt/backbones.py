@@ -43,8 +43,8 @@ SHORT_LIST = (
     "vit_small_patch14_dinov2.lvd142m",
 )
 
-#: Licences that ask for no more than to be named.
-FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
+#: Licenses that ask for no more than to be named.
+FREE_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 
 _LARGEST_SIDE, _OTHERWISE = 384, 224  # pixels; 224 is a multiple of 14 and 16
 _CHECKED = 4
@@ -65,7 +65,7 @@ class Backbone:
     weights: Path | None = None
 
     @property
-    def licence(self) -> str:
+    def license(self) -> str:
         """What timm records of these weights, in lower case; empty if it says nothing."""
         from mineral_train.model.backbones import pretrained_cfg
 
@@ -74,7 +74,7 @@ class Backbone:
     @property
     def is_free(self) -> bool:
         """Whether the weights, and what is made of them, may be used and given away without further conditions."""
-        return self.licence in FREE_LICENCES
+        return self.license in FREE_LICENSES
 
 
 def require_packages() -> None:
@@ -88,8 +88,8 @@ def require_packages() -> None:
         raise DataError(f"--backbone needs the Python package {' and '.join(missing)}: {pip_install('export')}")
 
 
-def licence_warning(backbone: Backbone) -> str:
-    """Say what a licence that is not free means; empty for a free one."""
+def license_warning(backbone: Backbone) -> str:
+    """Say what a license that is not free means; empty for a free one."""
     if backbone.is_free:
         return ""
     terms = {
@@ -97,19 +97,19 @@ def licence_warning(backbone: Backbone) -> str:
         "cc-by-nc-4.0": "non-commercial use only, also of every model made from it",
         "fair-noncommercial-research-license": "research only, no commercial use, also of every model made from it",
     }
-    licence = backbone.licence or "no licence that timm knows of"
-    return f"{backbone.name}: {licence}; {terms.get(licence, 'read its terms before you use or give away the model')}"
+    known = backbone.license or "no license that timm knows of"
+    return f"{backbone.name}: {known}; {terms.get(known, 'read its terms before you use or give away the model')}"
 
 
-def require_licence(backbone: Backbone, *, accepted: bool) -> None:
-    """Refuse a backbone whose licence restricts what is made of it, unless the user accepted that.
+def require_license(backbone: Backbone, *, accepted: bool) -> None:
+    """Refuse a backbone whose license restricts what is made of it, unless the user accepted that.
 
     Raises:
-        DataError: with the licence in words.
+        DataError: with the license in words.
     """
-    warning = licence_warning(backbone)
+    warning = license_warning(backbone)
     if warning and not accepted:
-        raise DataError(f"{warning}; if that suits you: --accept-licence")
+        raise DataError(f"{warning}; if that suits you: --accept-license")
 
 
 def reachable(names: Sequence[str], say: Callable[[str], None]) -> list[Backbone]:
@@ -195,7 +195,7 @@ def _contract(backbone: Backbone, spec: InputSpec, source: str) -> ModelContract
         (0.5,),
         spec,
         name=backbone.name,
-        licence=f"{backbone.licence or 'unknown'} (weights of the backbone, as timm records it)",
+        license=f"{backbone.license or 'unknown'} (weights of the backbone, as timm records it)",
         provenance={
             "backbone": f"{backbone.name} of timm {import_timm().__version__}, frozen",
             "weights": source,

@@ -1,6 +1,6 @@
 """One logistic regression per label on the features, with the old model's answer as one more input.
 
-For a label that the old model knows, its logit is a feature of its own that is hardly penalised: with few photographs
+For a label that the old model knows, its logit is a feature of its own that is hardly penalized: with few photographs
 the new layer is the old one, rescaled; with many it becomes what the photographs say. All of it is linear in the
 features, so it is one layer of the exported graph.
 """
@@ -98,7 +98,7 @@ def fit_head(x: NDArray[np.float32], y: Bools, old: Sequence[tuple[Floats, float
     """
     mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-6
     normal = ((x - mean.astype(np.float32)) / spread.astype(np.float32)).astype(np.float32, copy=False)
-    rows = [_normalised(row, mean, spread) for row in old]
+    rows = [_normalized(row, mean, spread) for row in old]
     weights, bias = np.zeros((len(rows), x.shape[1])), np.where(y.all(axis=0), _CERTAIN, -_CERTAIN)
     for k, row in enumerate(rows):
         if row is not None:
@@ -110,7 +110,7 @@ def fit_head(x: NDArray[np.float32], y: Bools, old: Sequence[tuple[Floats, float
     return Head(weights, bias - weights @ mean)
 
 
-def _normalised(old: tuple[Floats, float] | None, mean: Floats, spread: Floats) -> tuple[Floats, float] | None:
+def _normalized(old: tuple[Floats, float] | None, mean: Floats, spread: Floats) -> tuple[Floats, float] | None:
     """The old layer's row for features of mean 0 and spread 1."""
     return None if old is None else (old[0] * spread, float(old[1] + old[0] @ mean))
 
@@ -125,8 +125,8 @@ def _fit_labels(
     old_weights = np.stack([np.zeros(x.shape[1]) if row is None else row[0] for row in old])
     old_bias = np.array([0.0 if row is None else row[1] for row in old])
     prior = x @ old_weights.T.astype(np.float32) + old_bias.astype(np.float32)  # (N, L)
-    centre, spread = prior.mean(axis=0), np.where(prior.std(axis=0) > 0, prior.std(axis=0), 1.0)
-    inputs = np.where(known, _PRIOR_SCALE * (prior - centre) / spread, 0.0).astype(np.float32)
+    center, spread = prior.mean(axis=0), np.where(prior.std(axis=0) > 0, prior.std(axis=0), 1.0)
+    inputs = np.where(known, _PRIOR_SCALE * (prior - center) / spread, 0.0).astype(np.float32)
     start = np.zeros((y.shape[1], x.shape[1] + 2))
     shown = y.mean(axis=0)
     start[:, -1] = np.log(shown / (1 - shown))
@@ -136,7 +136,7 @@ def _fit_labels(
     with _scipy_on_one_thread():
         found = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options=options).x.reshape(start.shape)
     of_prior = found[:, -2] * _PRIOR_SCALE / spread * known
-    return found[:, :-2] + of_prior[:, None] * old_weights, found[:, -1] + of_prior * (old_bias - centre)
+    return found[:, :-2] + of_prior[:, None] * old_weights, found[:, -1] + of_prior * (old_bias - center)
 
 
 def _scipy_on_one_thread() -> Any:
@@ -157,9 +157,9 @@ class _Objective:
     """Mean log loss plus penalty of all labels, and its gradient.
 
     Attributes:
-        x: (N, C) normalised features.
+        x: (N, C) normalized features.
         y: (N, L).
-        prior: (N, L) the old model's answers, normalised.
+        prior: (N, L) the old model's answers, normalized.
         penalty: of half the squared weights; the bias has none.
     """
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mineral_train.model.normalise import Normalise
+from mineral_train.model.normalize import Normalize
 
 if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
@@ -24,7 +24,7 @@ class FrozenBackbone(nn.Module):
     def __init__(self, backbone: nn.Module, spec: InputSpec) -> None:
         super().__init__()
         self.backbone = backbone
-        self.normalise = Normalise(spec)
+        self.normalize = Normalize(spec)
         self.eval()
         with torch.inference_mode():
             channels = self.features(torch.zeros(1, *spec.shape, dtype=torch.uint8)).shape[1]
@@ -36,7 +36,7 @@ class FrozenBackbone(nn.Module):
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, H, W, 3) uint8 RGB to pooled features (N, C)."""
-        pooled: torch.Tensor = self.backbone(self.normalise(pixels.float().permute(0, 3, 1, 2)))
+        pooled: torch.Tensor = self.backbone(self.normalize(pixels.float().permute(0, 3, 1, 2)))
         return pooled
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

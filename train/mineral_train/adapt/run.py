@@ -51,7 +51,7 @@ _INHERITED = ("backbone", "weights", "features")  # facts about the model whose 
 
 
 @dataclass(frozen=True)
-class LabelledPhotos:
+class LabeledPhotos:
     """What the user has.
 
     Attributes:
@@ -141,7 +141,7 @@ class Result:
         return self.test or self.folds
 
 
-def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None, table: TableFormat) -> LabelledPhotos:
+def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None, table: TableFormat) -> LabeledPhotos:
     """Read a table or a folder of folders; names that mean a label of the old model get its name.
 
     Args:
@@ -162,7 +162,7 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
     merged = merge_identical(rows, labels)
     before = {row.path: frozenset(row.labels) for row in rows}
     changed = sum(before[row.path] != frozenset(row.labels) for row in merged)
-    return LabelledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged))
+    return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged))
 
 
 def split_column(source: Path, table: TableFormat) -> str | None:
@@ -192,7 +192,7 @@ def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[
 
 def fit_candidate(
     base: Path,
-    photos: LabelledPhotos,
+    photos: LabeledPhotos,
     cache: Path,
     *,
     source: str,
@@ -206,7 +206,7 @@ def fit_candidate(
 
     Args:
         base: an ONNX file that ends with one linear layer.
-        photos: the labelled photographs.
+        photos: the labeled photographs.
         cache: folder where features are kept.
         source: what the photographs are, in words.
         group_column: of the table; photographs with one value in it stay in one fold.
@@ -236,13 +236,13 @@ def fit_candidate(
     return Candidate(head, features, is_test, fitted, y, adapted)
 
 
-def finish(chosen: Candidate, reference: Candidate, photos: LabelledPhotos, *, name: str, source: str) -> Result:
+def finish(chosen: Candidate, reference: Candidate, photos: LabeledPhotos, *, name: str, source: str) -> Result:
     """Compare, calibrate and assemble a model; nothing is written.
 
     Args:
         chosen: the layer to deploy.
         reference: holds the old model that it is compared with.
-        photos: the labelled photographs.
+        photos: the labeled photographs.
         name: of the new model.
         source: what the photographs are, in words.
 
@@ -330,7 +330,7 @@ def _compared(
     return Comparison(title, rows, mean, probability_scores(_sigmoid(logits), y[which]))
 
 
-def _contract(chosen: Candidate, photos: LabelledPhotos, figures: Comparison, *, name: str) -> ModelContract:
+def _contract(chosen: Candidate, photos: LabeledPhotos, figures: Comparison, *, name: str) -> ModelContract:
     """The contract, but for thresholds and calibration."""
     head, which = chosen.base, (chosen.is_test if chosen.is_test.any() else chosen.fitted)
     y = chosen.truth[which]

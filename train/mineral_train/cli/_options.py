@@ -88,7 +88,7 @@ def recipe_options(*, shown: bool) -> Decorator:
     return group(
         click.option("--no-pretrained", is_flag=True, help="Start with a random backbone.", hidden=not shown),
         setting("--epochs", "Passes over the training split.", shown=True),
-        setting("--batch", "Images per optimiser step, over all GPUs.", shown=True),
+        setting("--batch", "Images per optimizer step, over all GPUs.", shown=True),
         setting("--lr", "Peak learning rate.", shown=True),
         setting("--accumulate", "Split each GPU's share of a batch to fit its memory.", shown=shown),
         setting("--positive-weight", "Give rare labels more weight in the loss.", recipes.PositiveWeight, shown=shown),
@@ -131,7 +131,7 @@ def run_options(*, shown: bool) -> Decorator:
             type=click.IntRange(0),
             default=0,
             metavar="STEPS",
-            help="Save the state every STEPS optimiser steps. [default: every 5 minutes]",
+            help="Save the state every STEPS optimizer steps. [default: every 5 minutes]",
             hidden=not shown,
         ),
         click.option("--quiet", is_flag=True, help="No progress bar.", hidden=not shown),

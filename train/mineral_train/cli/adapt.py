@@ -1,4 +1,4 @@
-"""`mineral-train adapt`: from labelled photographs to a model of one's own, in minutes and without a GPU."""
+"""`mineral-train adapt`: from labeled photographs to a model of one's own, in minutes and without a GPU."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ _EXIT_INTERRUPTED = 130
     help="Also try frozen features of this timm model and keep the best [repeat]; auto: a short list from timm's hub.",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights file of the one --backbone, without the hub.")
-@click.option("--accept-licence", is_flag=True, help="Use a backbone whose licence restricts the model made from it.")
+@click.option("--accept-license", is_flag=True, help="Use a backbone whose license restricts the model made from it.")
 @click.option(
     "--features", type=click.Path(path_type=Path), help="Folder that keeps features. [default: OUTPUT.features]"
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
 def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
-    """Fit a model to the labelled photographs in SOURCE, starting from the model that comes with the package.
+    """Fit a model to the labeled photographs in SOURCE, starting from the model that comes with the package.
 
     SOURCE is a CSV with columns path and labels, or a folder with one folder of photographs per label (`none` for
     photographs that show none of them). Labels may be any names. The backbone stays as it is and a new last layer is
@@ -92,7 +92,7 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
         raise SystemExit(_EXIT_INTERRUPTED) from None
     best = min(candidates, key=lambda c: c.adapted.log_loss)
     result = adapting.finish(best, candidates[0], photos, name=output.stem, source=source.name)
-    for line in [*_features_table(candidates, best), *_judgement(result)]:
+    for line in [*_features_table(candidates, best), *_judgment(result)]:
         click.echo(line)
     if result.comparison.is_worse and not chosen["force"]:
         raise MineralError(f"{output} was not written: the old model is better on these photographs; --force writes it")
@@ -121,7 +121,7 @@ def _require_usable(output: Path, features: Path) -> None:
         raise DataError(f"--features {features} is a file; name a folder, or delete the file")
 
 
-def _read(source: Path, known: tuple[str, ...], chosen: dict[str, Any]) -> adapting.LabelledPhotos:
+def _read(source: Path, known: tuple[str, ...], chosen: dict[str, Any]) -> adapting.LabeledPhotos:
     table = TableFormat(chosen["path_column"], chosen["labels_column"], chosen["separator"], None, chosen["root"])
     split = chosen["split_column"]
     if split is None:
@@ -133,7 +133,7 @@ def _read(source: Path, known: tuple[str, ...], chosen: dict[str, Any]) -> adapt
 
 
 def _candidates(
-    base: Path, photos: adapting.LabelledPhotos, features: Path, source: Path, chosen: dict[str, Any]
+    base: Path, photos: adapting.LabeledPhotos, features: Path, source: Path, chosen: dict[str, Any]
 ) -> list[adapting.Candidate]:
     """The old model first, then each backbone."""
     tried = _backbones(chosen)
@@ -168,21 +168,21 @@ def _backbones(chosen: dict[str, Any]) -> list[backbones.Backbone]:
         raise DataError(f"no such weights file: {weights}")
     tried = [backbones.Backbone(name, weights) for name in names if name != _AUTO]
     for backbone in tried:
-        warning = backbones.licence_warning(backbone)
-        backbones.require_licence(backbone, accepted=chosen["accept_licence"])
+        warning = backbones.license_warning(backbone)
+        backbones.require_license(backbone, accepted=chosen["accept_license"])
         if warning:
-            click.echo(f"licence of {warning}", err=True)
+            click.echo(f"license of {warning}", err=True)
     if _AUTO in names:
         tried += backbones.reachable(backbones.SHORT_LIST, lambda line: click.echo(line, err=True))
     return tried
 
 
-def _made(backbone: backbones.Backbone, folder: Path, photos: adapting.LabelledPhotos) -> Path:
-    click.echo(f"loading {backbone.name} ({backbone.licence or 'licence unknown'})")
+def _made(backbone: backbones.Backbone, folder: Path, photos: adapting.LabeledPhotos) -> Path:
+    click.echo(f"loading {backbone.name} ({backbone.license or 'license unknown'})")
     return backbones.make_base(backbone, folder, [row.path for row in photos.rows[:4]])
 
 
-def _about(photos: adapting.LabelledPhotos, known: tuple[str, ...]) -> Iterator[str]:
+def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     own = [label for label in photos.labels if label not in known]
     test = sum(row.split == "test" for row in photos.rows)
     yield (
@@ -215,10 +215,10 @@ def _features_table(candidates: list[adapting.Candidate], best: adapting.Candida
         yield (
             f"{head.contract.name[:51]:<52}{candidate.adapted.log_loss:>9.4f}{candidate.mean_ap:>9.3f}{size:>7.0f}{used}"
         )
-    yield f"licence of the model: {best.base.contract.licence or 'not stated'}"
+    yield f"license of the model: {best.base.contract.license or 'not stated'}"
 
 
-def _judgement(result: adapting.Result) -> Iterator[str]:
+def _judgment(result: adapting.Result) -> Iterator[str]:
     if result.left_out:
         yield (
             f"{counted(result.left_out, 'photograph')} not fitted on, because a test photograph shows the same "

@@ -41,7 +41,7 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
     show_default=True,
     help="Shares of train, validation and test.",
 )
-@click.option("--off-centre", is_flag=True, help="Place minerals anywhere in the image, not in its middle.")
+@click.option("--off-center", is_flag=True, help="Place minerals anywhere in the image, not in its middle.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw images.")
 @click.option("--overwrite", is_flag=True, help="Replace the images of an earlier run.")
 def synth(
@@ -52,16 +52,16 @@ def synth(
     max_minerals: int,
     minerals: tuple[str, ...],
     split: tuple[int, int, int],
-    off_centre: bool,
+    off_center: bool,
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Generate labelled synthetic images of specimens into FOLDER.
+    """Generate labeled synthetic images of specimens into FOLDER.
 
     Writes images/, masks/ (one palette PNG per image: value k + 1 where mineral k is seen) and manifest.csv.
     They let you try the pipeline without data; a model trained on them knows nothing about real minerals. To score
-    explanations use --off-centre: if every mineral is in the middle, a map that always points there is right.
+    explanations use --off-center: if every mineral is in the middle, a map that always points there is right.
     """
-    config = SynthConfig(seed, size, max_minerals, minerals, split, off_centre)
+    config = SynthConfig(seed, size, max_minerals, minerals, split, off_center)
     manifest = write_dataset(folder, number, config, workers=workers, overwrite=overwrite, progress=True)
     click.echo(f"{number} synthetic images, not photographs (their metadata says so): {manifest}")

@@ -1,1 +1,1 @@
-"""Labelled images: manifests, folders, duplicates, splits, samples."""
+"""Labeled images: manifests, folders, duplicates, splits, samples."""

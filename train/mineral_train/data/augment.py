@@ -64,7 +64,7 @@ def vary(pixels: Pixels, augment: Augment, spec: InputSpec, rng: np.random.Gener
 
 
 def _jittered(pixels: Pixels, largest: float, rng: np.random.Generator) -> Pixels:
-    """Change contrast about the mean grey, then brightness, each by a factor of 1 - largest to 1 + largest."""
+    """Change contrast about the mean gray, then brightness, each by a factor of 1 - largest to 1 + largest."""
     contrast, brightness = rng.uniform(1 - largest, 1 + largest, 2)
     values = pixels.astype(np.float32)
     mean = values.mean()

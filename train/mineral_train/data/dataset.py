@@ -29,7 +29,7 @@ class PhotoDataset(Dataset[Sample]):
 
     An index from N on is the image `index % N` again, varied in another way: an epoch may draw one several times.
 
-    Normalisation is not done here: the model does it on its own device. Without `augment` the pixels are those of
+    Normalization is not done here: the model does it on its own device. Without `augment` the pixels are those of
     `load_image(path, spec)`, hence those that a deployed model gets.
 
     Args:

@@ -85,7 +85,7 @@ def near_duplicates(thumbs: Pixels, distance: int = MAX_DISTANCE, correlation: f
     Args:
         thumbs: (N, 16, 18, 3) uint8.
         distance: largest number of differing bits of the hashes; -1 finds none.
-        correlation: smallest Pearson correlation of the thumbnails' 864 values. An image of one colour correlates
+        correlation: smallest Pearson correlation of the thumbnails' 864 values. An image of one color correlates
             with none.
     """
     pairs = close_pairs(difference_hashes(thumbs), distance)
@@ -94,7 +94,7 @@ def near_duplicates(thumbs: Pixels, distance: int = MAX_DISTANCE, correlation: f
 
 
 def difference_hashes(thumbs: Pixels) -> NDArray[np.uint64]:
-    """(N,) 64-bit hashes: of 9 × 8 grey cells, whether each is brighter than its left neighbour."""
+    """(N,) 64-bit hashes: of 9 × 8 gray cells, whether each is brighter than its left neighbor."""
     count, height, width, channels = thumbs.shape
     cells = thumbs.reshape(count, height // 2, 2, width // 2, 2, channels).sum((2, 4, 5), dtype=np.int32)
     bits = (cells[:, :, 1:] > cells[:, :, :-1]).reshape(count, 64)
@@ -117,7 +117,7 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int) -> Links:
 def _close_in_piece(hashes: NDArray[np.uint64], low: int, high: int, distance: int) -> NDArray[np.int64]:
     """The close pairs (i, j) whose bits from `low` to `high` are equal, as i × N + j.
 
-    Sorted by that piece, equal ones are neighbours: all are compared at once with their 1st, 2nd, 3rd, ... neighbour.
+    Sorted by that piece, equal ones are neighbors: all are compared at once with their 1st, 2nd, 3rd, ... neighbor.
     """
     piece = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
     order = np.argsort(piece, kind="stable")
@@ -134,17 +134,17 @@ def _close_in_piece(hashes: NDArray[np.uint64], low: int, high: int, distance: i
 
 def _correlations(thumbs: Pixels, pairs: Links) -> NDArray[np.float32]:
     """(P,) Pearson correlations of the thumbnails of each pair."""
-    first, second = (_standardised(thumbs[side]) for side in pairs.T)
+    first, second = (_standardized(thumbs[side]) for side in pairs.T)
     correlations: NDArray[np.float32] = (first * second).sum(axis=1)
     return correlations
 
 
-def _standardised(thumbs: Pixels) -> NDArray[np.float32]:
-    """(P, V) values with mean 0 and norm 1; all 0 where an image has one colour."""
+def _standardized(thumbs: Pixels) -> NDArray[np.float32]:
+    """(P, V) values with mean 0 and norm 1; all 0 where an image has one color."""
     values = thumbs.reshape(len(thumbs), math.prod(thumbs.shape[1:])).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(values).sum(axis=1, keepdims=True))
-    np.divide(values, norm, out=values, where=norm > 1)  # under 1, no value differs by a grey level
+    np.divide(values, norm, out=values, where=norm > 1)  # under 1, no value differs by a gray level
     values[norm[:, 0] <= 1] = 0
     return values
 

@@ -1,4 +1,4 @@
-"""Rows from labelled images as people keep them: one folder per mineral, or a table of their own.
+"""Rows from labeled images as people keep them: one folder per mineral, or a table of their own.
 
 The public download of the paper's photographs (Zeng et al. 2021, Minerals 11, 506) is 36 folders with a mineral's
 name each; an image of several minerals lies in several of them, byte for byte the same.

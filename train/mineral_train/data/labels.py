@@ -1,4 +1,4 @@
-"""Names of labels: the label set of a model, its checks, and the nearest name to a misspelt one."""
+"""Names of labels: the label set of a model, its checks, and the nearest name to a misspelled one."""
 
 from __future__ import annotations
 

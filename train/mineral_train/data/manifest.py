@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Labelled photographs and the names of their L labels, in the order of a model's outputs."""
+    """Labeled photographs and the names of their L labels, in the order of a model's outputs."""
 
     rows: tuple[Row, ...]
     labels: tuple[str, ...]

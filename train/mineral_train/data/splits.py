@@ -51,7 +51,7 @@ def stratified_split(
 
 
 def fractions_of(shares: Sequence[float]) -> NDArray[np.float64]:
-    """Normalise shares of training, validation and test to a sum of 1, (3,).
+    """Normalize shares of training, validation and test to a sum of 1, (3,).
 
     Raises:
         DataError: if they are not three, one is negative, or that of training is 0.
@@ -68,8 +68,8 @@ def fractions_of(shares: Sequence[float]) -> NDArray[np.float64]:
 
 def _group_counts(targets: NDArray[np.bool_], group_of: NDArray[np.intp]) -> NDArray[np.float64]:
     """(G, L + 2): of each group, the images with each label, those with none, and all."""
-    unlabelled = ~targets.any(axis=1, keepdims=True)
-    kinds = np.concatenate([targets, unlabelled, np.ones_like(unlabelled)], axis=1)
+    unlabeled = ~targets.any(axis=1, keepdims=True)
+    kinds = np.concatenate([targets, unlabeled, np.ones_like(unlabeled)], axis=1)
     counts = np.zeros((int(group_of.max(initial=-1)) + 1, kinds.shape[1]))
     np.add.at(counts, group_of, kinds)
     return counts

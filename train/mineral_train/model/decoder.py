@@ -106,7 +106,7 @@ class Attention(nn.Module):
 
 
 def _xavier(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer initialised as Query2Label's (and DETR's): Xavier, biases zero."""
+    """A linear layer initialized as Query2Label's (and DETR's): Xavier, biases zero."""
     linear = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -49,8 +49,8 @@ class StageFusion(nn.Module):
 class StageTokens(nn.Module):
     """Concatenate feature maps of several resolutions to tokens on the grid of the middle one.
 
-    A backbone's last layers keep what tells its pretraining's classes apart; colour and texture, by which minerals
-    differ, are still to be had from the stages below. Each channel is standardised (BatchNorm without scale and
+    A backbone's last layers keep what tells its pretraining's classes apart; color and texture, by which minerals
+    differ, are still to be had from the stages below. Each channel is standardized (BatchNorm without scale and
     shift), because the stages' magnitudes differ by more than a head's learning rate makes good.
 
     Args:
@@ -59,6 +59,7 @@ class StageTokens(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
+        # Files of weights have the name `standardise`.
         self.standardise = nn.ModuleList(nn.BatchNorm2d(c, affine=False) for c in channels)
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:

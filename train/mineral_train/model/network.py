@@ -40,7 +40,7 @@ __all__ = [
 
 
 class MineralNet(nn.Module):
-    """The whole network, normalised images (N, 3, H, W) to logits (N, L); tokens stand between its two halves.
+    """The whole network, normalized images (N, 3, H, W) to logits (N, L); tokens stand between its two halves.
 
     The parts are sub-modules in the order of the data. Which of them work depends on `config.method`:
 
@@ -107,7 +107,7 @@ class MineralNet(nn.Module):
         """Compute the tokens: the backbone's features after its last norm (or stages), without class tokens.
 
         Args:
-            x: (N, 3, image_size, image_size) float, normalised as `input_spec` says.
+            x: (N, 3, image_size, image_size) float, normalized as `input_spec` says.
 
         Returns:
             Tokens (N, T, C), row-major over `layout.grid`.
@@ -182,7 +182,7 @@ def build_model(config: ModelConfig, *, pretrained: bool | Path = False, seed: i
 
 
 def input_spec(config: ModelConfig) -> InputSpec:
-    """How an image becomes this model's input: the normalisation and filter that its backbone was pretrained with."""
+    """How an image becomes this model's input: the normalization and filter that its backbone was pretrained with."""
     return input_spec_of(config.backbone, config.image_size)
 
 

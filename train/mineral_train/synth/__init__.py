@@ -1,4 +1,4 @@
-"""Labelled images of minerals without a camera: `generate` draws one, `write_dataset` a folder of them.
+"""Labeled images of minerals without a camera: `generate` draws one, `write_dataset` a folder of them.
 
 For trying the pipeline with no data, for tests, and for scoring explanations against known places. Every file says
 in its metadata that it is synthetic; a model trained on them knows nothing about real minerals.

@@ -62,7 +62,7 @@ def generate(
     *,
     max_minerals: int = 3,
     minerals: Sequence[str] = MINERALS,
-    off_centre: bool = False,
+    off_center: bool = False,
 ) -> Specimen:
     """Image `index` of the endless series `seed`; it depends on these arguments and on nothing else.
 
@@ -75,7 +75,7 @@ def generate(
         size: width and height, pixels, at least 32.
         max_minerals: at most this many labels, 1 to 6.
         minerals: which may occur, names of `MINERALS`.
-        off_centre: the minerals anywhere in the image, also cut by its edge, and the rock somewhere else. By default
+        off_center: the minerals anywhere in the image, also cut by its edge, and the rock somewhere else. By default
             they are on the rock in the middle, where photographers put them, and where a map of what a model looks at
             is right without knowing anything.
 
@@ -87,8 +87,8 @@ def generate(
     chosen = _choose(index, seed, max_minerals, minerals, rng)
     light = Light.from_direction(np.array([rng.uniform(-0.9, 0.9), rng.uniform(-1.1, -0.4), rng.uniform(0.7, 1.2)]))
     canvas = _backdrop(size, rng)
-    _rock(canvas, *(_place_anywhere(size, rng) if off_centre else _place_in_the_middle(size, rng)), light, rng)
-    sites = (_sites_anywhere if off_centre else _sites_around_the_middle)(len(chosen), size, rng)
+    _rock(canvas, *(_place_anywhere(size, rng) if off_center else _place_in_the_middle(size, rng)), light, rng)
+    sites = (_sites_anywhere if off_center else _sites_around_the_middle)(len(chosen), size, rng)
     mask = np.zeros((size, size), np.uint8)
     for mineral, site in zip(chosen, sites, strict=True):
         _place(canvas, mask, mineral, site, light, rng)
@@ -186,11 +186,11 @@ def _cast_shadow(canvas: Floats, cover: Bytes, light: Light, height: float) -> N
 
 def _backdrop(size: int, rng: np.random.Generator) -> Floats:
     """(size, size, 3): paper, cloth or board, lit from one side."""
-    colour = np.array(_BACKDROPS[rng.integers(len(_BACKDROPS))]) * rng.normal(1, 0.08) + rng.normal(0, 4, 3)
+    color = np.array(_BACKDROPS[rng.integers(len(_BACKDROPS))]) * rng.normal(1, 0.08) + rng.normal(0, 4, 3)
     rise = np.linspace(-1, 1, size, dtype=np.float32)
     fall = 1 + rng.uniform(-0.18, 0.18) * rise[:, None] + rng.uniform(-0.18, 0.18) * rise[None, :]
     fall = fall + rng.uniform(0, 0.06) * noise(size, rng, size / rng.uniform(4, 30))
-    cloth: Floats = np.clip(fall[..., None] * colour, 4, 250).astype(np.float32)
+    cloth: Floats = np.clip(fall[..., None] * color, 4, 250).astype(np.float32)
     return cloth
 
 
@@ -215,9 +215,9 @@ def _rock(canvas: Floats, middle: Doubles, reach: float, light: Light, rng: np.r
     lamp = np.clip(slopes(height + size * 0.004 * grain) @ light.direction, 0, 1)
     cover = radius < 1
     _cast_shadow(canvas, (cover * np.uint8(255)), light, size * 0.04)
-    colour = np.array(_ROCKS[rng.integers(len(_ROCKS))]) * rng.normal(1, 0.1) + rng.normal(0, 4, 3)
+    color = np.array(_ROCKS[rng.integers(len(_ROCKS))]) * rng.normal(1, 0.1) + rng.normal(0, 4, 3)
     texture = (0.38 + 0.62 * lamp) * (1 + 0.08 * grain + 0.1 * noise(size, rng, size / 7))
-    canvas[cover] = texture[cover][:, None] * colour.astype(np.float32)
+    canvas[cover] = texture[cover][:, None] * color.astype(np.float32)
 
 
 def _visible(mask: Bytes) -> tuple[str, ...]:

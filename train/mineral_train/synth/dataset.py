@@ -45,7 +45,7 @@ class SynthConfig:
         max_minerals: most labels in an image.
         minerals: which may occur.
         split: parts of train, validation and test.
-        off_centre: minerals anywhere in the image.
+        off_center: minerals anywhere in the image.
     """
 
     seed: int = 0
@@ -53,7 +53,7 @@ class SynthConfig:
     max_minerals: int = 3
     minerals: tuple[str, ...] = MINERALS
     split: tuple[int, int, int] = (18, 1, 1)
-    off_centre: bool = False
+    off_center: bool = False
 
 
 def write_dataset(
@@ -180,7 +180,7 @@ def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
         config.size,
         max_minerals=config.max_minerals,
         minerals=config.minerals,
-        off_centre=config.off_centre,
+        off_center=config.off_center,
     )
     name = f"{index:06d}"
     note = f"Synthetic picture, not a photograph (seed {config.seed}, number {index}): {', '.join(specimen.labels)}"
@@ -193,9 +193,9 @@ def _write_one(root: Path, config: SynthConfig, index: int) -> tuple[str, ...]:
 
 
 def _write_mask(path: Path, mask: Bytes, note: str) -> None:
-    """A palette PNG whose colours are the minerals' own, so that any viewer shows it sensibly."""
+    """A palette PNG whose colors are the minerals' own, so that any viewer shows it sensibly."""
     image = Image.frombytes("P", (mask.shape[1], mask.shape[0]), mask.tobytes())
-    image.putpalette([0, 0, 0] + [c for mineral in MINERALS for c in LOOKS[mineral].colours[0]])
+    image.putpalette([0, 0, 0] + [c for mineral in MINERALS for c in LOOKS[mineral].colors[0]])
     text = PngInfo()
     text.add_text("Description", note)
     text.add_text("Software", SOFTWARE)

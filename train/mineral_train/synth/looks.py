@@ -1,8 +1,8 @@
 """What each of the 36 minerals looks like: the one table that the generator draws from.
 
-Colours, habits and lustres are those of the standard descriptions (Anthony et al., Handbook of Mineralogy; Klein
+Colors, habits and lusters are those of the standard descriptions (Anthony et al., Handbook of Mineralogy; Klein
 and Dutrow, Manual of Mineral Science), narrowed to the variety that collectors photograph most. A mineral that has
-many colours in nature (fluorite, beryl, quartz) keeps one or two here, so that colour and habit together tell all
+many colors in nature (fluorite, beryl, quartz) keeps one or two here, so that color and habit together tell all
 36 apart: these are cartoons for testing a pipeline, not training data for real photographs.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 #: The solid of one crystal (`solids.planes_of`), or a surface without faces (`surfaces.rounded`).
 Form = Literal[
@@ -22,8 +22,8 @@ Form = Literal[
 ]  # fmt: skip
 #: How the crystals of one group stand: anyhow, grown outwards from the rock, sprayed from a point, leaf on leaf.
 Growth = Literal["scattered", "druse", "spray", "stack"]
-Lustre = Literal["metallic", "adamantine", "vitreous", "resinous", "pearly", "silky", "waxy"]
-#: Where `second` shows: nowhere, in bands, from one end of the crystal to the other, as tarnish, as play of colour.
+Luster = Literal["metallic", "adamantine", "vitreous", "resinous", "pearly", "silky", "waxy"]
+#: Where `second` shows: nowhere, in bands, from one end of the crystal to the other, as tarnish, as play of color.
 Pattern = Literal["plain", "banded", "axial", "tarnished", "opalescent"]
 
 
@@ -33,29 +33,29 @@ class Look:
 
     Attributes:
         note: the mineral in words, as a field guide would put it.
-        colours: sRGB, the varieties; one group of crystals has one of them.
+        colors: sRGB, the varieties; one group of crystals has one of them.
         form: the shape of one crystal.
-        lustre: how light comes back from a face.
+        luster: how light comes back from a face.
         growth: how crystals stand together.
         opacity: 1 hides what is behind, 0.4 is clear glass.
         crystals: fewest and most in a group.
         elongation: shortest and longest ratio of length along the crystal's axis to its width.
         striae: lines across one face, 0 for smooth faces.
-        pattern: where the second colour shows.
+        pattern: where the second color shows.
         second: sRGB of the bands, of the other end, of the tarnish.
     """
 
     note: str
-    colours: tuple[Colour, ...]
+    colors: tuple[Color, ...]
     form: Form
-    lustre: Lustre
+    luster: Luster
     growth: Growth = "scattered"
     opacity: float = 1.0
     crystals: tuple[int, int] = (8, 14)
     elongation: tuple[float, float] = (1.0, 1.0)
     striae: float = 0.0
     pattern: Pattern = "plain"
-    second: Colour = (255, 255, 255)
+    second: Color = (255, 255, 255)
 
 
 LOOKS: dict[str, Look] = {
@@ -125,7 +125,7 @@ LOOKS: dict[str, Look] = {
         ((128, 66, 190), (112, 72, 202)), "cube", "vitreous", opacity=0.78, crystals=(5, 9),
     ),
     "galena": Look(
-        "lead-grey cubes with corners cut, mirror-bright",
+        "lead-gray cubes with corners cut, mirror-bright",
         ((128, 136, 152),), "cuboctahedron", "metallic", crystals=(6, 10),
     ),
     "gold": Look(
@@ -137,7 +137,7 @@ LOOKS: dict[str, Look] = {
         ((248, 202, 196), (248, 212, 204)), "cube", "vitreous", opacity=0.82, crystals=(7, 11),
     ),
     "hematite": Look(
-        "kidney ore, dark red-grey shining botryoids",
+        "kidney ore, dark red-gray shining botryoids",
         ((110, 52, 50), (98, 46, 48)), "botryoidal", "metallic", crystals=(16, 28),
     ),
     "magnetite": Look(
@@ -154,7 +154,7 @@ LOOKS: dict[str, Look] = {
         ((206, 204, 160),), "spear", "metallic", "spray", crystals=(16, 26), elongation=(1.6, 2.4),
     ),
     "opal": Look(
-        "milky mass with a play of all colours",
+        "milky mass with a play of all colors",
         ((222, 230, 236),), "nugget", "waxy", crystals=(1, 2), pattern="opalescent",
     ),
     "orpiment": Look(
@@ -167,7 +167,7 @@ LOOKS: dict[str, Look] = {
         ((206, 180, 104),), "cube", "metallic", crystals=(4, 8), striae=7.0,
     ),
     "quartz": Look(
-        "colourless six-sided prisms with pyramid ends",
+        "colorless six-sided prisms with pyramid ends",
         ((232, 238, 244),), "hexagonal-pointed", "vitreous", "druse", opacity=0.62, crystals=(7, 12),
         elongation=(2.2, 3.4),
     ),
@@ -194,7 +194,7 @@ LOOKS: dict[str, Look] = {
         ((156, 74, 18), (138, 62, 16)), "tetrahedron", "resinous", opacity=0.93, crystals=(8, 13),
     ),
     "stibnite": Look(
-        "steel-grey sprays of long needles, striated lengthwise",
+        "steel-gray sprays of long needles, striated lengthwise",
         ((146, 152, 166),), "monoclinic-prism", "metallic", "spray", crystals=(30, 44), elongation=(9.0, 13.0),
         striae=2.0,
     ),
@@ -204,7 +204,7 @@ LOOKS: dict[str, Look] = {
         elongation=(1.5, 1.9),
     ),
     "topaz": Look(
-        "sherry-coloured rhombic prisms with a domed end",
+        "sherry-colored rhombic prisms with a domed end",
         ((250, 204, 160), (246, 196, 148)), "rhombic-domed", "vitreous", "druse", opacity=0.75, crystals=(4, 7),
         elongation=(1.6, 2.3),
     ),
@@ -214,7 +214,7 @@ LOOKS: dict[str, Look] = {
         elongation=(0.12, 0.18),
     ),
     "wulfenite": Look(
-        "orange-red thin square plates with bevelled edges",
+        "orange-red thin square plates with beveled edges",
         ((244, 104, 10), (238, 88, 10)), "square-plate", "adamantine", opacity=0.88, crystals=(9, 15),
         elongation=(0.12, 0.2),
     ),

@@ -1,4 +1,4 @@
-"""Light on a surface: from normals and a mineral's lustre to colour."""
+"""Light on a surface: from normals and a mineral's luster to color."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from mineral_train.synth.surfaces import noise
 
 if TYPE_CHECKING:
-    from mineral_train.synth.looks import Look, Lustre
+    from mineral_train.synth.looks import Look, Luster
     from mineral_train.synth.solids import Doubles, Floats
     from mineral_train.synth.surfaces import Surface
 
@@ -37,7 +37,7 @@ class Light:
 
 @dataclass(frozen=True)
 class _Gloss:
-    """Blinn-Phong terms of one lustre; `mirror` is how far the reflected room shows, `tinted` colours highlights."""
+    """Blinn-Phong terms of one luster; `mirror` is how far the reflected room shows, `tinted` colors highlights."""
 
     sky: float
     lamp: float
@@ -48,7 +48,7 @@ class _Gloss:
     tinted: bool = False
 
 
-_GLOSS: dict[Lustre, _Gloss] = {
+_GLOSS: dict[Luster, _Gloss] = {
     "metallic": _Gloss(0.46, 0.52, 0.75, 10, 0.24, 0.10, tinted=True),
     "adamantine": _Gloss(0.50, 0.62, 0.85, 22, 0.16, 0.20),
     "vitreous": _Gloss(0.52, 0.64, 0.55, 34, 0.07, 0.18),
@@ -60,7 +60,7 @@ _GLOSS: dict[Lustre, _Gloss] = {
 
 
 def shade(surface: Surface, look: Look, light: Light, under: Floats, rng: np.random.Generator) -> Floats:
-    """The colour of every covered pixel.
+    """The color of every covered pixel.
 
     Args:
         surface: P covered pixels.
@@ -72,15 +72,15 @@ def shade(surface: Surface, look: Look, light: Light, under: Floats, rng: np.ran
     Returns:
         (P, 3) float32, about 0..255.
     """
-    gloss = _GLOSS[look.lustre]
+    gloss = _GLOSS[look.luster]
     body = _body(surface, look, rng)
     normal = surface.normal
     lit = gloss.sky + gloss.lamp * np.clip(normal @ light.direction, 0, 1) + gloss.mirror * _room(normal)
     lit *= surface.tone * (1 + 0.16 * surface.line)
     shine = gloss.highlight * np.clip(normal @ light.halfway, 0, 1) ** gloss.sharpness + gloss.edge * surface.edge
     glow = body * 0.6 + 102 if gloss.tinted else np.full_like(body, 255)
-    colour: Floats = _through(body * lit[:, None], body, look, normal, under) + shine[:, None] * glow
-    return colour
+    color: Floats = _through(body * lit[:, None], body, look, normal, under) + shine[:, None] * glow
+    return color
 
 
 def _room(normal: Floats) -> Floats:
@@ -101,13 +101,13 @@ def _through(solid: Floats, body: Floats, look: Look, normal: Floats, under: Flo
 
 
 def _body(surface: Surface, look: Look, rng: np.random.Generator) -> Floats:
-    """(P, 3) the mineral's own colour before light."""
-    variety = np.array(look.colours[rng.integers(len(look.colours))], np.float64)
+    """(P, 3) the mineral's own color before light."""
+    variety = np.array(look.colors[rng.integers(len(look.colors))], np.float64)
     base = np.clip(variety * rng.normal(1.0, 0.05) * rng.normal(1.0, 0.02, 3), 0, 255).astype(np.float32)
     if look.pattern == "plain":
         return np.broadcast_to(base, (len(surface.rows), 3))
     if look.pattern == "opalescent":
-        return _play_of_colour(surface, base, rng)
+        return _play_of_color(surface, base, rng)
     share = _PATTERNS[look.pattern](surface, rng)[:, None]
     mixed: Floats = base + share * (np.array(look.second, np.float32) - base)
     return mixed
@@ -122,7 +122,7 @@ def _bands(surface: Surface, rng: np.random.Generator) -> Floats:
 
 
 def _ends(surface: Surface, rng: np.random.Generator) -> Floats:
-    """From the first colour at one end to the second at the other, with a clear border between."""
+    """From the first color at one end to the second at the other, with a clear border between."""
     ends: Floats = np.clip((rng.uniform(0.42, 0.58) - surface.zone) * 5 + 0.5, 0, 1)
     return ends
 
@@ -137,8 +137,8 @@ def _tarnish(surface: Surface, rng: np.random.Generator) -> Floats:
 _PATTERNS = {"banded": _bands, "axial": _ends, "tarnished": _tarnish}
 
 
-def _play_of_colour(surface: Surface, base: Floats, rng: np.random.Generator) -> Floats:
-    """Patches of pure colour that come and go in a milky body, as in precious opal."""
+def _play_of_color(surface: Surface, base: Floats, rng: np.random.Generator) -> Floats:
+    """Patches of pure color that come and go in a milky body, as in precious opal."""
     size = int(max(surface.rows.max(), surface.columns.max())) + 1
     place = (surface.rows, surface.columns)
     hue = np.floor(6 * noise(size, rng, size / 20)[place] + 6 * surface.zone) * 1.1

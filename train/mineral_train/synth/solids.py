@@ -1,6 +1,6 @@
 """Crystals as the intersection of half-spaces, the way crystallography describes them (Wulff's construction).
 
-A form is a set of faces, each a normal and a distance from the centre; the crystal is what all of them leave. Moving
+A form is a set of faces, each a normal and a distance from the center; the crystal is what all of them leave. Moving
 the distances a little gives the unequal faces of a grown crystal, with every angle still right.
 """
 
@@ -128,7 +128,7 @@ def _perpendicular(normal: Doubles) -> Doubles:
 
 
 def _stria_direction(normal: Doubles) -> Doubles:
-    """Along the axis on a prism's faces; on a cube each face's lines stand across its neighbours', as in pyrite."""
+    """Along the axis on a prism's faces; on a cube each face's lines stand across its neighbors', as in pyrite."""
     steepest = int(np.abs(normal).argmax())
     cubic = abs(normal[steepest]) > 0.999
     direction: Doubles = np.eye(3)[(steepest + 1) % 3 if cubic else 2]

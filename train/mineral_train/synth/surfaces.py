@@ -31,8 +31,8 @@ class Site:
     """Where a group grows.
 
     Attributes:
-        x: centre, pixels.
-        y: centre, pixels.
+        x: center, pixels.
+        y: center, pixels.
         radius: of the whole group, pixels.
         size: of the square image, pixels.
     """
@@ -81,7 +81,7 @@ class _Crystal:
     `frame` (3, 3) has the crystal's own axes as rows, in the image; `half` is half its width, pixels.
     """
 
-    centre: Doubles
+    center: Doubles
     frame: Doubles
     half: float
     elongation: float
@@ -93,11 +93,11 @@ class _Faces:
     """What shading needs per face (F, ...), looked up by the face's number in the image.
 
     `axis` and `across` turn an offset in pixels into the place along the crystal and across the striae; `zone` is
-    the place of the face's centre along the crystal, -1..1.
+    the place of the face's center along the crystal, -1..1.
     """
 
     normal: Floats
-    centre: Floats
+    center: Floats
     axis: Floats
     across: Floats
     zone: Floats
@@ -125,7 +125,7 @@ def _draw(
 ) -> _Faces:
     """Paint every face that looks at the viewer with its number, counted from `first`."""
     local = solid.stretched(crystal.elongation)
-    points = local @ crystal.frame * crystal.half + crystal.centre
+    points = local @ crystal.frame * crystal.half + crystal.center
     spokes = points[solid.spokes]
     normal = _units(np.cross(spokes[:, 1] - spokes[:, 0], spokes[:, 2] - spokes[:, 0]))
     shown = np.flatnonzero(normal[:, 2] > 0.02)
@@ -134,14 +134,14 @@ def _draw(
         pens[0].polygon(outline, fill=number)
         pens[1].polygon(outline, fill=0, outline=255)
     length = np.abs(local[:, 2]).max()
-    centre = solid.means[shown] @ points
+    center = solid.means[shown] @ points
     columns = (
         normal[shown],
-        centre,
+        center,
         np.tile(crystal.frame[2] / (crystal.half * length), (len(shown), 1)),
         np.cross(normal[shown], solid.striae[shown] @ crystal.frame) / crystal.half,
         solid.means[shown] @ local[:, 2] / length,
-        np.linalg.norm(spokes[shown] - centre[:, None], axis=2).max(axis=1) + 1e-6,
+        np.linalg.norm(spokes[shown] - center[:, None], axis=2).max(axis=1) + 1e-6,
         np.full(len(shown), tone),
     )
     return _Faces(*(column.astype(np.float32) for column in columns))
@@ -155,12 +155,12 @@ def _looked_up(look: Look, numbers: NDArray[np.int32], edges: Bytes, faces: _Fac
     """From face numbers (H, W) to the surface of every covered pixel."""
     rows, columns = np.nonzero(numbers)
     face = numbers[rows, columns] - 1
-    normal, centre = faces.normal[face], faces.centre[face]
+    normal, center = faces.normal[face], faces.center[face]
     offset = np.empty_like(normal)
-    offset[:, 0], offset[:, 1] = columns - centre[:, 0], rows - centre[:, 1]
+    offset[:, 0], offset[:, 1] = columns - center[:, 0], rows - center[:, 1]
     # The face's plane gives the depth.
     offset[:, 2] = -(normal[:, 0] * offset[:, 0] + normal[:, 1] * offset[:, 1]) / normal[:, 2]
-    # Faces are a little domed: a perfectly flat one has a single colour, which no crystal has.
+    # Faces are a little domed: a perfectly flat one has a single color, which no crystal has.
     domed = normal + offset * (0.25 / faces.reach[face])[:, None]
     zone = 0.5 + 0.5 * (faces.zone[face] + _dot(offset, faces.axis[face]))
     line = np.sin(np.float32(np.pi * look.striae) * _dot(offset, faces.across[face]))
@@ -198,8 +198,8 @@ def _druse(look: Look, site: Site, count: int, rng: np.random.Generator) -> list
         long = rng.uniform(*look.elongation)
         half = site.radius * rng.uniform(0.65, 1.0) / np.sqrt(count * long / 1.6)
         frame = _frame(_unit(lean), rng.uniform(0, 2 * np.pi))
-        centre = _at(site, x, y) + frame[2] * half * long * 0.35
-        crystals.append(_Crystal(centre, frame, half, long, float(y - np.hypot(x, y))))
+        center = _at(site, x, y) + frame[2] * half * long * 0.35
+        crystals.append(_Crystal(center, frame, half, long, float(y - np.hypot(x, y))))
     return crystals
 
 
@@ -212,9 +212,9 @@ def _spray(look: Look, site: Site, count: int, rng: np.random.Generator) -> list
         axis = _unit(np.array([np.cos(turn), np.sin(turn), rng.uniform(0.0, 0.7)]))
         long = rng.uniform(*look.elongation)
         length = site.radius * rng.uniform(0.38, 0.55)
-        centre = _at(site, 0, 0) + root + axis * length * 0.9
+        center = _at(site, 0, 0) + root + axis * length * 0.9
         frame = _frame(axis, rng.uniform(0, 2 * np.pi))
-        crystals.append(_Crystal(centre, frame, length / long, long, float(axis[2])))
+        crystals.append(_Crystal(center, frame, length / long, long, float(axis[2])))
     return crystals
 
 
@@ -301,20 +301,20 @@ def _botryoidal(look: Look, site: Site, rng: np.random.Generator) -> Surface:
     zone, tone = np.zeros_like(grid), np.ones_like(grid)
     for x, y in _disc(count, rng, reach=0.78):
         radius = site.radius * rng.uniform(0.2, 0.34)
-        centre = _at(site, x, y)
-        centre[2] = site.radius * (0.5 - 0.5 * float(np.hypot(x, y)))
-        _bulge(grid, zone, tone, centre, radius, float(rng.normal(1.0, 0.05)))
+        center = _at(site, x, y)
+        center[2] = site.radius * (0.5 - 0.5 * float(np.hypot(x, y)))
+        _bulge(grid, zone, tone, center, radius, float(rng.normal(1.0, 0.05)))
     return _from_height(grid, grid > 0, zone, tone)
 
 
-def _bulge(height: Floats, zone: Floats, tone: Floats, centre: Doubles, radius: float, shade: float) -> None:
+def _bulge(height: Floats, zone: Floats, tone: Floats, center: Doubles, radius: float, shade: float) -> None:
     """Raise a sphere above what is there, in place; what of it is outside the image is left out."""
-    left, top = (max(0, int(c - radius)) for c in centre[:2])
-    right, bottom = (min(len(height), max(0, int(c + radius) + 2)) for c in centre[:2])
+    left, top = (max(0, int(c - radius)) for c in center[:2])
+    right, bottom = (min(len(height), max(0, int(c + radius) + 2)) for c in center[:2])
     window = np.s_[top:bottom, left:right]
     rows, columns = np.mgrid[window]
-    squared = ((rows - centre[1]) ** 2 + (columns - centre[0]) ** 2) / radius**2
-    dome = centre[2] + radius * np.sqrt(np.clip(1 - squared, 0, 1)) + 1
+    squared = ((rows - center[1]) ** 2 + (columns - center[0]) ** 2) / radius**2
+    dome = center[2] + radius * np.sqrt(np.clip(1 - squared, 0, 1)) + 1
     above = (squared < 1) & (dome > height[window])
     height[window][above] = dome[above]
     zone[window][above] = np.sqrt(squared[above])
@@ -401,10 +401,10 @@ def slopes(height: Floats) -> Floats:
     return normals
 
 
-def polar(size: int, centre: Doubles, radius: float, rng: np.random.Generator, roughness: float) -> Floats:
-    """(size, size): distance from the centre over the radius of an irregular outline, 1 on the outline."""
+def polar(size: int, center: Doubles, radius: float, rng: np.random.Generator, roughness: float) -> Floats:
+    """(size, size): distance from the center over the radius of an irregular outline, 1 on the outline."""
     rows, columns = np.ogrid[:size, :size]
-    dx, dy = (columns - centre[0]).astype(np.float32), (rows - centre[1]).astype(np.float32)
+    dx, dy = (columns - center[0]).astype(np.float32), (rows - center[1]).astype(np.float32)
     turns = np.linspace(0, 2 * np.pi, 2049)
     waves = sum(rng.normal(0, roughness / k) * np.cos(k * turns + rng.uniform(0, 2 * np.pi)) for k in range(2, 8))
     angle = np.arctan2(dy, dx) * (2048 / (2 * np.pi)) + 1024

@@ -1,1 +1,1 @@
-"""Training: recipe, loop, losses, optimiser, checkpoints."""
+"""Training: recipe, loop, losses, optimizer, checkpoints."""

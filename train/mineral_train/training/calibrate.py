@@ -1,4 +1,4 @@
-"""Calibrate a checkpoint or an ONNX file on labelled images: fit a map, put it into the model, describe it.
+"""Calibrate a checkpoint or an ONNX file on labeled images: fit a map, put it into the model, describe it.
 
 The map becomes part of the last layer of a checkpoint (`fold_calibration`) or of an ONNX file's graph, so that every
 export, engine and precision of the model has it. This module needs no torch; what a checkpoint needs is imported when
@@ -106,7 +106,7 @@ def calibrate_onnx(
 
     Args:
         path: of the file.
-        rows: the labelled images.
+        rows: the labeled images.
         truth: (N, L) of the rows.
         dataset: what the images are, in words.
         target: where to write; None for `path`.

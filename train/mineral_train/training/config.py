@@ -59,12 +59,12 @@ class TrainConfig:
         flip: probability of the mirror image.
         crop: smallest share of an image's area that a random crop keeps, 1 = the whole image, as in the paper.
         jitter: largest relative change of brightness and of contrast, each the same for all channels, so that the hue
-            stays: colour tells many minerals apart.
+            stays: color tells many minerals apart.
         train_size: height and width of training images where they are smaller than the model's input, 0 = as large
             (Touvron et al. 2019: objects look larger after a random crop, which a smaller training size makes good;
             a step costs less, too). For CNNs that pool.
         epochs: passes over the training split.
-        batch: images of one optimiser step, over all processes and pieces.
+        batch: images of one optimizer step, over all processes and pieces.
         accumulate: pieces into which a process cuts its share of a batch, to fit its memory.
         lr: peak learning rate of the backbone's last layer.
         head_lr: the learning rate of everything after the backbone, as a multiple of `lr`.
@@ -83,7 +83,7 @@ class TrainConfig:
         best: how the epoch to keep is chosen on the validation split: `map`, or `loss`, which is steadier if many
             labels have one or two validation images, whose ranks decide the mAP by chance.
         patience: stop after this many epochs without a better one, 0 = never.
-        precision: of the matrix products; weights, normalisation and loss stay float32.
+        precision: of the matrix products; weights, normalization and loss stay float32.
         tune_thresholds: put the validation split's best thresholds into the contract, instead of 0.5.
         seed: of everything random.
     """
@@ -210,7 +210,7 @@ class RunOptions:
             deterministic kernels on a GPU, one thread on a CPU.
         skip_damaged: go on without images that cannot be decoded, saying which.
         tensorboard: write TensorBoard logs.
-        save_every: also save the state after every so many optimiser steps; 0 = by `save_minutes`.
+        save_every: also save the state after every so many optimizer steps; 0 = by `save_minutes`.
         save_minutes: time between two saves within an epoch.
         restart: delete what an earlier run left in the folder and start again.
         quiet: no progress bar.

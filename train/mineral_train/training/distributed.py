@@ -1,7 +1,7 @@
 """One process or several: how they share the work and combine their results.
 
 `torchrun --nproc-per-node 4 -m mineral_train fit ...` starts one process per GPU (gloo on CPU). A recipe means the
-same on any number of them: `batch` counts the images of one optimiser step over all processes, and the gradient
+same on any number of them: `batch` counts the images of one optimizer step over all processes, and the gradient
 is that of the mean over that batch, also for the last one, which may not divide evenly.
 """
 
@@ -71,7 +71,7 @@ class Process:
     def wrap(self, model: nn.Module) -> nn.Module:
         """Average the gradients of `model` over the processes; returns it unchanged if there is only one.
 
-        BatchNorm normalises by the images of its own process, so a CNN that is trained on several differs from one
+        BatchNorm normalizes by the images of its own process, so a CNN that is trained on several differs from one
         that is trained on one, unless `share_batch_norm` (CUDA only) came before.
         """
         if self.world == 1:
@@ -144,11 +144,11 @@ class MicroBatch(NamedTuple):
 
 
 def plan_epoch(order: list[int], *, batch: int, accumulate: int, rank: int, world: int) -> list[list[MicroBatch]]:
-    """Plan what one process computes in each optimiser step of an epoch.
+    """Plan what one process computes in each optimizer step of an epoch.
 
     Args:
         order: the epoch's order of images.
-        batch: images per optimiser step, over all processes; the last step takes what is left.
+        batch: images per optimizer step, over all processes; the last step takes what is left.
         accumulate: micro-batches into which each process cuts its share.
         rank: of this process.
         world: number of processes.

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mineral_batch.errors import DataError
-from mineral_train.model.normalise import Normalise
+from mineral_train.model.normalize import Normalize
 from mineral_train.training.distributed import Process
 from mineral_train.training.stop import ignore_in_worker
 
@@ -74,12 +74,12 @@ def predict_logits(
     `check` is called after every batch and may raise to end it.
     """
     model.eval()
-    normalise = Normalise(dataset.spec).to(process.device)
+    normalize = Normalize(dataset.spec).to(process.device)
     mine = list(range(process.rank, len(dataset), process.world))
     loader = make_loader(dataset, [mine[i : i + batch] for i in range(0, len(mine), batch)], workers, process.device)
     parts = []
     for pixels, _, _ in samples(loader):
-        parts.append(model(normalise(to_device(pixels, process.device))).float().cpu())
+        parts.append(model(normalize(to_device(pixels, process.device))).float().cpu())
         check()
     empty = torch.empty(0, len(dataset.targets[0]))
     logits = torch.empty(len(dataset), empty.shape[1])

@@ -1,4 +1,4 @@
-"""The model, its loss, its optimiser and its moving average, one optimiser step at a time."""
+"""The model, its loss, its optimizer and its moving average, one optimizer step at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mineral_batch.errors import MineralError
-from mineral_train.model.normalise import Normalise
+from mineral_train.model.normalize import Normalize
 from mineral_train.training import checkpoint, optim
 from mineral_train.training.distributed import share_batch_norm
 from mineral_train.training.initial import initial_model
@@ -65,7 +65,7 @@ class Learner:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options.sync_batch_norm:
             _share_batch_norm(self.model, process)
-        self.normalise = Normalise(spec).to(process.device)
+        self.normalize = Normalize(spec).to(process.device)
         self.criterion = _criterion(config, targets, factors, process.device)
         self.optimizer = optim.make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "fp16")
@@ -109,7 +109,7 @@ class Learner:
         *,
         mix: bool = False,
     ) -> torch.Tensor:
-        """Do one optimiser step.
+        """Do one optimizer step.
 
         Args:
             pieces: this process's share of the batch.
@@ -141,15 +141,15 @@ class Learner:
 
     def _loss(self, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         dtype = _AUTOCAST.get(self.config.precision, torch.float32)
-        normalised = self.normalise(pixels)
+        normalized = self.normalize(pixels)
         with torch.autocast(self.process.device.type, dtype, enabled=self.config.precision != "fp32"):
-            logits = self._parallel(normalised)
+            logits = self._parallel(normalized)
         smoothing = self.config.smoothing
         loss: torch.Tensor = self.criterion(logits.float(), targets * (1 - smoothing) + smoothing / 2)
         return loss
 
     def _loss_of_one(self, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of a single image, normalised with the running statistics: one image has none of its own.
+        """Compute the loss of a single image, normalized with the running statistics: one image has none of its own.
 
         In the last batch of an epoch, or for a process that has no image left in it.
         """

@@ -1,4 +1,4 @@
-"""The optimiser: parameter groups, learning rate schedule, frozen layers, moving average of the weights."""
+"""The optimizer: parameter groups, learning rate schedule, frozen layers, moving average of the weights."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _undecayed(module: nn.Module) -> set[str]:
 
 
 def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Compute the factor of the peak learning rate in optimiser step `step` (from 0) of the run.
+    """Compute the factor of the peak learning rate in optimizer step `step` (from 0) of the run.
 
     A function of the step alone, so that a resumed run needs no state of it. Linear from 1 / warm-up steps to 1 over
     the warm-up, then 1 or half a cosine down to `min_lr` (Loshchilov & Hutter 2017, without restarts).
@@ -128,7 +128,7 @@ def train_what_learns(model: nn.Module) -> None:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Set BatchNorm to evaluation mode: it normalises with its running statistics and does not update them."""
+    """Set BatchNorm to evaluation mode: it normalizes with its running statistics and does not update them."""
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.eval()
@@ -143,7 +143,7 @@ def make_ema(model: nn.Module, decay: float) -> Any | None:
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Name the optimiser's tensors `parameter name/key`, for a file without Python objects."""
+    """Name the optimizer's tensors `parameter name/key`, for a file without Python objects."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -166,5 +166,5 @@ def restore_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: d
 
 
 def _like(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """Lay out `value` as the optimiser lays out its own: other strides can round differently."""
+    """Lay out `value` as the optimizer lays out its own: other strides can round differently."""
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

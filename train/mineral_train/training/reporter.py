@@ -29,7 +29,7 @@ class Reporter:
         options: whether to be quiet.
         process: only the main one shows anything.
         images: how many images are trained on and validated on.
-        steps: optimiser steps per epoch.
+        steps: optimizer steps per epoch.
         say: called with lines for the user.
         suggest: gives the hint for a run that takes long; called at most once.
     """

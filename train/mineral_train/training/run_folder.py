@@ -70,7 +70,7 @@ class Progress:
 
     Attributes:
         epoch: finished epochs.
-        step: finished optimiser steps of the next epoch.
+        step: finished optimizer steps of the next epoch.
         loss_sum: sum of the losses of the images in those steps.
         best_epoch: 0 before the first validation.
         best_map: mAP of that epoch.

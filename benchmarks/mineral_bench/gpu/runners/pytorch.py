@@ -93,12 +93,12 @@ def _half(model: Any) -> Any:
     class Half(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.normalise = copy.deepcopy(model.normalise)
+            self.normalize = copy.deepcopy(model.normalize)
             self.net = copy.deepcopy(model.model).half()
             self.start = [tensor.half() for tensor in model.start]
 
         def forward(self, pixels: Any) -> Any:
-            planes = self.normalise(pixels.float().permute(0, 3, 1, 2)).half()
+            planes = self.normalize(pixels.float().permute(0, 3, 1, 2)).half()
             return torch.sigmoid(self.net.classify(self.net.features(planes), self.start).float())
 
     return Half().eval()

@@ -40,7 +40,7 @@ def tensorrt(settings: Settings, batch: int, model: Path) -> Iterator[Workload]:
     context.set_input_shape("pixels", tuple(pixels.shape))
     context.set_tensor_address("pixels", pixels.data_ptr())
     context.set_tensor_address("probabilities", answers.data_ptr())
-    with side_stream() as stream:  # on the default one TensorRT synchronises more than it must
+    with side_stream() as stream:  # on the default one TensorRT synchronizes more than it must
 
         def run() -> Any:
             if not context.execute_async_v3(stream.cuda_stream):

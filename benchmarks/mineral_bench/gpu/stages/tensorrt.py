@@ -46,7 +46,7 @@ def rtx(settings: Settings, record: Record) -> None:
         measure_folders(settings, record, "tensorrt-rtx", ["384"], model=target, backend="tensorrt")
 
 
-def quantised(settings: Settings, record: Record) -> None:
+def quantized(settings: Settings, record: Record) -> None:
     """Quantize the paper's model to INT8 and FP8; verify and measure it if TensorRT is there."""
     from mineral_batch.errors import MineralError
 

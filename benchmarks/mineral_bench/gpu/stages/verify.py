@@ -25,17 +25,17 @@ def verify(settings: Settings, record: Record) -> None:
 def compare_with_float32(
     settings: Settings, record: Record, name: str, other: str, precision: str, reference: Path | None = None
 ) -> None:
-    """Save how far an artefact's output lies from a float32 file's on the CPU; beyond the budget it has failed.
+    """Save how far an artifact's output lies from a float32 file's on the CPU; beyond the budget it has failed.
 
     Args:
         settings: of the run.
         record: of the stage.
         name: of the row.
-        other: as `open_artefact` takes it.
+        other: as `open_artifact` takes it.
         precision: whose budget it is.
         reference: the float32 file; None for the paper's model with random weights.
     """
-    from mineral_export.verify.artefacts import open_artefact
+    from mineral_export.verify.artifacts import open_artifact
     from mineral_export.verify.budget import budget_for
     from mineral_export.verify.parity import compare
     from mineral_export.verify.samples import Samples
@@ -47,8 +47,8 @@ def compare_with_float32(
         budget = replace(budget, changed=1.0)
     try:
         with (
-            open_artefact(f"{reference or settings.model('float32')}@onnx-cpu") as one,
-            open_artefact(other) as two,
+            open_artifact(f"{reference or settings.model('float32')}@onnx-cpu") as one,
+            open_artifact(other) as two,
         ):
             pixels, what = subjects.images(settings, one.contract, 64 if settings.photos else settings.sizes.verified)
             parity = compare(one.predict, two.predict, Samples.of(pixels, what), one.contract)

@@ -92,13 +92,13 @@ class Network:
         require_buildable(self._library, options)
         with _interruptible() as interrupted:
             config, kept = self._configured(options, progress, interrupted)
-            serialised = self._builder.build_serialized_network(self._network, config)
+            serialized = self._builder.build_serialized_network(self._network, config)
             del kept  # TensorRT only borrowed it
-        if serialised is None:
+        if serialized is None:
             raise BackendError(f"{self._library.name} {self._library.version} builds no engine: {self._reason()}")
         if options.timing_cache:
             _keep_timings(config, options.timing_cache)
-        plan = bytes(serialised)
+        plan = bytes(serialized)
         layers = engine_layers(self._library, plan, self.layers()) or self.layers()
         network = self._network
         inputs = (network.get_input(index) for index in range(network.num_inputs))

@@ -28,7 +28,7 @@ class Layers:
 
     Attributes:
         products: convolutions and matrix products, where the time goes.
-        all: layers with a floating point or quantised output.
+        all: layers with a floating point or quantized output.
         of: `engine` or `typed network`.
     """
 

@@ -80,12 +80,12 @@ def _reason_for_cpu(image: PILImage.Image, content: bytes, max_pixels: int) -> s
     if pixels > max_pixels or max(image.size) > MAX_SIDE:
         return "too large"
     if not _has_common_color_space(image):
-        return "colors other than YCbCr and grey"
+        return "colors other than YCbCr and gray"
     return "" if _is_complete(content) else "truncated, or with data behind its end"
 
 
 def _has_common_color_space(image: PILImage.Image) -> bool:
-    """Return whether it is YCbCr or grey; RGB differs only by Adobe's marker or the names of its components."""
+    """Return whether it is YCbCr or gray; RGB differs only by Adobe's marker or the names of its components."""
     components = [layer[0] for layer in getattr(image, "layer", [])]
     if image.info.get("adobe_transform") == 0 or components == list(b"RGB"):
         return False
@@ -93,7 +93,7 @@ def _has_common_color_space(image: PILImage.Image) -> bool:
 
 
 def _is_complete(content: bytes) -> bool:
-    """Return whether the last scan has an end: a decoder on a GPU may fill with grey what is missing.
+    """Return whether the last scan has an end: a decoder on a GPU may fill with gray what is missing.
 
     The end of a thumbnail in the header of a truncated file does not count: a scan follows it.
     """

@@ -51,11 +51,11 @@ def table(size_in: int, span: tuple[float, float], size_out: int, interpolation:
     stretch = max(scale, 1.0)
     support = _SUPPORT[interpolation] * stretch
     taps = math.ceil(support) * 2 + 1
-    centre = float(first) + (np.arange(size_out) + 0.5) * scale
-    start = np.maximum(np.trunc(centre - support + 0.5), 0)
-    length = np.minimum(np.trunc(centre + support + 0.5), size_in) - start
+    center = float(first) + (np.arange(size_out) + 0.5) * scale
+    start = np.maximum(np.trunc(center - support + 0.5), 0)
+    length = np.minimum(np.trunc(center + support + 0.5), size_in) - start
     tap = np.arange(taps)[None]  # (1, taps)
-    weights = _filtered((tap + start[:, None] - centre[:, None] + 0.5) * (1.0 / stretch), interpolation)
+    weights = _filtered((tap + start[:, None] - center[:, None] + 0.5) * (1.0 / stretch), interpolation)
     weights[tap >= length[:, None]] = 0.0
     weights /= weights.cumsum(axis=1)[:, -1:]
     fixed = np.trunc(weights * (1 << _PRECISION_BITS) + np.copysign(0.5, weights))

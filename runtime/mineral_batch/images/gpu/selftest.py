@@ -86,7 +86,7 @@ def _test_jpegs(size: tuple[int, int]) -> dict[str, bytes]:
     return {
         _BASELINE: _jpeg(image),
         "progressive": _jpeg(image, progressive=True),
-        "grey": _jpeg(image.convert("L")),
+        "gray": _jpeg(image.convert("L")),
     }
 
 

@@ -16,7 +16,7 @@ from mineral_batch.images.jpeg.segments import JpegStructure, Scan, count_scan_m
 _HOLE = bytes(32)
 # Bytes that libjpeg-turbo may have read ahead and does not count as left over.
 _READ_AHEAD = 8
-# More than this left over, and not all the same byte, is not analysed.
+# More than this left over, and not all the same byte, is not analyzed.
 _MAX_STRAY = 4096
 # Short segments: damage in the last one may leave over a part of itself, which are no blocks either.
 _MAX_STRAY_AFTER_RESTARTS = 64

@@ -1,7 +1,7 @@
 """JPEGs decoded by simplejpeg.
 
 Pillow and simplejpeg are both libjpeg-turbo, and their pixels are the same to the bit; but Pillow discards the warnings
-that tell damage inside a file, and would return half an image filled with grey or shifted colors.
+that tell damage inside a file, and would return half an image filled with gray or shifted colors.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def workers(gpu: int) -> list[str]:
 
 @pytest.fixture
 def jpegs(tmp_path: Path) -> Path:
-    """Eleven JPEGs, one of them refused by its colours, a PNG, and one that is no picture."""
+    """Eleven JPEGs, one of them refused by its colors, a PNG, and one that is no picture."""
     folder = tmp_path / "jpegs"
     folder.mkdir()
     for index in range(11):

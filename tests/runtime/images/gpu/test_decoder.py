@@ -49,9 +49,9 @@ def test_every_kind_of_photograph_comes_as_on_the_processor(decoder: GpuDecoder,
     cpu = CpuDecoder(SPEC, exact=True)
     for name, photo in photos.items():
         assert_alike(decoded(decoder, photo.content, name), decoded(cpu, photo.content, name))
-    on_gpu = {"baseline.jpg", "progressive.jpeg", "a JPEG called.png", "CAPITALS.JPG", "grey.jpg"}
+    on_gpu = {"baseline.jpg", "progressive.jpeg", "a JPEG called.png", "CAPITALS.JPG", "gray.jpg"}
     assert decoder.counts["on the GPU"] == len(on_gpu) + ("multi.mpo" in photos)
-    assert decoder.counts["on the CPU: colors other than YCbCr and grey"] == 1, "cmyk.jpg"
+    assert decoder.counts["on the CPU: colors other than YCbCr and gray"] == 1, "cmyk.jpg"
 
 
 def test_what_cannot_be_read_fails_with_the_same_words(decoder: GpuDecoder, damaged: dict[str, bytes]) -> None:
@@ -90,8 +90,8 @@ def test_a_picture_cut_off_is_not_left_to_the_gpu_to_fill_up(decoder: GpuDecoder
         (jpeg(30, 30), "below 0.001 megapixel"),
         (encode(scene(90, 60), "PNG"), "not a JPEG"),
         (jpeg(MAX_SIDE + 1, 1), "too large"),
-        (encode(scene(90, 60).convert("CMYK"), "JPEG"), "colors other than YCbCr and grey"),
-        (encode(scene(90, 60), "JPEG", keep_rgb=True), "colors other than YCbCr and grey"),
+        (encode(scene(90, 60).convert("CMYK"), "JPEG"), "colors other than YCbCr and gray"),
+        (encode(scene(90, 60), "JPEG", keep_rgb=True), "colors other than YCbCr and gray"),
         (jpeg()[:-2], "truncated, or with data behind its end"),
         (jpeg()[:30], "damaged"),
         (scene(90, 60), "not a JPEG"),
@@ -102,7 +102,7 @@ def test_what_is_not_for_the_gpu_is_told_by_its_reason(monkeypatch: pytest.Monke
     assert inspect_jpeg(content) == why
 
 
-def test_what_the_gpu_refuses_goes_to_the_processor_and_its_neighbours_do_not(
+def test_what_the_gpu_refuses_goes_to_the_processor_and_its_neighbors_do_not(
     decoder: GpuDecoder, machine: Machine
 ) -> None:
     contents = [jpeg(seed=seed) for seed in range(12)]

@@ -62,7 +62,7 @@ def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
     assert message["version"].startswith("nvImageCodec 0.9.0 for JPEGs from 0.001 megapixel on, else Pillow ")
     assert message["pictures"] == {
         "on the GPU": 9,
-        "on the CPU: colors other than YCbCr and grey": 1,
+        "on the CPU: colors other than YCbCr and gray": 1,
         "on the CPU: not a JPEG": 2,
     }, "of this run alone"
 

@@ -241,7 +241,7 @@ def test_lanes_end_with_the_decoder(machine: Machine) -> None:
     [
         ("baseline", lambda picture: True),
         ("progressive", lambda picture: "progressive" in picture.info),
-        ("grey", lambda picture: picture.mode == "L"),
+        ("gray", lambda picture: picture.mode == "L"),
     ],
 )
 def test_pixels_that_are_wrong_are_refused(machine: Machine, form: str, is_upside_down: Any) -> None:
@@ -253,7 +253,7 @@ def test_pixels_that_are_wrong_are_refused(machine: Machine, form: str, is_upsid
 
 def test_a_decoder_that_knows_baseline_jpegs_alone_will_do(machine: Machine) -> None:
     known = selftest._test_jpegs(selftest._SIZE)
-    machine.refused = {known["progressive"], known["grey"]}
+    machine.refused = {known["progressive"], known["gray"]}
     decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
     decoded(decoder, jpeg())
     assert decoder.counts == {"on the GPU": 1}

@@ -45,7 +45,7 @@ function meter(item, label) {
 }
 
 /**
- * A sign beside the colour, for those who do not see colours.
+ * A sign beside the color, for those who do not see colors.
  *
  * @param {number} item @param {number} label
  */
@@ -55,7 +55,7 @@ function labelMark(item, label) {
   if (!table.truth[item] || (!isTrue && !isFound)) return null;
   const right = isTrue && isFound;
   const sign = make("span", right ? "good" : "bad", right ? "✓ " : isTrue ? "○ " : "✗ ");
-  sign.title = right ? "labelled" : isTrue ? "labelled, but not found" : "not labelled";
+  sign.title = right ? "labeled" : isTrue ? "labeled, but not found" : "not labeled";
   return sign;
 }
 

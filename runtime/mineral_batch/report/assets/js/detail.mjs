@@ -87,7 +87,7 @@ function facts(item) {
   const truth = table.truth[item];
   if (truth) {
     const names = truth.map((label) => table.labels[label]).join(", ") || "none of these minerals";
-    lines.push(make("p", "", `Labelled: ${names}`));
+    lines.push(make("p", "", `Labeled: ${names}`));
   }
   const address = originalOf(table.path(item));
   if (address) {

@@ -9,8 +9,8 @@
  * @property {number} count images with a prediction
  * @property {string} origin link to where relative paths start
  * @property {[path: string, stage: string, reason: string][]} failures
- * @property {[item: number, label: number][]} [alarms] the worst of what is found and not labelled
- * @property {[item: number, label: number][]} [misses] the worst of what is labelled and not found
+ * @property {[item: number, label: number][]} [alarms] the worst of what is found and not labeled
+ * @property {[item: number, label: number][]} [misses] the worst of what is labeled and not found
  */
 
 /**
@@ -162,13 +162,13 @@ export class Table {
     return this.distances[item];
   }
 
-  /** @param {number} item @returns {number[]} found, but not labelled; empty without labels */
+  /** @param {number} item @returns {number[]} found, but not labeled; empty without labels */
   wrong(item) {
     const truth = this.truth[item];
     return truth ? this.found[item].filter((label) => !truth.includes(label)) : [];
   }
 
-  /** @param {number} item @returns {number[]} labelled, but not found; empty without labels */
+  /** @param {number} item @returns {number[]} labeled, but not found; empty without labels */
   missed(item) {
     return (this.truth[item] ?? []).filter((label) => !this.isFound(item, label));
   }

@@ -1,4 +1,4 @@
-"""Normalisation of pixels, on the device; training and export share it."""
+"""Normalization of pixels, on the device; training and export share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import InputSpec
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """`(pixels / 255 - mean) / std` in float32, by the channel mean and standard deviation of an `InputSpec`.
 
     It lies outside the backbone so that four times fewer bytes travel to the device, and inside the exported
@@ -27,6 +27,6 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalise `pixels`, (N, 3, H, W) uint8 RGB, to (N, 3, H, W) float32."""
-        normalised: torch.Tensor = (pixels.to(torch.float32) / 255.0 - self.mean) / self.std
-        return normalised
+        """Normalize `pixels`, (N, 3, H, W) uint8 RGB, to (N, 3, H, W) float32."""
+        normalized: torch.Tensor = (pixels.to(torch.float32) / 255.0 - self.mean) / self.std
+        return normalized

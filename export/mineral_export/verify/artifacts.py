@@ -33,8 +33,8 @@ _TORCH_BATCH = 8
 
 
 @dataclass(frozen=True)
-class ArtefactInfo:
-    """What is known of an artefact once it is open.
+class ArtifactInfo:
+    """What is known of an artifact once it is open.
 
     Attributes:
         name: as the user wrote it.
@@ -50,7 +50,7 @@ class ArtefactInfo:
 
 
 @dataclass(frozen=True)
-class Artefact(ArtefactInfo):
+class Artifact(ArtifactInfo):
     """An open form of a model.
 
     Attributes:
@@ -63,7 +63,7 @@ class Artefact(ArtefactInfo):
 
 
 @dataclass(frozen=True)
-class ArtefactSpec:
+class ArtifactSpec:
     """A form of a model and the engine that is to run it.
 
     Attributes:
@@ -86,7 +86,7 @@ class ArtefactSpec:
         return self.path / WEIGHTS
 
 
-def parse_artefact(name: str | Path) -> ArtefactSpec:
+def parse_artifact(name: str | Path) -> ArtifactSpec:
     """Parse `PATH[@ENGINE[:PRECISION]]`; nothing is opened.
 
     Raises:
@@ -97,10 +97,10 @@ def parse_artefact(name: str | Path) -> ArtefactSpec:
     if path.is_dir():
         if engine:
             raise DataError(f"{name}: a checkpoint runs on torch; for {engine}, export it first: mineral-export onnx")
-        return ArtefactSpec(path, "torch", precision)
+        return ArtifactSpec(path, "torch", precision)
     if not path.is_file():
         raise ContractError(f"there is no model {path}: name a checkpoint folder, an ONNX file or an engine")
-    return ArtefactSpec(path, engine or _DEFAULT_ENGINES.get(path.suffix, "onnx-cpu"), precision)
+    return ArtifactSpec(path, engine or _DEFAULT_ENGINES.get(path.suffix, "onnx-cpu"), precision)
 
 
 def _parts(name: str) -> tuple[Path, str, str]:
@@ -117,7 +117,7 @@ def _parts(name: str) -> tuple[Path, str, str]:
 
 
 @contextmanager
-def open_artefact(name: str | Path, batch_size: int | None = None) -> Iterator[Artefact]:
+def open_artifact(name: str | Path, batch_size: int | None = None) -> Iterator[Artifact]:
     """Open a checkpoint folder with torch, or a file with an engine.
 
     Args:
@@ -130,23 +130,23 @@ def open_artefact(name: str | Path, batch_size: int | None = None) -> Iterator[A
         BackendError: if the engine cannot be opened.
         ContractError: if the file is not a model with a contract.
     """
-    spec = parse_artefact(name)
+    spec = parse_artifact(name)
     if spec.path.is_dir():
         backend: Backend = _open_checkpoint(spec.path, batch_size)
     else:
         backend = open_backend(spec.path, spec.engine, batch_size=batch_size, precision=spec.precision)
     try:
-        yield _artefact(str(name), backend)
+        yield _artifact(str(name), backend)
     finally:
         backend.close()
 
 
-def _artefact(name: str, backend: Backend) -> Artefact:
+def _artifact(name: str, backend: Backend) -> Artifact:
     stored = backend.contract.numerics.precision
     # An engine of mixed precision has no budget of its own; then the file's precision stands.
     precision = least_exact((stored, backend.info.precision))
     engine = backend.version if stored == "float32" else f"{backend.version} engine, {stored} graph"
-    return Artefact(name, engine, precision, backend.contract, _on_all_threads(backend), backend)
+    return Artifact(name, engine, precision, backend.contract, _on_all_threads(backend), backend)
 
 
 def _on_all_threads(backend: Backend) -> Model:
@@ -187,8 +187,8 @@ class _TorchEngine(Engine):
         return self._model.infer(pixels)
 
 
-def require_same(one: ArtefactInfo, other: ArtefactInfo) -> None:
-    """Check that two artefacts can be compared: same labels, same input.
+def require_same(one: ArtifactInfo, other: ArtifactInfo) -> None:
+    """Check that two artifacts can be compared: same labels, same input.
 
     Raises:
         ContractError: if not, saying what differs.
