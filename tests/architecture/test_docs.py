@@ -125,3 +125,35 @@ def test_nothing_shown_points_into_this_machine() -> None:
     for document in DOCUMENTS:
         if document.exists():
             assert not re.search(r"(?<![\w./])/(work|root|home|tmp)/", document.read_text("utf-8")), document.name
+
+
+# Spelled as the field's own names are (normalize, quantize, torch's color). A word of another system would have two
+# spellings in one message.
+BRITISH = re.compile(
+    r"colour|grey|centre|licence|behaviour|catalogue|artefact|judgement|neighbour|favour|lustre|metre\b"
+    r"|(?:normal|recogn|optim|quant|initial|serial|minim|maxim|synchron|custom|standard|penal|organ|util|summar|visual"
+    r"|categor|emphas|general|special)is(?:e|ing|ation)|analys(?:e\b|ed|ing)|labell(?:ed(?!by)|ing)|modell|signalled|spelt",
+    re.IGNORECASE,
+)
+# What files, web pages and people call things.
+FOREIGN = (
+    '"licence"', "says_licence", "say licence", '"unquantised"', "self.standardise", "`standardise`",
+    '"catalogue"', '"catalogue number"', "Catalogue number",
+)  # fmt: skip
+
+
+TEXT = (".py", ".md", ".js", ".mjs", ".html", ".css", ".toml")
+NOT_YET = {"node_modules", "review", "deliver", "review.py"}
+
+
+def test_spelling_is_american() -> None:
+    folders = [ROOT / name for name in ("runtime", "train", "export", "benchmarks", "tests", "docs")]
+    files = [*ROOT.iterdir(), *(path for folder in folders for path in folder.rglob("*"))]
+    found = []
+    for path in files:
+        if path.suffix in TEXT and path != Path(__file__) and not NOT_YET & set(path.parts):
+            text = path.read_text("utf-8")
+            for allowed in FOREIGN:
+                text = text.replace(allowed, "")
+            found += [f"{path.relative_to(ROOT)}: {word}" for word in set(BRITISH.findall(text))]
+    assert not found

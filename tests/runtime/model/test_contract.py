@@ -249,6 +249,12 @@ def test_files_from_before_numerics_was_a_field_say_it_in_their_provenance(
     assert ModelContract.from_json(contract.to_json()) == contract
 
 
+def test_a_file_that_says_licence_is_read() -> None:
+    """The field's name in files of before 0.2, the starter's among them."""
+    text = ModelContract(labels=("a",), thresholds=(0.5,), license="CC0-1.0").to_json()
+    assert ModelContract.from_json(text.replace('"license"', '"licence"')).license == "CC0-1.0"
+
+
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ContractError, match=r"numerics.precision must be one of .*float16.*got 'fp16'"):
         Numerics("fp16")

@@ -31,7 +31,7 @@ pytest.importorskip("onnxruntime")
         ("folder", "a/b/1.jpg", "a/b"),
         ("folder", "1.jpg", None),
         ("catalog", "drawer/X-90175_1.jpg", "X-90175"),
-        ("catalog", "X-90175.jpg", "X-90175"),
+        ("catalogue", "X-90175.jpg", "X-90175"),
         ("catalog", "X-90175_front.JPG", "X-90175"),
         ("catalog", "NHM 1905,123 (2).jpg", "NHM 1905,123"),
         ("catalog", "1905.12a.jpg", "1905.12"),
