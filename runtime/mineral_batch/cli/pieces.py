@@ -1,4 +1,4 @@
-"""`mineral-batch predict` with --shard or into a URL: a run in pieces."""
+"""`mineral-batch predict` with --shard, --cluster or into a URL: a run in pieces."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -15,6 +16,7 @@ from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
 from mineral_batch.cli.logs import Log
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
+from mineral_batch.cluster.identity import Identify, identify
 from mineral_batch.cluster.merge import MergeSummary, merge
 from mineral_batch.cluster.place import Folder, Place, open_place
 from mineral_batch.cluster.plan import Plan
@@ -22,7 +24,7 @@ from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_
 from mineral_batch.cluster.shards import Shard, parse_shard
 from mineral_batch.errors import DataError
 from mineral_batch.predictor import Predictor
-from mineral_batch.results.inputs import check_inputs
+from mineral_batch.results.inputs import Inputs, check_inputs
 from mineral_batch.results.run import check_prevalence
 from mineral_batch.results.schema import PREDICTIONS
 from mineral_batch.results.write import Tables, require
@@ -31,7 +33,7 @@ from mineral_batch.storage.urls import redact, restored
 
 @dataclass(frozen=True)
 class PiecesRun:
-    """The options of the command; calling it does the run and returns the exit code."""
+    """The options of the command; calling it with workers does the run and returns the exit code."""
 
     named: Sequence[str | Path]
     output: Path
@@ -47,29 +49,14 @@ class PiecesRun:
     mixed: bool
     exit_zero_on_failures: bool
 
-    def __call__(self, open_predictor: Callable[[], Predictor], opening: Callable[[Predictor], list[str]]) -> int:
+    def __call__(self, workers: Workers) -> int:
         """Predict this shard's pieces; write the tables if it is the only one."""
         place, shard = self._checked()
         given = check_inputs(self.named)
         for warning in given.warnings():
             say(f"Warning: {warning}", err=True)
-        with Stop() as stop, open_predictor() as predictor:
-            check_prevalence(predictor.contract, predictor.model, self.tables)
-            for line in opening(predictor):
-                say(line, err=True)
-            if self.restart:
-                discard(place)
-            plan = make_plan(
-                predictor,
-                place,
-                given,
-                self.tables,
-                piece_images=self.piece_images,
-                options=self.options,
-                mixed=self.mixed,
-                relist=self.shard is None,
-            )
-            summary = self._work(predictor, place, plan, shard, stop)
+        stop = Stop()
+        summary = workers(self, place, shard, given, stop)
         self.log.event("shard", shard=str(shard), **vars(summary))
         if summary.stopped:
             say(f"Stopped after {counted(summary.images)}. Rerun the same command to resume.", err=True)
@@ -100,19 +87,24 @@ class PiecesRun:
         refuse_single_run(place)
         return place, shard
 
-    def _work(self, predictor: Predictor, place: Place, plan: Plan, shard: Shard, stop: Stop) -> PiecesSummary:
-        total = sum(piece.images for piece in shard.of(plan.pieces))
-        with Progress((), self.log_every, self.quiet, total=total, log=self.log.progress) as progress:
-            return work(
-                predictor,
-                place,
-                plan,
-                shard,
-                mixed=self.mixed,
-                seen=progress,
-                finished=self.log.piece,
-                stop=stop,
-            )
+    def plan(self, identify: Identify, place: Place, given: Inputs) -> Plan:
+        """Make the plan, or read the one that is there."""
+        if self.restart:
+            discard(place)
+        return make_plan(
+            identify,
+            place,
+            given,
+            self.tables,
+            piece_images=self.piece_images,
+            options=self.options,
+            mixed=self.mixed,
+            relist=self.shard is None,
+        )
+
+    def progress(self, total: int) -> Progress:
+        """Return the bar, or what stands for it, of a number of images."""
+        return Progress((), self.log_every, self.quiet, total=total, log=self.log.progress)
 
     def _finish(self, place: Place, shard: Shard, summary: PiecesSummary) -> int:
         if not self.quiet:
@@ -123,9 +115,51 @@ class PiecesRun:
         return say_merged(merged, place, quiet=self.quiet, exit_zero_on_failures=self.exit_zero_on_failures)
 
 
+class Workers(Protocol):
+    """Do the pieces of a run: this process, or a cluster."""
+
+    def __call__(self, run: PiecesRun, place: Place, shard: Shard, given: Inputs, stop: Stop) -> PiecesSummary:
+        """Make or read the plan and work on it; `stop` is not entered yet."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThisProcess:
+    """Works on pieces with one engine, here.
+
+    Attributes:
+        open_predictor: opens it.
+        opening: returns lines about it for the user.
+    """
+
+    open_predictor: Callable[[], Predictor]
+    opening: Callable[[Predictor], list[str]]
+
+    def __call__(self, run: PiecesRun, place: Place, shard: Shard, given: Inputs, stop: Stop) -> PiecesSummary:
+        """See `Workers`."""
+        with stop, self.open_predictor() as predictor:
+            check_prevalence(predictor.contract, predictor.model, run.tables)
+            for line in self.opening(predictor):
+                say(line, err=True)
+            plan = run.plan(partial(identify, predictor), place, given)
+            total = sum(piece.images for piece in shard.of(plan.pieces))
+            with run.progress(total) as progress:
+                return work(
+                    predictor,
+                    place,
+                    plan,
+                    shard,
+                    mixed=run.mixed,
+                    seen=progress,
+                    finished=run.log.piece,
+                    stop=stop,
+                )
+
+
 def _closing(summary: PiecesSummary, shard: Shard, place: Place) -> str:
     rate = summary.images / summary.seconds if summary.seconds else 0.0
-    lines = [f"Shard {shard}: {counted(summary.images)} in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+    who = f"Cluster ({summary.who})" if summary.who else f"Shard {shard}"
+    lines = [f"{who}: {counted(summary.images)} in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
     if summary.reused:
         lines.append(f"{counted(summary.reused)} already done by an earlier run")
     if summary.failed:

@@ -11,16 +11,18 @@ from typing import Any
 
 import click
 
+from mineral_batch.cli.cluster import OnCluster, cluster_options, read_cluster_options
 from mineral_batch.cli.config import chosen_options
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
 from mineral_batch.cli.logs import LOG_FORMATS, Log
-from mineral_batch.cli.paths import INPUT, MODEL
-from mineral_batch.cli.pieces import PiecesRun
+from mineral_batch.cli.opening import describe_predictor
+from mineral_batch.cli.paths import INPUT
+from mineral_batch.cli.pieces import PiecesRun, ThisProcess, Workers
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cli.table_options import table_options
+from mineral_batch.cluster.on_ray import ClusterOptions
 from mineral_batch.cluster.run import refuse_pieces
-from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
@@ -28,10 +30,8 @@ from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
 from mineral_batch.minerals.table import Level, load_table
-from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
-from mineral_batch.model.starter import starter_card
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
 from mineral_batch.results.csv import open_csv
@@ -58,7 +58,7 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder or URL for the tables.")
-@click.option("-m", "--model", type=MODEL, help="ONNX file or TensorRT engine, or its URL; default: the starter model.")
+@click.option("-m", "--model", type=INPUT, help="ONNX file or TensorRT engine, or its URL; default: the starter model.")
 @click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for stdin.")
 @table_options
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
@@ -99,6 +99,7 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(1, 1_000_000),
     help="Images in a piece of a run with --shard or into a URL: what a crash can cost.",
 )
+@cluster_options
 @click.option("--allow-mixed-engines", is_flag=True, help="Let the workers of one run use different engines.")
 @click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
 @click.option(
@@ -129,7 +130,7 @@ def predict(
     ctx: click.Context,
     inputs: tuple[Path | str, ...],
     output: Path,
-    model: Path | None,
+    model: Path | str | None,
     list_file: Path | str | None,
     formats: tuple[str, ...],
     layout: str,
@@ -150,6 +151,10 @@ def predict(
     decode: str,
     shard: str | None,
     piece_images: int,
+    cluster: str | None,
+    workers: tuple[int, int] | None,
+    worker_cpus: float | None,
+    worker_gpus: float | None,
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,
     log_format: str,
@@ -167,6 +172,9 @@ def predict(
     Rerun the same command to resume an interrupted run, or later to predict only what is new or changed. Rows of
     earlier runs stay in the tables: other INPUTS add theirs. Ctrl-C finishes the images in flight (exit code 130; 143
     for SIGTERM); a second one stops at once.
+
+    With --cluster the engines of a Ray cluster share the run; the same command resumes it. OUTPUT and INPUTS are then
+    URLs, or folders that all machines see under the same path.
 
     With --shard many machines share a run: OUTPUT is then a folder that all of them see, or a URL such as
     s3://bucket/results, and `mineral-batch merge OUTPUT` writes the tables. Without --shard a run into a URL does all
@@ -193,9 +201,10 @@ def predict(
         "max_pixels": max_pixels,
     }
     chosen = chosen_options(ctx, without=("quiet", "log_every", "log_format", "exit_zero_on_failures"))
-    if shard is not None or is_url(output):
+    ray = read_cluster_options(cluster, workers, worker_cpus, worker_gpus)
+    if shard is not None or ray is not None or is_url(output):
         if damaged != REFUSE:  # merged tables would not have its column
-            raise click.UsageError(f"--damaged {damaged} is not possible with --shard or an output by URL")
+            raise click.UsageError(f"--damaged {damaged} is not possible with --shard, --cluster or an output by URL")
         run = PiecesRun(
             named,
             output,
@@ -211,14 +220,14 @@ def predict(
             mixed=allow_mixed_engines,
             exit_zero_on_failures=exit_zero_on_failures,
         )
-        ctx.exit(run(partial(Predictor, model, **engine), partial(_opening, is_starter=model is None, quiet=quiet)))
+        ctx.exit(run(_workers(ray, model, engine, shard, quiet=quiet)))
     refuse_pieces(output)
     given, _ = runs.check_run(named, output, tables)
     for warning in given.warnings():
         say(f"Warning: {warning}", err=True)
     with Predictor(model, **engine) as predictor:
         runs.check_prevalence(predictor.contract, predictor.model, tables)
-        for line in _opening(predictor, is_starter=model is None, quiet=quiet):
+        for line in describe_predictor(predictor, is_starter=model is None, quiet=quiet):
             say(line, err=True)
         with Stop() as stop, Progress(given.existing, log_every, quiet, log=log.progress) as progress:
             try:
@@ -247,6 +256,15 @@ def predict(
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
 
 
+def _workers(
+    cluster: ClusterOptions | None, model: Path | str | None, engine: dict[str, Any], shard: str | None, *, quiet: bool
+) -> Workers:
+    if cluster is not None:
+        return OnCluster.of(cluster, model, engine, shard)
+    opening = partial(describe_predictor, is_starter=model is None, quiet=quiet)
+    return ThisProcess(partial(Predictor, model, **engine), opening)
+
+
 def _refuse_nothing(summary: RunSummary, output: Path) -> None:
     """Raise if there is not one prediction: something is wrong with the model or with all images."""
     for warning in () if summary.predicted else summary.warnings:
@@ -258,28 +276,6 @@ def _refuse_nothing(summary: RunSummary, output: Path) -> None:
         )
     if not summary.predicted:
         raise DataError(_nothing_read(summary, output))
-
-
-def _opening(predictor: Predictor, *, is_starter: bool, quiet: bool) -> list[str]:
-    caveats = [] if predictor.contract.is_calibrated else [f"Warning: {uncalibrated(predictor.model)}"]
-    return caveats if quiet else [*_introduction(predictor, is_starter=is_starter), *caveats]
-
-
-def _introduction(predictor: Predictor, *, is_starter: bool) -> list[str]:
-    contract = predictor.contract
-    lines = [f"{contract.name}: {len(contract.labels)} minerals, {predictor.backend} on {predictor.device}"]
-    if predictor.skipped and first_gpu() is None:
-        lines.append("No NVIDIA GPU found; using the CPU.")
-    else:
-        lines += [f"  not {name}: {reason}" for name, reason in predictor.skipped.items()]
-    if is_starter:
-        measured = contract.measured
-        score = f" (test mAP {measured.mean_ap:.2f} on {measured.images} photos)" if measured else ""
-        lines.append(
-            f"This is the small starter model{score}: for a first look, not for decisions. "
-            f"What it can and cannot do: {starter_card()}"
-        )
-    return lines
 
 
 def _hazard_lines(minerals: Counter[str]) -> list[str]:

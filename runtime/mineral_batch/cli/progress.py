@@ -58,11 +58,18 @@ class Progress:
 
     def __call__(self, result: Result | None) -> None:
         """Count a new result, or None for one that an earlier run had."""
-        self._new += result is not None
-        self._reused += result is None
-        self._failed += isinstance(result, Failure)
+        if result is None:
+            self.count(reused=1)
+        else:
+            self.count(new=1, failed=int(isinstance(result, Failure)))
+
+    def count(self, *, new: int = 0, failed: int = 0, reused: int = 0) -> None:
+        """Count many results: new ones, how many of them failed, and those that an earlier run had."""
+        self._new += new
+        self._reused += reused
+        self._failed += failed
         if not self._bar.disable:
-            self._advance(is_new=result is not None)
+            self._advance(new, reused)
         elif self._is_log and time.monotonic() - self._logged >= self._log_every:
             self._logged = time.monotonic()
             if self._log is not None:
@@ -70,14 +77,14 @@ class Progress:
                 return
             say(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.line()}", err=True)
 
-    def _advance(self, *, is_new: bool) -> None:
+    def _advance(self, new: int, reused: int) -> None:
         counts = {"failed": self._failed, "from earlier": self._reused}
         self._bar.set_postfix({name: n for name, n in counts.items() if n}, refresh=False)
-        if is_new:
-            self._bar.update()
-        else:  # it counts as done, but must not flatter the rate
-            self._bar.initial += 1
-            self._bar.n += 1
+        # Those of an earlier run count as done, but must not flatter the rate.
+        self._bar.initial += reused
+        self._bar.n += reused
+        if new:
+            self._bar.update(new)
 
     def numbers(self) -> dict[str, Any]:
         """Return the progress as numbers."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mineral_batch.cluster.crew import WAITS, Crew
+from mineral_batch.cluster.identity import Identify
 from mineral_batch.cluster.place import Folder, Place
 from mineral_batch.cluster.plan import (
     ATTEMPTS,
@@ -24,16 +26,13 @@ from mineral_batch.cluster.shards import Shard
 from mineral_batch.cluster.work import PieceReport, PieceWorker, check_fingerprint
 from mineral_batch.errors import DataError
 from mineral_batch.predictor import Predictor
-from mineral_batch.results.fingerprint import DECODER, shared_fingerprint
+from mineral_batch.results.fingerprint import DECODER
 from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.journal import JOURNAL
-from mineral_batch.results.manifest import describe_model, timestamp
+from mineral_batch.results.manifest import timestamp
 from mineral_batch.results.write import CSV_ONLY, Tables
 from mineral_batch.storage.urls import without_secrets
 from mineral_batch.types import Result
-
-# A piece that could not be read now is tried again, after so many seconds.
-_WAITS = (1.0, 5.0, 15.0)
 
 
 @dataclass
@@ -49,6 +48,7 @@ class PiecesSummary:
         missing: pieces of the whole run that have no part yet.
         seconds: of the work.
         stopped: whether it was stopped.
+        who: did it, in words; empty for this process.
     """
 
     images: int = 0
@@ -59,6 +59,7 @@ class PiecesSummary:
     missing: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    who: str = ""
 
     def add(self, report: PieceReport) -> None:
         """Count a piece."""
@@ -108,7 +109,7 @@ def discard(place: Place) -> None:
 
 
 def make_plan(
-    predictor: Predictor,
+    identify: Identify,
     place: Place,
     inputs: Inputs,
     tables: Tables = CSV_ONLY,
@@ -121,7 +122,7 @@ def make_plan(
     """Return the plan in a place; made if there is none.
 
     Args:
-        predictor: open.
+        identify: asks the open engine what it is.
         place: of the run.
         inputs: of the run.
         tables: what is wanted of the images, and what a merge writes.
@@ -135,19 +136,17 @@ def make_plan(
     """
     found = read_plan(place)
     if found is None:
-        decoder, sources = predictor.choose_decoder(inputs.sources())
-        identity = shared_fingerprint(predictor, decoder)
-        pieces = write_pieces(place, sources, identity, piece_images)
-        model = describe_model(predictor.model, predictor.contract)
-        contract = predictor.contract.to_json()
+        identity, sources = identify(inputs.sources())
+        pieces = write_pieces(place, sources, identity.fingerprint, piece_images)
+        named = without_secrets(inputs.named)
         mine = Plan(
-            identity, model, contract, without_secrets(inputs.named), tables, timestamp(), pieces, options or {}
+            **vars(identity), inputs=named, tables=tables, started=timestamp(), pieces=pieces, options=options or {}
         )
         found = write_plan(place, mine)
         if found.pieces == mine.pieces:
             return found
-    decoder, _ = predictor.choose_decoder(iter(()), found.fingerprint.get(DECODER))
-    check_fingerprint(found, shared_fingerprint(predictor, decoder), place, mixed=mixed)
+    identity, _ = identify(iter(()), found.fingerprint.get(DECODER))
+    check_fingerprint(found, identity.fingerprint, place, mixed=mixed)
     _check_wanted(found, place, inputs, tables)
     if relist:
         _check_images(found, place, inputs)
@@ -188,7 +187,7 @@ def work(
     seen: Callable[[Result | None], object] = lambda result: None,
     finished: Callable[[PieceReport], object] = lambda report: None,
     stop: Callable[[], bool] = lambda: False,
-    waits: Sequence[float] = _WAITS,
+    waits: Sequence[float] = WAITS,
 ) -> PiecesSummary:
     """Do what a shard lacks; what another worker does meanwhile is not done twice, except for the piece in hand.
 
@@ -225,6 +224,39 @@ def work(
     without = {piece.id for piece in plan.to_do(place)}
     summary.stopped = stop() and any(piece.id in without for piece in pieces)
     summary.missing = len(without)
+    summary.seconds = time.monotonic() - clock
+    return summary
+
+
+def work_on_cluster(
+    crew: Crew,
+    place: Place,
+    plan: Plan,
+    *,
+    finished: Callable[[PieceReport], object] = lambda report: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> PiecesSummary:
+    """Do all pieces that are missing.
+
+    Args:
+        crew: with an open worker.
+        place: of the run.
+        plan: of the run.
+        finished: called with what became of each try of a piece.
+        stop: whether the crew was stopped.
+    """
+    clock, summary = time.monotonic(), PiecesSummary()
+    to_do = plan.to_do(place)
+    summary.reused = plan.images - sum(piece.images for piece in to_do)
+
+    def take(report: PieceReport) -> None:
+        summary.add(report)
+        finished(report)
+
+    crew.work(place, to_do, take)
+    summary.missing = len(plan.to_do(place))
+    summary.stopped = stop() and summary.missing > 0
+    summary.who = crew.describe()
     summary.seconds = time.monotonic() - clock
     return summary
 

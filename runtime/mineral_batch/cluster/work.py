@@ -140,8 +140,8 @@ class PieceWorker:
                 yield from self._predict(images[begin:end], times, seen, stop)
             finally:  # an error is no death
                 self._place.delete(mark)
-        for name in [*self._place.keys(f"{ATTEMPTS}{piece.id}/")] if marks else []:
-            self._place.delete(name)
+        if marks:
+            forget_deaths(self._place, piece)
 
     def _predict(
         self,
@@ -191,6 +191,12 @@ def check_fingerprint(plan: Plan, found: Mapping[str, str], place: Place, *, mix
 
 #: What `--allow-mixed-engines` lets differ between the workers of a run.
 MAY_DIFFER = ("engine", DECODER)
+
+
+def forget_deaths(place: Place, piece: Piece) -> None:
+    """Remove the marks of processes that died over a piece, because it was not the piece that ended them."""
+    for name in [*place.keys(f"{ATTEMPTS}{piece.id}/")]:
+        place.delete(name)
 
 
 def _marks(place: Place, piece: Piece) -> Counter[tuple[int, int]]:

@@ -1,0 +1,147 @@
+"""Runs on a real Ray cluster: whatever is killed, the table is that of one machine, row for row."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from mineral_batch.cluster.place import open_place
+
+COMMAND = [sys.executable, "-m", "mineral_batch", "predict", "--backend", "onnx-cpu"]
+_SECONDS = 240
+
+
+class Nodes:
+    """A cluster in a process of its own; see `ray_nodes`."""
+
+    def __init__(self, count: int) -> None:
+        program = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(count)]
+        self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.address = self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def __call__(self, command: str) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        return int(self._line().split()[1])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@pytest.fixture
+def nodes(s3: str) -> Iterator[Nodes]:
+    """Three nodes whose environment leads to the store `s3`."""
+    pytest.importorskip("ray")
+    cluster = Nodes(3)
+    yield cluster
+    cluster.close()
+
+
+def start(output: object, model: Path, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    words = [*COMMAND, "-o", output, "-m", model, *arguments]
+    return subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=_SECONDS)
+    return process.returncode, out, err
+
+
+def upload_photographs(count: int) -> str:
+    """Photographs of a few hundred bytes, every 500th damaged."""
+    place = open_place("s3://results/photos")
+    noise = np.random.default_rng(0)
+    for index in range(count):
+        path = f"{index % 7}/{index:05}.png"
+        pixels = noise.integers(0, 256, (3, 4, 3), np.uint8)
+
+        buffer = io.BytesIO()
+        PILImage.fromarray(pixels).resize((32, 24)).save(buffer, "PNG")
+        place.put(path, b"damaged" if index % 500 == 7 else buffer.getvalue())
+    return "s3://results/photos/"
+
+
+def chaos(nodes: Nodes, model: Path, photos: str, output: str, piece_images: int, pause: float) -> list[str]:
+    """Run until it is done, while a worker is killed, a node removed and the driver killed, in any order and at random
+    moments; return what was done to it."""
+    events = ["kill", "remove", "driver"]
+    random.shuffle(events)
+    done: list[str] = []
+    options = ["--cluster", nodes.address, "--workers", 3, "--worker-cpus", 1, "--piece-images", piece_images]
+    while True:
+        process = start(output, model, photos, *options, "--exit-zero-on-failures", "--log-format", "json")
+        while events and process.poll() is None:
+            time.sleep(random.uniform(0, pause))
+            if events[0] == "driver":
+                process.kill()
+            elif not nodes(events[0]):
+                continue  # there was nothing to kill yet
+            done.append(events.pop(0))
+            if done[-1] == "remove":
+                nodes("add")
+        code, out, err = finish(process)
+        if done and done[-1] == "driver" and code == -signal.SIGKILL:
+            done.append("rerun")
+            continue
+        assert code == 0, err
+        assert "Merged" in out
+        return done
+
+
+def assert_tables_of_one_machine(output: str, single: Path) -> None:
+    place = open_place(output)
+    for name in ("predictions.csv", "failures.csv"):
+        assert place.get(name) == (single / name).read_bytes(), name
+    record = json.loads(place.get("run.json") or b"")
+    assert sum(worker["pieces"] for worker in record["workers"]) == record["pieces"]
+    assert {worker["engine"]["backend"] for worker in record["workers"]} == {"onnx-cpu"}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_a_removed_node_and_a_killed_driver_lose_nothing(
+    s3: str, nodes: Nodes, model_path: Path, tmp_path: Path
+) -> None:
+    photos = upload_photographs(600)
+    code, _, err = finish(start(tmp_path / "one", model_path, photos, "--exit-zero-on-failures"))
+    assert code == 0, err
+    done = chaos(nodes, model_path, photos, "s3://results/out", 20, 3)
+    print(done)
+    assert_tables_of_one_machine("s3://results/out", tmp_path / "one")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("attempt", range(10))
+def test_nothing_is_lost_or_double_ten_times_over(
+    s3: str, nodes: Nodes, model_path: Path, tmp_path: Path, attempt: int
+) -> None:
+    """5,000 photographs; `MINERAL_SOAK_IMAGES` names another number."""
+    photos = upload_photographs(int(os.environ.get("MINERAL_SOAK_IMAGES", "5000")))
+    code, _, err = finish(start(tmp_path / "one", model_path, photos, "--exit-zero-on-failures"))
+    assert code == 0, err
+    random.seed(attempt)
+    clock = time.monotonic()
+    done = chaos(nodes, model_path, photos, "s3://results/out", 100, 10)
+    assert_tables_of_one_machine("s3://results/out", tmp_path / "one")
+    print(f"attempt {attempt}: {', '.join(done)}; {time.monotonic() - clock:.0f} s")
