@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch.engines.registry import open_backend
+from mineral_batch.images.processes.pool import is_supported
 from mineral_batch.model.contract import InputSpec
 from mineral_batch.system import cpu_count
 from mineral_bench.measure import Plan
 from mineral_bench.process.isolated import Isolated
 from mineral_bench.process.runner import Runner
 from mineral_bench.studies import memory, scaling
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
 
@@ -90,6 +88,19 @@ def test_amdahls_share() -> None:
     rates = tuple(1 / (0.25 + 0.75 / n) for n in (1, 2, 4))
     assert "times one core" in scaling.Cores((1, 2, 4), rates, 0.25, "").table().markdown()
     assert "limit of 4 times one core" in scaling.Cores((1, 2, 4), rates, 0.25, "").table().markdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_supported(), reason="decode processes need POSIX")
+def test_memory_of_a_run_includes_its_decode_processes(model_path: Path, photos: Path) -> None:
+    threads, processes = (
+        memory.measure(model_path, (30,), [photos], "onnx-cpu", decode_processes=count)[0] for count in (0, 2)
+    )
+    if Path("/proc/self/smaps_rollup").exists():
+        # Each holds the modules of an interpreter, NumPy and Pillow.
+        assert processes.mib_in_all > threads.mib_in_all + 20
+    rows = memory.table([memory.Peak(30, 50.0, 0.0, 1.0)]).rows
+    assert rows[0][1:3] == ("", ""), "a system that does not say"
 
 
 def test_memory_is_that_of_whole_runs(model_path: Path, photos: Path) -> None:

@@ -25,25 +25,32 @@ if TYPE_CHECKING:
     help="Images in a run; repeatable.",
 )
 @click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
+@click.option(
+    "--decode-processes",
+    type=click.IntRange(0),
+    help="As for mineral-batch predict; 0 for threads. [default: what predict would take]",
+)
 @output
 def memory(
     model: Path,
     photos: tuple[Path, ...],
     counts: tuple[int, ...],
     backend: str,
+    decode_processes: int | None,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
     """Measure the peak memory of runs of MODEL on few and on many images: it must not grow.
 
-    The images are links to those under PHOTOS, repeated, or small generated ones.
+    Decode processes count, too; memory that they share counts once. The images are links to those under PHOTOS,
+    repeated, or small generated ones.
     """
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.report import BenchmarkReport
     from mineral_bench.studies import memory as bench
 
-    before = conditions(**model_facts(model), backend=backend)
-    peaks = bench.measure(model, counts, photos, backend)
+    before = conditions(**model_facts(model), backend=backend, decode_processes=decode_processes)
+    peaks = bench.measure(model, counts, photos, backend, decode_processes)
     BenchmarkReport("memory", before, {"runs": bench.figures(peaks)}, [bench.table(peaks)]).write(
         json_file, markdown_file
     )

@@ -39,12 +39,20 @@ class Runner:
         backend: as for `predict`.
         batch: batch size; None for what suits the device.
         cores: use at most so many; None for all. Set before the engine is opened, which counts them.
+        decode_processes: as for `Predictor`.
     """
 
-    def __init__(self, model: Path, backend: str = "auto", batch: int | None = None, cores: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        backend: str = "auto",
+        batch: int | None = None,
+        cores: int | None = None,
+        decode_processes: int | None = None,
+    ) -> None:
         if cores is not None:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-        self._predictor = Predictor(model, backend=backend, batch_size=batch)
+        self._predictor = Predictor(model, backend=backend, batch_size=batch, decode_processes=decode_processes)
 
     def cores(self) -> int:
         """Return how many CPUs the process may use."""

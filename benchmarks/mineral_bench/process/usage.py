@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -53,6 +55,56 @@ def _ticks_per_second() -> int:
 def _seconds_of_ended_children() -> float:
     times = os.times()
     return times.children_user + times.children_system
+
+
+def memory_in_all_mib(process: int) -> float:
+    """Return what a process and all that it has started hold, MiB: shared pages once, and those of files not at all.
+
+    Pages of files are those of libraries, which any other program on the machine may share. 0 where the system does
+    not say.
+    """
+    return sum(map(_own_kib, [process, *_descendants(process)])) / 2**10
+
+
+def _own_kib(process: int) -> int:
+    """Return the proportional set size of a process without its pages of files; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text("ascii")
+    except OSError:
+        return 0
+    return sum(int(kib) for kib in re.findall(r"^Pss_(?:Anon|Shmem):\s*(\d+) kB", text, re.MULTILINE))
+
+
+class PeakMemory:
+    """The most that a process and its descendants have held while the block ran, sampled.
+
+    Args:
+        process: its number.
+        every: seconds between two samples.
+
+    Attributes:
+        mib: the peak so far; 0 where the system does not say.
+    """
+
+    def __init__(self, process: int, every: float = 0.02) -> None:
+        self.mib = 0.0
+        self._process, self._every = process, every
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory")
+
+    def _sample(self) -> None:
+        while True:
+            self.mib = max(self.mib, memory_in_all_mib(self._process))
+            if self._ended.wait(self._every):
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
 @dataclass

@@ -16,10 +16,11 @@ from mineral_batch.types import Failure
 from mineral_bench.images import write_photographs
 from mineral_bench.process.isolated import Isolated
 from mineral_bench.process.runner import Runner
+from mineral_bench.process.usage import PeakMemory
 from mineral_bench.report import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mineral_bench.process.runner import RunResult
 
@@ -34,11 +35,13 @@ class Peak:
     Attributes:
         images: how many.
         mib: the most memory that its process held.
+        mib_in_all: of all processes, see `memory_in_all_mib`, sampled.
         seconds: that it took.
     """
 
     images: int
     mib: float
+    mib_in_all: float
     seconds: float
 
 
@@ -60,37 +63,64 @@ def folder_of(count: int, photos: Sequence[Path]) -> Iterator[Path]:
         yield Path(name)
 
 
-def measure(model: Path, counts: Sequence[int], photos: Sequence[Path] = (), backend: str = "auto") -> list[Peak]:
+def measure(
+    model: Path,
+    counts: Sequence[int],
+    photos: Sequence[Path] = (),
+    backend: str = "auto",
+    decode_processes: int | None = None,
+) -> list[Peak]:
     """Measure the peak of one run for each count, each in a fresh process.
 
     Raises:
         DataError: if a run lost images.
         IsolatedError: if one failed.
     """
-    return [_peak(model, count, photos, backend) for count in counts]
+    runner = partial(Runner, model, backend, decode_processes=decode_processes)
+    return [_peak(runner, count, photos) for count in counts]
 
 
-def _peak(model: Path, count: int, photos: Sequence[Path], backend: str) -> Peak:
-    with folder_of(count, photos) as folder, Isolated(partial(Runner, model, backend)) as runner:
+def _peak(make: Callable[[], Runner], count: int, photos: Sequence[Path]) -> Peak:
+    with folder_of(count, photos) as folder, Isolated(make) as runner, PeakMemory(runner.pid) as in_all:
         answer = runner.call("run", [str(folder)])
     ran: RunResult = answer.value
     if ran.predicted + ran.failed != count:
         raise DataError(f"a run of {count} images gave {ran.predicted} predictions and {ran.failed} failures")
     if answer.peak_memory_mib is None:
         raise DataError("this system does not report the peak memory of a process")
-    return Peak(count, answer.peak_memory_mib, ran.seconds)
+    return Peak(count, answer.peak_memory_mib, in_all.mib, ran.seconds)
 
 
 def table(peaks: Sequence[Peak]) -> Table:
     """Return one row per run, each compared with the shortest."""
     least = min(peaks, key=lambda peak: peak.images)
     rows = [
-        (peak.images, f"{peak.mib:.1f}", f"{100 * (peak.mib / least.mib - 1):+.1f} %", peak.seconds) for peak in peaks
+        (
+            peak.images,
+            *_compared(peak.mib_in_all, least.mib_in_all),
+            *_compared(peak.mib, least.mib),
+            peak.seconds,
+        )
+        for peak in peaks
     ]
-    columns = ("images", "peak MiB", "against the shortest run", "seconds")
-    return Table("Peak memory of whole runs", columns, rows)
+    columns = ("images", "peak MiB, all processes", _AGAINST, "peak MiB, its own process", _AGAINST, "seconds")
+    note = (
+        "All processes: sampled every 20 ms, shared pages count once, those of files (libraries) not at all. Its own "
+        "process: the peak that the system recorded, with all pages."
+    )
+    return Table("Peak memory of whole runs", columns, rows, [note])
+
+
+_AGAINST = "against the shortest run"
+
+
+def _compared(mib: float, least: float) -> tuple[str, str]:
+    return (f"{mib:.1f}", f"{100 * (mib / least - 1):+.1f} %") if least else ("", "")
 
 
 def figures(peaks: Sequence[Peak]) -> list[dict[str, Any]]:
     """Return the figures for JSON."""
-    return [{"pictures": peak.images, "mib": peak.mib, "seconds": peak.seconds} for peak in peaks]
+    return [
+        {"pictures": peak.images, "mib": peak.mib, "mib_in_all": peak.mib_in_all, "seconds": peak.seconds}
+        for peak in peaks
+    ]
