@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -15,13 +16,26 @@ if TYPE_CHECKING:
 _KEPT, _OUT = "/var/tmp/pieces", "/var/tmp/gpu"  # noqa: S108
 
 
+def _checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\d+\.\d", value):
+        raise click.BadParameter(f"{value} is not of the form 9.0; nvidia-smi --query-gpu=compute_cap names it")
+    return value
+
+
 @click.command()
 @click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--wheels", type=PATH, help="Folder of wheels to pack. [default: download ONNX Runtime for CUDA]")
 @click.option(
     "--piece-mb", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Piece size."
 )
-def gpu_pieces(folder: Path, wheels: Path | None, piece_mb: float) -> None:
+@click.option(
+    "--compute-capability",
+    "capability",
+    metavar="X.Y",
+    callback=_checked,
+    help="Leave out the code for other GPUs; 9.0 for an H100 or H200. [default: keep all]",
+)
+def gpu_pieces(folder: Path, wheels: Path | None, piece_mb: float, capability: str | None) -> None:
     """Prepare the packages of mineral-bench gpu in pieces in DIR, and rehearse their deliveries.
 
     For a machine that reaches no package index and takes 64 MiB at a time. Prints the commands for each delivery.
@@ -37,7 +51,7 @@ def gpu_pieces(folder: Path, wheels: Path | None, piece_mb: float) -> None:
             room.download(Path(scratch))
         found = sorted((wheels or Path(scratch)).glob("*.whl"))
         click.echo(f"Compressing {len(found)} wheels", err=True)
-        pieces = room.pack(found, folder, round(piece_mb * 1e6))
+        pieces = room.pack(found, folder, round(piece_mb * 1e6), capability)
     names = room.rehearse(pieces, click.echo)
     click.echo(f"rehearsed: joined and unpacked, with {', '.join(names)}")
     click.echo(

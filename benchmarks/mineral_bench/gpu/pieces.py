@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_bench.gpu import unpack
+from mineral_bench.gpu.prune import prune
 from mineral_bench.gpu.settings import TINY, Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _PYTHON = "3.12"
 # Files of wheels that no stage uses: ONNX Runtime's TensorRT provider needs a TensorRT that the machine lacks.
 _UNUSED = ("libonnxruntime_providers_tensorrt.so",)
 _UNUSED_FOLDERS = ("tools", "transformers", "quantization", "datasets")
+
+_CUDA_PROVIDER = "libonnxruntime_providers_cuda.so"
 
 _ARCHIVE = "packages.tar.xz"
 
@@ -66,16 +69,19 @@ def download(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
         raise DataError(f"pip cannot download {', '.join(packages)}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 
-def pack(wheels: Iterable[Path], folder: Path, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+def pack(
+    wheels: Iterable[Path], folder: Path, piece_bytes: int = PIECE_BYTES, capability: str | None = None
+) -> list[Piece]:
     """Unpack wheels, leave out what the run does not use, compress the rest together and cut it into pieces.
 
     Args:
         wheels: files.
         folder: where the pieces `packages.tar.xz.part00`, ... are written.
         piece_bytes: largest size of one.
+        capability: of the GPU, as in `9.0`: code for others is left out of the CUDA provider; None keeps all of it.
 
     Raises:
-        DataError: if there is no wheel.
+        DataError: if there is no wheel, or no code for that GPU.
     """
     wheels = list(wheels)
     if not wheels:
@@ -89,6 +95,9 @@ def pack(wheels: Iterable[Path], folder: Path, piece_bytes: int = PIECE_BYTES) -
             with zipfile.ZipFile(wheel) as content:
                 content.extractall(unpacked)  # noqa: S202 - wheels that pip has verified
         _remove_unused(unpacked)
+        if capability is not None:
+            for library in unpacked.rglob(_CUDA_PROVIDER):
+                prune(library, capability)
         with tarfile.open(archive, "w:xz", preset=6) as tar:
             tar.add(unpacked, ".")
         return list(_cut(archive, folder, piece_bytes))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_bench.gpu.settings import TINY, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -16,7 +17,7 @@ def make_settings(tmp_path: Path, **changes: Any) -> Settings:
     return Settings(**(given | changes))
 
 
-def write_wheel(path: Path, files: dict[str, str]) -> None:
+def write_wheel(path: Path, files: Mapping[str, str | bytes]) -> None:
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in files.items():
