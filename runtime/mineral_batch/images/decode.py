@@ -64,7 +64,7 @@ def open_rgb(
         ImageError: if the content is not an image, is damaged or truncated, or is too large.
         OSError: if the file cannot be read.
     """
-    content = source if isinstance(source, bytes) else read_file(Path(source))
+    content = source if isinstance(source, bytes) else read_file(source)
     try:
         with _decode(content, target, max_pixels, keep_damaged=keep_damaged) as decoded:
             return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
@@ -82,7 +82,7 @@ def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Ima
         spec: the model's input.
         exact: decode JPEGs in full instead of at the nearest sufficient scale (see `open_rgb`).
     """
-    return decode_image(str(path), lambda: read_file(Path(path)), spec, exact=exact)
+    return decode_image(str(path), lambda: read_file(path), spec, exact=exact)
 
 
 def decode_image(

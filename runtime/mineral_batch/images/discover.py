@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError, one_line
-from mineral_batch.images.archives import is_archive, members, refuse_archive, signed_64_bits
+from mineral_batch.images.archives import (
+    ARCHIVE_SUFFIXES,
+    OTHER_ARCHIVE_SUFFIXES,
+    is_archive,
+    members,
+    refuse_archive,
+    signed_64_bits,
+)
 from mineral_batch.images.limits import read_file
 from mineral_batch.images.lists import expand
 from mineral_batch.images.names import OUTPUT_ENTRIES, SYSTEM_FOLDERS, formula_safe, has_image_suffix, output_folders
+from mineral_batch.images.parquet import SUFFIXES as PARQUET_SUFFIXES
 from mineral_batch.images.parquet import is_parquet, parquet_rows
 from mineral_batch.images.remote import find_remote
 from mineral_batch.images.skipped import Skipped
@@ -26,6 +34,9 @@ from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+# Of files that are not images themselves.
+_CONTAINER_SUFFIXES = (*ARCHIVE_SUFFIXES, *OTHER_ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)
 
 
 def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
@@ -49,15 +60,21 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     for found in _find((name for name in names if not is_url(name)), skipped):
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
-        elif is_archive(found):
-            yield from members(Path(found))
-        elif is_parquet(found):
-            yield from parquet_rows(Path(found), formula_safe(found))
-        elif reason := refuse_archive(found):
-            yield Failure(formula_safe(found), "read", reason)
+        elif found.lower().endswith(_CONTAINER_SUFFIXES):
+            yield from _contained(found)
         else:
             yield _file(found)
     yield from find_remote(urls, skipped)
+
+
+def _contained(name: str) -> Iterator[Source | Failure]:
+    """The images in an archive or a Parquet file that was named directly."""
+    if is_archive(name):
+        yield from members(Path(name))
+    elif is_parquet(name):
+        yield from parquet_rows(Path(name), formula_safe(name))
+    else:
+        yield Failure(formula_safe(name), "read", refuse_archive(name))
 
 
 def count_sources(inputs: Iterable[str | Path]) -> int | None:
@@ -71,7 +88,11 @@ def count_sources(inputs: Iterable[str | Path]) -> int | None:
         return None
     if any(is_archive(str(name)) and not str(name).lower().endswith((".zip", ".tar")) for name in names):
         return None
-    return sum(1 for _ in find_sources(names))
+    # The files are not looked at: a million are counted beside a run that waits for the same interpreter.
+    found = _find(names, None)
+    return sum(
+        sum(1 for _ in members(Path(name))) if isinstance(name, str) and is_archive(name) else 1 for name in found
+    )
 
 
 def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) -> Iterator[Path | Failure]:

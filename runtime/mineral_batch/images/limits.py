@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: The default of `--max-pixels`. Phones take 200 megapixels; far beyond that is a panorama or a decompression bomb.
 MAX_PIXELS = 256_000_000
@@ -84,6 +88,7 @@ def read_file(path: str | Path) -> bytes:
         ImageError: if it is empty or too large.
         OSError: if it cannot be read.
     """
-    path = Path(path)
-    check_bytes(path.stat().st_size)
-    return path.read_bytes()
+    # No Path for each image: Python before 3.12 interns its parts, and its table of such strings never shrinks.
+    check_bytes(os.stat(path).st_size)  # noqa: PTH116
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from mineral_batch.errors import ContractError, DataError
@@ -19,6 +21,7 @@ ENGINE_LATER = "engine later"
 #: The key of `--max-pixels` where many machines work on one run. In a folder of one machine's own the images to which
 #: another limit makes a difference are done again instead.
 LIMIT = "max pixels"
+_NANOSECONDS_TO_SETTLE = 10 * 10**9
 
 
 def fingerprint(predictor: Predictor, decoder: Decoder) -> dict[str, str]:
@@ -50,7 +53,21 @@ def _computation_digest(model: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal; a file that stays as it is is read once in a process."""
+    status = path.stat()
+    changed = max(status.st_mtime_ns, status.st_ctime_ns)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    # A file that changes twice within a tick of its system's clock has the same times.
+    is_settled = time.time_ns() - changed > _NANOSECONDS_TO_SETTLE
+    return _settled_digest(path, identity) if is_settled else _digest(path)
+
+
+@lru_cache(maxsize=32)
+def _settled_digest(path: Path, _identity: tuple[int, ...]) -> str:
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

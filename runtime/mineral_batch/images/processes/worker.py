@@ -16,7 +16,6 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -154,7 +153,7 @@ class _Worker:
             fcntl.lockf(self._setup.memory, fcntl.LOCK_UN, 1)
 
     def _one(self, row: Pixels, name: str, content: str | bytes, with_exif: bool) -> Decoded | Failure:
-        read = partial(read_file, Path(content)) if isinstance(content, str) else lambda: content
+        read = partial(read_file, content) if isinstance(content, str) else lambda: content
         setup = self._setup
         image = decode_image(
             name,
