@@ -23,7 +23,15 @@ from mineral_batch.files import cannot_write
 from mineral_batch.images.decode import NOTHING_DECODED
 from mineral_batch.images.limits import MAX_PIXELS, exceeded_pixels
 from mineral_batch.results.fingerprint import refuse_other
-from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact, source_identity
+from mineral_batch.results.journal_rows import (
+    Listed,
+    Row,
+    checksum,
+    decode_result,
+    encode_values,
+    is_intact,
+    source_identity,
+)
 from mineral_batch.types import Failure, Result, Source
 
 JOURNAL = "journal.sqlite"
@@ -102,6 +110,8 @@ class Journal:
         self._position = 0
         self._in_flight: dict[str, tuple[int, int]] = {}
         self._unwritten: list[Row] = []
+        # None once there was something to do.
+        self._listed: Listed | None = Listed()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -200,6 +210,7 @@ class Journal:
         with self._explaining():
             listed = self._db.executemany("INSERT OR IGNORE INTO listing VALUES (?, ?, ?, ?)", rows).rowcount
             if listed == len(rows) and not self._has_results:
+                self._listed = None
                 return list(chunk), 0
             known = self._db.execute(
                 f"SELECT position, result.{_COLUMNS.replace(', ', ', result.')} FROM listing "  # noqa: S608
@@ -207,6 +218,10 @@ class Journal:
                 (first,),
             ).fetchall()
         unfinished = [chunk[position - first - 1] for position, *row in known if not self._is_done(row)]
+        if unfinished:
+            self._listed = None
+        elif self._listed is not None:
+            self._listed.add(row[1:] for row in known)
         return unfinished, len(known) - len(unfinished)
 
     def _is_done(self, row: Row) -> bool:
@@ -280,11 +295,19 @@ class Journal:
 
     def counts(self) -> tuple[int, int]:
         """Return how many listed sources have a prediction, and how many a failure."""
-        return self._counts("answered")
+        return (self._listed.predicted, self._listed.failed) if self._listed else self._counts("answered")
 
     def kept(self) -> int:
         """Return how many results are of images that this run has not listed."""
-        return sum(self._counts("kept"))
+        return sum(self._counts("kept")) if self._keeps_any() else 0
+
+    def _keeps_any(self) -> bool:
+        """Whether there may be such results."""
+        if self._listed is None:
+            return True
+        with self._explaining():
+            (results,) = self._db.execute("SELECT count(*) FROM result").fetchone()
+        return bool(results != self._listed.predicted + self._listed.failed)
 
     def _counts(self, view: str) -> tuple[int, int]:
         self._write()
@@ -314,14 +337,18 @@ class Journal:
 
     def digest(self) -> str:
         """Return a digest of all results in the order of `results`: the same digest, the same rows."""
+        kept = self._digest_of("kept", "name") if self._keeps_any() else Listed().digest()
+        listed = self._listed.digest() if self._listed else self._digest_of("answered", "position")
+        return hashlib.sha256(kept + listed).hexdigest()
+
+    def _digest_of(self, view: str, order: str) -> bytes:
         self._write()
-        found = hashlib.sha256()
+        found = Listed()
         with self._explaining():
-            for view, order in (("kept", "name"), ("answered", "position")):
-                rows = self._db.execute(f"SELECT checksum FROM {view} ORDER BY {order}")  # noqa: S608
-                while block := rows.fetchmany(4096):
-                    found.update(repr(block).encode())
-        return found.hexdigest()
+            rows = self._db.execute(f"SELECT checksum FROM {view} ORDER BY {order}")  # noqa: S608
+            while block := rows.fetchmany(4096):
+                found.add_checksums(checksum for (checksum,) in block)
+        return found.digest()
 
     def prune(self) -> int:
         """Remove the results of images that this run has not listed; return how many."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,35 @@ def checksum(row: Row) -> int:
 def is_intact(row: Row) -> bool:
     """Return whether a row is what was written."""
     return bool(row[-1] == checksum(row[:-1]))
+
+
+class Listed:
+    """The results that this run has listed, in their order; known without another query if it made none itself.
+
+    Attributes:
+        predicted: predictions among them.
+        failed: failures.
+    """
+
+    def __init__(self) -> None:
+        self.predicted = self.failed = 0
+        self._checksums = hashlib.sha256()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take the next rows."""
+        rows = list(rows)
+        predicted = sum(row[3] is not None for row in rows)
+        self.predicted += predicted
+        self.failed += len(rows) - predicted
+        self.add_checksums(row[-1] for row in rows)
+
+    def add_checksums(self, checksums: Iterable[int]) -> None:
+        """Take the next rows' checksums alone, for the digest."""
+        self._checksums.update("".join(f"{checksum}," for checksum in checksums).encode())
+
+    def digest(self) -> bytes:
+        """Return a digest of all rows in their order."""
+        return self._checksums.digest()
 
 
 def decode_result(row: Row) -> Result:

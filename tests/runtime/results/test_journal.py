@@ -60,6 +60,36 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path) -> None:
         assert journal.counts() == (3, 1)
 
 
+def test_a_run_with_nothing_to_do_knows_what_one_that_did_it_counted(tmp_path: Path) -> None:
+    """The counts and the digest, which it does not read from the file again, and each change of the digest."""
+    broken = Failure("z", "decode", "truncated")
+    items: list[Source | Failure] = [source("b"), source("a"), source("c"), source("z")]
+
+    def state(listed: list[Source | Failure]) -> tuple[tuple[int, int], int, str]:
+        with Journal(tmp_path, MADE_WITH) as journal:
+            for item in journal.unfinished(iter(listed)):
+                assert isinstance(item, Source)
+                journal.add(broken if item.name == "z" else answer(item, 0.1 * item.size))
+            return journal.counts(), journal.kept(), journal.digest()
+
+    done = state(items)
+    assert done[:2] == ((3, 1), 0)
+    assert state(items) == done, "nothing to do"
+    assert state([*items, items[0]]) == done, "a name that comes twice"
+    digests = {done[2]}
+    for listed, counts, kept in (
+        (items[:2], (2, 0), 2),
+        (items[::-1], (3, 1), 0),
+        ([*items[:3], source("z", size=2)], (3, 1), 0),
+        ([source("b", size=3), *items[1:]], (3, 1), 0),
+    ):
+        changed = state(listed)
+        assert changed[:2] == (counts, kept)
+        assert state(listed) == changed, "and again, with nothing to do"
+        digests.add(changed[2])
+    assert len(digests) == 5
+
+
 def test_results_come_back_bit_for_bit(tmp_path: Path) -> None:
     name = os.fsdecode(b"odd \n \xff.jpg")
     values = np.array([1e-7, 0.1, 1.0], np.float32)
