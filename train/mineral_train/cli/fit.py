@@ -64,6 +64,7 @@ def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
 
     The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...
     """
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     _require_consistent(chosen)
     labels = _options.chosen_labels(chosen)
     name, why = chosen["recipe"], ""
@@ -74,18 +75,20 @@ def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
     from mineral_train.training.loop import fit as fit_run
     from mineral_train.training.stop import RunStopped
 
-    if why and os.environ.get("RANK", "0") == "0":
+    if why and is_main:
         click.echo(f"recipe {name}: {why}")
     again = "the same command without --restart" if options.restart else "the same command"
     try:
         fit_run(config, manifests, run, options, say=click.echo)
     except RunStopped as stopped:
-        click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
+        if is_main:
+            click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
         raise SystemExit(_EXIT_TERMINATED if stopped.number == _SIGTERM else _options.EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; {_what_is_saved(run, again)}", err=True)
+        if is_main:
+            click.echo(f"\nstopped; {_what_is_saved(run, again)}", err=True)
         raise SystemExit(_options.EXIT_INTERRUPTED) from None
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started
+    if is_main:
         click.echo(f"next: mineral-export onnx {run} -o model.onnx")
 
 

@@ -1,6 +1,7 @@
 """One process or several: how they share the work and combine their results.
 
-`torchrun --nproc-per-node 4 -m mineral_train fit ...` starts one process per GPU (gloo on CPU). A recipe means the
+`torchrun --nproc-per-node 4 -m mineral_train fit ...` starts one process per GPU (gloo on CPU), and the same command on
+each of several nodes, with `--nnodes` and a rendezvous, the processes of all of them. A recipe means the
 same on any number of them: `batch` counts the images of one optimizer step over all processes, and the gradient
 is that of the mean over that batch, also for the last one, which may not divide evenly.
 """
@@ -60,6 +61,23 @@ class Process:
         dist.all_reduce(summed)
         return [float(value) for value in summed]
 
+    def largest(self, value: int) -> int:
+        """Return the largest of all processes' values, in all of them."""
+        if self.world == 1:
+            return value
+        where = self.device if self.device.type == "cuda" else torch.device("cpu")
+        largest = torch.tensor(value, device=where)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
+    def agree(self, value: object) -> bool:
+        """Return whether all processes gave equal values."""
+        if self.world == 1:
+            return True
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return all(other == values[0] for other in values)
+
     def gather(self, part: torch.Tensor) -> list[torch.Tensor]:
         """Gather the CPU tensors `part` of all processes in the order of their ranks; shapes may differ."""
         if self.world == 1:
@@ -117,6 +135,11 @@ def join(device: str) -> Iterator[Process]:
         yield Process(dist.get_rank(), world, place)
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Return whether torch says that another process has ended; of gloo there is no other sign of it than the text."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def share_batch_norm(model: nn.Module) -> None:

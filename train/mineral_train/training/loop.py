@@ -29,7 +29,7 @@ from mineral_train.training.calibrate import calibrate_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.data import TrainingData, TrainingManifest
 from mineral_train.training.describe import make_contract
-from mineral_train.training.distributed import Process, join, plan_epoch
+from mineral_train.training.distributed import Process, is_lost_peer, join, plan_epoch
 from mineral_train.training.environment import deterministic, memory_in_words
 from mineral_train.training.estimate import suggest_few
 from mineral_train.training.evaluate import (
@@ -58,7 +58,8 @@ if TYPE_CHECKING:
     Batch = tuple[torch.Tensor, torch.Tensor]
 
 _MIXED = 0.9  # of the run's steps have mixup
-_ASK_EVERY = 16  # steps between two questions to all processes whether it is time to save
+_ASK_EVERY = 16  # steps between two questions to all processes whether it is time to save, or to stop on a GPU
+_LOST_PEER = "another process of this run has ended (see its message); the same command resumes"
 
 
 def fit(
@@ -89,7 +90,8 @@ def fit(
         DoesNotFitError: if the GPU's memory is too small.
         MineralError: if the recipe differs from the one the run was begun with, another process trains into the
             folder, or the loss is not finite.
-        RunStopped: after a first Ctrl-C or SIGTERM, when the state has been saved (one process only).
+            Also if the processes do not see the same run, or another of them has ended.
+        RunStopped: after a first Ctrl-C or SIGTERM to any of the processes, when the state has been saved.
     """
     options = options or RunOptions()
     with join(options.device) as process, deterministic(options.deterministic), memory_in_words():
@@ -100,13 +102,15 @@ def fit(
         say = say or _ignore
         source = TrainingManifest.read(manifest, config.model.labels, config.soft_targets)
         folder = RunFolder(Path(run), config, source.sha256)
-        with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.world == 1) as stop:
-            trainer = Trainer.open(source, folder, options, process, stop, say)
+        with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.main) as stop:
             try:
+                trainer = Trainer.open(source, folder, options, process, stop, say)
                 return trainer.run(on_epoch or _ignore)
             except RuntimeError as error:  # torch's handler of a worker's death raises wherever the program is
                 if is_dead_worker(error):
                     raise DataError(DEAD_WORKER) from None
+                if process.world > 1 and is_lost_peer(error):
+                    raise MineralError(_LOST_PEER) from None
                 raise
 
 
@@ -174,6 +178,12 @@ class Trainer:
             folder.clear()
         process.barrier()
         state = folder.load()
+        position = state and (state.progress.epoch, state.progress.step)
+        if not process.agree((folder.is_locked(), folder.identity, position)):
+            raise MineralError(
+                f"the processes of this run do not see the same: give all of them the same options and manifests, and "
+                f"a folder -o that all nodes share (here {folder.path.absolute()})"
+            )
         if state is None:
             require_start(config)
         for line in images.warnings(source.manifest):
@@ -248,10 +258,11 @@ class Trainer:
         batches = self._batches(plan[self.progress.step :])
         for number in reporter.steps(epoch, self.progress.step, self.progress.best_map, loss_sum):
             try:
-                self.stop.check()
+                self._check_stop(number)
                 step = next(batches)
-            except (RunStopped, DataError):
-                if self.process.world == 1:  # saving needs all processes, and they do not fail together
+            except (RunStopped, DataError) as error:
+                # Saving needs all processes; they stop together, but do not fail together.
+                if self.process.world == 1 or isinstance(error, RunStopped):
                     self._save_within_epoch(number, loss_sum)
                 raise
             mix = self._mixes(before + number)
@@ -264,6 +275,15 @@ class Trainer:
             raise self._not_finite("the loss", epoch, len(plan))
         self.progress.step, self.progress.loss_sum = len(plan), total
         return self._lr(before + len(plan) - 1), total / self.data.sampler.draws
+
+    def _check_stop(self, step: int) -> None:
+        """Raise `RunStopped` if a signal came, in all processes at the same step, whichever got it."""
+        if self.process.world == 1:
+            self.stop.check()
+        elif self.process.device.type == "cpu" or step % _ASK_EVERY == 0:  # asking makes a GPU wait
+            number = self.process.largest(self.stop.number or 0)
+            if number:
+                raise RunStopped(number)
 
     def _mixes(self, step: int) -> bool:
         """Whether mixup is on in this step of the run."""
@@ -346,14 +366,14 @@ class Trainer:
         return logits.sigmoid().numpy(), float(loss)
 
     def _logits(self, model: MineralNet) -> torch.Tensor:
-        """Compute logits (N, L) of the validation split; a signal ends it."""
+        """Compute logits (N, L) of the validation split; a signal ends it, of several processes at the next step."""
         return predict_logits(
             model,
             self.data.val,
             self.process,
             batch=self.config.batch,
             workers=self._workers,
-            check=self.stop.check,
+            check=self.stop.check if self.process.world == 1 else lambda: None,
         )
 
     # -- saving --------------------------------------------------------------------------------------------------

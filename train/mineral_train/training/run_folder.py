@@ -164,6 +164,10 @@ class RunFolder:
             if not any(self.path.iterdir()):  # nothing came of it
                 self.path.rmdir()
 
+    def is_locked(self) -> bool:
+        """Return whether a process holds the folder, as seen from here."""
+        return (self.path / LOCK).exists()
+
     def load(self) -> State | None:
         """Load the state to resume from, None for a new run.
 

@@ -28,15 +28,15 @@ class StopSignal:
     """Within, the first signal sets `number` and the second raises KeyboardInterrupt.
 
     Args:
-        enabled: False leaves signals as they are: of several processes each would stop at another step.
+        says: whether it prints what will happen; of several processes one does.
 
     Attributes:
         number: of the signal that came, None if none did.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, says: bool = True) -> None:
         self.number: int | None = None
-        self._enabled = enabled
+        self._says = says
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
@@ -49,7 +49,7 @@ class StopSignal:
             raise RunStopped(self.number)
 
     def __enter__(self) -> Self:
-        if self._enabled and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                     self._before[number] = signal.signal(number, self._receive)
@@ -63,6 +63,8 @@ class StopSignal:
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number
+        if not self._says:
+            return
         # Not print: a signal may arrive in the middle of one.
         with suppress(OSError):
             os.write(_STDERR, b"\nfinishing the step and saving; press again to stop at once\n")
