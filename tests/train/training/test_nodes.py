@@ -71,10 +71,10 @@ class _Nodes:
         return self._logs[node].read_text(errors="replace")
 
 
-def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(coloured_manifest, tmp_path):
+def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(colored_manifest, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
-    common = [*_FIT, str(coloured_manifest), "--labels", str(labels), "-o"]
+    common = [*_FIT, str(colored_manifest), "--labels", str(labels), "-o"]
     alone = [sys.executable, *common, str(tmp_path / "one")]
     subprocess.run(alone, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     arguments = [*common, str(tmp_path / "two")]
@@ -107,7 +107,7 @@ def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(coloured_manifest, 
             assert mine[key] == pytest.approx(theirs[key], rel=1e-5)
 
 
-def test_nodes_that_do_not_see_one_folder_are_told_before_they_train(coloured_manifest, tmp_path):
+def test_nodes_that_do_not_see_one_folder_are_told_before_they_train(colored_manifest, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
     program = "import os, sys; os.chdir(sys.argv.pop(1) + os.environ['RANK']); sys.argv[0] = 'mineral-train'\n"
@@ -116,7 +116,7 @@ def test_nodes_that_do_not_see_one_folder_are_told_before_they_train(coloured_ma
         (tmp_path / f"node{rank}").mkdir()
     script = tmp_path / "elsewhere.py"
     script.write_text(program)
-    arguments = [str(script), str(tmp_path / "node"), *_FIT[2:], str(coloured_manifest), "--labels", str(labels)]
+    arguments = [str(script), str(tmp_path / "node"), *_FIT[2:], str(colored_manifest), "--labels", str(labels)]
     nodes = _Nodes(tmp_path, [*arguments, "-o", "run"])
     assert 0 not in nodes.end()
     for node in (0, 1):
