@@ -22,7 +22,7 @@ from mineral_batch.evaluation.metrics import EQUATION_6
 from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.files import write_file
-from mineral_batch.minerals.table import LEVELS, Level
+from mineral_batch.minerals.table import LEVELS, Level, load_table
 from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Measured
 from mineral_batch.model.onnx_file import read_contract, write_contract
@@ -65,6 +65,9 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     metavar="RULE",
     help="Judge specimens instead of images; RULE as in `predict --specimen`: folder, catalog, regex=PATTERN, a CSV.",
 )
+@click.option(
+    "--minerals", type=_FILE, metavar="CSV", help="With --level: your own table of minerals (name,species,...)."
+)
 @click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
 @click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")
 @click.option(
@@ -89,6 +92,7 @@ def evaluate(
     thresholds: str | None,
     level: Level,
     specimen: str | None,
+    minerals: Path | None,
     tune: str | None,
     model: Path | None,
     output: Path | None,
@@ -129,7 +133,7 @@ def evaluate(
             raise click.UsageError(
                 "a model's thresholds are for its own labels: give --thresholds a number with --level"
             )
-        joined = at_level(joined, level)
+        joined = at_level(joined, level, load_table(minerals))
     result = judge(joined, _for_labels(cuts, joined.predictions.labels), bootstrap)
     tuning = tune_model(joined, contract.thresholds, rule) if contract and rule else None
     click.echo("\n".join(evaluation_lines(joined, result, compared)))

@@ -31,6 +31,7 @@ def merge(
     prevalence: str | None,
     level: Level | None,
     specimen: str | None,
+    minerals: str | None,
     decimals: int | None,
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,
@@ -41,7 +42,7 @@ def merge(
     The tables equal, byte for byte, those of a run on one machine. Options of `predict --shard` for tables hold here
     too; others can be added. If pieces are missing, merge says which. It may be repeated.
     """
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen, minerals)
     place = open_place(output)
     summary = merge_parts(place, tables, mixed=allow_mixed_engines)
     ctx.exit(say_merged(summary, place, quiet=quiet, exit_zero_on_failures=exit_zero_on_failures))

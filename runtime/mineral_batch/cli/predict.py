@@ -29,7 +29,7 @@ from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
-from mineral_batch.minerals.table import Level, load_table
+from mineral_batch.minerals.table import Level, Table, load_table
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.predictor import Predictor
@@ -138,6 +138,7 @@ def predict(
     prevalence: str | None,
     level: Level | None,
     specimen: str | None,
+    minerals: str | None,
     decimals: int | None,
     restart: bool,
     prune: bool,
@@ -185,7 +186,7 @@ def predict(
     named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen)
+    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen, minerals)
     log = Log(log_format)
     engine: dict[str, Any] = {
         "backend": backend,
@@ -250,7 +251,7 @@ def predict(
         ctx.exit(128 + (stop.signal or signal.SIGINT))
     log.run_finished(summary, output)
     if summary.predicted and not quiet:
-        say(_closing(summary, output, predictor.contract))
+        say(_closing(summary, output, predictor.contract, tables.minerals))
     _refuse_nothing(summary, output)
     if summary.failed and not exit_zero_on_failures:
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
@@ -278,9 +279,8 @@ def _refuse_nothing(summary: RunSummary, output: Path) -> None:
         raise DataError(_nothing_read(summary, output))
 
 
-def _hazard_lines(minerals: Counter[str]) -> list[str]:
+def _hazard_lines(minerals: Counter[str], table: Table) -> list[str]:
     """One line for the minerals found that need care, most frequent first."""
-    table = load_table()
     found = [name for name, _ in minerals.most_common() if name in table and table[name].danger]
     named = ", ".join(f"{name} ({table[name].danger})" for name in found)
     return [f"  Handle with care: {named}; see mineral-batch minerals NAME"] if found else []
@@ -301,7 +301,7 @@ def _stopped(summary: RunSummary | None, output: Path) -> str:
     return f"Stopped{done}. Results saved in {output}{partial}; rerun the same command to resume."
 
 
-def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
+def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: str | None) -> str:
     new, reused = summary.new - summary.new_failed, summary.reused
     lines = (
         [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
@@ -323,7 +323,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract) -> str:
     lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:
         lines.append(f"  and {counted(len(minerals) - _SHOWN, 'more mineral')}")
-    lines += _hazard_lines(minerals)
+    lines += _hazard_lines(minerals, load_table(table))
     if summary.counts and summary.counts.blank:
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "

@@ -52,12 +52,13 @@ _OPTIONS = (
         help="Also write specimens.csv, an answer per specimen. RULE: folder; catalog (numbers in names: X-90175_1); "
         "regex=PATTERN; or a CSV (path,specimen).",
     ),
+    click.option("--minerals", metavar="CSV", help="Your own table of minerals (name,species,...), for --level."),
     click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals."),
 )
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options `formats`, `layout`, `columns`, `prevalence`, `level`, `specimen` and `decimals`."""
+    """Give a command these options; `decimals` is --round, the others have the names of their options."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -271,5 +271,6 @@ def with_options(plan: Plan, tables: Tables) -> Tables:
         prevalence=tables.prevalence or plan.tables.prevalence,
         level=tables.level or plan.tables.level,
         specimen=tables.specimen or plan.tables.specimen,
+        minerals=tables.minerals or plan.tables.minerals,
         decimals=plan.tables.decimals if tables.decimals is None else tables.decimals,
     )

@@ -94,7 +94,7 @@ class Mineral:
 Table = Mapping[str, Mineral]
 
 
-def load_table(path: Path | None = None) -> Table:
+def load_table(path: str | Path | None = None) -> Table:
     """Read a table of minerals by their names.
 
     Args:
@@ -103,7 +103,7 @@ def load_table(path: Path | None = None) -> Table:
     Raises:
         DataError: if it cannot be read, lacks a column or names a mineral twice.
     """
-    return _packaged() if path is None else _own(path)
+    return _packaged() if path is None else _own(Path(path))
 
 
 @cache

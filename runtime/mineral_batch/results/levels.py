@@ -87,8 +87,11 @@ def union_probability(probabilities: Floats) -> Floats:
     return result
 
 
-def rolled_up(values: Floats, labels: Sequence[str], level: Level) -> tuple[tuple[str, ...], Floats]:
+def rolled_up(
+    values: Floats, labels: Sequence[str], level: Level, table: Table | None = None
+) -> tuple[tuple[str, ...], Floats]:
     """Probabilities of the names at a level, every label counted under its own: (N, L) to names (K,) and (N, K)."""
-    columns = {name: [labels.index(label) for label in covered] for name, covered in names_at(labels, level).items()}
+    covered = names_at(labels, level, table)
+    columns = {name: [labels.index(label) for label in several] for name, several in covered.items()}
     parts = [union_probability(values[:, one]) for one in columns.values()]
     return tuple(columns), np.stack(parts, axis=1) if len(values) else np.zeros((0, len(columns)))

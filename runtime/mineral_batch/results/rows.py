@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mineral_batch.minerals.table import Level
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.results.csv import formula_safe_text
@@ -100,17 +99,16 @@ class Sink(Protocol):
 
 
 def table_rows(
-    results: Iterable[Result], contract: ModelContract, level: Level | None = None
+    results: Iterable[Result], contract: ModelContract, levels: Levels | None = None
 ) -> Iterator[TableRow | Failure]:
     """Yield the rows of results, made a block at a time, which is quicker than one by one.
 
     Args:
         results: in the order of the rows.
         contract: labels and thresholds.
-        level: give each row an answer up to this level.
+        levels: give each row an answer up to a level.
     """
     remaining = iter(results)
-    levels = None if level is None else Levels(contract.labels, level)
     while block := list(islice(remaining, _BLOCK)):
         predictions = [result for result in block if isinstance(result, Prediction)]
         rows = _block(predictions, contract, levels) if predictions else iter(())

@@ -195,6 +195,8 @@ def _tables_key(contract: ModelContract, tables: Tables, results: str) -> str:
     if tables.specimen is not None:
         listed_in = Path(tables.specimen)
         parts += ["specimen", file_digest(listed_in) if listed_in.is_file() else tables.specimen]
+    if tables.level is not None and tables.minerals is not None:
+        parts += ["minerals", file_digest(Path(tables.minerals))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mineral_batch.files import atomic_file, atomic_folder, remove_leftovers, write_errors
-from mineral_batch.minerals.table import Level
+from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter, csv_line, encode, formula_safe_text
+from mineral_batch.results.levels import Levels
 from mineral_batch.results.parquet import Parquet, import_pyarrow
 from mineral_batch.results.per_image import PerImageCsv
 from mineral_batch.results.rows import Sink, TableCounts, TableRow, extra_values, table_rows
@@ -55,6 +56,7 @@ class Tables:
         decimals: round the probabilities to so many; None for seven significant digits.
         level: add the column `answer`, with names up to this level.
         specimen: write specimens.csv by this rule (`mineral_batch.results.specimens`).
+        minerals: file with the table of minerals that says what is broader; None for the package's.
     """
 
     formats: tuple[str, ...] = ("csv",)
@@ -64,6 +66,11 @@ class Tables:
     decimals: int | None = None
     level: Level | None = None
     specimen: str | None = None
+    minerals: str | None = None
+
+    def levels(self, labels: Sequence[str]) -> Levels | None:
+        """The broader names over the labels; None where they are not asked for."""
+        return None if self.level is None else Levels(labels, self.level, load_table(self.minerals))
 
     @property
     def needs_exif(self) -> bool:
@@ -105,12 +112,13 @@ def require(tables: Tables) -> None:
     """Check before a long run that every table can be written.
 
     Raises:
-        DataError: if a package is missing, or the rule for specimens is none.
+        DataError: if a package is missing, the rule for specimens is none, or the table of minerals cannot be read.
     """
     if PARQUET in tables.files:
         import_pyarrow()
     if tables.specimen is not None:
         specimen_rule(tables.specimen)
+    load_table(tables.minerals)
 
 
 class PredictionsCsv:
@@ -214,7 +222,7 @@ def write_tables(
         (folder / RUN_MANIFEST).unlink(missing_ok=True)  # from here on it would describe other tables
         with ExitStack() as stack:
             sinks = _open(stack, folder, contract, tables)
-            for row in table_rows(results, contract, tables.level):
+            for row in table_rows(results, contract, tables.levels(contract.labels)):
                 counts.add(row)
                 for sink in sinks:
                     sink.write(row)
@@ -237,7 +245,7 @@ def write_partial(folder: Path, results: Iterable[Result], contract: ModelContra
     """
     with write_errors(folder / PARTIAL, fix=_FIX), atomic_file(folder / PARTIAL) as file:
         sink = PredictionsCsv(file, contract, tables.extra)
-        for row in table_rows(results, contract, tables.level):
+        for row in table_rows(results, contract, tables.levels(contract.labels)):
             sink.write(row)
 
 

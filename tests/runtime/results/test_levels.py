@@ -120,3 +120,17 @@ def test_evaluate_at_a_level_refuses_what_belongs_to_labels(tmp_path: Path) -> N
     assert evaluate(predictions, labels, "--level", "species", "--tune", "f1", "-o", tmp_path / "x.onnx")[0] == 2
     code, text = evaluate(predictions, labels, "--level", "species")
     assert (code, text) == (1, "Error: all labels are quartz at the level of species: nothing is left to tell apart\n")
+
+
+def test_evaluate_reads_the_users_own_table(tmp_path: Path) -> None:
+    table = [
+        ["path", "minerals", "grus", "lehm", "erz"],
+        ["a.jpg", "grus", 0.9, 0.2, 0.0],
+        ["b.jpg", "", 0.1, 0.1, 0.4],
+    ]
+    predictions = write(tmp_path / "p.csv", table)
+    labels = write(tmp_path / "l.csv", [["path", "labels"], ["a.jpg", "lehm"], ["b.jpg", "erz"]])
+    own = write(tmp_path / "own.csv", [["name", "species"], ["grus", "boden"], ["lehm", "boden"], ["erz", "erz"]])
+    code, text = evaluate(predictions, labels, "--level", "species", "--minerals", own)
+    assert (code, "read at the level of species: 2 names" in text) == (0, True), text
+    assert evaluate(predictions, labels, "--level", "species", "--minerals", predictions)[0] == 1

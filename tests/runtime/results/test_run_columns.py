@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 from PIL import ExifTags
 from PIL import Image as PILImage
 
-from mineral_batch import Prediction, Predictor
+from mineral_batch import ModelContract, Prediction, Predictor
 from mineral_batch.files import atomic_file
+from mineral_batch.model.onnx_file import write_contract
 from mineral_batch.results.check import check
+from mineral_batch.results.csv import write_csv
 from mineral_batch.results.fingerprint import fingerprint
 from mineral_batch.results.run import run
 from mineral_batch.results.write import Tables
@@ -184,3 +187,20 @@ def test_answers_at_a_level_are_in_every_table(album: Path, tmp_path: Path, pred
     assert list(check(tmp_path / "out")) == []
     run(predictor, [album], tmp_path / "out")
     assert "answer" not in table(tmp_path / "out")[0]
+
+
+def test_answers_follow_the_users_own_table_of_minerals(
+    album: Path, tmp_path: Path, model_path: Path, contract: ModelContract
+) -> None:
+    """Also a table that was edited since the tables were written."""
+    model = tmp_path / "careful.onnx"
+    shutil.copy(model_path, model)
+    write_contract(model, replace(contract, thresholds=(0.99,) * len(contract.labels)))
+    own = tmp_path / "own.csv"
+    with Predictor(model, backend="onnx-cpu") as predictor:
+        for name in ("all of them", "every one"):
+            write_csv(own, ("name", "species", "class"), [(label, label, name) for label in contract.labels])
+            run(predictor, [album], tmp_path / "out", Tables(level="class", minerals=str(own)))
+            answers = {row["answer"] for row in table(tmp_path / "out")}
+            assert name in answers
+            assert answers & {"all of them", "every one"} == {name}
