@@ -12,14 +12,19 @@ from tqdm import tqdm
 from mineral_batch.cli.console import say
 from mineral_batch.cli.paths import MODEL
 from mineral_batch.files import write_errors
+from mineral_batch.minerals.table import LEVELS, load_table
 from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
 from mineral_batch.report.explained import read_explained
+from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
+from mineral_batch.results.specimens import CATALOGUE, FOLDER, REGEX
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
+    from mineral_batch.minerals.table import Level
     from mineral_batch.report.build import Written
     from mineral_batch.report.explained import Explained
+    from mineral_batch.report.groups import Groups
     from mineral_batch.results.read import Results
 
 _PATH = click.Path(path_type=Path)
@@ -44,6 +49,17 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--folder", is_flag=True, help="Write a folder, not one file: for large runs.")
 @click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: found from RESULTS.")
+@click.option(
+    "--specimen",
+    metavar="RULE",
+    help="Show the photographs of a specimen together, with its answer; RULE as in predict. [default: as in the run]",
+)
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="Where no mineral is sure, show the species, group or class that is. [default: as in the run]",
+)
+@click.option("--minerals", type=_PATH, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def report(
     results: Path,
@@ -55,6 +71,9 @@ def report(
     size: int,
     folder: bool,
     photos: Path | None,
+    specimen: str | None,
+    level: Level | None,
+    minerals: Path | None,
     quiet: bool,
 ) -> None:
     """Make a page to look at the results of a run: gallery, filters, counts, map and, with labels, accuracy.
@@ -72,11 +91,12 @@ def report(
         say(f"Note: {results / name} was edited since the run wrote it; the page shows the edited table", err=True)
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
+    groups = _groups(table, level, specimen, minerals)
     target = output or results / ("report" if folder else "report.html")
     count = len(table.predictions.paths)
     total = count + (maps.count if maps else 0)
     with tqdm(total=total, unit=" images", desc="thumbnails", disable=None if size and not quiet else True) as bar:
-        options = ReportOptions(base=photos, size=size, on_thumbnail=bar.update, explained=maps)
+        options = ReportOptions(base=photos, size=size, on_thumbnail=bar.update, explained=maps, groups=groups)
         written = (write_folder if folder else write_file)(table, accuracy, target, options)
     if plots:
         _plot(table, accuracy, plots)
@@ -102,6 +122,15 @@ def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy 
     from mineral_batch.evaluation.curves import judge
 
     return judge(table, labels, split)
+
+
+def _groups(table: Results, level: Level | None, specimen: str | None, minerals: Path | None) -> Groups:
+    """By the options, else by those of the run; but not by a file that the run named, which may be gone."""
+    rule = specimen or str(table.manifest.get("specimen") or "")
+    if not specimen and rule not in (FOLDER, CATALOGUE) and not rule.startswith(REGEX):
+        rule = ""
+    of_run = table.manifest.get("level")
+    return find_groups(table, level or (of_run if of_run in LEVELS else None), rule or None, load_table(minerals))
 
 
 def _plot(table: Results, accuracy: Accuracy | None, folder: Path) -> None:

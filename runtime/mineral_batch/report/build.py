@@ -13,6 +13,7 @@ from urllib.parse import quote
 from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, atomic_folder, write_errors
 from mineral_batch.report.data import ROWS, frame, pages, script_json
+from mineral_batch.report.groups import Groups, find_groups
 from mineral_batch.report.page import page, script
 from mineral_batch.report.thumbnails import find_base, small_files, thumbnails
 
@@ -43,6 +44,7 @@ class ReportOptions:
         threads: that make them; None: one per CPU.
         on_thumbnail: called after each thumbnail.
         explained: maps to show beside the photographs.
+        groups: what photographs are grouped and found by besides the minerals; None for the names of the minerals.
     """
 
     base: Path | None = None
@@ -50,6 +52,7 @@ class ReportOptions:
     threads: int | None = None
     on_thumbnail: Callable[[], object] = lambda: None
     explained: Explained | None = None
+    groups: Groups | None = None
 
 
 class Written(NamedTuple):
@@ -66,11 +69,11 @@ def write_file(results: Results, accuracy: Accuracy | None, target: Path, option
         DataError: if there are too many images for one file, or it cannot be written.
     """
     _refuse_too_many(len(results.predictions.paths), options)
-    base = _base(results, options)
+    base, groups = _base(results, options), options.groups or find_groups(results)
     with write_errors(target), atomic_file(target) as file:
-        _write(file, page(results, accuracy, options.explained, in_folder=False))
-        _write_data(file, "frame", frame(results, accuracy, _link(target.parent, base)))
-        for rows in pages(results, accuracy):
+        _write(file, page(results, accuracy, options.explained, groups, in_folder=False))
+        _write_data(file, "frame", frame(results, accuracy, _link(target.parent, base), groups))
+        for rows in pages(results, accuracy, groups):
             _write_data(file, "rows", rows)
         photos = ((str(index), content) for index, content in _thumbnails(results, base, options))
         maps = ((f"{index}-{label}", content) for (index, label), content in _maps(options))
@@ -96,17 +99,17 @@ def write_folder(results: Results, accuracy: Accuracy | None, target: Path, opti
     Raises:
         DataError: if `target` is something else, or cannot be written.
     """
-    base = _base(results, options)
+    base, groups = _base(results, options), options.groups or find_groups(results)
     if target.exists() and not (target.is_dir() and _is_replaceable(target)):
         raise DataError(f"{target} exists and is not a report: name a new folder with -o")
     with write_errors(target), atomic_folder(target) as folder:
         (folder / _MARKER).touch()
         has_thumbnail = _write_thumbnails(folder / "thumbs", results, base, options)
         maps = _write_maps(folder / "maps", options)
-        scripts = _write_rows(folder / "data", pages(results, accuracy), has_thumbnail, maps)
+        scripts = _write_rows(folder / "data", pages(results, accuracy, groups), has_thumbnail, maps)
         with (folder / INDEX).open("wb") as file:
-            _write(file, page(results, accuracy, options.explained, in_folder=True))
-            _write_data(file, "frame", frame(results, accuracy, _link(target, base)))
+            _write(file, page(results, accuracy, options.explained, groups, in_folder=True))
+            _write_data(file, "frame", frame(results, accuracy, _link(target, base), groups))
             _write(file, *(f'<script src="data/{name}"></script>' for name in scripts))
             _write(file, f"<script>{script()}</script>{_END}")
     return Written(sum(has_thumbnail), sum(map(len, maps.values())))

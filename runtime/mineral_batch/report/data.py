@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mineral_batch.evaluation.curves import Accuracy
     from mineral_batch.evaluation.metrics import Floats
+    from mineral_batch.report.groups import Groups
     from mineral_batch.results.read import Results
 
 #: Images in a page of data.
@@ -33,13 +34,14 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def frame(results: Results, accuracy: Accuracy | None, origin: str) -> dict[str, Any]:
+def frame(results: Results, accuracy: Accuracy | None, origin: str, groups: Groups) -> dict[str, Any]:
     """Collect what the script needs before the pages of data.
 
     Args:
         results: of the run.
         accuracy: against labels, if there are any.
         origin: link from the page to where relative paths start.
+        groups: what photographs are grouped and found by.
     """
     low, high = _near(results.thresholds)
     data: dict[str, Any] = {
@@ -50,6 +52,7 @@ def frame(results: Results, accuracy: Accuracy | None, origin: str) -> dict[str,
         "count": len(results.predictions.paths),
         "origin": origin,
         "failures": [[f.path, f.stage, f.reason] for f in results.failures],
+        **groups.record(),
     }
     if accuracy:
         for name, mistakes in (("alarms", accuracy.false_alarms), ("misses", accuracy.missed)):
@@ -64,7 +67,7 @@ def _near(thresholds: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return low, high
 
 
-def pages(results: Results, accuracy: Accuracy | None) -> Iterator[dict[str, Any]]:
+def pages(results: Results, accuracy: Accuracy | None, groups: Groups) -> Iterator[dict[str, Any]]:
     """Yield the images, `ROWS` at a time: paths, probabilities as base64 of little-endian uint16, what is found."""
     table = results.predictions
     truth = _truth(accuracy)
@@ -79,6 +82,8 @@ def pages(results: Results, accuracy: Accuracy | None) -> Iterator[dict[str, Any
             "captured": results.captured[rows.start : rows.stop] if any(results.captured) else None,
             "truth": [truth.get(row) for row in rows] if truth else None,
             "unfamiliar": _unfamiliar(results, rows),
+            "answers": {row - start: groups.answers[row] for row in rows if row in groups.answers},
+            "specimen": groups.specimen_of[rows.start : rows.stop],
             "damaged": {row - start: results.damaged[row] for row in rows if results.damaged[row]},
         }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mineral_batch.evaluation.curves import Accuracy, Curve
     from mineral_batch.report.charts import Chart, Floats
+    from mineral_batch.report.groups import Groups
     from mineral_batch.results.read import Results
 
 #: With fewer labeled photographs, a mineral's figures are mostly chance and its curve is a few steps.
@@ -55,6 +56,26 @@ def counts(results: Results) -> Bars:
         caption="How many photographs show each mineral, and the median of its probability in them. "
         "Choose a mineral to see its photographs.",
         columns=("mineral", "photographs", "median probability"),
+        rows=tuple(sorted(rows, key=lambda row: (-row.value, row.name))),
+        links=True,
+    )
+
+
+def classes(results: Results, groups: Groups) -> Bars | None:
+    """In how many images each class of minerals is found, the most frequent first; None if no class is known."""
+    called = results.predictions.called
+    rows = []
+    for one in (one for one in groups.broader if one.level == "class"):
+        count = int(called[:, list(one.labels)].any(axis=1).sum())
+        names = [results.predictions.labels[label] for label in one.labels if called[:, label].any()]
+        if count:
+            rows.append(Bar(one.name, count, (f"{count:,}", ", ".join(names))))
+    if not rows:
+        return None
+    return Bars(
+        name="classes",
+        caption="How many photographs show a mineral of each class (Strunz). Choose a class to see them.",
+        columns=("class", "photographs", "of them"),
         rows=tuple(sorted(rows, key=lambda row: (-row.value, row.name))),
         links=True,
     )

@@ -26,6 +26,7 @@ from mineral_batch.report.worldmap import world_map
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
     from mineral_batch.report.explained import Explained
+    from mineral_batch.report.groups import Groups
     from mineral_batch.results.read import Results
 
 
@@ -54,13 +55,16 @@ _KINDS_WITH_LABELS = (
 )
 
 
-def page(results: Results, accuracy: Accuracy | None, explained: Explained | None, *, in_folder: bool) -> str:
+def page(
+    results: Results, accuracy: Accuracy | None, explained: Explained | None, groups: Groups, *, in_folder: bool
+) -> str:
     """Write the page up to its data.
 
     Args:
         results: of the run.
         accuracy: against labels, if there are any.
         explained: maps of where the model looks, if there are any.
+        groups: what photographs are grouped and found by.
         in_folder: whether the policy allows images and data beside the page.
     """
     style, beside = _asset("page.css"), " 'self'" if in_folder else ""
@@ -72,7 +76,7 @@ def page(results: Results, accuracy: Accuracy | None, explained: Explained | Non
         "policy": policy,
         "style": Markup(style),  # noqa: S704 - a file of this package
         "title": title(results),
-        "summary": _summary(results),
+        "summary": _summary(results, groups),
         "warnings": warnings.of_model(results.manifest),
         "sections": _sections(results, accuracy),
         "results": results,
@@ -81,7 +85,8 @@ def page(results: Results, accuracy: Accuracy | None, explained: Explained | Non
         "never_found": figures.never_found(results),
         "threshold_rule": _threshold_rule(results),
         "kinds": _kinds(results, accuracy, explained),
-        "charts": _charts(results, accuracy),
+        "groups": groups,
+        "charts": _charts(results, accuracy, groups),
     }
     if accuracy:
         context |= _of_accuracy(accuracy)
@@ -133,13 +138,16 @@ def _digest(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _summary(results: Results) -> str:
+def _summary(results: Results, groups: Groups) -> str:
     table, manifest = results.predictions, results.manifest
     found = table.called.sum(axis=1)
     parts = [
         f"{int(table.called.any(axis=0).sum())} of {len(table.labels)} minerals found",
         f"{int((found > 0).sum()):,} photographs with a mineral, {int((found > 1).sum()):,} with several",
     ]
+    parts += [f"{len(groups.specimens):,} specimens"] if groups.specimens else []
+    broader = len(groups.answers)
+    parts += [f"{broader:,} where only a group or class is sure"] if broader else []
     unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
     parts += [f"{unfamiliar:,} unlike the training images"] if unfamiliar else []
     damaged = sum(map(bool, results.damaged))
@@ -184,10 +192,11 @@ def _sections(results: Results, accuracy: Accuracy | None) -> list[Section]:
     return sections
 
 
-def _charts(results: Results, accuracy: Accuracy | None) -> dict[str, Any]:
+def _charts(results: Results, accuracy: Accuracy | None, groups: Groups) -> dict[str, Any]:
     together = figures.co_occurrence(results)
     charts: dict[str, Any] = {
         "counts": figures.counts(results),
+        "classes": figures.classes(results, groups),
         "co_occurrence": together,
         "pairs": figures.pairs(together),
         "places": figures.places(results) if results.has_places else None,

@@ -104,3 +104,51 @@ test("fifty thousand images are arranged", () => {
   assert.ok(entries.length > 50_000);
   assert.equal(new Set(entries.map((entry) => entry.item)).size, 50_000);
 });
+
+const grouped = makeTable(
+  [
+    { path: "a.jpg", scores: [0.4, 0.1, 0.45], answers: [0], specimen: 0 },
+    { path: "b.jpg", scores: [0.9, 0.1, 0.1], truth: [QUARTZ], specimen: 1 },
+    { path: "c.jpg", scores: [0.1, 0.8, 0.1] },
+    { path: "Müll.jpg", scores: [0.1, 0.1, 0.1], specimen: 1 },
+  ],
+  [["torn.jpg", "decode", "truncated"]],
+);
+const SPECIES = grouped.mineralOf("species:quartz");
+const found = (change) => select(grouped, { ...ALL, ...change });
+
+test("a mineral is found by its names in other languages, by what is broader, and by their beginnings", () => {
+  assert.deepEqual(found({ query: "Achat" }), [1]);
+  assert.deepEqual(found({ query: "elem" }), [2]);
+  assert.deepEqual(found({ query: "or" }), [TORN], "too short for a name: only in the path");
+  assert.deepEqual(found({ query: "muell" }), []);
+  assert.deepEqual(found({ query: "MULL" }), [3], "accents do not count");
+});
+
+test("a broader name covers its labels, and the images whose answer it is", () => {
+  assert.deepEqual(found({ mineral: SPECIES }), [0, 1]);
+  assert.deepEqual(found({ mineral: grouped.mineralOf("Oxides") }), [1]);
+  assert.deepEqual(found({ mineral: SPECIES, least: 0.6 }), [0, 1]);
+  assert.ok(Math.abs(grouped.score(0, SPECIES) - 0.67) < 1e-4);
+  assert.equal(grouped.keyOf(SPECIES), "species:quartz");
+  assert.equal(grouped.mineralOf("quartz"), QUARTZ, "the label comes first");
+  assert.equal(grouped.mineralOf(""), -1);
+  assert.ok(grouped.isTrue(1, SPECIES));
+});
+
+test("an image whose answer is a broader name is grouped by it", () => {
+  const names = arrange(grouped, { ...ALL, order: "mineral" }).map((entry) => entry.group.name);
+  assert.deepEqual(names, ["agate", "gold", "quartz", "no mineral", "could not be read"]);
+});
+
+test("photographs of a specimen come together, specimens by number", () => {
+  const entries = arrange(grouped, { ...ALL, order: "specimen" });
+  assert.deepEqual(entries.map((entry) => entry.item), [1, 3, 0, 2, TORN]);
+  const groups = [...new Set(entries.map((entry) => entry.group))].map(({ name, answer, size }) => [name, answer, size]);
+  assert.deepEqual(groups, [
+    ["X-9", "no mineral", 2],
+    ["X-10", "gold 90%", 1],
+    ["of no specimen", "", 1],
+    ["could not be read", "", 1],
+  ]);
+});

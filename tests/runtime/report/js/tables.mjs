@@ -3,6 +3,20 @@
 import { Table } from "./table.mjs";
 
 const THRESHOLD = 0.5;
+const BROADER = [
+  ["quartz", "species", [0, 2]],
+  ["Oxides", "class", [0, 2]],
+  ["Elements", "class", [1]],
+];
+const NAMES = [
+  ["agate", "achat", "quartz", "oxides"],
+  ["gold", "oro", "elements"],
+  ["quartz", "quarz", "oxides"],
+];
+const SPECIMENS = [
+  ["X-10", "gold 90%"],
+  ["X-9", "no mineral"],
+];
 
 /** Three labels, agate, gold and quartz, with thresholds of 0.5; what reaches them is found. */
 export function makeTable(images, failures = []) {
@@ -15,6 +29,9 @@ export function makeTable(images, failures = []) {
     count: images.length + 1, // with room for one more
     origin: "./",
     failures,
+    broader: BROADER,
+    names: NAMES,
+    specimens: SPECIMENS,
   });
   table.count = images.length;
   table.size = images.length + failures.length;
@@ -25,6 +42,8 @@ export function makeTable(images, failures = []) {
     found: scores.map((row) => [0, 1, 2].filter((i) => row[i] >= THRESHOLD).sort((a, b) => row[b] - row[a])),
     captured: null,
     unfamiliar: images.flatMap((image, i) => (image.isUnfamiliar ? [i] : [])),
+    answers: Object.fromEntries(images.flatMap((image, i) => (image.answers ? [[i, image.answers]] : []))),
+    specimen: images.map((image) => image.specimen ?? -1),
     truth: images.map((image) => image.truth ?? null),
   });
   return table;

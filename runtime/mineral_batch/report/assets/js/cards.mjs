@@ -28,7 +28,7 @@ export function mapToShow({ item, label }) {
 /** @param {number} item @param {number} label */
 export function scoreRow(item, label) {
   const row = make("span", table.isFound(item, label) ? "score found" : "score");
-  row.append(make("span", "label", labelMark(item, label), table.labels[label]));
+  row.append(make("span", "label", labelMark(item, label), table.nameOf(label)));
   row.append(make("span", "value", percent(table.score(item, label))), meter(item, label));
   return row;
 }
@@ -37,8 +37,8 @@ export function scoreRow(item, label) {
 function meter(item, label) {
   const part = make("span", "part");
   part.style.width = `${100 * table.score(item, label)}%`;
-  const cut = make("span", "cut");
-  cut.style.left = `${100 * table.frame.thresholds[label]}%`;
+  const cut = label < table.width ? make("span", "cut") : null; // broader names have no threshold
+  if (cut) cut.style.left = `${100 * table.frame.thresholds[label]}%`;
   const element = make("span", "meter", part, cut);
   element.setAttribute("aria-hidden", "true");
   return element;
@@ -50,7 +50,7 @@ function meter(item, label) {
  * @param {number} item @param {number} label
  */
 function labelMark(item, label) {
-  const isTrue = table.truth[item]?.includes(label) ?? false;
+  const isTrue = table.isTrue(item, label);
   const isFound = table.isFound(item, label);
   if (!table.truth[item] || (!isTrue && !isFound)) return null;
   const right = isTrue && isFound;
@@ -64,7 +64,7 @@ function about(item, focus) {
   const name = make("span", "name", table.path(item).split("/").pop() ?? "");
   name.title = table.path(item);
   if (table.isFailure(item)) return make("span", "about", name, make("span", "bad", table.failure(item)[2]));
-  const shown = table.ranked(item).slice(0, SHOWN);
+  const shown = [...table.answersOf(item), ...table.ranked(item)].slice(0, SHOWN);
   if (focus >= 0 && !shown.includes(focus)) shown[SHOWN - 1] = focus;
   const missed = table.missed(item).map((label) => table.labels[label]);
   const verdict = missed.length ? make("span", "bad verdict", `○ missed: ${missed.join(", ")}`) : null;

@@ -34,7 +34,7 @@ function drawDetail() {
   const buttons = make("div", "buttons", ...turns, makeButton("Close", () => dialog.close(), "close"));
   const right = table.isFailure(item)
     ? make("p", "", `Could not be read (${table.failure(item)[1]}): ${table.failure(item)[2]}`)
-    : make("div", "scores", ...facts(item), ...table.ranked(item).map((label) => scoreRow(item, label)));
+    : make("div", "scores", ...facts(item), ...[...table.answersOf(item), ...table.ranked(item)].map((label) => scoreRow(item, label)));
   const left = make("div", "", picture(item, detail.map), viewsOf(item).length > 1 ? switcher(item) : null);
   dialog.replaceChildren(buttons, name, make("div", "two", left, right));
   dialog.scrollTop = 0;
@@ -84,6 +84,10 @@ function showView(label) {
 function facts(item) {
   const lines = [];
   if (table.captured[item]) lines.push(make("p", "note", `Taken ${table.captured[item].replace("T", " ")}`));
+  if (table.specimen[item] >= 0) {
+    const [name, answer] = table.specimens[table.specimen[item]];
+    lines.push(make("p", "", `Specimen ${name}: ${answer}`));
+  }
   const truth = table.truth[item];
   if (truth) {
     const names = truth.map((label) => table.labels[label]).join(", ") || "none of these minerals";

@@ -23,8 +23,8 @@ function lastPage() {
 /** @returns {Choice} */
 function choice() {
   return {
-    query: byId("query").value.trim().toLowerCase(),
-    mineral: table.labels.indexOf(byId("mineral").value),
+    query: byId("query").value.trim(),
+    mineral: table.mineralOf(byId("mineral").value),
     least: Number(byId("least").value),
     kind: byId("kind").value,
     order: byId("order").value,
@@ -46,7 +46,7 @@ export function update() {
 /** Show all images of a mineral, the most probable first. */
 export function showMineral(/** @type {string} */ name) {
   byId("controls").reset();
-  byId("mineral").value = name;
+  byId("mineral").value = table.keyOf(table.mineralOf(name));
   byId("order").value = "probable";
   update();
   byId("gallery").scrollIntoView();
@@ -54,7 +54,7 @@ export function showMineral(/** @type {string} */ name) {
 
 export function drawGallery() {
   const shown = entries.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
-  const focus = table.labels.indexOf(byId("mineral").value);
+  const focus = table.mineralOf(byId("mineral").value);
   /** @type {Group | null} */
   let group = null;
   const cards = shown.map((entry, at) => {
@@ -70,9 +70,10 @@ export function drawGallery() {
 }
 
 /** @param {Group} group */
-function heading({ name, label, size }) {
+function heading({ name, label, size, answer }) {
   const text = `${name} (${withCommas(size)})`;
-  return make("h3", "group", label < 0 ? text : makeButton(text, () => showMineral(name)));
+  if (answer) return make("h3", "group", text, make("span", "answer", answer));
+  return make("h3", "group", label < 0 ? text : makeButton(text, () => showMineral(table.keyOf(label))));
 }
 
 function drawPages() {

@@ -1,14 +1,16 @@
 // Which images the gallery shows, and in which order.
 
+import { folded } from "./table.mjs";
+
 /** @typedef {import("./table.mjs").Table} Table */
 
 /**
  * @typedef {object} Choice
- * @property {string} query part of the path, in lower case
- * @property {number} mineral a label, or -1
+ * @property {string} query part of the path, or the beginning of a mineral's name
+ * @property {number} mineral a mineral, or -1
  * @property {number} least lowest probability
  * @property {string} kind a key of KINDS
- * @property {string} order a key of ORDERS, "mineral" or "overview"
+ * @property {string} order a key of ORDERS, "mineral", "specimen" or "overview"
  */
 
 /**
@@ -23,7 +25,14 @@
  * @property {string} name
  * @property {number} label -1 where the group is not one of a mineral
  * @property {number} size how many images, shown or not
+ * @property {string} [answer] of a specimen
  */
+
+const UNREADABLE = -2;
+/** @type {Record<number, [name: string, answer: string]>} what is no specimen */
+const OTHERS = { [-1]: ["of no specimen", ""], [UNREADABLE]: ["could not be read", ""] };
+/** @param {number} key of a group of images */
+const rank = (key) => Math.max(0, -key);
 
 /** Images of each mineral in the overview. */
 export const FEW = 3;
@@ -74,7 +83,7 @@ function isProbable(table, item, choice) {
   const { mineral, least, kind } = choice;
   if (mineral < 0) return least === 0 || table.score(item, table.best(item)) >= least;
   if (least > 0) return table.score(item, mineral) >= least;
-  if (kind === "missed") return table.missed(item).includes(mineral) || table.isFound(item, mineral);
+  if (kind === "missed") return table.isTrue(item, mineral) || table.isFound(item, mineral);
   return kind === "unsure" || table.isFound(item, mineral);
 }
 
@@ -82,8 +91,13 @@ function isProbable(table, item, choice) {
 export function select(table, choice) {
   const items = [];
   const fits = KINDS[choice.kind];
+  const query = folded(choice.query);
+  const minerals = [...table.called(query)];
   /** @param {number} item */
-  const isNamed = (item) => !choice.query || table.path(item).toLowerCase().includes(choice.query);
+  const isNamed = (item) =>
+    !query ||
+    folded(table.path(item)).includes(query) ||
+    (!table.isFailure(item) && minerals.some((label) => table.isFound(item, label)));
   for (let item = 0; item < table.count; item++) {
     if (isProbable(table, item, choice) && fits(table, item, choice.mineral) && isNamed(item)) items.push(item);
   }
@@ -104,8 +118,33 @@ export function showsFew({ order, query, mineral, least, kind }) {
 /** @param {Table} table @param {Choice} choice @returns {Entry[]} in order */
 export function arrange(table, choice) {
   const items = select(table, choice);
+  if (choice.order === "specimen") return bySpecimen(table, items, choice);
   if (choice.order === "mineral" || choice.order === "overview") return byMineral(table, items, choice);
   return ORDERS[choice.order](table, items, choice.mineral).map((item) => ({ item, label: choice.mineral, group: null }));
+}
+
+/**
+ * The photographs of a specimen together, specimens by name; then those of none, and those that could not be read.
+ *
+ * @param {Table} table @param {number[]} items @param {Choice} choice @returns {Entry[]}
+ */
+function bySpecimen(table, items, choice) {
+  const collator = new Intl.Collator("en", { numeric: true });
+  /** @type {Map<number, number[]>} */
+  const groups = new Map();
+  for (const item of items) {
+    const key = table.isFailure(item) ? UNREADABLE : table.specimen[item];
+    const members = groups.get(key);
+    if (members) members.push(item);
+    else groups.set(key, [item]);
+  }
+  const named = [...groups].map(([key, members]) => {
+    const [name, answer] = OTHERS[key] ?? table.specimens[key];
+    return { key, members, group: { name, answer, label: -1, size: members.length } };
+  });
+  return named
+    .sort((a, b) => rank(a.key) - rank(b.key) || collator.compare(a.group.name, b.group.name) || a.key - b.key)
+    .flatMap(({ members, group }) => members.map((item) => ({ item, label: choice.mineral, group })));
 }
 
 /**
@@ -115,12 +154,13 @@ export function arrange(table, choice) {
  * @param {Table} table @param {number[]} items @param {Choice} choice @returns {Entry[]}
  */
 function byMineral(table, items, choice) {
-  const nothing = table.width;
-  const unreadable = table.width + 1;
+  const nothing = table.width + table.broader.length;
+  const unreadable = nothing + 1;
   /** @type {Map<number, number[]>} */
   const groups = new Map();
   for (const item of items) {
-    let keys = table.isFailure(item) ? [unreadable] : table.found[item].length ? table.found[item] : [nothing];
+    const found = table.isFailure(item) ? [unreadable] : [...table.found[item], ...table.answersOf(item)];
+    let keys = found.length ? found : [nothing];
     if (choice.mineral >= 0 && !table.isFailure(item)) keys = [choice.mineral];
     for (const key of keys) {
       const members = groups.get(key);
@@ -128,12 +168,13 @@ function byMineral(table, items, choice) {
       else groups.set(key, [item]);
     }
   }
-  const names = [...table.labels, "no mineral", "could not be read"];
+  /** @param {number} key */
+  const nameOf = (key) => (key === nothing ? "no mineral" : key === unreadable ? "could not be read" : table.nameOf(key));
   return [...groups]
     .sort(([a, some], [b, others]) => Number(a >= nothing) - Number(b >= nothing) || others.length - some.length || a - b)
     .flatMap(([key, members]) => {
       const label = key < nothing ? key : -1;
-      const group = { name: names[key], label, size: members.length };
+      const group = { name: nameOf(key), label, size: members.length };
       const shown = ORDERS.probable(table, members, label).slice(0, showsFew(choice) ? FEW : undefined);
       return shown.map((item) => ({ item, label, group }));
     });

@@ -7,6 +7,9 @@
  * @property {number[]} low below this probability a label is not near its threshold
  * @property {number[]} high above this, neither
  * @property {number} count images with a prediction
+ * @property {[name: string, level: string, labels: number[]][]} broader species, groups and classes of the labels
+ * @property {string[][]} names what each label is called, folded: its own name, in other languages, what is broader
+ * @property {[name: string, answer: string][]} specimens
  * @property {string} origin link to where relative paths start
  * @property {[path: string, stage: string, reason: string][]} failures
  * @property {[item: number, label: number][]} [alarms] the worst of what is found and not labeled
@@ -21,6 +24,8 @@
  * @property {string[] | null} captured
  * @property {(number[] | null)[] | null} truth
  * @property {number[]} unfamiliar images, counted from the first of the page, that are unlike the training images
+ * @property {Record<string, number[]>} answers image -> indices of the broader names that are sure where no label is
+ * @property {number[]} specimen of each image; empty without specimens
  * @property {Record<string, string>} damaged image, counted from the first of the page -> why only a part was decoded
  * @property {number[]} [thumbnails] 1 for each image that has a file; in a report that is a folder
  * @property {Record<string, number[]>} [maps] image -> labels that have a map; in a report that is a folder
@@ -38,13 +43,19 @@ export function withCommas(count) {
   return count.toLocaleString("en");
 }
 
+/** @param {string} text lower case, without accents */
+export function folded(text) {
+  return text.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
+}
+
 /** @param {number} p */
 function logOdds(p) {
   return Math.log(Math.max(p, 1e-5)) - Math.log(Math.max(1 - p, 1e-5));
 }
 
 /**
- * Items are numbers: 0 to count - 1 the images with a prediction, then those that could not be read. Labels are indices.
+ * Items are numbers: 0 to count - 1 the images with a prediction, then those that could not be read. Labels are indices,
+ * minerals are labels and, from `width` on, the broader names.
  */
 export class Table {
   /** @param {Frame} frame */
@@ -52,6 +63,8 @@ export class Table {
     this.frame = frame;
     this.labels = frame.labels;
     this.width = frame.labels.length;
+    this.broader = frame.broader ?? [];
+    this.specimens = frame.specimens ?? [];
     this.count = frame.count;
     this.size = frame.count + frame.failures.length;
     /** @type {string[]} */
@@ -68,6 +81,10 @@ export class Table {
     this.unfamiliar = new Set();
     /** @type {Map<number, string>} */
     this.damaged = new Map();
+    /** @type {Map<number, number[]>} */
+    this.answers = new Map();
+    /** @type {number[]} */
+    this.specimen = [];
     /** @type {Map<number, number[]>} */
     this.maps = new Map();
     this.scores = new Uint16Array(frame.count * this.width);
@@ -90,6 +107,8 @@ export class Table {
       this.hasFile.push(rows.thumbnails?.[i] === 1);
     });
     for (const i of rows.unfamiliar) this.unfamiliar.add(start + i);
+    for (const [i, found] of Object.entries(rows.answers ?? {})) this.answers.set(start + Number(i), found);
+    this.specimen.push(...(rows.specimen ?? []));
     for (const [i, reason] of Object.entries(rows.damaged ?? {})) this.damaged.set(start + Number(i), reason);
     for (const [i, labels] of Object.entries(rows.maps ?? {})) this.maps.set(start + Number(i), labels);
   }
@@ -119,9 +138,41 @@ export class Table {
     return this.isFailure(item) ? this.failure(item)[0] : this.paths[item];
   }
 
-  /** @param {number} item @param {number} label */
-  score(item, label) {
-    return this.scores[item * this.width + label] / FULL_SCALE;
+  /** @param {number} mineral */
+  nameOf(mineral) {
+    return mineral < this.width ? this.labels[mineral] : this.broader[mineral - this.width][0];
+  }
+
+  /** @param {number} mineral @returns {string} its value in the page's list */
+  keyOf(mineral) {
+    return mineral < this.width ? this.labels[mineral] : `${this.broader[mineral - this.width][1]}:${this.nameOf(mineral)}`;
+  }
+
+  /** @param {string} key a label, or a broader name with or without its level @returns {number} -1 if there is none */
+  mineralOf(key) {
+    const label = this.labels.indexOf(key);
+    if (label >= 0) return label;
+    const at = this.broader.findIndex(([name, level]) => `${level}:${name}` === key || name === key);
+    return at < 0 ? -1 : this.width + at;
+  }
+
+  /** @param {number} mineral @returns {number[]} */
+  labelsOf(mineral) {
+    return mineral < this.width ? [mineral] : this.broader[mineral - this.width][2];
+  }
+
+  /** @param {number} item @param {number} mineral @returns {number} */
+  score(item, mineral) {
+    if (mineral < this.width) return this.scores[item * this.width + mineral] / FULL_SCALE;
+    // Of any of its labels, as if they were independent.
+    return 1 - this.labelsOf(mineral).reduce((rest, label) => rest * (1 - this.score(item, label)), 1);
+  }
+
+  /** @param {string} query folded @returns {Set<number>} the labels that are called so, in any language, or belong there */
+  called(query) {
+    if (query.length < 3) return new Set();
+    const names = this.frame.names ?? [];
+    return new Set(names.flatMap((several, label) => (several.some((name) => name.startsWith(query)) ? [label] : [])));
   }
 
   /** @param {number} item @returns {number} the most probable label */
@@ -136,15 +187,27 @@ export class Table {
     return this.labels.map((_, label) => label).sort((a, b) => this.score(item, b) - this.score(item, a));
   }
 
-  /** @param {number} item @param {number} label */
-  isFound(item, label) {
-    return this.found[item].includes(label);
+  /** @param {number} item @returns {number[]} the broader minerals that are its answer where no label is sure */
+  answersOf(item) {
+    return (this.answers.get(item) ?? []).map((at) => this.width + at);
   }
 
-  /** @param {number} item @param {number} label */
-  isNear(item, label) {
-    const score = this.score(item, label);
-    return score >= this.frame.low[label] && score <= this.frame.high[label];
+  /** @param {number} item @param {number} mineral */
+  isFound(item, mineral) {
+    return this.labelsOf(mineral).some((label) => this.found[item].includes(label)) || this.answersOf(item).includes(mineral);
+  }
+
+  /** @param {number} item @param {number} mineral */
+  isNear(item, mineral) {
+    return this.labelsOf(mineral).some((label) => {
+      const score = this.score(item, label);
+      return score >= this.frame.low[label] && score <= this.frame.high[label];
+    });
+  }
+
+  /** @param {number} item @param {number} mineral @returns {boolean} whether it is labelled with it */
+  isTrue(item, mineral) {
+    return this.labelsOf(mineral).some((label) => this.truth[item]?.includes(label));
   }
 
   /** @param {number} item @returns {number} how far the nearest label is from its threshold, in log-odds */
