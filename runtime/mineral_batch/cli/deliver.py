@@ -55,7 +55,7 @@ _REASONS = 5  # that are shown
 @click.option(
     "--specimen",
     metavar="RULE",
-    help="A record per specimen: folder, catalogue, regex=PATTERN, a CSV (path,specimen), or inventory (of --join).",
+    help="A record per specimen: folder, catalog, regex=PATTERN, a CSV (path,specimen), or inventory (of --join).",
 )
 @click.option(
     "--level",

@@ -17,7 +17,7 @@ from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_f
 from mineral_batch.report.explained import read_explained
 from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
-from mineral_batch.results.specimens import CATALOGUE, FOLDER, REGEX
+from mineral_batch.results.specimens import CATALOG, FOLDER, REGEX
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
@@ -127,7 +127,7 @@ def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy 
 def _groups(table: Results, level: Level | None, specimen: str | None, minerals: Path | None) -> Groups:
     """By the options, else by those of the run; but not by a file that the run named, which may be gone."""
     rule = specimen or str(table.manifest.get("specimen") or "")
-    if not specimen and rule not in (FOLDER, CATALOGUE) and not rule.startswith(REGEX):
+    if not specimen and rule not in (FOLDER, CATALOG) and not rule.startswith(REGEX):
         rule = ""
     of_run = table.manifest.get("level")
     return find_groups(table, level or (of_run if of_run in LEVELS else None), rule or None, load_table(minerals))

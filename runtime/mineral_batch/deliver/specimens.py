@@ -23,9 +23,9 @@ _SEVERAL = ", "  # reviewers of one specimen
 def by_specimen(delivery: Delivery, rule: str) -> Delivery:
     """Return the same delivery with a record for each specimen, in the order of their first images.
 
-    The probabilities are those of specimens.csv. What people labelled on any image of a specimen is on the specimen;
-    what they rejected on one and nobody labelled on another is not. A specimen is unsure if they were unsure of an
-    image and labelled none.
+    The probabilities are those of specimens.csv. What people labeled on any image of a specimen is on the specimen;
+    what they rejected on one and nobody labeled on another is not. A specimen is unsure if they were unsure of an
+    image and labeled none.
 
     Args:
         delivery: with a record for each image.

@@ -70,7 +70,7 @@ def items(path: Path, namespace: str, name: str) -> list[str]:
 
 
 def test_a_row_per_specimen_with_the_answer_of_all_its_photographs(results: Path, tmp_path: Path) -> None:
-    text = run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--specimen", "catalogue")
+    text = run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--specimen", "catalog")
     assert "4 specimens of 6 images, 2 of them decided by people" in text
     one, two, three, loose = rows_of(tmp_path / "x.csv")
     assert (one["specimen"], one["photographs"], one["minerals"], one["evidence"]) == ("X-10", "2", "galena", "machine")
@@ -82,7 +82,7 @@ def test_a_row_per_specimen_with_the_answer_of_all_its_photographs(results: Path
 
 
 def test_workbook_map_and_data_package_have_specimens(results: Path, tmp_path: Path) -> None:
-    rule = ("--specimen", "catalogue")
+    rule = ("--specimen", "catalog")
     run(results, "--as", "excel", "-o", tmp_path / "x.xlsx", *rule, "--thumbnails", 16, "--photos", tmp_path)
     book = openpyxl.load_workbook(tmp_path / "x.xlsx")
     assert book.sheetnames[0] == "Specimens"
@@ -114,7 +114,7 @@ def test_workbook_map_and_data_package_have_specimens(results: Path, tmp_path: P
 def test_every_photograph_gets_the_answer_of_its_specimen(
     embed: tuple[str, ...], results: Path, tmp_path: Path
 ) -> None:
-    run(results, "--as", "xmp", "-o", tmp_path / "x", "--specimen", "catalogue", "--photos", tmp_path, *embed)
+    run(results, "--as", "xmp", "-o", tmp_path / "x", "--specimen", "catalog", "--photos", tmp_path, *embed)
     if embed:
         with Image.open(tmp_path / "x/photographs/photos/a/X-10_2.jpg") as image:
             (tmp_path / "x.xmp").write_bytes(image.info["xmp"])
@@ -125,7 +125,7 @@ def test_every_photograph_gets_the_answer_of_its_specimen(
 
 
 def test_folders_hold_all_photographs_of_a_specimen(results: Path, tmp_path: Path) -> None:
-    run(results, "--as", "folders", "-o", tmp_path / "x", "--specimen", "catalogue", "--photos", tmp_path)
+    run(results, "--as", "folders", "-o", tmp_path / "x", "--specimen", "catalog", "--photos", tmp_path)
     assert len(list((tmp_path / "x/galena").iterdir())) == 3
     assert len(list((tmp_path / "x/_unsure").iterdir())) == 2
 

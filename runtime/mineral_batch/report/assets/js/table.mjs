@@ -205,7 +205,7 @@ export class Table {
     });
   }
 
-  /** @param {number} item @param {number} mineral @returns {boolean} whether it is labelled with it */
+  /** @param {number} item @param {number} mineral @returns {boolean} whether it is labeled with it */
   isTrue(item, mineral) {
     return this.labelsOf(mineral).some((label) => this.truth[item]?.includes(label));
   }
