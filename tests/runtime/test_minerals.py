@@ -39,7 +39,7 @@ def test_every_label_has_its_facts_and_its_species_a_row() -> None:
     ("label", "broader"),
     [
         ("agate", ("quartz", "Oxides")),
-        ("ruby", ("corundum", "Oxides")),
+        ("ruby", ("corundum", "hematite group", "Oxides")),
         ("demantoid", ("andradite", "garnet supergroup", "Silicates")),
         ("schorl", ("tourmaline supergroup", "Silicates")),
         ("quartz", ("Oxides",)),
@@ -102,3 +102,17 @@ def test_a_bad_table_is_one_line(text: str, problem: str, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=problem):
         load_table(path)
     assert run("--table", str(tmp_path / "missing.csv"))[1].startswith("Error: cannot read the table of minerals")
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("tourmaline", ["elbaite", "schorl"]),
+        ("Elements", ["copper", "gold", "sulfur"]),
+        ("garnet supergroup", ["almandine", "andradite", "demantoid"]),
+    ],
+)
+def test_a_group_or_class_shows_its_members(name: str, members: list[str]) -> None:
+    code, text = run(name)
+    assert code == 0
+    assert [line for line in text.splitlines() if line and not line.startswith(" ")] == members

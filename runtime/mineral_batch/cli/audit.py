@@ -11,6 +11,7 @@ import click
 from mineral_batch.cli.console import counted
 from mineral_batch.evaluation.audit import suspects
 from mineral_batch.evaluation.evaluate import join
+from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.results.csv import shown, write_csv
 from mineral_batch.results.read import table_in
 from mineral_batch.results.schema import SEPARATOR, format_number
@@ -30,11 +31,18 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.argument("labels", type=_PATH)
 @click.argument("results", type=_PATH)
 @click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
+@click.option(
+    "--specimen",
+    metavar="RULE",
+    help="Judge specimens instead of images; RULE as in predict --specimen: folder, catalog, regex=PATTERN, a CSV.",
+)
 @click.option("-o", "--output", type=_PATH, help="Table to write; default: audit.csv in RESULTS.")
 @click.option(
     "--count", type=click.IntRange(1), default=1000, show_default=True, help="Write at most this many, worst first."
 )
-def audit(labels: Path, results: Path, split: str | None, output: Path | None, count: int) -> None:
+def audit(
+    labels: Path, results: Path, split: str | None, specimen: str | None, output: Path | None, count: int
+) -> None:
     """Find existing labels that look wrong: the model finds another mineral much more likely.
 
     LABELS is a CSV (path,labels), RESULTS the output folder of predict on the same images, by a model that was not
@@ -43,11 +51,15 @@ def audit(labels: Path, results: Path, split: str | None, output: Path | None, c
     """
     table = table_in(results) if results.is_dir() else results
     joined = join(table, labels, split)
+    if specimen is not None:
+        joined = by_specimen(joined, specimen, thresholds_of_run(table))
+    noun = "specimen" if specimen is not None else "image"
     predictions = joined.predictions
     found = list(suspects(predictions.scores, joined.truth, predictions.labels, count))
     target = output or table.parent / "audit.csv"
-    write_csv(target, COLUMNS, (_row(joined, suspect) for suspect in found))
-    click.echo("\n".join([*_lines(joined, found), f"Table: {target}"]))
+    columns = (COLUMNS[0] if specimen is None else "specimen", *COLUMNS[1:])
+    write_csv(target, columns, (_row(joined, suspect) for suspect in found))
+    click.echo("\n".join([*_lines(joined, found, noun), f"Table: {target}"]))
 
 
 def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
@@ -65,10 +77,10 @@ def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
     )
 
 
-def _lines(joined: Joined, found: list[Suspect]) -> list[str]:
+def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
     likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
     lines = [
-        f"{counted(len(joined.truth), 'labeled image')}; of {len(likely):,} the label looks wrong "
+        f"{counted(len(joined.truth), f'labeled {noun}')}; of {len(likely):,} the label looks wrong "
         f"(the odds of another are {LIKELY:g} times as high or more)"
     ]
     for suspect in found[:_SHOWN]:

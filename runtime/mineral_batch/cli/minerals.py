@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
 def minerals(names: tuple[str, ...], table: Path | None, as_json: bool) -> None:
     """Show formula, group, class, names and hazards of minerals.
 
-    NAMES are minerals in English, German, French, Spanish or Italian; default: a line for each mineral in the table.
+    NAMES are minerals in English, German, French, Spanish or Italian, or groups and classes ("tourmaline", "oxides"),
+    which stand for their members; default: a line for each mineral in the table.
     """
     known = load_table(table)
-    found = [known[_find(name, known)] for name in names] or list(known.values())
+    named = {one.name: one for name in names for one in _find(name, known)}
+    found = list((named if names else known).values())
     if as_json:
         click.echo(json.dumps([asdict(_plain(one)) for one in found], indent=2, ensure_ascii=False))
     elif names:
@@ -40,13 +43,20 @@ def _plain(mineral: Mineral) -> Mineral:
     return Mineral(**(values | {"synonyms": dict(mineral.synonyms)}))
 
 
-def _find(name: str, known: Table) -> str:
-    found = canonical(name, known)
-    if found is None:
-        close = difflib.get_close_matches(name.casefold(), known, n=3)
-        meant = f"did you mean {' or '.join(close)}?" if close else "mineral-batch minerals lists them"
-        raise DataError(f"no mineral named {name!r} in the table: {meant}")
-    return found
+def _find(name: str, known: Table) -> list[Mineral]:
+    """The mineral of a name, or all of a species, group or class that begins with it."""
+    if found := canonical(name, known):
+        return [known[found]]
+    start = name.strip().casefold()
+    if members := [one for one in known.values() if start and any(map(_starts(start), one.lineage))]:
+        return members
+    close = difflib.get_close_matches(start, known, n=3)
+    meant = f"did you mean {' or '.join(close)}?" if close else "mineral-batch minerals lists them"
+    raise DataError(f"no mineral named {name!r} in the table: {meant}")
+
+
+def _starts(start: str) -> Callable[[str], bool]:
+    return lambda name: name.casefold().startswith(start)
 
 
 def _line(mineral: Mineral) -> str:

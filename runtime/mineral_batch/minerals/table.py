@@ -1,7 +1,9 @@
 """What is known about each mineral: its formula, its place among the minerals, its names, its hazards.
 
 The table of the package (minerals.csv beside this file) has the 36 labels and the species that their varieties belong
-to. An empty cell means that the fact does not exist or was not checked. Sources of its columns:
+to. An empty cell means that the fact does not exist or was not checked. Symbols were compared with lists that cite Warr
+2021, and symbol, Strunz and Dana codes of seven species (corundum, epidote, marcasite, orpiment, stibnite, torbernite,
+wulfenite) with Wikipedia's articles, German and English, in 2026. Sources of its columns:
 
 | column | source |
 |---|---|

@@ -110,3 +110,16 @@ def test_flipped_labels_are_found(tmp_path: Path) -> None:
     given[flipped] = np.roll(truth[flipped], 1, axis=1)
     worst = np.argsort(-suspicion(scores, given))[:40]
     assert len(set(worst.tolist()) & set(flipped.tolist())) >= 36
+
+
+def test_specimens_are_judged_by_all_their_images(results: Path) -> None:
+    rows = [["path", "minerals", *LABELS], ["X-10_1.jpg", "galena", 0.0, 0.9, 0.1], ["X-10_2.jpg", "", 0.0, 0.8, 0.1]]
+    write(results / "predictions.csv", [*rows, ["Y-20_1.jpg", "galena", 0.0, 0.7, 0.1]])
+    labels = [["path", "labels"], ["X-10_1.jpg", "quartz"], ["X-10_2.jpg", "quartz"], ["Y-20_1.jpg", "galena"]]
+    write(results.parent / "labels.csv", labels)
+    text = run(results.parent / "labels.csv", results, "--specimen", "catalog")
+    assert "2 labeled specimens; of 1 the label looks wrong" in text
+    with (results / "audit.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["specimen"], row["suspect"], row["suggested"], row["alike"]) == ("X-10", "quartz", "galena", "Y-20")
+    assert "folder, catalog" in run(results.parent / "labels.csv", results, "--specimen", "nothing.csv", code=1)
