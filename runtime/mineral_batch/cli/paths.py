@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mineral_batch.storage.models import fetch
-from mineral_batch.storage.urls import is_url
+from mineral_batch.storage.urls import is_url, redact, restored
 
 
 class PathOrUrl(click.ParamType[Path | str]):
@@ -35,4 +35,16 @@ class Fetched(click.ParamType[Path]):
         return fetch(value)
 
 
-INPUT, MODEL = PathOrUrl(), Fetched()
+class LocalPath(click.ParamType[Path]):
+    """A path on this machine; a URL is refused, for a folder called `s3:` is not what was meant."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return a `Path`."""
+        if is_url(value):
+            self.fail(f"{redact(restored(value))} is a URL: name a file or folder on this machine", param, ctx)
+        return Path(value)
+
+
+INPUT, MODEL, LOCAL = PathOrUrl(), Fetched(), LocalPath()

@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import re
+import secrets
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +21,7 @@ from mineral_batch.storage.urls import Url, is_url, local_path, parse, restored
 from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mineral_batch.storage.interface import Entry
 
@@ -50,6 +52,41 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     if text.startswith("hf://"):
         return _from_hub(text)
     return local_path(text) or _from_store(parse(text))
+
+
+def fetch_folder(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
+    """Return a folder on this machine with the files of a folder that a path or URL names.
+
+    A path stays one, unchecked. Files of a URL are copied as `fetch` does, and belong together: a changed one is in
+    another folder.
+
+    Raises:
+        DataError: as `fetch` does.
+    """
+    if not is_url(name):
+        return Path(name)
+    text = restored(name).rstrip("/")
+    if local := local_path(text):
+        return local
+    copies = [fetch(f"{text}/{file}") for file in files]
+    digest = hashlib.sha256("|".join(map(str, copies)).encode()).hexdigest()[:16]
+    folder = cache_folder() / "files" / digest / Path(text).name
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy in copies:
+            link = folder / copy.name
+            if not (link.exists() and link.samefile(copy)):
+                _link(copy, link)
+    return folder
+
+
+def _link(copy: Path, link: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.hardlink_to(copy)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(copy, temporary)
+    temporary.replace(link)
 
 
 def is_copy(path: Path) -> bool:

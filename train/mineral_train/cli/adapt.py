@@ -13,14 +13,18 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.paths import LOCAL, MODEL
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
+from mineral_batch.storage.models import fetch
+from mineral_batch.storage.urls import is_url
 from mineral_batch.system import pip_install
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import SEPARATOR, read_labels
+from mineral_train.data.manifest import table_folder
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
 _AUTO = "auto"
@@ -29,17 +33,15 @@ _EXIT_INTERRUPTED = 130
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The ONNX file to write.")
-@click.option(
-    "--from", "base", type=click.Path(path_type=Path), metavar="MODEL", help="Model to adapt. [default: the starter]"
-)
+@click.option("-o", "--output", required=True, type=LOCAL, help="The ONNX file to write.")
+@click.option("--from", "base", type=MODEL, metavar="MODEL", help="Model to adapt, or its URL. [default: the starter]")
 @click.option(
     "--labels", type=click.Path(path_type=Path), help="Label set: a text file, one per line. [default: those in SOURCE]"
 )
 @click.option("--path-column", default="path", show_default=True, help="Column of paths in a CSV.")
 @click.option("--labels-column", default="labels", show_default=True, help="Column of labels in a CSV.")
 @click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of a CSV's paths. [default: the CSV's]")
+@click.option("--root", type=LOCAL, help="Folder of a CSV's paths. [default: the CSV's]")
 @click.option("--group-column", help="CSV column naming the specimen; its photographs stay in one fold.")
 @click.option(
     "--split-column",
@@ -59,19 +61,17 @@ _EXIT_INTERRUPTED = 130
     metavar="auto|NAME",
     help="Also try frozen features of this timm model and keep the best [repeat]; auto: a short list from timm's hub.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights file of the one --backbone, without the hub.")
+@click.option("--weights", type=MODEL, help="Weights file of the one --backbone, without the hub.")
 @click.option("--accept-license", is_flag=True, help="Use a backbone whose license restricts the model made from it.")
-@click.option(
-    "--features", type=click.Path(path_type=Path), help="Folder that keeps features. [default: OUTPUT.features]"
-)
+@click.option("--features", type=LOCAL, help="Folder that keeps features. [default: OUTPUT.features]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
 def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     """Fit a model to the labeled photographs in SOURCE, starting from the model that comes with the package.
 
-    SOURCE is a CSV with columns path and labels, or a folder with one folder of photographs per label (`none` for
-    photographs that show none of them). Labels may be any names. The backbone stays as it is and a new last layer is
-    fitted, so that 500 photographs take about a minute on two CPU cores.
+    SOURCE is a CSV with columns path and labels, or its URL, or a folder with one folder of photographs per label
+    (`none` for photographs that show none of them). Labels may be any names. The backbone stays as it is and a new last
+    layer is fitted, so that 500 photographs take about a minute on two CPU cores.
 
     Before it writes, it says whether the new model is better than the old one, per label: on the test photographs if
     SOURCE has a column split or with --test-share, else by 5-fold cross-validation. Photographs of one specimen and
@@ -79,6 +79,9 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     """
     start = time.monotonic()
     base = base or starter_path()
+    if is_url(source):  # its photographs are on this machine
+        chosen["root"] = chosen["root"] or table_folder(source)
+        source = fetch(source)
     features = chosen["features"] or output.with_name(f"{output.name}.features")
     _require_usable(output, features)
     known = read_contract(base).labels

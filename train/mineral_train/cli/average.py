@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
+from mineral_train.model.fetched import fetch_model
 
 
 @click.command()
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("-o", "--output", required=True, type=LOCAL, help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint that is in the folder.")
 def average(runs: tuple[Path, ...], output: Path, force: bool) -> None:
     """Average the weights of two or more RUNs (folders of `fit`) that began with the same weights.
@@ -24,6 +26,6 @@ def average(runs: tuple[Path, ...], output: Path, force: bool) -> None:
 
     if (output / CONFIG).exists() and not force:
         raise DataError(f"{output} has a checkpoint; give another -o, or --force")
-    average_checkpoints(runs, output)
+    average_checkpoints([fetch_model(run) for run in runs], output)
     click.echo(f"wrote {output}, the mean of {len(runs)} checkpoints; it is not calibrated")
     click.echo(f"next: mineral-train calibrate {output} MANIFEST --split val --tune f1")

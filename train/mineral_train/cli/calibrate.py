@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.thresholds import Rule
 from mineral_train.data.manifest import SPLITS, read_manifest
+from mineral_train.model.fetched import fetch_model, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +28,7 @@ _SHOWN = 5
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("manifest", type=click.Path(path_type=Path))
 @click.option("--split", default="val", show_default=True, type=click.Choice(SPLITS), help="Of MANIFEST.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write. [default: in place of MODEL]")
+@click.option("-o", "--output", type=LOCAL, help="Where to write. [default: in place of MODEL]")
 @click.option(
     "--tune", metavar="RULE", help="Choose thresholds too, on the same images: f1, precision=0.9, recall=0.9."
 )
@@ -35,7 +37,7 @@ _SHOWN = 5
 def calibrate(
     context: click.Context, model: Path, manifest: Path, split: str, output: Path | None, tune: str | None, quiet: bool
 ) -> None:
-    """Calibrate MODEL (a run's folder or an ONNX file) on a split of MANIFEST that it was not trained on.
+    """Calibrate MODEL (a run's folder or an ONNX file, or its URL) on a split of MANIFEST that it was not trained on.
 
     Afterwards a probability says how often such an answer is right: 80 % of answers given as 0.8 are right. The ranking
     of the images is the same as before, and so is the average precision. Thresholds move with the probabilities, so
@@ -45,8 +47,11 @@ def calibrate(
     `fit` does this by itself when it ends.
     """
     rule = Rule.parse(tune) if tune else None
+    named, model = model, fetch_model(model)
     if not model.exists():
         raise DataError(f"there is no model {model}: name a run's folder or an ONNX file")
+    if model != named and output is None:
+        raise click.UsageError(f"nothing is written to {shown(named)}: say with -o where the calibrated model goes")
     calibrate_one = _checkpoint if model.is_dir() else _onnx
     contract, failures = calibrate_one(model, manifest, split, output, rule, quiet)
     click.echo("\n".join(report(contract, output or model)))

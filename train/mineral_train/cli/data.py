@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data import census
@@ -36,8 +37,8 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The manifest to write, a CSV.")
+@click.argument("source", type=LOCAL)
+@click.option("-o", "--output", type=LOCAL, required=True, help="The manifest to write, a CSV.")
 @click.option(
     "--labels",
     "label_set",

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_train.data.manifest import read_manifest
+from mineral_train.model.fetched import fetch_model, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write. [default: in place of MODEL]")
+@click.option("-o", "--output", type=LOCAL, help="Where to write. [default: in place of MODEL]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
 def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -> None:
     """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
@@ -38,6 +40,9 @@ def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -
         )
         return bar
 
+    named, model = model, fetch_model(model)
+    if model != named and output is None:
+        raise click.UsageError(f"nothing is written to {shown(named)}: say with -o where the model goes")
     table = read_manifest(manifest, read_contract(model).labels)
     train, held = ([row.path for row in table.select(split)] for split in ("train", "val"))
     words = f"split train of {manifest.name}"

@@ -11,10 +11,12 @@ from typing import Any
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import ContractError, DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_train.cli import _options
 from mineral_train.data.manifest import read_manifest
+from mineral_train.model.fetched import ONNX, fetch_model
 from mineral_train.model.presets import PRESETS, ModelConfig
 from mineral_train.training.config import STARTER, TrainConfig
 from mineral_train.training.recipes import STARTER_MODEL, default_recipe, load_recipe
@@ -31,7 +33,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 
 @click.command()
 @click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "run", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("-o", "--output", "run", required=True, type=LOCAL, help="Folder of the run.")
 @click.option(
     "--recipe",
     metavar="few|paper|FILE",
@@ -48,7 +50,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
     "--init",
     default=None,
     metavar="RUN|FILE.onnx|starter",
-    help="Start with the weights of a run or an exported model.",
+    help="Start with the weights of a run or an exported model, or of its URL.",
 )
 @_options.loss_option
 @_options.recipe_options(shown=False)
@@ -60,7 +62,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
               help="List all settings with the paper's values, then exit.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Delete the run in the folder and start again.")
 def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
-    """Train a model on MANIFEST (or several) and keep the best epoch by its validation split.
+    """Train a model on MANIFEST (or several, or their URLs) and keep the best epoch by its validation split.
 
     The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...
     """
@@ -127,12 +129,13 @@ def _model_of(init: str) -> ModelConfig:
         return PRESETS["vit-b16-384"]
     if init == STARTER and not Path(init).exists():
         return STARTER_MODEL
-    if Path(init).suffix != ".onnx":
+    model = fetch_model(init)
+    if model.suffix != ONNX:
         from mineral_train.training.checkpoint import read_config
 
-        return ModelConfig.from_json(read_config(init)["model"])
+        return ModelConfig.from_json(read_config(model)["model"])
     try:
-        record = read_contract(init).provenance["recipe"]["model"]
+        record = read_contract(model).provenance["recipe"]["model"]
         return ModelConfig.from_json(record)
     except (KeyError, TypeError, ContractError, MineralError) as error:
         if isinstance(error, ContractError):

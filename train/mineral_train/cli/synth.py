@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.minerals import MINERALS
 from mineral_train.synth import SynthConfig, write_dataset
 
@@ -28,7 +29,7 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=LOCAL)
 @click.option("-n", "--number", type=int, required=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--size", type=int, default=384, show_default=True, help="Width and height, pixels.")

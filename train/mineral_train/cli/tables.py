@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
@@ -22,7 +23,7 @@ _TOO_LARGE = "did not fit this GPU"
 
 @click.command()
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
+@click.option("-o", "--output", "folder", required=True, type=LOCAL, help="Folder of the runs.")
 @click.option("--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this table. [repeat]")
 @click.option(
     "--rows", "runs", multiple=True, metavar="RUN", help="Only this row, e.g. resnet-101-asymmetric. [repeat]"

@@ -1,8 +1,8 @@
 """The manifest: one CSV that lists the photographs, what each shows, and which split it is in.
 
 UTF-8 with a header, columns `path,labels,split` and any others. A path is absolute or, with `/`, relative to the
-manifest's folder; labels are joined with `;`. An empty cell, or `none`, means that the photograph shows none of the
-labels.
+manifest's folder, or to the current folder if the manifest is at a URL: photographs are on this machine. Labels are
+joined with `;`. An empty cell, or `none`, means that the photograph shows none of the labels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from mineral_batch.errors import DataError
 from mineral_batch.files import write_file
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import csv_line, open_csv
+from mineral_batch.storage.models import fetch
+from mineral_batch.storage.urls import is_url
 from mineral_train.data.labels import SEPARATOR, label_faults, raise_faults, split_labels, unknown_labels
+from mineral_train.model.fetched import shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,34 +90,37 @@ def read_manifest(path: str | Path, labels: Sequence[str] | None = None) -> Mani
     """Read a manifest and check its text; `images.check_images` checks the photographs.
 
     Args:
-        path: the CSV.
+        path: the CSV, or its URL.
         labels: L names in the order of the model's outputs; None means the paper's 36 minerals.
 
     Raises:
         DataError: naming all that is wrong: lines, columns, labels and the nearest right ones.
     """
-    path = Path(path)
     names = tuple(MINERALS if labels is None else labels)
-    rows, faults = _rows(path)
+    rows, faults = _rows(fetch(path), shown(path), table_folder(path))
     unknown = {label for row in rows for label in row.labels} - set(names)
     if unknown:
         faults.append(unknown_labels(unknown, names))
-    raise_faults(str(path), label_faults(names) + faults)
+    raise_faults(shown(path), label_faults(names) + faults)
     return Manifest(tuple(rows), names)
 
 
-def _rows(path: Path) -> tuple[list[Row], list[str]]:
+def table_folder(path: str | Path) -> Path:
+    """Return the folder to which a table's paths are relative: its own, or the current one for a table at a URL."""
+    return Path.cwd() if is_url(path) else Path(path).absolute().parent
+
+
+def _rows(path: Path, name: str, folder: Path) -> tuple[list[Row], list[str]]:
     """The rows that can be read, and what is wrong with the others."""
     header, records = read_table(path, _COLUMNS)
     missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise DataError(
-            f"{path} has no column {missing[0]!r}, only {', '.join(header)}; "
-            f"make a manifest from it: mineral-train data {path} -o manifest.csv"
+            f"{name} has no column {missing[0]!r}, only {', '.join(header)}; "
+            f"make a manifest from it: mineral-train data {name} -o manifest.csv"
         )
     if not records:
-        raise DataError(f"{path} has a header and no rows")
-    folder = path.absolute().parent
+        raise DataError(f"{name} has a header and no rows")
     rows: list[Row] = []
     faults: list[str] = []
     first_line: dict[Path, int] = {}

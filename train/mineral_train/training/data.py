@@ -14,10 +14,12 @@ from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labels import match_paths
 from mineral_batch.model.contract import InputSpec
 from mineral_batch.results.predictions import read_predictions
+from mineral_batch.storage.models import fetch
 from mineral_train.data import images
 from mineral_train.data.dataset import PhotoDataset, damaged
 from mineral_train.data.labels import raise_faults
 from mineral_train.data.manifest import Manifest, Row, read_manifest
+from mineral_train.model.fetched import shown
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.sampling import Sampler
 from mineral_train.training.sets import set_names
@@ -58,7 +60,7 @@ class TrainingManifest:
             raise DataError("one manifest is named twice; name each once")
         tables = [read_manifest(path, labels) for path in files]
         manifest = Manifest(tuple(row for table in tables for row in table.rows), tables[0].labels)
-        images.check_images(manifest, ", ".join(map(str, files)))
+        images.check_images(manifest, ", ".join(map(shown, files)))
         names = set_names(files)
         sets = tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)
         digest = hashlib.sha256()
@@ -132,7 +134,7 @@ class TrainingData:
             skip_damaged=options.skip_damaged,
         )
         if config.soft_targets:
-            train.targets = soften(train, labels, Path(config.soft_targets), config.soft_weight, say)
+            train.targets = soften(train, labels, fetch(config.soft_targets), config.soft_weight, say)
         sampler = Sampler(train.truth.bool().numpy(), config.repeat, config.seed)
         dataset = PhotoDataset(val, labels, spec, cache=options.cache)
         return cls(train, dataset, sampler, source.sets_of(dataset.paths))
@@ -174,7 +176,7 @@ def soften(
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return fetch(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from mineral_batch.errors import DataError
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
+from mineral_batch.storage.models import fetch
 from mineral_train.model.backbones import pretrained_cfg
+from mineral_train.model.fetched import ONNX, fetch_model, require_no_secret
 from mineral_train.model.network import MineralNet, build_model
 from mineral_train.model.onnx_weights import load_onnx
 from mineral_train.model.pretrained import require_hub_weights
@@ -22,15 +24,17 @@ def require_start(config: TrainConfig) -> None:
         DataError: naming the file or the address that is missing.
     """
     _require_any_size(config)
+    for name in ("init", "pretrained", "soft_targets"):
+        require_no_secret(getattr(config, name), f"--{name.replace('_', '-')}")
     if config.init:
         if _onnx_file(config.init) is None:
-            _require_labels(Path(config.init), config.model.labels)
+            _require_labels(config.init, config.model.labels)
         else:
             _require_frozen_statistics(config)
             read_contract(_onnx_file(config.init) or "")
     elif config.pretrained == "hub":
         require_hub_weights(config.model.backbone)
-    elif config.pretrained != "none" and not Path(config.pretrained).is_file():
+    elif config.pretrained != "none" and not fetch(config.pretrained).is_file():
         raise DataError(f"no such weights file: {config.pretrained}")
 
 
@@ -43,7 +47,7 @@ def initial_model(config: TrainConfig, *, resumed: bool) -> MineralNet:
     if resumed or config.init or config.pretrained == "none":
         pretrained: bool | Path = False
     else:
-        pretrained = True if config.pretrained == "hub" else Path(config.pretrained)
+        pretrained = True if config.pretrained == "hub" else fetch(config.pretrained)
     model = build_model(config.model, pretrained=pretrained, seed=config.seed)
     if config.init and not resumed:
         _start_from(model, config.init)
@@ -68,8 +72,8 @@ def _start_from(model: MineralNet, init: str) -> None:
     if onnx_file is not None:
         load_onnx(model, onnx_file, read_contract(onnx_file).labels)
         return
-    folder = Path(init)
-    _require_labels(folder, model.config.labels)
+    _require_labels(init, model.config.labels)
+    folder = fetch_model(init)
     checkpoint.load_weights(model, checkpoint.read_tensors(folder / checkpoint.WEIGHTS)[0], folder)
 
 
@@ -77,16 +81,17 @@ def _onnx_file(init: str) -> Path | None:
     """The ONNX file that `--init` means, None for a checkpoint folder."""
     if init == STARTER and not Path(init).exists():
         return starter_path()
-    return Path(init) if Path(init).suffix == ".onnx" else None
+    model = fetch_model(init)
+    return model if model.suffix == ONNX else None
 
 
-def _require_labels(folder: Path, mine: tuple[str, ...]) -> None:
-    labels = checkpoint.read_config(folder)["model"].get("labels", [])
+def _require_labels(init: str, mine: tuple[str, ...]) -> None:
+    labels = checkpoint.read_config(fetch_model(init))["model"].get("labels", [])
     if tuple(labels) != mine:
         raise DataError(
-            f"the checkpoint {folder} has {len(labels)} labels that are not the {len(mine)} of this run, or in another "
+            f"the checkpoint {init} has {len(labels)} labels that are not the {len(mine)} of this run, or in another "
             "order: give the same --labels, or begin with its backbone only: "
-            f"--pretrained {folder / checkpoint.WEIGHTS}"
+            f"--pretrained {init.rstrip('/')}/{checkpoint.WEIGHTS}"
         )
 
 
