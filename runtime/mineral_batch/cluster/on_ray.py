@@ -12,9 +12,11 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import floor
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +35,10 @@ _OBJECT_STORE = 80_000_000
 # By default a worker has no more: decoding threads and engine threads of one process get into each other's way.
 _CPUS_OF_A_WORKER = 8
 _SECONDS_TO_ANSWER = 5.0
+# RFC 9113, 3.4: what a client sends first, with an empty SETTINGS frame; the server answers with a SETTINGS frame. Ray
+# speaks gRPC, which is HTTP/2.
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + bytes(5)
 
 
 @dataclass(frozen=True)
@@ -62,21 +68,23 @@ def connected(address: str) -> Iterator[Any]:
         DataError: if Ray is not installed.
         BackendError: if the cluster does not answer.
     """
-    # Read when Ray is imported: hide GPUs from actors that ask for none, as its next release does.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise DataError(f"--cluster needs Ray, which is not installed: {pip_install('ray')}") from None
+    if find_spec("ray") is None:
+        raise DataError(f"--cluster needs Ray, which is not installed: {pip_install('ray')}")
     options: dict[str, Any] = {"address": address}
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     else:
         _check_answers(address)
+    # Read when Ray is imported: hide GPUs from actors that ask for none, as its next release does.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # whatever Ray raises for a bad address, an old version, a missing package
         raise BackendError(f"no Ray cluster at {address}: {_first_line(error)}") from None
     with suppress(AttributeError):  # what the raylets print, such as the death of a worker, is told in our words
@@ -103,9 +111,14 @@ def _check_answers(address: str) -> None:
     if port is None:
         return
     try:
-        socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER).close()
+        with socket.create_connection((host, port), timeout=_SECONDS_TO_ANSWER) as connection:
+            connection.settimeout(_SECONDS_TO_ANSWER)
+            connection.sendall(_HTTP2_PREFACE)
+            answer = connection.recv(9)
     except OSError as error:
         raise BackendError(f"no Ray cluster at {address}: {error.strerror or error}") from None
+    if answer[3:4] != _HTTP2_SETTINGS:
+        raise BackendError(f"no Ray cluster at {address}: something else answers there; Ray's own port is 6379")
 
 
 def sized(ray: Any, options: ClusterOptions) -> ClusterOptions:

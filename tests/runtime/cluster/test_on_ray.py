@@ -6,11 +6,13 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,80 @@ def test_a_killed_worker_a_removed_node_and_a_killed_driver_lose_nothing(
     done = chaos(nodes, model_path, photos, "s3://results/out", 20, 3)
     print(done)
     assert_tables_of_one_machine("s3://results/out", tmp_path / "one")
+
+
+# Read by every Python process of a cluster; only Ray's workers do what it says.
+_IN_WORKERS = """
+import os, sys, time
+_stat = os.stat
+def stat(path, *args, **kwargs):
+    if isinstance(path, str) and path.endswith(".png") and sys.argv[0].endswith("default_worker.py"):
+        {what}
+    return _stat(path, *args, **kwargs)
+os.stat = stat
+"""
+
+
+@pytest.fixture
+def in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+    """What workers of `--cluster local` do before they read an image; returns the folder of the cluster's files."""
+    pytest.importorskip("ray")
+    folder = tmp_path / "patch"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    sockets = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path must be short
+    monkeypatch.setenv("RAY_TMPDIR", str(sockets))
+
+    def patch(what: str) -> Path:
+        (folder / "sitecustomize.py").write_text(_IN_WORKERS.format(what=what))
+        return sockets
+
+    yield patch
+    shutil.rmtree(sockets, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_picture_that_kills_workers_is_found(
+    in_workers: Callable[[str], Path], album: Path, model_path: Path, tmp_path: Path
+) -> None:
+    in_workers("path.endswith('05.png') and os._exit(9)")
+    options = [album, "--cluster", "local", "--piece-images", 4, "--workers", 1]
+    code, out, err = finish(start(tmp_path / "out", model_path, *options))
+    assert code == 3, err
+    assert "10 images" in out
+    single = start(tmp_path / "one", model_path, album)
+    assert finish(single)[0] == 0
+    rows = (tmp_path / "one/predictions.csv").read_text().splitlines()
+    assert (tmp_path / "out/predictions.csv").read_text().splitlines() == [row for row in rows if "05.png" not in row]
+    assert "05.png,decode" in (tmp_path / "out/failures.csv").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_pieces_in_hand_and_no_process(
+    in_workers: Callable[[str], Path], album: Path, model_path: Path, tmp_path: Path
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    folder = in_workers("time.sleep(0.3)")
+    options = [album, "--cluster", "local", "--piece-images", 2, "--workers", 1, "--log-format", "json"]
+    process = start(tmp_path / "out", model_path, *options)
+    assert process.stderr is not None
+    while '"event": "piece"' not in (line := process.stderr.readline()):
+        assert line, "it ended before the first piece"
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert "Rerun the same command to resume" in err
+    assert not [
+        one.pid for one in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or [])
+    ]
+    done = len(list((tmp_path / "out/parts").iterdir()))
+    assert 1 <= done < 6
+    in_workers("pass")
+    code, out, err = finish(start(tmp_path / "out", model_path, *options))
+    assert code == 0, err
+    assert "already done by an earlier run" in out
+    assert finish(start(tmp_path / "one", model_path, album))[0] == 0
+    assert (tmp_path / "out/predictions.csv").read_bytes() == (tmp_path / "one/predictions.csv").read_bytes()
 
 
 @pytest.mark.soak

@@ -1,0 +1,206 @@
+"""A worker of a cluster in this process, and what is said when it or the cluster cannot work."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from mineral_batch.cli import main
+from mineral_batch.cluster.crew import Crew
+from mineral_batch.cluster.merge import merge
+from mineral_batch.cluster.on_ray import ClusterOptions, connected, sized
+from mineral_batch.cluster.place import Folder
+from mineral_batch.cluster.run import make_plan, work_on_cluster
+from mineral_batch.cluster.worker import Opened, Refusal, Worker, WorkerOptions
+from mineral_batch.errors import BackendError, DataError
+from mineral_batch.results.inputs import check_inputs
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("pyarrow")
+
+ENGINE = {"backend": "onnx-cpu"}
+
+
+class Here:
+    """Workers in this process; calls are done when they are waited for."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        self._calls: dict[int, Callable[[], Any]] = {}
+        self._number = 0
+
+    def start(self) -> Worker:
+        return Worker(self._options)
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> int:
+        self._number += 1
+        self._calls[self._number] = partial(getattr(worker, method), *arguments)
+        return self._number
+
+    def wait(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
+        return calls[:1]
+
+    def result(self, call: Any) -> Any:
+        return self._calls.pop(call)()
+
+    def end(self, worker: Any) -> None:
+        pass
+
+    def room(self) -> str:
+        return "this process"
+
+
+def run(album: Path, output: Path, model: Path, **options: Any) -> Any:
+    """A whole run on two workers of this process; returns the summary."""
+    crew_options = WorkerOptions(str(output), str(Path.cwd()), [str(album)], str(model), ENGINE, **options)
+    with Crew(Here(crew_options), 2, waits=()) as crew:
+        first = crew.open()
+        assert first is not None
+
+        def identify(sources: Iterator[Any], earlier: str | None = None) -> Any:
+            return first.identity, sources
+
+        plan = make_plan(
+            identify, Folder(output), check_inputs([album]), piece_images=3, mixed=options.get("mixed", False)
+        )
+        return work_on_cluster(crew, Folder(output), plan)
+
+
+def command(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["predict", *map(str, arguments)])
+
+
+def test_workers_make_the_table_of_one_machine(album: Path, tmp_path: Path, model_path: Path) -> None:
+    (album / "04.png").write_bytes(b"damaged")
+    summary = run(album, tmp_path / "out", model_path)
+    assert (summary.images, summary.failed, summary.missing) == (11, 1, 0)
+    assert summary.who == "2 workers on 1 machine"
+    merge(Folder(tmp_path / "out"))
+    assert command(album, "-o", tmp_path / "one", "-m", model_path, "--backend", "onnx-cpu").exit_code == 3
+    for name in ("predictions.csv", "failures.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_run_of_shards_is_finished_on_a_cluster_and_a_deleted_part_made_again(
+    album: Path, tmp_path: Path, model_path: Path
+) -> None:
+    options = [album, "-o", tmp_path / "out", "-m", model_path, "--backend", "onnx-cpu", "--piece-images", 3]
+    assert command(*options, "--shard", "1/2").exit_code == 0
+    assert run(album, tmp_path / "out", model_path).reused == 6
+    next((tmp_path / "out/parts").iterdir()).unlink()
+    again = run(album, tmp_path / "out", model_path)
+    assert again.missing == 0
+    assert again.images in (2, 3)
+
+
+def test_a_worker_that_would_give_other_probabilities_is_refused(album: Path, tmp_path: Path, model_path: Path) -> None:
+    options = [album, "-o", tmp_path / "out", "-m", model_path, "--backend", "onnx-cpu", "--piece-images", 3]
+    assert command(*options, "--exact", "--shard", "1/2").exit_code == 0
+    with pytest.raises(DataError, match="decoder was"):
+        run(album, tmp_path / "out", model_path)
+    assert run(album, tmp_path / "out", model_path, mixed=True).missing == 0
+
+
+def test_what_a_machine_lacks_is_said_with_its_name(album: Path, tmp_path: Path, model_path: Path) -> None:
+    def opened(**changes: Any) -> Opened | Refusal:
+        options = {"output": str(tmp_path / "out"), "folder": str(tmp_path), "model": str(model_path), "engine": ENGINE}
+        return Worker(WorkerOptions(**{**options, **changes})).open()
+
+    for changes, message in (
+        ({"inputs": [str(tmp_path / "elsewhere")]}, "every machine of a cluster must see the inputs"),
+        ({"model": str(tmp_path / "absent.onnx")}, "absent.onnx"),
+        ({"engine": {"backend": "no such engine"}}, "no such engine"),
+    ):
+        refused = opened(**changes)
+        assert isinstance(refused, Refusal)
+        assert message in refused.message
+        assert len(refused.message.splitlines()) == 1
+    worker = Worker(WorkerOptions(str(tmp_path / "out"), str(tmp_path), [], str(model_path), ENGINE))
+    assert isinstance(worker.open(), Opened)
+    refused = worker.work(SimpleNamespace(id="000000-00"))  # type: ignore[arg-type]
+    assert isinstance(refused, Refusal)
+    assert "must see the output under the same path" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cluster", "nonsense"], "is no address of a Ray cluster"),
+        (["--cluster", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: "),
+        (["--workers", "2"], "--workers is for a run on a cluster"),
+        (["--cluster", "local", "--workers", "9-2"], "is no number of workers"),
+        (["--cluster", "local", "--shard", "1/2"], "--shard is for machines without a cluster"),
+        (["--cluster", "local", "--decode", "auto"], "measures on one machine"),
+        (["--cluster", "local", "--devices", "1"], "hands out GPUs by --worker-gpus"),
+        (["--cluster", "local", "--damaged", "predict"], "is not possible with --shard, --cluster"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(album: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    refused = command(album, "-o", tmp_path / "out", *options)
+    assert refused.exit_code in (1, 2)
+    assert message in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(DataError, match=r"which is not installed: pip install '.*\[ray\]'"), connected("local"):
+        pass
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_a_port_where_something_else_answers_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 505 Version not supported\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(BackendError, match="something else answers there"), connected(address):
+            pass
+        thread.join()
+
+
+def cluster_of(*nodes: dict[str, float]) -> Any:
+    return SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": node} for node in nodes])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        # One CPU of a machine is left over, and of the cluster the last one.
+        ([{"CPU": 4.0}], ClusterOptions(), (1, 3, 0)),
+        ([{"CPU": 1.0}] * 3, ClusterOptions(), (2, 1, 0)),
+        ([{"CPU": 64.0}, {"CPU": 64.0}], ClusterOptions(), (15, 8, 0)),
+        # A share of the CPUs for each GPU; the head has none and gets no worker.
+        ([{"CPU": 8.0}, {"CPU": 33.0, "GPU": 8.0}], ClusterOptions(), (8, 4, 1)),
+        ([{"CPU": 16.0, "GPU": 1.0}], ClusterOptions(gpus=0.5), (2, 7, 0.5)),
+        ([{"CPU": 16.0, "GPU": 1.0}], ClusterOptions(gpus=0, cpus=2), (7, 2, 0)),
+        ([{"CPU": 4.0}], ClusterOptions(most=20, cpus=1), (20, 1, 0)),
+    ],
+)
+def test_workers_fill_a_cluster_but_for_a_cpu(
+    nodes: list[dict[str, float]], asked: ClusterOptions, expected: tuple[float, float, float]
+) -> None:
+    found = sized(cluster_of(*nodes), asked)
+    assert (found.most, found.cpus, found.gpus) == expected
+
+
+def test_a_worker_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(BackendError, match=r"no machine .* worker of 8 CPUs \(the cluster has 6 CPUs on 2 machines\)"):
+        sized(cluster_of({"CPU": 4.0}, {"CPU": 2.0}), ClusterOptions(cpus=8))
