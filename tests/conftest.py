@@ -19,6 +19,18 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True)
+def heard_logger() -> None:
+    """Undo what libraries do to logging in this process, so that a test hears our warnings whatever ran before it.
+
+    NNCF raises the level of every handler of the root logger, pytest's among them; others turn existing loggers off.
+    """
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)
+    logger = logging.getLogger("mineral_batch")
+    logger.disabled, logger.propagate = False, True
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server on this machine that answers as S3 does."""

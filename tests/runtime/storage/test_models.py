@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import threading
 import tracemalloc
@@ -38,9 +37,6 @@ def test_a_model_is_copied_once_checked_and_used_offline(s3, tmp_path, monkeypat
         raise models.UnreachableError("no answer")
 
     monkeypatch.setattr(type(store), "head", gone)
-    log = logging.getLogger("mineral_batch")  # some libraries turn loggers off that exist when they are imported
-    monkeypatch.setattr(log, "disabled", False)
-    monkeypatch.setattr(log, "propagate", True)
     assert fetch("s3://photos/m/model.onnx").read_bytes() == b"second"
     assert "using the copy made earlier" in caplog.text
 
