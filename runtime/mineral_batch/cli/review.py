@@ -8,10 +8,15 @@ import threading
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, MineralError
+
+if TYPE_CHECKING:
+    from mineral_batch.results.read import Results
+    from mineral_batch.review.features import FeatureStore
 
 _PATH = click.Path(path_type=Path)
 
@@ -21,6 +26,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--labels", type=_PATH, help="Existing labels (CSV: path,labels) to show and to check.")
 @click.option("--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: shows its maps.")
 @click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
+@click.option("-m", "--model", type=_PATH, help="Whose features spread the order. [default: the model of the run]")
 @click.option("--reviewer", help="Your name beside your decisions; default: your user name.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: any free port.")
 @click.option("--no-browser", is_flag=True, help="Print the address without opening it.")
@@ -30,6 +36,7 @@ def review(
     labels: Path | None,
     explained: Path | None,
     photos: Path | None,
+    model: Path | None,
     reviewer: str | None,
     port: int,
     no_browser: bool,
@@ -59,13 +66,33 @@ def review(
     maps = read_explained(explained, read) if explained else Explained({}, 0)
     base = photos or find_base(read.predictions.paths, [Path(), results, results.parent])
     with Decisions(results) as decisions:
-        session = Review(read, decisions, base, reviewer or _user(), given, maps)
-        _serve(session, port, is_opened=not no_browser)
+        features, note = _features(read, base, model)
+        session = Review(read, decisions, base, reviewer or _user(), given, maps, features)
+        try:
+            _serve(session, port, note, is_opened=not no_browser)
+        finally:
+            session.close()
         write_labels(results / LABELS, decisions)
         click.echo(f"{len(decisions)} images decided; labels: {results / LABELS}", err=True)
 
 
-def _serve(session: object, port: int, *, is_opened: bool) -> None:
+def _features(read: Results, base: Path, model: Path | None) -> tuple[FeatureStore | None, str]:
+    """The features of the run's model; None, with a line that says why, where it is not there or has none."""
+    from mineral_batch.review.features import FeatureExtractor, FeatureStore, model_of
+
+    found = model or model_of(read, base)
+    try:
+        if found is None:
+            raise DataError("the model of this run is not here as it was; name it with --model")
+        extractor = FeatureExtractor(found)
+    except MineralError as error:
+        if model is not None:
+            raise
+        return None, f"The order goes by the model's answers, not by its features: {error}"
+    return FeatureStore(read.table.parent, extractor), ""
+
+
+def _serve(session: object, port: int, note: str, *, is_opened: bool) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
 
@@ -83,6 +110,8 @@ def _serve(session: object, port: int, *, is_opened: bool) -> None:
         port, token = listening.getsockname()[1], new_token()
         address = f"http://{HOST}:{port}/{token}/"
         click.echo(f"Review {len(session.paths)} images at {address} (Ctrl-C stops)", err=True)
+        if note:
+            click.echo(note, err=True)
         if is_opened:
             threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         config = uvicorn.Config(

@@ -166,6 +166,7 @@ class _Pages:
             int(ask.get("limit", 20)),
             undecided=ask.get("undecided") == "1",
             called=ask.get("called") == "1",
+            edition=int(ask["edition"]) if "edition" in ask else None,
         )
         return JSONResponse(found)
 

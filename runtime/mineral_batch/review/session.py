@@ -18,11 +18,13 @@ from mineral_batch.results.csv import shown
 from mineral_batch.review import order
 from mineral_batch.review.decisions import STATUSES, Decision, Decisions
 from mineral_batch.review.reading import Reader
+from mineral_batch.review.teaching import TeachingOrder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mineral_batch.results.read import Results
+    from mineral_batch.review.features import FeatureStore
 
 #: Longest side of what the page shows, pixels.
 LARGE, SMALL = 1600, 320
@@ -47,6 +49,7 @@ class Review:
         reviewer: who decides.
         given: labels that exist already: row -> names.
         maps: of `mineral-batch explain`.
+        features: of the run's model, for the order that teaches most; None without the model.
     """
 
     results: Results
@@ -55,12 +58,19 @@ class Review:
     reviewer: str
     given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     maps: Explained = field(default_factory=lambda: Explained({}, 0))
+    features: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         self._index = {path: row for row, path in enumerate(self.results.predictions.paths)}
         self._orders: dict[tuple[str, int], Sequence[int]] = {}
         self._reader = Reader(self.base)
+        self.teaching = TeachingOrder(self.results.predictions.scores, self.paths, self.features, self._reader)
+        self.teaching.start()
         self.jpeg = lru_cache(maxsize=128)(self._jpeg)
+
+    def close(self) -> None:
+        """Stop what goes on in the background."""
+        self.teaching.close()
 
     @property
     def paths(self) -> Sequence[str]:
@@ -90,7 +100,15 @@ class Review:
         }
 
     def queue(
-        self, name: str, label: str, offset: int, limit: int, *, undecided: bool, called: bool = False
+        self,
+        name: str,
+        label: str,
+        offset: int,
+        limit: int,
+        *,
+        undecided: bool,
+        called: bool = False,
+        edition: int | None = None,
     ) -> dict[str, Any]:
         """A stretch of the images in one order.
 
@@ -101,11 +119,13 @@ class Review:
             limit: how many at most.
             undecided: leave out images that have a decision.
             called: in the order `mineral`, only images in which the model reports it.
+            edition: of the order `teaches`, as an earlier stretch was of; None for the newest.
 
         Raises:
             UnknownError: if there is no such order or label.
         """
-        rows = self._order(name, label)
+        edition = self.teaching.edition if edition is None else edition
+        rows = self.teaching.rows(edition) if name == "teaches" else self._order(name, label)
         if called and name == "mineral":
             reported = self.results.predictions.called[:, self.results.predictions.labels.index(label)]
             rows = [row for row in rows if reported[row]]
@@ -116,7 +136,7 @@ class Review:
             if not (undecided and self.decisions.get(self.paths[row])):
                 items.append(self.item(row) | {"place": place})
             place += 1
-        return {"items": items, "next": place, "total": len(rows)}
+        return {"items": items, "next": place, "total": len(rows), "edition": edition}
 
     def _order(self, name: str, label: str) -> Sequence[int]:
         if name not in order.ORDERS:
@@ -131,8 +151,6 @@ class Review:
 
     def _ordered(self, name: str, label: int) -> Sequence[int]:
         scores = self.results.predictions.scores
-        if name == "teaches":
-            return order.teaches(scores)  # type: ignore[return-value]
         if name == "mineral":
             return order.by_mineral(scores, label)  # type: ignore[return-value]
         if name == "mistakes":

@@ -62,9 +62,11 @@ def serving(results: Path, *options: str) -> Iterator[Server]:
     ]
     with subprocess.Popen(command, cwd=results.parent, stderr=subprocess.PIPE, text=True) as process:
         try:
-            line = process.stderr.readline()
-            found = re.search(r"http://\S+", line)
-            assert found, line + process.stderr.read()
+            said = ""
+            while not (found := re.search(r"http://\S+", said)):
+                line = process.stderr.readline()
+                assert line, said  # it ended
+                said += line
             yield Server(process, found[0])
         finally:
             process.kill()

@@ -5,7 +5,7 @@ const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
 const page = {
   labels: [], images: 0, counts: {}, size: 60,
-  items: [], at: 0, next: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
+  items: [], at: 0, next: 0, edition: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
   chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false, confirming: null,
 };
 
@@ -60,9 +60,11 @@ async function load() {
     order: $("order").value, label: $("mineral").value, offset: page.next, limit,
     undecided: $("undecided").checked ? "1" : "0", called: page.isGrid && !$("below").checked ? "1" : "0",
   });
+  if (page.next > 0) query.set("edition", page.edition); // the server may have a better order by now: that is for later
   const found = await ask(`api/queue?${query}`);
   page.items.push(...found.items);
   page.next = found.next;
+  page.edition = found.edition;
   page.isEnd = found.items.length < limit;
 }
 
