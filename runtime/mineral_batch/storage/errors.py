@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import quote
+
 from mineral_batch.errors import DataError
 from mineral_batch.storage.interface import RETRIES
 from mineral_batch.storage.urls import redact
@@ -38,7 +41,21 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     ),
     (("ExpiredToken", "TokenRefreshRequired"), DeniedError, "the credentials have expired; renew them"),
     (
-        ("PermissionDeniedError", "UnauthenticatedError", "PermissionError", "InvalidAccessKeyId"),
+        ("incorrectly configured region", "AuthorizationHeaderMalformed"),
+        StoreError,
+        "the bucket is in another region; set AWS_REGION to it",
+    ),
+    (("RequestTimeTooSkewed",), StoreError, "the store refuses requests from a wrong time; set this machine's clock"),
+    (
+        (
+            "PermissionDeniedError",
+            "UnauthenticatedError",
+            "PermissionError",
+            "InvalidAccessKeyId",
+            "InvalidToken",
+            "403 Forbidden",  # of a listing there is no class of its own
+            "401 Unauthorized",
+        ),
         DeniedError,
         "access denied; check the credentials and their rights",
     ),
@@ -51,6 +68,10 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     ),
 )
 
+
+# Other tries would get the same answer; not so after 408 and 429, which were tried again.
+_REFUSED = re.compile(r"status code: (4(?!08|29)\d\d [A-Za-z ]+)")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 # In the texts of what may pass: no answer, and credentials that somebody renews.
 _PASSING = ("more tries", "credentials have expired")
@@ -65,9 +86,21 @@ def explained(error: Exception, where: str) -> StoreError:
     """Return one line for an error of obstore, whose own text holds addresses, headers and answers of the server."""
     if isinstance(error, StoreError):
         return error
-    where, text = redact(where), f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {_without_key(str(error), where)}"
+    where = redact(where)
     for signs, kind, reason in _SIGNS:
         if any(sign in text for sign in signs):
             named = "/".join(where.split("/")[:3]) if reason == "no such bucket" else where
             return kind(f"{reason}: {named}" if kind is NoSuchObjectError else f"{named}: {reason}")
+    if refused := _REFUSED.search(text):
+        code = _CODE.search(text)
+        return StoreError(f"{where}: the store refuses it ({refused[1]}{f', {code[1]}' if code else ''})")
     return UnreachableError(f"{where}: the store does not answer as it should, after {RETRIES} more tries")
+
+
+def _without_key(text: str, where: str) -> str:
+    """The text of an error without the object's key, which may have any of the words above in it."""
+    key = "/".join(where.split("/")[3:])
+    for form in (key, quote(key), quote(key, safe="")) if len(key) > 1 else ():
+        text = text.replace(form, "")
+    return text
