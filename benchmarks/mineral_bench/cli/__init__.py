@@ -13,6 +13,7 @@ _COMMANDS = {
     "scaling": ("mineral_bench.cli.scaling:scaling", "Cost of more images, pixels, batch and cores; sizing."),
     "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
+    "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of files that promise gigabytes."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Measure everything that needs a GPU, in stages."),
     "gpu-pieces": ("mineral_bench.cli.gpu_pieces:gpu_pieces", "Prepare the files that the GPU run needs, in pieces."),
 }

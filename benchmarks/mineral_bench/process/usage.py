@@ -29,6 +29,27 @@ def cpu_seconds() -> float:
     return time.process_time() + alive / _ticks_per_second() + _seconds_of_ended_children()
 
 
+def memory_mib(process: int) -> float:
+    """Return what a process and its children hold now, MiB, shared memory counted once; 0 if it has ended.
+
+    Pages of files (libraries, the model) are not counted: the system can drop them. Only on Linux.
+    """
+    found = [_status(one) for one in (process, *_descendants(process))]
+    own = sum(fields.get("RssAnon", 0) for fields in found)
+    return (own + max((fields.get("RssShmem", 0) for fields in found), default=0)) / 2**10
+
+
+def _status(process: int) -> dict[str, int]:
+    """Return the fields of a process's status that are in kB."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    return {
+        name: int(value[:-3]) for name, _, value in (line.partition(":") for line in lines) if value.endswith(" kB")
+    }
+
+
 def _descendants(process: int) -> list[int]:
     """Return the processes that a process has started, and theirs."""
     children: list[int] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import io
 import logging
 from contextlib import suppress
 
@@ -12,7 +11,7 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError, _imaging
 
 from mineral_batch.errors import ImageError, MissingDecoderError
-from mineral_batch.images.limits import MAX_PIXELS, over_pixels, raise_pillows_limit
+from mineral_batch.images.limits import MAX_PIXELS, BoundedReads, over_pixels, raise_pillows_limit
 from mineral_batch.images.metadata import without_metadata
 from mineral_batch.images.raw import is_raw, open_raw
 from mineral_batch.images.tiff.load import open_tiff
@@ -22,6 +21,11 @@ from mineral_batch.system import pip_install
 
 # Pillow passes these to Ghostscript or to the operating system, which would execute what the file contains.
 _EXECUTED = frozenset({"EPS", "WMF"})
+# Textures of games and of an old Windows, decoded in Python: minutes for an image that a photograph's decoder does in a
+# second.
+_SLOW = frozenset({"BLP", "FTEX", "MSP"})
+# Numbers as text are read in Python, too: a second for 6 MB.
+_PLAIN_NUMBERS, _MAX_PLAIN_NUMBERS = (b"P1", b"P2", b"P3"), 64 * 2**20
 
 # ISO/IEC 23008-12: the brands of HEVC images, of images of any codec, and of AVIF, which Pillow reads itself.
 _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
@@ -65,17 +69,21 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.I
         return open_raw(content, max_pixels), b""
     if is_tiff(content):
         return _open_tiff(content, max_pixels)
+    if content.startswith(_PLAIN_NUMBERS) and len(content) > _MAX_PLAIN_NUMBERS:
+        raise ImageError(f"{len(content)} bytes of numbers as text are over the limit of {_MAX_PLAIN_NUMBERS}")
     _register_optional(content)
     image: PILImage.Image
     try:
-        image = PILImage.open(io.BytesIO(content))
+        image = PILImage.open(BoundedReads(content))
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning):
         raise ImageError(over_pixels(max_pixels)) from None
+    except ImageError:
+        raise
     # Damaged metadata make Pillow's readers raise almost anything.
     except Exception as error:
         content = without_metadata(content)
         image = _opened(content, error)
-    if image.format in _EXECUTED:
+    if image.format in _EXECUTED | _SLOW:
         raise ImageError(f"{image.format} is not a photo format and is not opened")
     return image, content
 
@@ -104,7 +112,9 @@ def _open_tiff(content: bytes, max_pixels: int) -> tuple[PILImage.Image, bytes]:
         content = with_first_page(content, page)
     content = with_xmp_as_bytes(content, page)
     try:
-        return PILImage.open(io.BytesIO(content)), content
+        return PILImage.open(BoundedReads(content)), content
+    except ImageError:
+        raise
     except Exception as error:
         if can_read(page, ordinary=True):
             return open_tiff(content, page, max_pixels), b""
@@ -115,7 +125,7 @@ def _open_tiff(content: bytes, max_pixels: int) -> tuple[PILImage.Image, bytes]:
 def _opened(content: bytes, earlier: Exception) -> PILImage.Image:
     """Open a file whose metadata was removed, because opening the whole file failed."""
     try:
-        return PILImage.open(io.BytesIO(content))
+        return PILImage.open(BoundedReads(content))
     except UnidentifiedImageError:
         if isinstance(earlier, UnidentifiedImageError):
             raise ImageError("not an image, or in a format that is not supported") from None

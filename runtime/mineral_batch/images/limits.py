@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from typing import TYPE_CHECKING
@@ -23,6 +24,27 @@ MAX_SIDE = 500_000
 _DEFLATE_RATIO = 1032
 #: The largest file that is read.
 MAX_BYTES = 2**30
+# Headers and some formats are read in Python, byte by byte, at 2 to 4 million reads a second.
+_MAX_READS = 16_000_000
+
+
+class BoundedReads(io.BytesIO):
+    """A file in memory that can be read only so often: comments, padding and segments can be of any number."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left = _MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as `io.BytesIO` does.
+
+        Raises:
+            ImageError: if it was read too often.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(f"more than the limit of {_MAX_READS} pieces to read")
+        return super().read(size)
 
 
 def check_bytes(size: int) -> None:

@@ -14,9 +14,10 @@ from PIL import Image as PILImage
 from mineral_batch import Failure, InputSpec
 from mineral_batch.errors import ImageError
 from mineral_batch.images import budget as budget_module
-from mineral_batch.images import color
+from mineral_batch.images import color, formats, limits
 from mineral_batch.images.budget import MemoryBudget, decode_budget, decoded_size
 from mineral_batch.images.decode import decode_image, open_rgb
+from mineral_batch.images.jpeg import damage
 
 from ..conftest import encode, scene
 
@@ -136,3 +137,45 @@ def test_an_image_that_needs_more_memory_than_there_is_is_tried_again(monkeypatc
     found = decode_image("a", lambda: encode(scene(64, 48), "PNG"), SPEC)
     assert isinstance(found, Failure)
     assert (found.stage, "not enough memory" in found.reason) == ("read", True)
+
+
+def with_many_pieces(kind: str, count: int) -> bytes:
+    """An image in whose header something is repeated."""
+    jpeg, png = encode(scene(), "JPEG"), encode(scene(), "PNG")
+    chunk = bytes(4) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    return {
+        "comment": b"P6\n#" + b"x" * count + b"\n4 4\n255\n" + bytes(48),
+        "fill": jpeg[:2] + b"\xff" * count + jpeg[2:],
+        "junk": jpeg[:2] + b"\xff\xe9\x00\x02" + b"x" * count + jpeg[2:],
+        "segments": jpeg[:2] + b"\xff\xe9\x00\x02" * count + jpeg[2:],
+        "chunks": png[:33] + chunk * count + png[33:],
+        "pixels": b"qoif" + struct.pack(">IIBB", count, 1, 3, 0) + bytes(count) + b"\0\0\0\0\0\0\0\1",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["comment", "fill", "junk", "segments", "chunks", "pixels"])
+def test_what_is_read_byte_by_byte_is_bounded(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(limits, "_MAX_READS", 1000)
+    if kind != "junk":  # which is damage
+        open_rgb(with_many_pieces(kind, 20))
+    with pytest.raises(ImageError, match="more than the limit of 1000 pieces to read"):
+        open_rgb(with_many_pieces(kind, 2000))
+
+
+def test_numbers_as_text_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = b"P3\n4 4\n255\n" + b"7 " * 48
+    assert open_rgb(image).size == (4, 4)
+    monkeypatch.setattr(formats, "_MAX_PLAIN_NUMBERS", len(image) - 1)
+    with pytest.raises(ImageError, match="bytes of numbers as text are over the limit"):
+        open_rgb(image)
+
+
+def test_scans_are_bounded_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(scene(64, 48), "JPEG", progressive=True)
+    last = content.rfind(b"\xff\xda")
+    many = content[:-2] + content[last:-2] * 30 + content[-2:]
+    open_rgb(many)
+    monkeypatch.setattr(damage, "_MAX_SCANNED_PIXELS", 64 * 48 * 25)
+    open_rgb(content)
+    with pytest.raises(ImageError, match="more than the limit of 25 scans for an image of 3072 pixels"):
+        open_rgb(many)

@@ -20,8 +20,11 @@ _READ_AHEAD = 8
 _MAX_STRAY = 4096
 # Short segments: damage in the last one may leave over a part of itself, which are no blocks either.
 _MAX_STRAY_AFTER_RESTARTS = 64
-# Encoders write about ten scans; thousands are a bomb that takes minutes to decode.
+# Encoders write about ten scans; hundreds are a bomb that takes minutes to decode. Each scan goes through the whole
+# image: at 250 megapixels a hundred empty ones take half a minute.
 _MAX_SCANS = 200
+_USUAL_SCANS = 20
+_MAX_SCANNED_PIXELS = 4_000_000_000
 
 _STRAY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _DAMAGE = re.compile(r"Corrupt JPEG data: (?!bad ICC)(.+)")
@@ -37,12 +40,13 @@ def check_structure(content: bytes) -> None:
         ImageError: if zeros fill a part of the image data, or if it has too many scans.
     """
     # Most files have no long run of zeros and few scans, which takes a hundredth of the decoding to find out.
-    start, is_alone = first_scan(content)
-    if start < 0 or (content.find(_HOLE, start) < 0 and (is_alone or count_scan_markers(content, start) <= _MAX_SCANS)):
+    start, is_alone, pixels = first_scan(content)
+    limit = max(_USUAL_SCANS, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, pixels)))
+    if start < 0 or (content.find(_HOLE, start) < 0 and (is_alone or count_scan_markers(content, start) <= limit)):
         return
-    structure = read_structure(content, _MAX_SCANS)
-    if len(structure.scans) > _MAX_SCANS:
-        raise ImageError(f"more than the limit of {_MAX_SCANS} scans")
+    structure = read_structure(content, limit)
+    if len(structure.scans) > limit:
+        raise ImageError(f"more than the limit of {limit} scans for an image of {pixels} pixels")
     for scan in structure.scans:
         if not _may_have_zeros(structure, scan) and (hole := _hole(content, scan)) >= 0:
             raise ImageError(f"damaged: zeros instead of image data at byte {hole}")

@@ -10,6 +10,8 @@ _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}
 _SEQUENTIAL = (0xC0, 0xC1)
 _PROGRESSIVE = 0xC2
+# Segments and fill bytes that are walked through; a profile of 16 MB takes 255.
+_MAX_SEGMENTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -101,20 +103,26 @@ def read_structure(content: bytes, max_scans: int) -> JpegStructure:
     return _Walk(content).run(max_scans)
 
 
-def first_scan(content: bytes) -> tuple[int, bool]:
-    """Return the offset of the first scan's marker, and whether that scan has all components of a sequential frame.
+def first_scan(content: bytes) -> tuple[int, bool, int]:
+    """Return the offset of the first scan's marker, whether it has all components, and how many pixels.
 
-    The offset is -1 if the segments before it are not well-formed.
+    Of a frame that is not sequential it never counts as having all. The offset is -1 if the segments before it are not
+    well-formed.
     """
-    at, components = 2, 0
-    while at + 4 <= len(content) and content[at] == 0xFF:
+    at, components, pixels = 2, 0, 0
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > len(content) or content[at] != 0xFF:
+            break
         marker = content[at + 1]
         if marker == _SOS:
-            return at, content[at + 4 : at + 5] == bytes((components,))
+            return at, content[at + 4 : at + 5] == bytes((components,)), pixels
+        if marker in _FRAMES:
+            height, width = (int.from_bytes(content[i : i + 2], "big") for i in (at + 5, at + 7))
+            pixels = height * width
         if marker in _SEQUENTIAL:
             components = content[at + 9] if at + 9 < len(content) else 0
         at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return -1, False
+    return -1, False, 0
 
 
 def count_scan_markers(content: bytes, start: int) -> int:
@@ -135,7 +143,9 @@ class _Walk:
 
     def run(self, max_scans: int) -> JpegStructure:
         content, at = self._content, 2
-        while at + 4 <= len(content) and content[at] == 0xFF and len(self._structure.scans) <= max_scans:
+        for _ in range(_MAX_SEGMENTS):
+            if at + 4 > len(content) or content[at] != 0xFF or len(self._structure.scans) > max_scans:
+                break
             marker = content[at + 1]
             if marker == 0xFF:  # fill byte
                 at += 1

@@ -1,0 +1,47 @@
+"""`mineral-bench bombs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mineral_bench.cli.options import PATH, output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--decoders",
+    multiple=True,
+    default=(2, 16),
+    show_default=True,
+    type=click.IntRange(1),
+    help="Decode threads, then decode processes; repeatable.",
+)
+@click.option("--bomb", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+@click.option("--backend", default="onnx-cpu", show_default=True, help="Engine, as for mineral-batch predict.")
+@output
+def bombs(
+    model: Path,
+    decoders: tuple[int, ...],
+    names: tuple[str, ...],
+    backend: str,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Measure what small files that promise gigabytes cost a run of MODEL: peak memory of all processes, and time."""
+    from mineral_bench.bombs import BOMBS
+    from mineral_bench.conditions import conditions, model_facts
+    from mineral_bench.report import BenchmarkReport
+    from mineral_bench.studies import bombs as bench
+
+    before = conditions(**model_facts(model), backend=backend)
+    pools = [(kind, count) for count in decoders for kind in ("threads", "processes")]
+    blasts = list(bench.measure(model, pools, names or tuple(BOMBS), backend))
+    BenchmarkReport("bombs", before, {"runs": bench.figures(blasts)}, [bench.table(blasts)]).write(
+        json_file, markdown_file
+    )
