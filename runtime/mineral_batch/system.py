@@ -95,6 +95,12 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
 
 
+def return_freed_memory() -> None:
+    """Have glibc give memory that is free back to the kernel, that of other threads' heaps included."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def peak_memory_mib() -> float | None:
     """Return the most memory that this process has held, MiB; None where the system does not say.
 

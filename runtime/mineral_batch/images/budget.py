@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from mineral_batch.system import available_memory
+from mineral_batch.system import available_memory, return_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,8 @@ class MemoryBudget:
             self._waiting.popleft()
             self._free -= size
             self._changed.notify_all()
+        # glibc keeps what a thread has freed for that thread: with 16 of them, 16 images that are gone.
+        return_freed_memory()
         try:
             with self._alone() if is_too_large else nullcontext():
                 yield

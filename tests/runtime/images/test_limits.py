@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import threading
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,3 +182,38 @@ def test_scans_are_bounded_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> N
     open_rgb(content)
     with pytest.raises(ImageError, match="more than the limit of 25 scans for an image of 3072 pixels"):
         open_rgb(many)
+
+
+THREADS = """
+import sys, threading
+from pathlib import Path
+from mineral_batch.images.decode import open_rgb
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if "RssAnon" in line)
+
+content, stop, held = Path(sys.argv[1]).read_bytes(), threading.Event(), []
+for _ in range(4):
+    done = threading.Event()
+    def work(done=done):
+        open_rgb(content)
+        done.set()
+        stop.wait()
+    threading.Thread(target=work).start()
+    done.wait()
+    held.append(anonymous())
+stop.set()
+print(held[0], held[-1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_what_one_thread_has_freed_is_there_for_the_next(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode(PILImage.new("RGBA", (4000, 3000)), "PNG"))
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, tmp_path / "a.png"], capture_output=True, text=True, check=True
+    )
+    first, last = map(int, done.stdout.split())
+    assert last < 1.5 * first, "kB"
