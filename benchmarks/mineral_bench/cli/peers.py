@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 @click.option("--engines-only", is_flag=True, help="Measure the engines alone, on decoded images.")
 @click.option("--compile", "compiled", is_flag=True, help="Include torch.compile, which warms up for minutes.")
 @click.option("--backend", "backends", multiple=True, help="Engine of ours; repeatable. [default: all that work here]")
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="FILE[@ENGINE]",
+    help="Another file of the same model for ours, such as model.int8.onnx@openvino; repeatable.",
+)
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Batch size of torch and timm.")
 @click.option("--pictures", default=64, show_default=True, type=click.IntRange(1), help="Images in a round.")
 @limit(150)
@@ -30,6 +36,7 @@ def peers(
     engines_only: bool,
     compiled: bool,
     backends: tuple[str, ...],
+    also: tuple[str, ...],
     batch: int,
     pictures: int,
     seconds: float,
@@ -60,7 +67,7 @@ def peers(
     started = time.monotonic()
     click.echo(f"At most {seconds:g} s of measuring, after exporting the model and starting each program", err=True)
     before = conditions(batch=batch)
-    options = bench.PeerOptions(batch, compiled, engines_only=engines_only)
+    options = bench.PeerOptions(batch, compiled, engines_only=engines_only, also=also)
     with tempfile.TemporaryDirectory() as scratch:
         subject = find_subject(model, onnx, Path(scratch))
         contract = read_contract(subject.model)

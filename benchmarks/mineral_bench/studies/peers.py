@@ -9,6 +9,7 @@ import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from mineral_export.verify.samples import image_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from mineral_batch.model.contract import InputSpec
     from mineral_batch.types import Probabilities
@@ -50,6 +50,8 @@ class PeerOptions:
         batch: of the baselines that take batches.
         compiled: include torch.compile.
         backends: of ours.
+        also: `FILE[@ENGINE]`, further files of the same model for ours, such as one in INT8; the default engine is
+            onnx-cpu.
         engines_only: predict decoded images.
         workers: processes of the DataLoaders; None for one per CPU.
     """
@@ -57,6 +59,7 @@ class PeerOptions:
     batch: int = 8
     compiled: bool = False
     backends: tuple[str, ...] = ("onnx-cuda", "openvino", "onnx-cpu")
+    also: tuple[str, ...] = ()
     engines_only: bool = False
     workers: int | None = None
 
@@ -75,7 +78,16 @@ def baselines(subject: Subject, options: PeerOptions) -> dict[str, Callable[[], 
     makers[OPENVINO] = partial(OpenVinoBaseline, subject.model)
     for name in options.backends:
         makers[f"mineral-batch, {name}"] = partial(MineralBatch, subject.model, name)
+    for name in options.also:
+        file, engine = _file_and_engine(name)
+        makers[f"mineral-batch, {engine}, {file.name}"] = partial(MineralBatch, file, engine)
     return makers
+
+
+def _file_and_engine(name: str) -> tuple[Path, str]:
+    """Take `FILE[@ENGINE]` apart; a file whose own name has an `@` is taken as it is."""
+    file, _, engine = name.rpartition("@")
+    return (Path(file), engine) if file and not Path(name).exists() else (Path(name), "onnx-cpu")
 
 
 def photographs(inputs: Sequence[Path], spec: InputSpec, count: int) -> list[str]:

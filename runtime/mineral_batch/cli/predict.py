@@ -39,6 +39,7 @@ from mineral_batch.results.run import RunSummary
 from mineral_batch.results.schema import FAILURES, PARTIAL, PER_IMAGE, PREDICTIONS
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
+from mineral_batch.system import keep_some_freed_memory
 
 _SHOWN = 10
 
@@ -183,6 +184,7 @@ def predict(
     """
     # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
+    keep_some_freed_memory()
     named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")

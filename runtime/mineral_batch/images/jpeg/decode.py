@@ -40,7 +40,9 @@ def load_jpeg(image: PILImage.Image, content: bytes) -> PILImage.Image:
         image.load()
         return image
     # Pillow keeps RGB in four bytes, too, so that this copies rows as they are.
-    return PILImage.frombytes(image.mode, image.size, pixels.data, "raw", "RGBX" if image.mode == "RGB" else "L")
+    result = PILImage.new(image.mode, image.size, None)  # not filled before it is written
+    result.frombytes(pixels.data, "raw", "RGBX" if image.mode == "RGB" else "L")
+    return result
 
 
 def _decode(content: bytes, image: PILImage.Image) -> Pixels | None:
