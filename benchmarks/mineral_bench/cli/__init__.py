@@ -12,6 +12,8 @@ _COMMANDS = {
     "accuracy": ("mineral_bench.cli.accuracy:accuracy", "mAP of every form of a model on labeled images."),
     "scaling": ("mineral_bench.cli.scaling:scaling", "Cost of more images, pixels, batch and cores; sizing."),
     "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
+    "cluster": ("mineral_bench.cli.cluster:cluster", "Scaling of a cluster run, by simulation."),
+    "cost": ("mineral_bench.cli.cost:cost", "Machines, hours and money for a number of photographs."),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
     "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of files that promise gigabytes."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Measure everything that needs a GPU, in stages."),

@@ -87,29 +87,46 @@ def upload_photographs(count: int) -> str:
 
 def chaos(nodes: Nodes, model: Path, photos: str, output: str, piece_images: int, pause: float) -> list[str]:
     """Run until it is done, while a worker is killed, a node removed and the driver killed, in any order and at random
-    moments; return what was done to it."""
+    moments; return what was done to it. If it is done too soon, parts are deleted and it is run again."""
     events = ["kill", "remove", "driver"]
     random.shuffle(events)
     done: list[str] = []
     options = ["--cluster", nodes.address, "--workers", 3, "--worker-cpus", 1, "--piece-images", piece_images]
     while True:
         process = start(output, model, photos, *options, "--exit-zero-on-failures", "--log-format", "json")
-        while events and process.poll() is None:
-            time.sleep(random.uniform(0, pause))
-            if events[0] == "driver":
-                process.kill()
-            elif not nodes(events[0]):
-                continue  # there was nothing to kill yet
-            done.append(events.pop(0))
-            if done[-1] == "remove":
-                nodes("add")
+        happened = disturb(nodes, process, events, pause)
+        done += happened
         code, out, err = finish(process)
-        if done and done[-1] == "driver" and code == -signal.SIGKILL:
-            done.append("rerun")
+        if "driver" in happened:
+            assert code == -signal.SIGKILL, err
             continue
         assert code == 0, err
         assert "Merged" in out
-        return done
+        if not events:
+            return done
+        place = open_place(output)
+        for part in random.sample(sorted(place.keys("parts/")), 10):
+            place.delete(part)
+        done.append("parts deleted")
+
+
+def disturb(nodes: Nodes, process: subprocess.Popen[str], events: list[str], pause: float) -> list[str]:
+    """Let events happen, until there are none, the process ends or is killed; return those that did."""
+    happened: list[str] = []
+    while events and process.poll() is None:
+        time.sleep(random.uniform(0, pause))
+        if process.poll() is not None:
+            break
+        if events[0] == "driver":
+            process.kill()
+        elif not nodes(events[0]):
+            continue  # there is nothing to kill yet
+        happened.append(events.pop(0))
+        if happened[-1] == "driver":
+            break
+        if happened[-1] == "remove":
+            nodes("add")
+    return happened
 
 
 def assert_tables_of_one_machine(output: str, single: Path) -> None:
