@@ -204,3 +204,41 @@ def test_workers_fill_a_cluster_but_for_a_cpu(
 def test_a_worker_that_fits_nowhere_is_refused() -> None:
     with pytest.raises(BackendError, match=r"no machine .* worker of 8 CPUs \(the cluster has 6 CPUs on 2 machines\)"):
         sized(cluster_of({"CPU": 4.0}, {"CPU": 2.0}), ClusterOptions(cpus=8))
+
+
+def test_two_clusters_on_one_output_do_nothing_double(album: Path, tmp_path: Path, model_path: Path) -> None:
+    output = tmp_path / "out"
+    options = WorkerOptions(str(output), str(Path.cwd()), [str(album)], str(model_path), ENGINE)
+    with Crew(Here(options), 1, waits=()) as late:
+        first = late.open()
+        assert first is not None
+        plan = make_plan(lambda sources, earlier=None: (first.identity, sources), Folder(output), check_inputs([album]))
+        to_do = plan.to_do(Folder(output))
+        assert run(album, output, model_path).images == 11
+        parts = {path: path.stat().st_ino for path in (output / "parts").iterdir()}
+        reports: list[Any] = []
+        late.work(Folder(output), to_do, reports.append)
+    assert [report.left for report in reports] == [""] * len(to_do)
+    assert {path: path.stat().st_ino for path in (output / "parts").iterdir()} == parts
+    assert merge(Folder(output)).counts.predicted == 11
+
+
+@pytest.mark.parametrize("reason", ["the store is full or its quota is used up", "access denied"])
+def test_an_output_that_takes_no_more_ends_the_run_and_keeps_what_is_done(
+    album: Path, tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    output, real = tmp_path / "out", Folder.put
+
+    def put(place: Folder, key: str, content: bytes, *, create_only: bool = True) -> bool:
+        if key.startswith("parts/") and len(list(place.keys("parts/"))) == 2:
+            raise DataError(f"{place.name}/{key}: {reason}")
+        return real(place, key, content, create_only=create_only)
+
+    monkeypatch.setattr(Folder, "put", put)
+    with pytest.raises(DataError, match=f"out/parts/.*: {reason}"):
+        run(album, output, model_path)
+    assert len(list((output / "parts").iterdir())) == 2
+    assert not [file for file in (output / "attempts").rglob("*") if file.is_file()]
+    monkeypatch.setattr(Folder, "put", real)
+    again = run(album, output, model_path)
+    assert (again.missing, again.reused) == (0, 6)
