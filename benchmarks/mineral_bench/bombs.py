@@ -32,7 +32,7 @@ def solid_webp(width: int = 16_383, height: int = 15_600) -> bytes:
 
 
 def zeros_png(width: int = _WIDTH, height: int = _HEIGHT, bits: int = 8, color: int = 6) -> bytes:
-    """A PNG of zeros; color 0 is grey, 2 RGB, 6 RGBA."""
+    """A PNG of zeros; color 0 is gray, 2 RGB, 6 RGBA."""
     row = bytes(1 + width * {0: 1, 2: 3, 6: 4}[color] * bits // 8)
     return _png(width, height, bits, color, _deflated(row for _ in range(height)))
 
@@ -56,7 +56,7 @@ def float_tiff(width: int = _WIDTH, height: int = _HEIGHT) -> bytes:
 
 
 def many_scans(scans: int, size: tuple[int, int]) -> bytes:
-    """A grey progressive JPEG of one color whose last scan, some tens of bytes, is repeated."""
+    """A gray progressive JPEG of one color whose last scan, some tens of bytes, is repeated."""
     out = io.BytesIO()
     PILImage.new("L", size, 128).save(out, "JPEG", progressive=True)
     content = out.getvalue()

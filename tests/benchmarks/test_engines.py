@@ -58,7 +58,7 @@ def test_each_form_is_a_row_against_the_first(model_path: Path, tmp_path: Path) 
     saved = tmp_path / "engines.json"
     names = [str(model_path), f"{model_path}@onnx-cpu:float32", str(model_path)]
     done = CliRunner().invoke(
-        main, ["engines", *names, "--batch", "3", "--pictures", "100", "--seconds", "0", "--json", str(saved)]
+        main, ["engines", *names, "--batch", "3", "--images", "100", "--seconds", "0", "--json", str(saved)]
     )
     assert done.exit_code == 0, done.output
     head, _, *rows = [

@@ -76,7 +76,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def test_what_the_seconds_do_not_include_is_said_at_the_start(model_path: Path, photos: Path) -> None:
-    words = ["peers", model_path, photos, "--backend", "onnx-cpu", "--pictures", 2, "--seconds", 0]
+    words = ["peers", model_path, photos, "--backend", "onnx-cpu", "--images", 2, "--seconds", 0]
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     first, *others = done.stderr.splitlines()

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
 @click.argument("labels", type=PATH)
 @click.argument("root", metavar="PHOTOS", type=PATH)
 @click.argument("artifacts", nargs=-1, required=True, type=PATH, metavar="ARTIFACT...")
-@click.option("--split", help="Use the rows of LABELS with this value in the column `split`.")
 @click.option(
-    "--backend", "backends", multiple=True, help="Engine for ONNX files; repeatable. [default: all that work here]"
+    "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="ENGINE",
+    help="Engine for ONNX files. Repeatable. [default: all that work here]",
 )
 @click.option(
     "--bootstrap",
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Resamples for the intervals; 0 for none.",
+    help="Resamples for the 95 % interval of the mAP; 0: no interval.",
 )
 @output
 def accuracy(

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     default=(2, 16),
     show_default=True,
     type=click.IntRange(1),
-    help="Decode threads, then decode processes; repeatable.",
+    help="Decode threads, then decode processes. Repeatable.",
 )
-@click.option("--bomb", "names", multiple=True, metavar="NAME", help="Only this one; repeatable.")
+@click.option("--bomb", "names", multiple=True, metavar="NAME", help="Only this one. Repeatable.")
 @click.option("--backend", default="onnx-cpu", show_default=True, help="Engine, as for mineral-batch predict.")
 @output
 def bombs(

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 @click.option(
     "-m", "--model", type=PATH, help="ONNX file: also show what the decoders change in its output; sets --size."
 )
-@click.option("--labels", type=PATH, help="CSV (path,labels[,split]) of PHOTOS: also show what they change in mAP.")
-@click.option("--split", help="Use the rows of --labels with this value in the column `split`.")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="CSV",
+    help="Labels of PHOTOS (path,labels[,split]): also show what the decoders change in mAP.",
+)
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="Use only the rows of --labels with this value in the column `split`. [default: all]",
+)
 @limit(120)
 @output
 def decode(

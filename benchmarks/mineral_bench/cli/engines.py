@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, metavar="A B...")
 @click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic images]")
-@click.option("--batch", type=click.IntRange(1), help="Images in a call. [default: what suits each engine]")
+@click.option("--batch", type=click.IntRange(1), help="Images in a batch. [default: what suits the engine]")
 @click.option(
-    "--pictures",
+    "--images",
     type=click.IntRange(1),
     help="Images in a round, rounded up to whole batches. [default: 16 batches a thread]",
 )
@@ -27,7 +27,7 @@ def engines(
     artifacts: tuple[str, ...],
     photos: Path | None,
     batch: int | None,
-    pictures: int | None,
+    images: int | None,
     seconds: float,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -47,6 +47,6 @@ def engines(
     if len(artifacts) < 2:
         raise click.UsageError("name two artifacts or more: the others are compared with the first")
     before = conditions()
-    result = bench.measure(artifacts, bench.Load(batch, pictures, photos), Plan(seconds=seconds))
+    result = bench.measure(artifacts, bench.Load(batch, images, photos), Plan(seconds=seconds))
     before |= {"files": bench.files(result), "data": result.what}
     BenchmarkReport("engines", before, bench.figures(result), [bench.table(result)]).write(json_file, markdown_file)

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("photos", nargs=-1, type=PATH)
-@click.option("--side", default=384, show_default=True, type=click.IntRange(8), help="Side of the engine's input.")
-@click.option("--width", default=384, show_default=True, type=click.IntRange(8), help="Width of generated JPEGs.")
+@click.option(
+    "--side", default=384, show_default=True, type=click.IntRange(8), help="Side of the engine's input, pixels."
+)
+@click.option(
+    "--width", default=384, show_default=True, type=click.IntRange(8), help="Width of generated JPEGs, pixels."
+)
 @click.option("--images", default=2000, show_default=True, type=click.IntRange(1), help="Images in a round.")
 @click.option(
     "--rate", default=0.0, type=click.FloatRange(0), help="Images a second that the engine takes. [default: no limit]"
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     default=(8, 16, 32),
     show_default=True,
     type=click.IntRange(1),
-    help="Extrapolate to this many cores; repeatable.",
+    help="Extrapolate to this many cores. Repeatable.",
 )
 @limit(120)
 @output

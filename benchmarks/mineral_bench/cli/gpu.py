@@ -14,10 +14,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--out", type=PATH, required=True, help="Folder of the results; an earlier run there is continued.")
-@click.option("--wheels", type=PATH, help="Folder of wheels, sdists, .tar.xz archives and pieces NAME.part00, ...")
+@click.option(
+    "--out", type=PATH, required=True, metavar="DIR", help="Folder of the results; an earlier run there is continued."
+)
+@click.option(
+    "--wheels", type=PATH, metavar="DIR", help="Folder of wheels, sdists, .tar.xz archives and pieces NAME.part00, ..."
+)
 @click.option("--photos", type=PATH, help="Verify on these photographs. [default: synthetic images]")
-@click.option("--minutes", default=MINUTES, show_default=True, type=click.FloatRange(0), help="Time limit of the run.")
+@click.option(
+    "--minutes", default=MINUTES, show_default=True, type=click.FloatRange(0), help="Time limit of the run, minutes."
+)
 @click.option(
     "--redo", multiple=True, metavar="STAGE", type=click.Choice(list(STAGES)), help="Run this stage from its beginning."
 )

@@ -24,9 +24,11 @@ def _checked(_context: click.Context, _option: click.Parameter, value: str | Non
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--wheels", type=PATH, help="Folder of wheels to pack. [default: download ONNX Runtime for CUDA]")
 @click.option(
-    "--piece-mb", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Piece size."
+    "--wheels", type=PATH, metavar="DIR", help="Folder of wheels to pack. [default: download ONNX Runtime for CUDA]"
+)
+@click.option(
+    "--piece-mb", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Size of a piece, MB."
 )
 @click.option(
     "--compute-capability",

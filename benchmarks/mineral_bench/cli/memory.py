@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, type=PATH)
 @click.option(
-    "--pictures",
+    "--images",
     "counts",
     multiple=True,
     default=(1000, 20_000),
     show_default=True,
     type=click.IntRange(1),
-    help="Images in a run; repeatable.",
+    help="Images in a run. Repeatable.",
 )
-@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
+@click.option(
+    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
+)
 @click.option(
     "--decode-processes",
     type=click.IntRange(0),
-    help="As for mineral-batch predict; 0 for threads. [default: what predict would take]",
+    help="Processes that decode images; 0: threads. [default: as mineral-batch predict would take]",
 )
 @output
 def memory(

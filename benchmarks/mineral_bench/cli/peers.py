@@ -15,18 +15,24 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option("--onnx", type=PATH, help="ONNX export of the checkpoint. [default: export it now]")
+@click.option("--onnx", type=PATH, metavar="FILE", help="ONNX export of the checkpoint. [default: export it now]")
 @click.option("--engines-only", is_flag=True, help="Measure the engines alone, on decoded images.")
 @click.option("--compile", "compiled", is_flag=True, help="Include torch.compile, which warms up for minutes.")
-@click.option("--backend", "backends", multiple=True, help="Engine of ours; repeatable. [default: all that work here]")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="ENGINE",
+    help="Engine of ours. Repeatable. [default: all that work here]",
+)
 @click.option(
     "--also",
     multiple=True,
     metavar="FILE[@ENGINE]",
-    help="Another file of the same model for ours, such as model.int8.onnx@openvino; repeatable.",
+    help="Another file of the same model for ours, such as model.int8.onnx@openvino. Repeatable.",
 )
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Batch size of torch and timm.")
-@click.option("--pictures", default=64, show_default=True, type=click.IntRange(1), help="Images in a round.")
+@click.option("--images", default=64, show_default=True, type=click.IntRange(1), help="Images in a round.")
 @limit(150)
 @output
 def peers(
@@ -38,7 +44,7 @@ def peers(
     backends: tuple[str, ...],
     also: tuple[str, ...],
     batch: int,
-    pictures: int,
+    images: int,
     seconds: float,
     json_file: Path | None,
     markdown_file: Path | None,
@@ -71,7 +77,7 @@ def peers(
     with tempfile.TemporaryDirectory() as scratch:
         subject = find_subject(model, onnx, Path(scratch))
         contract = read_contract(subject.model)
-        paths = bench.photographs(photos, contract.input, pictures)
+        paths = bench.photographs(photos, contract.input, images)
         before |= {**model_facts(subject.model), "data": f"{len(paths)} images"}
         chosen = replace(options, backends=backends or options.backends)
         result = bench.measure(subject, paths, chosen, Plan(seconds=seconds), partial(click.echo, err=True))

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
+@click.option(
+    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
+)
 @click.option(
     "--per-day",
     multiple=True,
     default=(10_000, 100_000, 1_000_000, 10_000_000),
     show_default=True,
     type=click.IntRange(1),
-    help="Images a day to size a machine for; repeatable.",
+    help="Images a day to size a machine for. Repeatable.",
 )
 @click.option(
     "--megapixels", default=12.0, show_default=True, type=click.FloatRange(0.01), help="Megapixels of those images."

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option("--backend", default="auto", show_default=True, help="Engine, as for mineral-batch predict.")
-@click.option("--device", type=click.IntRange(0), help="Index of the GPU.")
-@click.option("--precision", default="auto", show_default=True, help="Numeric precision of the engine.")
-@click.option("--batch", type=click.IntRange(1), help="Batch size. [default: what suits the device]")
-@click.option("--decode-threads", type=click.IntRange(1), help="[default: one per CPU]")
-@click.option("--exact", is_flag=True, help="Decode JPEGs in full.")
+@click.option(
+    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
+)
+@click.option("--device", type=click.IntRange(0), help="GPU by index. [default: the first]")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Number format of the engine, as for mineral-batch predict.",
+)
+@click.option("--batch", type=click.IntRange(1), help="Images in a batch. [default: what suits the engine]")
+@click.option("--decode-threads", type=click.IntRange(1), help="Threads that decode images. [default: one per CPU]")
+@click.option(
+    "--exact", is_flag=True, help="Decode large JPEGs at full resolution: slower, for nearly the same pixels."
+)
 @click.option("--compare", "saved", type=PATH, help="A file of --json: show what changed since, beyond noise.")
 @limit(120)
 @output

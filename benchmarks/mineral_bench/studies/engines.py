@@ -188,7 +188,7 @@ def images_in_round(entries: Sequence[Entry], requested: int | None) -> int:
     if requested is not None and requested < least:
         smaller = ", or a smaller --batch" if largest.batch > 1 else ""
         raise DataError(
-            f"{largest.name} takes batches of {largest.batch}, {largest.workers} at once: --pictures {requested} do "
+            f"{largest.name} takes batches of {largest.batch}, {largest.workers} at once: --images {requested} do "
             f"not fill them; use {least} or more{smaller}"
         )
     whole = math.lcm(*(entry.batch for entry in entries))

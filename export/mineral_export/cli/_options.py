@@ -98,21 +98,41 @@ def _grouped(name: str, kind: type, *options: Callable[[Command], Command]) -> C
 sample_options = _grouped(
     "samples",
     SampleOptions,
-    click.option("--count", type=click.IntRange(1), help="Compare on this many images. [default: all; 8 synthetic]"),
-    click.option("--split", help="Compare on the rows of LABELS with this value in the column `split`."),
-    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare the mAP on the images that it names."),
-    click.option("--photos", type=FILE, help="Compare on these photographs. [default: synthetic images]"),
+    click.option("--count", type=click.IntRange(1), help="Compare on at most this many images. [default: all]"),
+    click.option(
+        "--split",
+        metavar="NAME",
+        help="Use only the rows of --labels with this value in the column `split`. [default: all]",
+    ),
+    click.option(
+        "--labels",
+        type=FILE,
+        metavar="CSV",
+        help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
+    ),
+    click.option("--photos", type=FILE, help="Compare on these photographs. [default: 8 synthetic images]"),
 )
 
 #: The same for quantizers, which hold photographs out.
 held_out_sample_options = _grouped(
     "samples",
     SampleOptions,
-    click.option("--count", type=click.IntRange(1), help="Compare on this many images. [default: all]"),
-    click.option("--split", help="Compare on the rows of LABELS with this value in the column `split`."),
-    click.option("--labels", type=FILE, help="CSV path,labels[,split]: compare the mAP on the images that it names."),
+    click.option("--count", type=click.IntRange(1), help="Compare on at most this many images. [default: all]"),
     click.option(
-        "--photos", type=FILE, help="Compare on these photographs. [default: some of --calibrate, held out of it]"
+        "--split",
+        metavar="NAME",
+        help="Use only the rows of --labels with this value in the column `split`. [default: all]",
+    ),
+    click.option(
+        "--labels",
+        type=FILE,
+        metavar="CSV",
+        help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
+    ),
+    click.option(
+        "--photos",
+        type=FILE,
+        help="Compare on these photographs. [default: some of --calibrate, held out of it]",
     ),
 )
 
@@ -133,14 +153,18 @@ calibration_options = _grouped(
         default=256,
         show_default=True,
         type=click.IntRange(1),
-        help="Calibrate with at most this many, spread evenly over the folder; at least 16 are needed.",
+        help="Calibrate with at most this many photographs, spread evenly over the folder; at least 16.",
     ),
     click.option(
-        "--calibrate", type=FILE, required=True, help="Folder of photographs like those that the model will see."
+        "--calibrate",
+        type=FILE,
+        metavar="DIR",
+        required=True,
+        help="Folder of photographs like those that the model will see.",
     ),
 )
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
 
 
 class ProgressPhases:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=FILE)
-@click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp16.onnx.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.fp16.onnx]")
 @sample_options
 @budget_options
 def fp16(model: Path, output: Path | None, samples: SampleOptions, limits: BudgetOptions) -> None:

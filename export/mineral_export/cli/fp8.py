@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=FILE)
 @calibration_options
 @quiet_option
-@click.option("-o", "--output", type=FILE, help="Default: MODEL with .fp8.onnx.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.fp8.onnx]")
 @held_out_sample_options
 @budget_options
 def fp8(

@@ -32,7 +32,7 @@ _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 @click.option(
     "--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine that will run it."
 )
-@click.option("-o", "--output", type=FILE, help="Default: MODEL with .int8.onnx.")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.int8.onnx]")
 @held_out_sample_options
 @budget_options
 def int8(

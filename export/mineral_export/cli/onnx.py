@@ -18,11 +18,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: CHECKPOINT/model.onnx.")
-@click.option("--name", help="Name of the model. [default: the checkpoint's]")
-@click.option("--license", "license_text", help="License of the model, e.g. Apache-2.0. [default: the checkpoint's]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="ONNX file to write. [default: CHECKPOINT/model.onnx]",
+)
+@click.option("--name", metavar="TEXT", help="Name of the model. [default: the checkpoint's]")
+@click.option(
+    "--license",
+    "license_text",
+    metavar="TEXT",
+    help="License of the model, e.g. Apache-2.0. [default: the checkpoint's]",
+)
 @sample_options
-@click.option("--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability.")
+@click.option(
+    "--tolerance", default=TOLERANCE, show_default=True, help="Largest difference of a probability that is accepted."
+)
 @click.option("--force", is_flag=True, help="Write the file even if its output differs.")
 @click.option(
     "--explain",
@@ -32,7 +45,11 @@ if TYPE_CHECKING:
     help=f"Add maps of where the model looks, for mineral-batch explain. Without a value: {GRAD_CAM}.",
 )
 @click.option(
-    "--top", default=TOP, show_default=True, type=click.IntRange(1), help="With --explain: maps for each image."
+    "--top",
+    default=TOP,
+    show_default=True,
+    type=click.IntRange(1),
+    help="With --explain: how many maps the file gives for an image.",
 )
 @click.option(
     "--opset",

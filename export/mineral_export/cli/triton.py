@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=FILE)
-@click.option("-m", "--model", type=FILE, required=True, help="ONNX file, or engine of mineral-export trt.")
-@click.option("--name", default="minerals", show_default=True, help="Name of the model in the server.")
-@click.option("--max-batch", default=64, show_default=True, type=click.IntRange(1), help="Largest batch.")
+@click.option("-m", "--model", type=FILE, required=True, help="ONNX file, or TensorRT engine of mineral-export trt.")
+@click.option("--name", default="minerals", show_default=True, metavar="NAME", help="Name of the model in the server.")
+@click.option("--max-batch", default=64, show_default=True, type=click.IntRange(1), help="Largest batch size.")
 @click.option(
     "--delay",
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Microseconds that a request waits for a fuller batch.",
+    help="Time that a request waits for a fuller batch, microseconds.",
 )
 @click.option(
     "--instances", default=1, show_default=True, type=click.IntRange(1), help="Copies of the model on each device."

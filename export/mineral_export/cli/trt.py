@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.help import NumberFormat
 from mineral_batch.engines.tensorrt.library import RUNTIMES
 from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
 from mineral_export.cli._options import ProgressPhases, budget_options, quiet_option, sample_options
@@ -20,41 +21,57 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with the suffix .plan.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Engine to write. [default: MODEL.plan]"
+)
 @click.option(
     "--precision",
     default="fp16",
     show_default=True,
-    type=click.Choice(["fp16", "fp32", "as-is"]),
+    type=NumberFormat(["fp16", "fp32", "as-is"]),
     help="Precision of the matrix products; fp16 converts a float32 MODEL first.",
 )
-@click.option("--runtime", type=click.Choice([*RUNTIMES]), help="[default: the one that is installed]")
+@click.option(
+    "--runtime",
+    type=click.Choice([*RUNTIMES]),
+    help="Library that builds and runs the engine. [default: the one that is installed]",
+)
 @click.option(
     "--compute-capability",
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="GPU to build for, e.g. 8.9; repeatable; tensorrt-rtx only. [default: the GPU of this machine]",
+    help="With tensorrt-rtx: GPU to build for, e.g. 8.9. Repeatable. [default: the GPU of this machine]",
 )
 @click.option(
-    "--batch", type=click.IntRange(1, 4096), help="One fixed batch size: the fastest. Instead of the next three."
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="One fixed batch size, which is fastest, in place of --min, --opt and --max.",
 )
-@click.option("--min", "smallest", type=click.IntRange(1, 4096), help="Smallest batch. [default: 1]")
+@click.option("--min", "smallest", type=click.IntRange(1, 4096), help="Smallest batch size. [default: 1]")
 @click.option(
     "--opt",
     "optimum",
     type=click.IntRange(1, 4096),
-    help="Batch that it is optimized for. [default: 64, at most --max]",
+    help="Batch size that the engine is optimized for. [default: 64, at most --max]",
 )
-@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Largest batch. [default: as --opt]")
+@click.option("--max", "largest", type=click.IntRange(1, 4096), help="Largest batch size. [default: as --opt]")
 @click.option(
-    "--workspace", type=click.FloatRange(0, min_open=True), metavar="GIB", help="GPU memory that one layer may use."
+    "--workspace",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GIB",
+    help="GPU memory that one layer may use while it computes, GiB. [default: TensorRT's]",
 )
 @click.option(
-    "--timing-cache", type=click.Path(path_type=Path), help="File that makes later builds faster; read and written."
+    "--timing-cache",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File that makes later builds faster; read and written.",
 )
-@click.option("--version-compatible", is_flag=True, help="Build for later releases of this TensorRT, too.")
-@click.option("--hardware-compatible", is_flag=True, help="Build for every GPU since Ampere; slower.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Build an engine that later releases of this TensorRT can load."
+)
+@click.option("--hardware-compatible", is_flag=True, help="Build an engine for every GPU since Ampere; it is slower.")
 @sample_options
 @budget_options
 @quiet_option

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.help import NumberFormat
 from mineral_export.cli._options import FILE, sample_options
 
 if TYPE_CHECKING:
@@ -26,10 +27,12 @@ _EXIT_BEYOND = 1
 @click.argument("other", metavar="B")
 @sample_options
 @click.option(
-    "--budget", type=click.Choice(_PRECISIONS), help="Budget of this precision. [default: the less exact of A and B]"
+    "--budget",
+    type=NumberFormat(_PRECISIONS),
+    help="Accept what this precision may differ by. [default: the less exact of A and B]",
 )
-@click.option("--points", type=float, help="Points of mAP that may be lost. [default: the budget's]")
-@click.option("--json", "json_file", type=FILE, help="Write every figure as JSON.")
+@click.option("--points", type=float, help="Points of mAP that may be lost. [default: the precision's budget]")
+@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write every figure to this file.")
 def verify(
     one: str,
     other: str,

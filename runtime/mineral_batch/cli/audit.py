@@ -30,24 +30,30 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.command()
 @click.argument("labels", type=_PATH)
 @click.argument("results", type=_PATH)
-@click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
+@click.option(
+    "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
+)
 @click.option(
     "--specimen",
     metavar="RULE",
-    help="Judge specimens instead of images; RULE as in predict --specimen: folder, catalog, regex=PATTERN, a CSV.",
+    help="Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV.",
 )
-@click.option("-o", "--output", type=_PATH, help="Table to write; default: audit.csv in RESULTS.")
+@click.option("-o", "--output", type=_PATH, help="Table to write. [default: audit.csv in RESULTS]")
 @click.option(
-    "--count", type=click.IntRange(1), default=1000, show_default=True, help="Write at most this many, worst first."
+    "--count",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Write at most this many labels, worst first.",
 )
 def audit(
     labels: Path, results: Path, split: str | None, specimen: str | None, output: Path | None, count: int
 ) -> None:
     """Find existing labels that look wrong: the model finds another mineral much more likely.
 
-    LABELS is a CSV (path,labels), RESULTS the output folder of predict on the same images, by a model that was not
-    trained on these labels. The table has the worst first, with the mineral that the model suggests and images with
-    that label that look alike to it. mineral-batch review RESULTS --labels LABELS shows them in the same order.
+    LABELS is a CSV (path,labels). RESULTS is the output folder of predict on the same images, by a model that was not
+    trained on these labels. The table lists the worst first, with the mineral that the model suggests and with images
+    of that mineral that the model finds alike. `mineral-batch review RESULTS --labels LABELS` shows them in this order.
     """
     table = table_in(results) if results.is_dir() else results
     joined = join(table, labels, split)

@@ -21,14 +21,14 @@ def check(ctx: click.Context, path: Path) -> None:
     Prints one line per problem. The exit code is 0 if there is none, else 1.
 
     \b
-    predictions.csv      path, minerals, [width, height, captured, latitude,
-                         longitude,] one probability per label
-    predictions.parquet  the same; minerals is a list
-    predictions.excel.csv  the same, with semicolons
-    predictions.jsonl    an object per image: path, minerals, probabilities,
-                         or path, failure {stage, reason}
-    failures.csv         path, stage (read, decode, infer), reason
-    run.json             schema 1: how the tables were made, and their counts
+    predictions.csv        path, minerals, the columns of --columns, and
+                           one probability per label
+    predictions.excel.csv  the same, separated by semicolons
+    predictions.parquet    the same; minerals is a list
+    predictions.jsonl      an object per image: path, minerals,
+                           probabilities; or path, failure {stage, reason}
+    failures.csv           path, stage (read, decode, infer), reason
+    run.json               how the tables were made, and their counts
 
     A table is compared with the run.json beside it: its labels, its number of rows, and that `minerals` lists the
     labels at or above the model's thresholds.

@@ -60,17 +60,17 @@ _OPTIONS = (
         "--workers",
         metavar="[LEAST-]MOST",
         callback=_workers,
-        help="Workers on the cluster at a time; default: as many as there is room for. 4-16 begins when 4 are open.",
+        help="Workers on the cluster at a time; 4-16: begin when 4 are open. [default: as many as there is room for]",
     ),
     click.option(
         "--worker-cpus",
         type=click.FloatRange(0.1, 4096),
-        help="CPUs of each worker; default: those of the smallest machine less one, at most 8, or its share per GPU.",
+        help="CPUs of a worker. [default: those of the smallest machine less one, at most 8, or its share for a GPU]",
     ),
     click.option(
         "--worker-gpus",
         type=click.FloatRange(0, 64),
-        help="GPUs of each worker; 0.5 lets two share one. Default: 1 if the cluster has GPUs, else 0.",
+        help="GPUs of a worker; 0.5: two share one. [default: 1 if the cluster has GPUs, else 0]",
     ),
 )
 

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from mineral_batch.cli.config import CONFIG, add_config_option
+from mineral_batch.cli.help import shorten_placeholders
 from mineral_batch.errors import MineralError
 from mineral_batch.system import pip_install
 
@@ -54,6 +55,7 @@ class LazyGroup(click.Group):
             return command
         if ctx.auto_envvar_prefix:
             _name_environment(command, f"{ctx.auto_envvar_prefix}_{cmd_name}")
+        shorten_placeholders(command)
         return add_config_option(command)
 
     def resolve_command(

@@ -38,19 +38,23 @@ _REASONS = 5  # that are shown
 @click.command()
 @click.argument("results", type=_PATH)
 @click.option("--as", "form", required=True, type=click.Choice([*_FILES, *_FOLDERS]), help="Format; see above.")
-@click.option("-o", "--output", type=_PATH, help="File or folder to write; default: in RESULTS.")
+@click.option("-o", "--output", type=_PATH, help="File or folder to write. [default: in RESULTS]")
 @click.option(
     "--min-probability",
     "least",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Take the model's answers from this probability on. [default: the model's thresholds]",
+    help="Take the model's answers of this probability or more. [default: the model's thresholds]",
 )
-@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
+@click.option(
+    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+)
 @click.option(
     "--join", "inventory", type=_PATH, metavar="CSV", help="Inventory of the collection, joined to the images."
 )
 @click.option("--on", "column", metavar="COLUMN", help="Column of --join with the inventory numbers.")
-@click.option("--match", metavar="REGEX", help="Finds the inventory number in a path; default: looks for the numbers.")
+@click.option(
+    "--match", metavar="REGEX", help="Finds the inventory number in a path. [default: any number of the inventory]"
+)
 @click.option("--names", type=_PATH, metavar="CSV", help="The collection's names: columns mineral and name.")
 @click.option(
     "--specimen",
@@ -66,7 +70,7 @@ _REASONS = 5  # that are shown
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
-@click.option("--root", default="Mineral", show_default=True, help="xmp: keyword above all others.")
+@click.option("--root", default="Mineral", show_default=True, metavar="TEXT", help="xmp: keyword above all others.")
 @click.option(
     "--link",
     type=click.Choice(["symbolic", "hard", "copy"]),
@@ -74,7 +78,12 @@ _REASONS = 5  # that are shown
     show_default=True,
     help="folders: links to the photographs, or copies.",
 )
-@click.option("--thumbnails", type=click.IntRange(0, 256), default=0, help="excel: small images of this many pixels.")
+@click.option(
+    "--thumbnails",
+    type=click.IntRange(0, 256),
+    default=0,
+    help="excel: small images of this many pixels. [default: none]",
+)
 @click.option("--undo", is_flag=True, help="xmp, folders: remove what an earlier delivery wrote, and nothing else.")
 def deliver(
     results: Path,

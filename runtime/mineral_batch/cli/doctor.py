@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-m", "--model", type=MODEL, help="ONNX file or URL to try; default: the starter model.")
+@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL. [default: the starter model]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(model: Path | None, as_json: bool) -> None:
     """Show what is installed, try every engine on one image, and say what to install.

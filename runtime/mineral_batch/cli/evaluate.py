@@ -47,11 +47,13 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
 @click.command()
 @click.argument("predictions", callback=_table, type=MODEL)
 @click.argument("labels", type=MODEL)
-@click.option("--split", help="Use only the rows of LABELS with this value in the column `split`.")
+@click.option(
+    "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
+)
 @click.option(
     "--thresholds",
     metavar="NUMBER|MODEL",
-    help="Apply one threshold (0.5) or those of an ONNX file; default: take the column `minerals`.",
+    help="Apply one threshold (0.5), or those of an ONNX file. [default: what the column `minerals` says]",
 )
 @click.option(
     "--level",
@@ -63,28 +65,35 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
 @click.option(
     "--specimen",
     metavar="RULE",
-    help="Judge specimens instead of images; RULE as in `predict --specimen`: folder, catalog, regex=PATTERN, a CSV.",
+    help="Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV.",
 )
 @click.option(
     "--minerals", type=_FILE, metavar="CSV", help="With --level: your own table of minerals (name,species,...)."
 )
-@click.option("--tune", metavar="RULE", help="Choose thresholds by f1, precision=0.9 or recall=0.9.")
-@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted; default: the starter model.")
+@click.option("--tune", metavar="RULE", help="Choose new thresholds for the model: f1, precision=0.9 or recall=0.9.")
+@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted. [default: the starter model]")
 @click.option(
-    "-o", "--output", type=_FILE, help="With --tune: write the model with its new thresholds here; default: in place."
+    "-o",
+    "--output",
+    type=_FILE,
+    help="With --tune: file for the model with its new thresholds. [default: in place of the model]",
 )
 @click.option("--force", is_flag=True, help="With --tune: write thresholds even if no mineral gets the guarantee.")
-@click.option("--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP per mineral into MODEL.")
-@click.option("--dataset", help="With --record: a description of the images; default: the name of LABELS.")
+@click.option(
+    "--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP of each mineral into this ONNX file."
+)
+@click.option(
+    "--dataset", metavar="TEXT", help="With --record: what the images are, in words. [default: the name of LABELS]"
+)
 @click.option(
     "--bootstrap",
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Bootstrap resamples for the 95 % interval; 0: none.",
+    help="Resamples for the 95 % interval of the mAP; 0: no interval.",
 )
-@click.option("--json", "json_file", type=_FILE, help="Write every figure as JSON.")
-@click.option("--csv", "csv_file", type=_FILE, help="Write the table per mineral as CSV.")
+@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write every figure to this file.")
+@click.option("--csv", "csv_file", type=_FILE, metavar="FILE", help="Write the table of the minerals to this file.")
 def evaluate(
     predictions: Path,
     labels: Path,

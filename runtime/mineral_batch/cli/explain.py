@@ -29,23 +29,41 @@ _PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="explained", show_default=True, type=_PATH, help="Output folder.")
-@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL; default: the starter model.")
-@click.option("--list", "list_file", type=INPUT, help="File with one input per line; - for stdin.")
-@click.option("--top", type=click.IntRange(1), help="Show at most this many minerals per image.")
+@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL. [default: the starter model]")
+@click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for standard input.")
+@click.option("--top", type=click.IntRange(1), help="Show at most this many minerals of an image. [default: all]")
 @click.option(
-    "--minimum", type=click.FloatRange(0, 1), help="Show minerals from this probability; default: the thresholds."
+    "--min-probability",
+    "minimum",
+    type=click.FloatRange(0, 1),
+    help="Show minerals of this probability or more. [default: the model's thresholds]",
 )
-@click.option("--mineral", "minerals", multiple=True, metavar="NAME", help="Show only this mineral; repeatable.")
-@click.option("--maps", "write_maps", is_flag=True, help="Also write the maps as numbers: an .npz per image.")
+@click.option("--mineral", "minerals", multiple=True, metavar="NAME", help="Show only this mineral. Repeatable.")
+@click.option("--maps", "write_maps", is_flag=True, help="Also write the maps as numbers: a .npz file for each image.")
 @click.option(
     "--side", default=1600, show_default=True, type=click.IntRange(16), help="Longest side of an overlay, pixels."
 )
 @click.option(
-    "--score", "masks", type=_PATH, metavar="MASKS", help="Score the maps by masks of mineral-train synth (a folder)."
+    "--score",
+    "masks",
+    type=_PATH,
+    metavar="MASKS",
+    help="Folder of masks, as mineral-train synth draws them: says how often the maps are right.",
 )
-@click.option("--deletion", "score_deletion", is_flag=True, help="With --score: deletion and insertion, too; slow.")
-@click.option("--max-pixels", default=MAX_PIXELS, show_default=True, type=click.IntRange(1), help="As that of predict.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Images at once; default: one per CPU.")
+@click.option(
+    "--deletion",
+    "score_deletion",
+    is_flag=True,
+    help="With --score: also measure deletion and insertion, which is slow.",
+)
+@click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Refuse to decode images of more pixels.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Images in work at once. [default: one per CPU]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.pass_context
 def explain(
@@ -62,7 +80,7 @@ def explain(
 ) -> None:
     """Show where the model looks for each mineral that it finds in the images under INPUTS.
 
-    INPUTS are folders, files, globs, zip and tar archives. OUTPUT/overlays gets a PNG per image and mineral,
+    INPUTS are folders, files, glob patterns, zip and tar archives. OUTPUT/overlays gets a PNG per image and mineral,
     OUTPUT/maps.csv lists them, and mineral-batch report --explained OUTPUT shows them beside the photographs.
 
     The maps come from the model's own graph. The starter model and every CNN with mean pooling have them; export other
@@ -114,7 +132,7 @@ def _closing(result: ExplainResult, output: Path, explainer: Explainer) -> str:
         among = f" among its {top} most probable" if top < labels else ""
         lines.append(
             f"No map for {result.images_without_map} of {result.images} images: no mineral{among} reaches its "
-            f"threshold (lower it with --minimum)."
+            f"threshold (lower it with --min-probability)."
         )
     if result.failures:
         lines.append(f"{len(result.failures)} could not be read: {output / 'failures.csv'}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", required=False, type=MODEL)
-@click.option("--json", "as_json", is_flag=True, help="The whole contract as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(model: Path | None, as_json: bool) -> None:
     """Show the labels, thresholds, input and origin of MODEL (default: the starter model).
 

@@ -10,8 +10,6 @@ from mineral_batch.cli.pieces import say_merged
 from mineral_batch.cli.table_options import table_options
 from mineral_batch.cluster.merge import merge as merge_parts
 from mineral_batch.cluster.place import open_place
-from mineral_batch.minerals.table import Level
-from mineral_batch.results.schema import PER_IMAGE
 from mineral_batch.results.write import Tables
 
 
@@ -25,24 +23,17 @@ from mineral_batch.results.write import Tables
 def merge(
     ctx: click.Context,
     output: Path,
-    formats: tuple[str, ...],
-    layout: str,
-    columns: tuple[str, ...],
-    prevalence: str | None,
-    level: Level | None,
-    specimen: str | None,
-    minerals: str | None,
-    decimals: int | None,
+    tables: Tables,
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,
     quiet: bool,
 ) -> None:
-    """Write the tables of a run with --shard into its OUTPUT, a folder or a URL.
+    """Write the tables of a run that `predict --shard` spread over many machines.
 
-    The tables equal, byte for byte, those of a run on one machine. Options of `predict --shard` for tables hold here
-    too; others can be added. If pieces are missing, merge says which. It may be repeated.
+    OUTPUT is the folder or URL of that run. The tables are those that one machine would have written, byte for byte.
+    Options for tables that were given to predict are used here too, and others can be added. If pieces are missing,
+    merge says which. It may be run again.
     """
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen, minerals)
     place = open_place(output)
     summary = merge_parts(place, tables, mixed=allow_mixed_engines)
     ctx.exit(say_merged(summary, place, quiet=quiet, exit_zero_on_failures=exit_zero_on_failures))

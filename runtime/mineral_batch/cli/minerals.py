@@ -18,8 +18,13 @@ from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--table", type=click.Path(path_type=Path), help="Your own table (CSV: name,species,...).")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, with every fact.")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Your own table of minerals (name,species,...). [default: ours]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every fact as JSON.")
 def minerals(names: tuple[str, ...], table: Path | None, as_json: bool) -> None:
     """Show formula, group, class, names and hazards of minerals.
 

@@ -14,13 +14,14 @@ import click
 from mineral_batch.cli.cluster import OnCluster, cluster_options, read_cluster_options
 from mineral_batch.cli.config import chosen_options
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
+from mineral_batch.cli.help import NumberFormat, SectionedCommand
 from mineral_batch.cli.logs import LOG_FORMATS, Log
 from mineral_batch.cli.opening import describe_predictor
 from mineral_batch.cli.paths import INPUT
 from mineral_batch.cli.pieces import PiecesRun, ThisProcess, Workers
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
-from mineral_batch.cli.table_options import table_options
+from mineral_batch.cli.table_options import TABLE_OPTIONS, table_options
 from mineral_batch.cluster.on_ray import ClusterOptions
 from mineral_batch.cluster.run import refuse_pieces
 from mineral_batch.engines.base import PRECISIONS
@@ -29,14 +30,14 @@ from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
-from mineral_batch.minerals.table import Level, Table, load_table
+from mineral_batch.minerals.table import Table, load_table
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
 from mineral_batch.results.csv import open_csv
 from mineral_batch.results.run import RunSummary
-from mineral_batch.results.schema import FAILURES, PARTIAL, PER_IMAGE, PREDICTIONS
+from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import keep_some_freed_memory
@@ -54,33 +55,63 @@ def _indices(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 
 
 _PATH = click.Path(path_type=Path)
+_SECTIONS = {
+    "Tables": TABLE_OPTIONS,
+    "Engine": ("backend", "devices", "precision", "batch_size"),
+    "Images": ("damaged", "exact", "decode", "decode_threads", "decode_processes", "max_pixels"),
+    "Many machines": (
+        "shard",
+        "cluster",
+        "workers",
+        "worker_cpus",
+        "worker_gpus",
+        "piece_images",
+        "allow_mixed_engines",
+    ),
+    "Schedulers and logs": ("exit_zero_on_failures", "log_format", "log_every"),
+}
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder or URL for the tables.")
-@click.option("-m", "--model", type=INPUT, help="ONNX file or TensorRT engine, or its URL; default: the starter model.")
-@click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for stdin.")
+@click.option(
+    "-m", "--model", type=INPUT, help="ONNX file or TensorRT engine, or its URL. [default: the starter model]"
+)
+@click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for standard input.")
 @table_options
 @click.option("--restart", is_flag=True, help="Discard the results of earlier runs in OUTPUT and start over.")
-@click.option("--prune", is_flag=True, help="Remove rows of images that are not among INPUTS (any more).")
+@click.option("--prune", is_flag=True, help="Remove the rows of images that are not among INPUTS.")
 @click.option(
     "--backend",
     default=AUTO,
     show_default=True,
     type=click.Choice([AUTO, *engine_names()]),
-    help="Inference engine; auto: the fastest that works here.",
+    help="Inference engine; auto: the fastest that works on this machine.",
 )
-@click.option("--devices", default="", metavar="LIST", callback=_indices, help="GPU indices, e.g. 0,1; default: first.")
-@click.option("--precision", default=AUTO, show_default=True, type=click.Choice(PRECISIONS), help="Numeric precision.")
-@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images per call of the engine.")
-@click.option("--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode; default: one per CPU.")
+@click.option(
+    "--devices", default="", metavar="LIST", callback=_indices, help="GPUs by index, e.g. 0,1. [default: the first]"
+)
+@click.option(
+    "--precision",
+    default=AUTO,
+    show_default=True,
+    type=NumberFormat(PRECISIONS),
+    help="Number format of the engine; auto: the file's, or what the engine prefers.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 4096), help="Images in a batch. [default: what suits the engine]")
+@click.option(
+    "--decode-threads", type=click.IntRange(1, 1024), help="Threads that decode images. [default: one per CPU]"
+)
 @click.option(
     "--decode-processes",
     type=click.IntRange(0, 1024),
-    help="Decode in N processes, 0 for threads. Default: one per CPU if a GPU computes and there are 4 or more CPUs.",
+    help="Processes that decode images, in place of threads; 0: threads. [default: one per CPU if the engine runs on a "
+    "GPU and there are 4 or more CPUs, else 0]",
 )
-@click.option("--exact", is_flag=True, help="Decode large JPEGs at full resolution: slower, nearly the same pixels.")
+@click.option(
+    "--exact", is_flag=True, help="Decode large JPEGs at full resolution: slower, for nearly the same pixels."
+)
 @click.option(
     "--decode",
     default=CPU,
@@ -91,17 +122,18 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--shard",
     metavar="N/COUNT",
-    help="Do only this share of the images, such as 3/16; auto or auto/16: as the job array says. Then: merge.",
+    help="Predict only this share of the images, such as 3/16. auto, or auto/16: the share is the number of the job in "
+    "its array (Slurm, Kubernetes). Write the tables afterwards with mineral-batch merge.",
 )
 @click.option(
     "--piece-images",
     default=2000,
     show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="Images in a piece of a run with --shard or into a URL: what a crash can cost.",
+    help="With --shard or an output by URL: images that are saved together, so the most that a crash can cost.",
 )
 @cluster_options
-@click.option("--allow-mixed-engines", is_flag=True, help="Let the workers of one run use different engines.")
+@click.option("--allow-mixed-engines", is_flag=True, help="With --shard: let machines use different engines.")
 @click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
 @click.option(
     "--log-format",
@@ -115,16 +147,23 @@ _PATH = click.Path(path_type=Path)
     default=REFUSE,
     show_default=True,
     type=click.Choice(DAMAGED),
-    help="predict: predict damaged images from what can be decoded, and mark them in the column damaged.",
+    help="What to do with a damaged image. refuse: a row of failures.csv. predict: predict it from what can be "
+    "decoded, and say so in the column `damaged`.",
 )
 @click.option(
     "--max-pixels",
     default=MAX_PIXELS,
     show_default=True,
     type=click.IntRange(1),
-    help="Refuse images with more pixels than this before they are decoded.",
+    help="Refuse to decode images of more pixels.",
 )
-@click.option("--log-every", default=60.0, type=click.FloatRange(0), help="Seconds between lines in a log file.")
+@click.option(
+    "--log-every",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds between lines of progress where the output is a file or a pipe.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
 def predict(
@@ -133,14 +172,7 @@ def predict(
     output: Path,
     model: Path | str | None,
     list_file: Path | str | None,
-    formats: tuple[str, ...],
-    layout: str,
-    columns: tuple[str, ...],
-    prevalence: str | None,
-    level: Level | None,
-    specimen: str | None,
-    minerals: str | None,
-    decimals: int | None,
+    tables: Tables,
     restart: bool,
     prune: bool,
     backend: str,
@@ -167,20 +199,16 @@ def predict(
 ) -> None:
     """Write the probability of every mineral for every image under INPUTS.
 
-    INPUTS are folders, files, globs, zip and tar archives, Parquet files with an image column, and URLs of all of these
-    (s3://, gs://, az://, https://). OUTPUT/predictions.csv has one row per image; an image
-    that cannot be read is a row in OUTPUT/failures.csv and makes the exit code 3.
+    INPUTS are folders, files, glob patterns, zip and tar archives, Parquet files with an image column, and URLs of all
+    of these (s3://, gs://, az://, https://). OUTPUT/predictions.csv gets one row per image. An image that cannot be
+    read is a row of OUTPUT/failures.csv, and the exit code is 3.
 
-    Rerun the same command to resume an interrupted run, or later to predict only what is new or changed. Rows of
-    earlier runs stay in the tables: other INPUTS add theirs. Ctrl-C finishes the images in flight (exit code 130; 143
-    for SIGTERM); a second one stops at once.
+    Run the same command again to resume a run that was stopped, or to predict only what is new or changed. Rows of
+    earlier runs stay in the tables. Ctrl-C finishes the images in work and saves them (exit code 130; 143 after
+    SIGTERM); a second Ctrl-C stops at once.
 
-    With --cluster the engines of a Ray cluster share the run; the same command resumes it. OUTPUT and INPUTS are then
-    URLs, or folders that all machines see under the same path.
-
-    With --shard many machines share a run: OUTPUT is then a folder that all of them see, or a URL such as
-    s3://bucket/results, and `mineral-batch merge OUTPUT` writes the tables. Without --shard a run into a URL does all
-    of the images and writes the tables.
+    With --shard, many machines share a run: OUTPUT is a folder that all of them see, or a URL such as
+    s3://bucket/results, and `mineral-batch merge OUTPUT` writes the tables. Without --shard, OUTPUT may be a URL too.
     """
     # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
@@ -188,7 +216,6 @@ def predict(
     named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
-    tables = Tables(formats, layout == PER_IMAGE, columns, prevalence, decimals, level, specimen, minerals)
     log = Log(log_format)
     engine: dict[str, Any] = {
         "backend": backend,

@@ -32,32 +32,43 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("results", type=_PATH)
-@click.option("-o", "--output", type=_PATH, help="HTML file, or folder with --folder; default: in RESULTS.")
-@click.option("--labels", type=MODEL, help="CSV (path,labels[,split]): adds the accuracy.")
-@click.option("--split", help="Use only the rows of --labels with this value in the column `split`.")
 @click.option(
-    "--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: adds maps of where it looks."
+    "-o", "--output", type=_PATH, help="HTML file, or folder with --folder. [default: report.html or report in RESULTS]"
 )
-@click.option("--plots", type=_PATH, metavar="DIR", help="Also write the charts there, as PNG and SVG.")
+@click.option("--labels", type=MODEL, metavar="CSV", help="Labels (path,labels[,split]): adds the accuracy.")
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="Use only the rows of --labels with this value in the column `split`. [default: all]",
+)
+@click.option(
+    "--explained",
+    type=_PATH,
+    metavar="DIR",
+    help="Output folder of mineral-batch explain: adds maps of where the model looks.",
+)
+@click.option("--plots", type=_PATH, metavar="DIR", help="Also write the charts to this folder, as PNG and SVG.")
 @click.option(
     "--thumbnails",
     "size",
     default=192,
     show_default=True,
     type=click.IntRange(0, 1024),
-    help="Longest side, pixels; 0: none.",
+    help="Longest side of the small images, pixels; 0: no images.",
 )
-@click.option("--folder", is_flag=True, help="Write a folder, not one file: for large runs.")
-@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: found from RESULTS.")
+@click.option("--folder", is_flag=True, help="Write a folder instead of one file: for large runs.")
+@click.option(
+    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+)
 @click.option(
     "--specimen",
     metavar="RULE",
-    help="Show the photographs of a specimen together, with its answer; RULE as in predict. [default: as in the run]",
+    help="Show the photographs of a specimen together, with one answer. RULE as for predict. [default: as in the run]",
 )
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
-    help="Where no mineral is sure, show the species, group or class that is. [default: as in the run]",
+    help="Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]",
 )
 @click.option("--minerals", type=_PATH, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")

@@ -23,14 +23,25 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("results", type=_PATH)
-@click.option("--labels", type=_PATH, help="Existing labels (CSV: path,labels) to show and to check.")
-@click.option("--explained", type=_PATH, metavar="DIR", help="Output of mineral-batch explain: shows its maps.")
-@click.option("--photos", type=_PATH, metavar="DIR", help="Where relative paths start; default: here or near RESULTS.")
-@click.option("-m", "--model", type=_PATH, help="Whose features spread the order. [default: the model of the run]")
-@click.option("--reviewer", help="Your name beside your decisions; default: your user name.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: any free port.")
+@click.option("--labels", type=_PATH, metavar="CSV", help="Existing labels (path,labels) to show and to check.")
+@click.option(
+    "--explained",
+    type=_PATH,
+    metavar="DIR",
+    help="Output folder of mineral-batch explain: shows maps of where the model looks.",
+)
+@click.option(
+    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+)
+@click.option(
+    "-m", "--model", type=_PATH, help="Model by whose features the order spreads. [default: the model of the run]"
+)
+@click.option("--reviewer", metavar="NAME", help="Your name, saved with your decisions. [default: your user name]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page. [default: any that is free]")
 @click.option("--no-browser", is_flag=True, help="Print the address without opening it.")
-@click.option("--export", "export", type=_PATH, metavar="CSV", help="Write the decided labels and exit.")
+@click.option(
+    "--export", "export", type=_PATH, metavar="CSV", help="Write the labels decided so far to this file, and exit."
+)
 def review(
     results: Path,
     labels: Path | None,
@@ -45,8 +56,8 @@ def review(
     """Confirm and correct the predictions in RESULTS in your browser.
 
     The page is served to this machine only, under a secret address. Every decision is saved at once in
-    RESULTS/review.sqlite, with your name and the time; RESULTS/labels.csv has them as labels for training and for
-    evaluate when you stop with Ctrl-C, or at any moment with --export.
+    RESULTS/review.sqlite, with your name and the time. Stop with Ctrl-C: that writes RESULTS/labels.csv, for training
+    and for evaluate. --export writes it at any time.
     """
     from mineral_batch.review.decisions import Decisions, read_decisions
     from mineral_batch.review.labels import LABELS, write_labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from mineral_batch.minerals.table import LEVELS
 from mineral_batch.results.prevalence import ESTIMATE
 from mineral_batch.results.schema import COLUMNS, FORMATS, PER_IMAGE
+from mineral_batch.results.write import Tables
 
 
 def _columns(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -23,42 +25,57 @@ def _columns(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
 
 _OPTIONS = (
     click.option(
-        "--format", "formats", multiple=True, type=click.Choice([*FORMATS]), help="Table besides the CSV; repeatable."
+        "--format", "formats", multiple=True, type=click.Choice([*FORMATS]), help="Write this table too. Repeatable."
     ),
     click.option(
         "--layout",
         default="table",
         show_default=True,
         type=click.Choice(["table", PER_IMAGE]),
-        help=f"{PER_IMAGE}: also write a CSV per image, in a copy of the tree below OUTPUT/{PER_IMAGE}.",
+        help=f"{PER_IMAGE}: also write a CSV for each image, in OUTPUT/{PER_IMAGE}, in folders as the images lie in.",
     ),
     click.option(
-        "--columns", default="", callback=_columns, help=f"Extra columns, comma-separated: {', '.join(COLUMNS)}."
+        "--columns",
+        default="",
+        metavar="LIST",
+        callback=_columns,
+        help=f"Add columns, separated by commas: {', '.join(COLUMNS)}.",
     ),
     click.option(
         "--prevalence",
         metavar=f"FILE|{ESTIMATE}",
-        help="Correct probabilities for the prevalences here: of a CSV (mineral,prevalence), or estimated from the "
-        "images.",
+        help="Correct the probabilities for how frequent the minerals are in your images: by a CSV "
+        f"(mineral,prevalence), or {ESTIMATE}: as estimated from the images.",
     ),
     click.option(
         "--level",
         type=click.Choice(LEVELS),
-        help="Add the column answer: where no mineral is sure, the species, group or class that is, up to this level.",
+        help="Add the column `answer`: where no mineral is sure, the species, group or class that is, up to this one.",
     ),
     click.option(
         "--specimen",
         metavar="RULE",
-        help="Also write specimens.csv, an answer per specimen. RULE: folder; catalog (numbers in names: X-90175_1); "
-        "regex=PATTERN; or a CSV (path,specimen).",
+        help="Also write specimens.csv, with one answer for all images of a specimen. RULE says which belong together: "
+        "folder; catalog (the number in the file name: X-90175_1.jpg); regex=PATTERN; or a CSV (path,specimen).",
     ),
     click.option("--minerals", metavar="CSV", help="Your own table of minerals (name,species,...), for --level."),
     click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals."),
 )
 
 
+#: The names of their parameters, for a section of the help.
+TABLE_OPTIONS = ("formats", "layout", "columns", "prevalence", "level", "specimen", "minerals", "decimals")
+
+
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command these options; `decimals` is --round, the others have the names of their options."""
+    """Give a command these options; it gets their values as one argument `tables`, a `Tables`."""
+
+    @wraps(command)
+    def with_tables(**values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in TABLE_OPTIONS}
+        return command(tables=Tables(per_image=chosen.pop("layout") == PER_IMAGE, **chosen), **values)
+
+    decorated: Callable[..., Any] = with_tables
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated

@@ -88,8 +88,8 @@ def test_new_run_replaces_an_earlier_one(album, color_model_path, tmp_path):
     [
         (["--top", "1"], {("both.png", 1), ("green.png", 1)}),
         (["--mineral", "cinnabar"], {("both.png", 1)}),
-        (["--minimum", "0"], {("both.png", 2), ("green.png", 2), ("gray.png", 2)}),
-        (["--minimum", "1"], set()),
+        (["--min-probability", "0"], {("both.png", 2), ("green.png", 2), ("gray.png", 2)}),
+        (["--min-probability", "1"], set()),
     ],
 )
 def test_options_select_the_maps(options, expected, album, color_model_path, tmp_path):
@@ -169,7 +169,7 @@ def test_scores_by_masks(album, color_model_path, tmp_path):
 
 
 def test_starter_model_explains_by_default(album, tmp_path):
-    done = invoke(album, "-o", tmp_path / "out", "--minimum", "0", "--top", "1")
+    done = invoke(album, "-o", tmp_path / "out", "--min-probability", "0", "--top", "1")
     assert done.exit_code == 0, done.output
     assert "mineral-batch starter: 36 minerals, grad-cam maps of 16 x 16" in done.output
     assert len(rows(tmp_path / "out")) == 3

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import click
 
+from mineral_batch.cli.help import NumberFormat
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data.labels import nearest, read_labels
@@ -29,6 +30,8 @@ _RECIPE_DEFAULTS = {f.name: f.default for f in fields(TrainConfig) if f.name != 
 _MODEL_DEFAULTS = {f.name: f.default for f in fields(ModelConfig) if f.name not in ("labels", "backbone")}
 _RUN_FIELDS = {f.name for f in fields(RunOptions)}
 
+#: The names of settings that change a model, and of those of a recipe.
+MODEL_SETTINGS, RECIPE_SETTINGS = tuple(_MODEL_DEFAULTS), tuple(_RECIPE_DEFAULTS)
 #: What `--set` and a recipe file may name, with the paper's value.
 SETTINGS: Mapping[str, Any] = {"preset": "", "backbone": "", **_MODEL_DEFAULTS, **_RECIPE_DEFAULTS}
 
@@ -51,14 +54,15 @@ def setting(flag: str, text: str, choices: Any = None, *, shown: bool = False) -
     hint = "" if isinstance(default, bool) or name in _MODEL_DEFAULTS else f" [paper: {default or 'none'}]"
     if isinstance(default, bool):
         return click.option(flag, is_flag=True, default=None, help=text, hidden=not shown)
-    kind = click.Choice(get_args(choices)) if choices else type(default)
+    kind = NumberFormat(get_args(choices)) if choices else type(default)
     return click.option(flag, type=kind, default=None, help=text + hint, hidden=not shown)
 
 
 labels_option = click.option(
     "--labels",
     type=click.Path(path_type=Path),
-    help="Your own label set: a text file, one name per line. [default: the paper's 36]",
+    metavar="FILE",
+    help="Your own label set: a text file with one name per line. [default: the paper's 36]",
 )
 
 
@@ -117,8 +121,15 @@ def recipe_options(*, shown: bool) -> Decorator:
 def run_options(*, shown: bool) -> Decorator:
     """Make the options of how a run is carried out here."""
     return group(
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option("--workers", type=click.IntRange(0), help="Processes that decode images.", hidden=not shown),
+        click.option(
+            "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda or cuda:N."
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(0),
+            help="Processes that decode images. [default: one per CPU]",
+            hidden=not shown,
+        ),
         click.option("--cache", is_flag=True, help="Keep decoded images in shared memory.", hidden=not shown),
         click.option("--compile", is_flag=True, help="Compile the model with torch.compile.", hidden=not shown),
         click.option(
@@ -134,7 +145,7 @@ def run_options(*, shown: bool) -> Decorator:
             help="Save the state every STEPS optimizer steps. [default: every 5 minutes]",
             hidden=not shown,
         ),
-        click.option("--quiet", is_flag=True, help="No progress bar.", hidden=not shown),
+        click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.", hidden=not shown),
     )
 
 

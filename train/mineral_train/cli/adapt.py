@@ -33,37 +33,70 @@ _EXIT_INTERRUPTED = 130
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=LOCAL, help="The ONNX file to write.")
-@click.option("--from", "base", type=MODEL, metavar="MODEL", help="Model to adapt, or its URL. [default: the starter]")
+@click.option("-o", "--output", required=True, type=LOCAL, metavar="FILE", help="ONNX file to write.")
 @click.option(
-    "--labels", type=click.Path(path_type=Path), help="Label set: a text file, one per line. [default: those in SOURCE]"
+    "--from",
+    "base",
+    type=MODEL,
+    metavar="MODEL",
+    help="ONNX file to adapt, or its URL. [default: the starter model]",
 )
-@click.option("--path-column", default="path", show_default=True, help="Column of paths in a CSV.")
-@click.option("--labels-column", default="labels", show_default=True, help="Column of labels in a CSV.")
-@click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV.")
-@click.option("--root", type=LOCAL, help="Folder of a CSV's paths. [default: the CSV's]")
-@click.option("--group-column", help="CSV column naming the specimen; its photographs stay in one fold.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your own label set: a text file with one name per line. [default: those in SOURCE]",
+)
+@click.option("--path-column", default="path", show_default=True, metavar="NAME", help="Column of paths in a CSV.")
+@click.option("--labels-column", default="labels", show_default=True, metavar="NAME", help="Column of labels in a CSV.")
+@click.option(
+    "--separator",
+    default=SEPARATOR,
+    show_default=True,
+    metavar="TEXT",
+    help="What separates two labels in a cell of a CSV.",
+)
+@click.option(
+    "--root",
+    type=LOCAL,
+    metavar="DIR",
+    help="Folder where a CSV's relative paths start. [default: the CSV's]",
+)
+@click.option(
+    "--group-column", metavar="NAME", help="Column of a CSV that names the specimen; its images stay in one fold."
+)
 @click.option(
     "--split-column",
-    help="CSV column whose `test` rows are held out; none: fit on all rows. [default: split, if there is one]",
+    metavar="NAME",
+    help="Column of a CSV whose `test` rows are held out; none: fit on all rows. [default: split, if there is one]",
 )
 @click.option(
     "--test-share",
     type=click.FloatRange(0, 0.5),
     default=0.0,
     metavar="SHARE",
-    help="Hold out this share of the photographs as a test, for example 0.2.",
+    help="Hold out this share of the photographs as a test, e.g. 0.2. [default: none]",
 )
 @click.option(
     "--backbone",
     "names",
     multiple=True,
     metavar="auto|NAME",
-    help="Also try frozen features of this timm model and keep the best [repeat]; auto: a short list from timm's hub.",
+    help="Also try the frozen features of this model of timm, and keep the best. Repeatable. auto: a short list.",
 )
-@click.option("--weights", type=MODEL, help="Weights file of the one --backbone, without the hub.")
+@click.option(
+    "--weights",
+    type=MODEL,
+    metavar="FILE",
+    help="With one --backbone: its weights, in place of the hub's.",
+)
 @click.option("--accept-license", is_flag=True, help="Use a backbone whose license restricts the model made from it.")
-@click.option("--features", type=LOCAL, help="Folder that keeps features. [default: OUTPUT.features]")
+@click.option(
+    "--features",
+    type=LOCAL,
+    metavar="DIR",
+    help="Folder that keeps the features. [default: OUTPUT.features]",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
 def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:

@@ -13,7 +13,7 @@ from mineral_train.model.fetched import fetch_model
 
 @click.command()
 @click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=LOCAL, help="Folder to write.")
+@click.option("-o", "--output", required=True, type=LOCAL, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint that is in the folder.")
 def average(runs: tuple[Path, ...], output: Path, force: bool) -> None:
     """Average the weights of two or more RUNs (folders of `fit`) that began with the same weights.

@@ -27,12 +27,18 @@ _SHOWN = 5
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("--split", default="val", show_default=True, type=click.Choice(SPLITS), help="Of MANIFEST.")
-@click.option("-o", "--output", type=LOCAL, help="Where to write. [default: in place of MODEL]")
 @click.option(
-    "--tune", metavar="RULE", help="Choose thresholds too, on the same images: f1, precision=0.9, recall=0.9."
+    "--split",
+    default="val",
+    show_default=True,
+    type=click.Choice(SPLITS),
+    help="The split of MANIFEST to calibrate on.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@click.option("-o", "--output", type=LOCAL, help="Folder or file to write. [default: in place of MODEL]")
+@click.option(
+    "--tune", metavar="RULE", help="Choose new thresholds too, on the same images: f1, precision=0.9 or recall=0.9."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
 @click.pass_context
 def calibrate(
     context: click.Context, model: Path, manifest: Path, split: str, output: Path | None, tune: str | None, quiet: bool

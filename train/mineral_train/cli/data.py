@@ -43,21 +43,31 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     "--labels",
     "label_set",
     metavar=f"FILE|{FOLDERS}",
-    help=f"Own label set: a text file, one per line, or `{FOLDERS}`: every folder's name. [default: the paper's 36]",
+    help=f"Your own label set: a text file with one name per line, or `{FOLDERS}`: the names of the folders. "
+    "[default: the paper's 36]",
 )
 @click.option("--ignore-unknown", is_flag=True, help="Leave out folders, or labels of a CSV, outside the label set.")
 @click.option(
     "--imply-parents", is_flag=True, help="Label varieties with their species and group too: agate is quartz."
 )
-@click.option("--path-column", default="path", show_default=True, help="CSV column of paths.")
-@click.option("--labels-column", default="labels", show_default=True, help="CSV column of labels.")
-@click.option("--separator", default=SEPARATOR, show_default=True, help="What separates two labels in a CSV cell.")
+@click.option("--path-column", default="path", show_default=True, metavar="NAME", help="Column of paths in a CSV.")
+@click.option("--labels-column", default="labels", show_default=True, metavar="NAME", help="Column of labels in a CSV.")
+@click.option(
+    "--separator",
+    default=SEPARATOR,
+    show_default=True,
+    metavar="TEXT",
+    help="What separates two labels in a cell of a CSV.",
+)
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
-    help="Folder that a CSV's paths are relative to. [default: the CSV's own]",
+    metavar="DIR",
+    help="Folder where a CSV's relative paths start. [default: the CSV's]",
 )
-@click.option("--group-column", help="CSV column naming the specimen; its images stay in one split.")
+@click.option(
+    "--group-column", metavar="NAME", help="Column of a CSV that names the specimen; its images stay in one split."
+)
 @click.option("--keep-split", is_flag=True, help="Keep the CSV's column `split`.")
 @click.option(
     "--split",
@@ -65,6 +75,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     default=":".join(f"{share:g}" for share in PAPER_SHARES),
     show_default=True,
     callback=_shares,
+    metavar="A:B:C",
     help="Shares of training, validation and test; the default is the paper's.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the split.")

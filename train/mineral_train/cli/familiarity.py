@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=LOCAL, help="Where to write. [default: in place of MODEL]")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@click.option(
+    "-o",
+    "--output",
+    type=LOCAL,
+    metavar="FILE",
+    help="ONNX file to write. [default: in place of MODEL]",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
 def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -> None:
     """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
 

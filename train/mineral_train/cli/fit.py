@@ -33,12 +33,12 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 
 @click.command()
 @click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "run", required=True, type=LOCAL, help="Folder of the run.")
+@click.option("-o", "--output", "run", required=True, type=LOCAL, metavar="DIR", help="Folder of the run.")
 @click.option(
     "--recipe",
     metavar="few|paper|FILE",
-    help="few: for thousands of images, from the starter model. paper: Wu et al. 2022. FILE: TOML lines key = value. "
-    "[default: by the number of training images]",
+    help="few: for up to 20,000 images, starts from the starter model. paper: as in Wu et al. 2022. FILE: your own, "
+    "TOML with lines key = value. [default: by the number of training images]",
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="A model by name. [default: the recipe's]")
 @click.option("--backbone", help="In place of a preset: any timm model, with the paper's decoder.", hidden=True)
@@ -57,10 +57,10 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 @_options.tune_option
 @_options.run_options(shown=False)
 @click.option("--sync-bn", "sync_batch_norm", is_flag=True, help="Share BatchNorm statistics of GPUs.", hidden=True)
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting. [repeat]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting. Repeatable.")
 @click.option("--settings", "_", is_flag=True, is_eager=True, expose_value=False, callback=_print_settings,
-              help="List all settings with the paper's values, then exit.")  # fmt: skip
-@click.option("--restart", is_flag=True, help="Delete the run in the folder and start again.")
+              help="List all settings with the paper's values, and exit.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Delete the run in the folder and start over.")
 def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
     """Train a model on MANIFEST (or several, or their URLs) and keep the best epoch by its validation split.
 

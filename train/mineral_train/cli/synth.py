@@ -33,14 +33,15 @@ def _names(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 @click.option("-n", "--number", type=int, required=True, help="Number of images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same files.")
 @click.option("--size", type=int, default=384, show_default=True, help="Width and height, pixels.")
-@click.option("--max-minerals", type=int, default=3, show_default=True, help="Maximum minerals per image, 1 to 6.")
-@click.option("--minerals", callback=_names, help="Only these, separated by commas.  [default: all 36]")
+@click.option("--max-minerals", type=int, default=3, show_default=True, help="Most minerals in an image, 1 to 6.")
+@click.option("--minerals", callback=_names, metavar="LIST", help="Only these, separated by commas. [default: all 36]")
 @click.option(
     "--split",
     callback=_parts,
     default="18:1:1",
     show_default=True,
-    help="Shares of train, validation and test.",
+    metavar="A:B:C",
+    help="Shares of training, validation and test; the default is the paper's.",
 )
 @click.option("--off-center", is_flag=True, help="Place minerals anywhere in the image, not in its middle.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that draw images.")

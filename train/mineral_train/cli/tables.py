@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.help import SectionedCommand
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_train import paper_tables as paper
@@ -21,16 +22,40 @@ _NOT_YET = "not trained yet"
 _TOO_LARGE = "did not fit this GPU"
 
 
-@click.command()
+_SECTIONS = {
+    "Model": [name for name in _options.MODEL_SETTINGS if name != "image_size"],
+    "Recipe": ["no_pretrained", *_options.RECIPE_SETTINGS],
+    "Run": [
+        "device", "workers", "cache", "compile", "deterministic", "skip_damaged", "tensorboard", "save_every", "quiet",
+    ],
+}  # fmt: skip
+
+
+@click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("manifest", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", required=True, type=LOCAL, help="Folder of the runs.")
-@click.option("--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this table. [repeat]")
 @click.option(
-    "--rows", "runs", multiple=True, metavar="RUN", help="Only this row, e.g. resnet-101-asymmetric. [repeat]"
+    "-o",
+    "--output",
+    "folder",
+    required=True,
+    type=LOCAL,
+    metavar="DIR",
+    help="Folder of the runs.",
 )
-@click.option("--stand-in", multiple=True, metavar="PRESET=TIMM", help="Train another backbone in a row. [repeat]")
 @click.option(
-    "--weights", multiple=True, metavar="PRESET=FILE", help="A backbone's weights, not from the hub. [repeat]"
+    "--table", "numbers", type=click.Choice(["3", "4", "5"]), multiple=True, help="Only this table. Repeatable."
+)
+@click.option(
+    "--rows", "runs", multiple=True, metavar="RUN", help="Only this row, e.g. resnet-101-asymmetric. Repeatable."
+)
+@click.option(
+    "--stand-in",
+    multiple=True,
+    metavar="PRESET=TIMM",
+    help="In the row of PRESET train another backbone of timm. Repeatable.",
+)
+@click.option(
+    "--weights", multiple=True, metavar="PRESET=FILE", help="Weights of a backbone, in place of the hub's. Repeatable."
 )
 @_options.labels_option
 @_options.model_options(shown=True)
