@@ -23,6 +23,8 @@ from mineral_batch.images.jpeg.decode import load_jpeg
 from mineral_batch.images.limits import MAX_PIXELS, check_pixels, check_png_data, read_file
 from mineral_batch.images.tiff.load import load_tiff
 from mineral_batch.images.tiff.pages import read_pages
+from mineral_batch.images.truncated import reason_of
+from mineral_batch.images.webp import load_webp
 from mineral_batch.types import Failure, Image
 
 if TYPE_CHECKING:
@@ -68,10 +70,10 @@ def open_rgb(
     try:
         with _decode(content, target, max_pixels, keep_damaged=keep_damaged) as decoded:
             return decoded.transform.apply(decoded.image) if decoded.transform else decoded.image
-    except ImageError:
+    except MissingDecoderError:
         raise
     except Exception as error:  # see decode_image
-        raise ImageError(one_line(error)) from error
+        raise ImageError(reason_of(error, content)) from error
 
 
 def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Image | Failure:
@@ -127,7 +129,7 @@ def decode_image(
         return Failure(name, "read", _NO_MEMORY)
     # Damaged files make the decoders raise almost anything (struct.error, KeyError, SyntaxError, ...).
     except Exception as error:
-        return Failure(name, "decode", one_line(error) + NOTHING_DECODED * keep_damaged)
+        return Failure(name, "decode", reason_of(error, content) + NOTHING_DECODED * keep_damaged)
 
 
 class _Decoded(NamedTuple):
@@ -174,7 +176,7 @@ def _decode(
                 part = load_part(image)
                 if part is None:
                     raise
-                loaded, damage = part, one_line(error)
+                loaded, damage = part, reason_of(error, content)
             # Only now are orientation and profile known: Pillow turns a TIFF itself while loading it, and a PNG may
             # carry metadata behind its pixels.
             transpose, transform = upright_transpose(image), color_transform(image)
@@ -201,5 +203,7 @@ def _load(image: PILImage.Image, content: bytes) -> PILImage.Image:
     if content and image.format == "TIFF":
         return load_tiff(image, read_pages(content)[0])
     check_holes(content, image.format)
+    if content and image.format == "WEBP":
+        return load_webp(image, content)
     image.load()
     return image

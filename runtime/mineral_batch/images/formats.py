@@ -32,8 +32,8 @@ _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _GENERAL_BRANDS = frozenset({b"mif1", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _WITHOUT_SIGNATURE = (".tga",)
-# ISO/IEC 18181-2: a bare codestream, or a container.
-_JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+#: ISO/IEC 18181-2: a bare codestream, or a container.
+JXL_SIGNATURES = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 
 def _silence_libtiff() -> None:
@@ -96,7 +96,7 @@ def may_be_image(head: bytes, name: str) -> bool:
         name.lower().endswith(_WITHOUT_SIGNATURE)
         or is_raw(head)
         or _is_heif(head)
-        or head.startswith(_JXL_SIGNATURES)
+        or head.startswith(JXL_SIGNATURES)
         or any(accept(head) for accept in signatures)
     )
 
@@ -140,7 +140,7 @@ def _register_optional(content: bytes) -> None:
     """
     if _is_heif(content):
         _register("HEIF", "HEIC", "pillow_heif", "heif")
-    elif content.startswith(_JXL_SIGNATURES):
+    elif content.startswith(JXL_SIGNATURES):
         _register("JXL", "JPEG XL", "pillow_jxl", "jxl")
 
 

@@ -14,20 +14,39 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 # Without them the pixels would be others. Color profiles are kept if they are intact and not too large.
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf", b"iCCP")
 _MAX_PROFILE = 1_000_000
+_WEBP_METADATA = (b"EXIF", b"XMP ")
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return a file with nothing but what its pixels, orientation and colors need; the same bytes if it is no JPEG
-    or PNG, or not well-formed.
+    """Return a file with nothing but what its pixels, orientation and colors need.
+
+    Returns:
+        The same bytes if it is no JPEG, PNG or WebP, or not well-formed.
 
     Raises:
-        ImageError: if a part of a PNG that is needed is damaged.
-    """  # noqa: D205 - one sentence
+        ImageError: if a part of a PNG or WebP that is needed is damaged.
+    """
     if content.startswith(_PNG):
         return _PNG + b"".join(_needed_chunks(content))
     if content.startswith(b"\xff\xd8"):
         return content[:2] + b"".join(_needed_segments(content))
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        chunks = b"WEBP" + b"".join(_webp_chunks(content))
+        return b"RIFF" + len(chunks).to_bytes(4, "little") + chunks
     return content
+
+
+def _webp_chunks(content: bytes) -> Iterator[bytes]:
+    """Return a WebP's chunks, without metadata that are cut off; a missing byte of padding is added."""
+    at = 12
+    while at + 8 <= len(content):
+        kind, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        chunk = content[at : at + 8 + size]
+        if len(chunk) == 8 + size:
+            yield chunk + b"\0" * (size % 2)
+        elif kind not in _WEBP_METADATA:
+            raise ImageError("image file is truncated")
+        at += len(chunk) + size % 2
 
 
 def _needed_chunks(content: bytes) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Holes and noise inside the compressed data of images: how many are refused, how many are predicted wrongly.
+"""Holes, noise and early ends of the compressed data of images: how many are refused, how many are predicted wrongly.
 
 `damaging.py COUNT SEED` prints a JSON object: format -> damage -> [refused, equal to the whole image, wrong].
 """
@@ -39,6 +39,11 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "AVIF": ("AVIF", {"quality": 85}),
     "JPEG 2000": ("JPEG2000", {}),
 }
+DAMAGE: dict[str, Callable[[bytes, int, int, random.Random], bytes]] = {
+    "hole": lambda whole, start, size, dice: whole[:start] + bytes(size) + whole[start + size :],
+    "noise": lambda whole, start, size, dice: whole[:start] + dice.randbytes(size) + whole[start + size :],
+    "early end": lambda whole, start, size, dice: whole[:start],
+}
 REFUSED, EQUAL, WRONG = range(3)
 
 
@@ -74,9 +79,8 @@ def main(count: int, seed: int, encode: Callable[..., bytes], can_write: Callabl
         whole = wholes[name][which]
         start = dice.randrange(len(whole) // 5, len(whole) * 4 // 5)
         size = min(size, len(whole) * 9 // 10 - start)
-        damage = dice.choice(("hole", "noise"))
-        filling = bytes(size) if damage == "hole" else dice.randbytes(size)
-        results[name][damage][judge(whole[:start] + filling + whole[start + size :], pixels[name][which])] += 1
+        damage = dice.choice(tuple(DAMAGE))
+        results[name][damage][judge(DAMAGE[damage](whole, start, size, dice), pixels[name][which])] += 1
     return {name: dict(by_damage) for name, by_damage in results.items()}
 
 

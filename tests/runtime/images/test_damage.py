@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch.errors import ImageError
+from mineral_batch.images import webp
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.jpeg import damage
 from mineral_batch.images.jpeg.segments import read_structure
@@ -192,6 +193,63 @@ def test_a_hole_in_arithmetic_coding_is_a_failure_and_a_plain_image_is_not(kind:
             open_rgb(whole[: int(start * len(whole))] + bytes(512) + whole[int(start * len(whole)) + 512 :])
     for color in ("black", "white", (30, 90, 160)):
         open_rgb(encode(PILImage.new("RGB", (1200, 900), color), kind, **ARITHMETIC[kind]))
+
+
+def with_alpha(image: PILImage.Image) -> PILImage.Image:
+    image = image.convert("RGBA")
+    image.putalpha(textured(*image.size, seed=3).convert("L"))
+    return image
+
+
+WEBPS = {
+    "lossy": encode(textured(), "WEBP", quality=85),
+    "lossless": encode(textured(), "WEBP", lossless=True),
+    "transparent": encode(with_alpha(textured()), "WEBP", quality=85),
+    "plain": encode(PILImage.new("RGB", (900, 700), (30, 90, 160)), "WEBP", quality=75),
+    "one pixel": encode(textured().resize((1, 1)), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_inside_a_webp_is_a_failure(kind: str, damage: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        open_rgb(DAMAGE[damage](WEBPS[kind]))
+    assert re.search(r"damaged: |truncated", str(caught.value))
+
+
+@pytest.mark.parametrize("kind", WEBPS)
+def test_the_pixels_of_a_webp_are_pillows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_libwebp = np.asarray(open_rgb(WEBPS[kind]))
+    monkeypatch.setattr(webp, "_libwebp", lambda: None)  # as where it cannot be called
+    np.testing.assert_array_equal(by_libwebp, np.asarray(open_rgb(WEBPS[kind])))
+
+
+@pytest.mark.parametrize("kind", WEBPS)
+@pytest.mark.parametrize("behind", [bytes(5000), b"stray" * 100])
+def test_what_is_behind_a_webp_is_harmless(kind: str, behind: bytes) -> None:
+    np.testing.assert_array_equal(np.asarray(open_rgb(WEBPS[kind] + behind)), np.asarray(open_rgb(WEBPS[kind])))
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_webp_that_was_not_downloaded_to_its_end_is_a_failure(kind: str, share: float) -> None:
+    whole = WEBPS[kind]
+    with pytest.raises(ImageError, match=r"^damaged: "):
+        open_rgb(whole[: int(share * len(whole))].ljust(len(whole), b"\0"))
+
+
+TRUNCATED = {"JPEG": {}, "PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "GIF": {}, "WEBP": {}} | ARITHMETIC
+
+
+@pytest.mark.parametrize("kind", TRUNCATED)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_file_that_ends_early_is_called_truncated(kind: str, share: float) -> None:
+    if not can_write(kind):
+        pytest.skip(f"this machine cannot write {kind}")
+    whole = encode(textured(), kind, **TRUNCATED[kind])
+    with pytest.raises(ImageError, match=r"^image file is truncated"):
+        open_rgb(whole[: int(share * len(whole))])
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -87,6 +87,14 @@ def test_metadata_of_a_jpeg(kind: str, target: Any) -> None:
     np.testing.assert_array_equal(np.asarray(open_rgb(content, target=target)), expected)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 300])
+def test_metadata_of_a_webp_that_are_cut_off(cut: int) -> None:
+    exif = PILImage.Exif()
+    exif[270] = "x" * 501  # an odd size, which is padded
+    content = encode(scene(), "WEBP", lossless=True, exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_rgb(content[:-cut])), np.asarray(scene()))
+
+
 def test_an_orientation_survives_other_damaged_metadata() -> None:
     exif = PILImage.Exif()
     exif[274] = 6
