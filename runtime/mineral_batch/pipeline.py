@@ -306,6 +306,7 @@ def _result(image: Image | Failure, probabilities: Probabilities, contract: Mode
         thresholds=contract.thresholds,
         familiarity=float(probabilities[labels]) if len(probabilities) > labels else None,
         damage=image.damage,
+        further=image.further,
     )
 
 

@@ -81,6 +81,7 @@ class Image:
         height: of the upright image, pixels.
         exif: when and where it was taken; None if it was not requested.
         damage: why only a part of it could be decoded, one line; None of a whole image.
+        further: how many more photos its file has, which are not read: pages of a TIFF, images of a HEIC.
     """
 
     path: str
@@ -89,6 +90,7 @@ class Image:
     height: int
     exif: ExifInfo | None = None
     damage: str | None = None
+    further: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Prediction:
         familiarity: share of the training images that look stranger to the model, 0..1; None if it was not
             requested. Below 0.05 the image looks like nothing that the model was trained on.
         damage: why only a part of the image could be decoded, one line; None of a whole image.
+        further: see `Image`.
     """
 
     path: str
@@ -117,6 +120,7 @@ class Prediction:
     thresholds: tuple[float, ...] = field(default=(), repr=False, compare=False)
     familiarity: float | None = None
     damage: str | None = None
+    further: int = 0
 
     @property
     def minerals(self) -> list[str]:

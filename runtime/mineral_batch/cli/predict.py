@@ -347,6 +347,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: 
         what = counted(summary.counts.damaged, "damaged image")
         lines.append(f"Warning: {what} predicted from what could be decoded (column damaged)")
     lines += [summary.not_read] if summary.not_read else []
+    lines += [summary.counts.further_line()] if summary.counts and summary.counts.further else []
     lines += [f"Warning: {warning}" for warning in summary.warnings]
     minerals = summary.counts.minerals if summary.counts else Counter()
     lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]

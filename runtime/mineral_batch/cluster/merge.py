@@ -145,6 +145,7 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "pictures": {
             "predicted": counts.predicted,
             "failed": counts.failed,
+            "files_with_further_images": counts.further,
             "failed_by_stage": dict(sorted(counts.failures.items())),
         },
         "pieces": len(plan.pieces),

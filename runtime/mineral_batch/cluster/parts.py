@@ -18,6 +18,7 @@ from mineral_batch.results.journal_rows import checksum, decode_result, encode_v
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.types import Result
 
+_COLUMNS_BEFORE_FURTHER = 14
 _CERTIFICATE = b"mineral_batch.certificate"
 
 
@@ -92,6 +93,7 @@ def encode_part(images: Sequence[PlannedImage], results: Sequence[Result], certi
         "stage": text,
         "reason": text,
         "familiarity": real,
+        "further": integer,
         "checksum": integer,
     }
     return _encode(rows, kinds, {_CERTIFICATE: json.dumps(certificate).encode()})
@@ -104,6 +106,8 @@ def decode_part(content: bytes, where: str) -> Part:
         DataError: if a single byte of a row is not what was written.
     """
     rows, metadata = _decode(content, where)
+    if rows and len(rows[0]) == _COLUMNS_BEFORE_FURTHER:  # made by an earlier release
+        rows = [(*row[:-1], None, row[-1]) for row in rows]
     if not all(is_intact(row) for row in rows):
         raise _damaged(where)
     try:

@@ -7,6 +7,7 @@ import mmap
 import tarfile
 import zipfile
 from array import array
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -28,6 +29,11 @@ OTHER_ARCHIVE_SUFFIXES = (".7z", ".rar", ".tar.zst", ".tzst", ".tar.lz4", ".tar.
 
 # The signatures of an entry in a zip's directory and of a member; bits of their flags, the second one of the high byte.
 _ZIP_ENTRY, _ZIP_MEMBER, _ZIP_ENCRYPTED, _ZIP_UTF8 = b"PK\x01\x02", b"PK\x03\x04", 1, 8
+
+_AGAIN = (
+    "a later version of an image above, not read: of a name that occurs twice tar means the last, but this archive can "
+    "only be read from its beginning; unpack it"
+)
 
 # From this size on, bytes, a member's first bytes are looked at before the rest is read.
 _LARGE = 16 * 2**20
@@ -80,7 +86,8 @@ def zip_members(opened: zipfile.ZipFile, name: str) -> Iterator[Source | Failure
         name: of the archive, for the rows.
     """
     for member in opened.infolist():
-        if not member.is_dir() and has_image_suffix(_last(member.filename)):
+        is_last = opened.NameToInfo.get(member.filename) is member  # of a name twice, as for every program that unpacks
+        if is_last and not member.is_dir() and has_image_suffix(_last(member.filename)):
             read = partial(_read_zip_member, opened, member)
             yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
 
@@ -152,12 +159,37 @@ class StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from None
 
 
+class Repeats:
+    """Finds names that come again in a tar that is compressed or at a URL.
+
+    The last one counts, as tar means it. But such an archive can only be read from its beginning, so when the last one
+    comes, the first has been predicted. It becomes a failure instead of a silent choice. A name costs about 80 bytes.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._times: Counter[str] = Counter()
+
+    def check(self, row: str) -> Failure | None:
+        """Take the next name; return a failure, with a name of its own, if it came before."""
+        key = hash(row)
+        if key not in self._seen:
+            self._seen.add(key)
+            return None
+        self._times[row] += 1
+        return Failure(f"{row} ({self._times[row] + 1})", "read", _AGAIN)
+
+
 def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
     modified = signed_64_bits(archive.stat().st_mtime_ns)
     superseded = _superseded(archive)
+    repeats = Repeats()
     with _open_tar(archive) as opened:
         for index, member in enumerate(tar_headers(opened)):
             if member.isdir() or index in superseded or not has_image_suffix(_last(member.name)):
+                continue
+            if again := repeats.check(f"{name}/{member.name}"):
+                yield again
                 continue
             try:
                 read = _tar_reader(archive, opened, member)

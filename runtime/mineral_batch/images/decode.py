@@ -16,7 +16,7 @@ from mineral_batch.images.best_effort import ended, load_part
 from mineral_batch.images.budget import decode_budget, decoded_size
 from mineral_batch.images.color import ColorTransform, color_transform, to_rgb
 from mineral_batch.images.exif import read_exif
-from mineral_batch.images.formats import open_image
+from mineral_batch.images.formats import Opened, open_image
 from mineral_batch.images.geometry import SIDEWAYS, resize, upright_transpose
 from mineral_batch.images.holes import check_holes
 from mineral_batch.images.jpeg.decode import load_jpeg
@@ -121,7 +121,7 @@ def decode_image(
         if decoded.transform:  # after resizing, where there are few pixels to convert
             pixels = decoded.transform.apply_to_pixels(pixels)
         exif = read_exif(content) if with_exif else None
-        return Image(name, pixels, *decoded.size, exif, decoded.damage)
+        return Image(name, pixels, *decoded.size, exif, decoded.damage, decoded.further)
     # What the machine lacks is no verdict on the image: like a file that cannot be read, the next run tries it again.
     except MissingDecoderError as error:
         return Failure(name, "read", one_line(error))
@@ -140,12 +140,14 @@ class _Decoded(NamedTuple):
         size: (width, height) of the upright photo before any scaling by the decoder.
         transform: what converts the image to sRGB; None if it is sRGB.
         damage: why only a part of it could be decoded; None of a whole image.
+        further: see `images.formats.Opened`.
     """
 
     image: PILImage.Image
     size: tuple[int, int]
     transform: ColorTransform | None
     damage: str | None = None
+    further: int = 0
 
 
 @contextmanager
@@ -154,7 +156,8 @@ def _decode(
 ) -> Iterator[_Decoded]:
     """Decode an image within the memory that is left for it, which is held until the block ends."""
     # A caller's own image is copied: closing and turning must not touch it.
-    image, content = (content.copy(), b"") if isinstance(content, PILImage.Image) else open_image(content, max_pixels)
+    file = Opened(content.copy()) if isinstance(content, PILImage.Image) else open_image(content, max_pixels)
+    image, content, further = file
     with ExitStack() as opened:
         opened.enter_context(image)
         check_pixels(*image.size, max_pixels)
@@ -171,7 +174,7 @@ def _decode(
             except Exception as error:
                 if not (keep_damaged and content):
                     raise
-                image = opened.enter_context(open_image(ended(content), max_pixels)[0])
+                image = opened.enter_context(open_image(ended(content), max_pixels).image)
                 _draft(image, target)
                 part = load_part(image)
                 if part is None:
@@ -187,6 +190,7 @@ def _decode(
                 (width, height) if transpose not in SIDEWAYS else (height, width),
                 None if is_cmyk else transform,
                 damage,
+                further,
             )
 
 

@@ -45,8 +45,8 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     Folders are walked as `find_images` does; a file is read whatever its name; an archive named directly gives its
     images in its own order; a name that does not exist but has `*`, `?` or `[` is a glob (`**` crosses folders), unless
     it comes from a list. URLs come after what is on this machine, see `mineral_batch.images.remote`; a Parquet file
-    named directly gives the images of its column, see `mineral_batch.images.parquet`. If an archive holds a name twice,
-    the last counts in an uncompressed tar on this machine, else the first.
+    named directly gives the images of its column, see `mineral_batch.images.parquet`. Of a name twice in
+    an archive the last counts; in a tar that is compressed or at a URL the first is read, and the others are failures.
 
     Args:
         inputs: names of folders, files, archives, and globs.

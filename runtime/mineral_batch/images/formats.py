@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import logging
 from contextlib import suppress
+from typing import NamedTuple
 
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError, _imaging
@@ -15,7 +16,14 @@ from mineral_batch.images.limits import MAX_PIXELS, BoundedReads, over_pixels, r
 from mineral_batch.images.metadata import without_metadata
 from mineral_batch.images.raw import is_raw, open_raw
 from mineral_batch.images.tiff.load import open_tiff
-from mineral_batch.images.tiff.pages import is_tiff, main_page, read_pages, with_first_page, with_xmp_as_bytes
+from mineral_batch.images.tiff.pages import (
+    count_further,
+    is_tiff,
+    main_page,
+    read_pages,
+    with_first_page,
+    with_xmp_as_bytes,
+)
 from mineral_batch.images.tiff.read import can_read
 from mineral_batch.system import pip_install
 
@@ -52,21 +60,32 @@ def _silence_libtiff() -> None:
 _silence_libtiff()
 
 
-def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Image, bytes]:
+class Opened(NamedTuple):
+    """An open file.
+
+    Attributes:
+        image: its photo.
+        content: the bytes that the image reads: those of the file, in which the photo is made the first image of a
+            TIFF, and metadata that Pillow cannot read are left out; none if it is decoded already.
+        further: how many more photos the file has: pages of a TIFF, images of a HEIC. Frames of an animation are none.
+    """
+
+    image: PILImage.Image
+    content: bytes = b""
+    further: int = 0
+
+
+def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Opened:
     """Open a file: format, size and metadata are read, the pixels are decoded on `load`.
 
     Camera raw, and TIFFs that Pillow decodes wrongly, are decoded at once, if they have no more than `max_pixels`.
-
-    Returns:
-        The image, and the bytes that it reads: those of the file, in which the photo is made the first image of a
-        TIFF, and metadata that Pillow cannot read are left out; none if it is decoded already.
 
     Raises:
         ImageError: if the format is unknown or not supported; `MissingDecoderError` if it needs an optional package.
     """
     raise_pillows_limit(max_pixels)
     if is_raw(content):
-        return open_raw(content, max_pixels), b""
+        return Opened(open_raw(content, max_pixels))
     if is_tiff(content):
         return _open_tiff(content, max_pixels)
     if content.startswith(_PLAIN_NUMBERS) and len(content) > _MAX_PLAIN_NUMBERS:
@@ -85,7 +104,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.I
         image = _opened(content, error)
     if image.format in _EXECUTED | _SLOW:
         raise ImageError(f"{image.format} is not a photo format and is not opened")
-    return image, content
+    return Opened(image, content, getattr(image, "n_frames", 1) - 1 if image.format == "HEIF" else 0)
 
 
 def may_be_image(head: bytes, name: str) -> bool:
@@ -101,25 +120,26 @@ def may_be_image(head: bytes, name: str) -> bool:
     )
 
 
-def _open_tiff(content: bytes, max_pixels: int) -> tuple[PILImage.Image, bytes]:
+def _open_tiff(content: bytes, max_pixels: int) -> Opened:
     pages = read_pages(content)
     page = main_page(pages)
     if page is None:
         raise ImageError("image file is truncated")
+    further = count_further(pages, page)
     if can_read(page):
-        return open_tiff(content, page, max_pixels), b""
+        return Opened(open_tiff(content, page, max_pixels), b"", further)
     if page is not pages[0]:
         content = with_first_page(content, page)
     content = with_xmp_as_bytes(content, page)
     try:
-        return PILImage.open(BoundedReads(content)), content
+        return Opened(PILImage.open(BoundedReads(content)), content, further)
     except ImageError:
         raise
     except Exception as error:
         if can_read(page, ordinary=True):
-            return open_tiff(content, page, max_pixels), b""
+            return Opened(open_tiff(content, page, max_pixels), b"", further)
         content = without_metadata(content)
-        return _opened(content, error), content
+        return Opened(_opened(content, error), content, further)
 
 
 def _opened(content: bytes, earlier: Exception) -> PILImage.Image:

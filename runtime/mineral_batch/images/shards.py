@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mineral_batch.errors import ImageError, one_line
-from mineral_batch.images.archives import StrictTarInfo, read_image_member, tar_headers, zip_members
+from mineral_batch.images.archives import Repeats, StrictTarInfo, read_image_member, tar_headers, zip_members
 from mineral_batch.images.names import has_image_suffix
 from mineral_batch.images.versions import same_version
 from mineral_batch.storage.errors import StoreError
@@ -47,11 +47,15 @@ def shard_members(url: Url, name: str, version: int) -> Iterator[Source | Failur
 
 
 def _tar(file: BinaryIO, name: str, version: int) -> Iterator[Source | Failure]:
+    repeats = Repeats()
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictTarInfo) as opened:
         for member in tar_headers(opened):
             if member.isdir() or not has_image_suffix(member.name.rpartition("/")[2]):
                 continue
             row = f"{name}/{member.name}"
+            if again := repeats.check(row):
+                yield again
+                continue
             try:
                 content = read_image_member(opened, member)
             except ImageError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mineral_batch.errors import one_line
+from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.boxes import is_cut_off
 from mineral_batch.images.formats import JXL_SIGNATURES
 
@@ -20,7 +20,9 @@ def reason_of(error: Exception, content: object) -> str:
         content: the file's bytes; anything else tells nothing more.
     """
     reason = one_line(error)
-    if reason.startswith(("damaged:", _TRUNCATED)) or not isinstance(content, bytes):
+    # What our own code says is clear, but for what it takes from Pillow.
+    is_clear = isinstance(error, ImageError) and not reason.startswith("not an image")
+    if is_clear or reason.startswith(_TRUNCATED) or not isinstance(content, bytes):
         return reason
     if _is_truncated(content):
         return _TRUNCATED

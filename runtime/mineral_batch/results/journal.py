@@ -48,7 +48,7 @@ _SECONDS_FOR_A_CHUNK = 0.01
 _BYTES_AT_ONCE = 32 * 2**20
 
 # Of the tables below; kept in SQLite's own `user_version`, which is 0 in a new file.
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 # Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' results.
 _TABLES = {
     "fingerprint": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
@@ -56,10 +56,10 @@ _TABLES = {
     "modified INTEGER NOT NULL",
     "result": "name BLOB PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, probabilities BLOB, "
     "width INTEGER, height INTEGER, has_capture INTEGER NOT NULL, time TEXT, latitude REAL, longitude REAL, "
-    "stage TEXT, reason TEXT, familiarity REAL, checksum INTEGER",
+    "stage TEXT, reason TEXT, familiarity REAL, further INTEGER, checksum INTEGER",
 }
 _IDENTITY = "name, size, modified"
-_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason, familiarity"
+_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason, familiarity, further"
 _COLUMNS = f"{_IDENTITY}, {_VALUES}, checksum"
 # Views of this connection only, kept in no file. A listed image's result counts if the file is still what it was.
 _VIEWS = (
@@ -160,8 +160,10 @@ class Journal:
         self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
     def _upgrade(self, version: int) -> None:
-        """Bring the tables of an earlier version up to date: 2 added checksums, 3 the familiarity."""
-        self._db.execute("ALTER TABLE result ADD COLUMN familiarity REAL")
+        """Bring the tables of an earlier version up to date: 2 added checksums, 3 the familiarity, 4 further photos."""
+        self._db.execute("ALTER TABLE result ADD COLUMN further INTEGER")
+        if version <= 2:
+            self._db.execute("ALTER TABLE result ADD COLUMN familiarity REAL")
         if version == 1:
             self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
             self._db.create_function("checksum_of", -1, lambda *row: checksum(row), deterministic=True)

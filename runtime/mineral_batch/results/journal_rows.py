@@ -13,7 +13,8 @@ import numpy as np
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result, Source
 
 #: name, size, modified, probabilities, width, height, has_capture, time, latitude, longitude, stage, reason,
-#: familiarity, checksum. The reason is that of a failure, or the damage of an image that was predicted nevertheless.
+#: familiarity, further, checksum. The reason is that of a failure, or the damage of an image that was predicted
+#: nevertheless.
 Row = Sequence[Any]
 
 _DAMAGED = "the saved result is damaged: name this image again to predict it again"
@@ -34,14 +35,14 @@ def _signed(value: int) -> int:
 def encode_values(result: Result) -> tuple[Any, ...]:
     """Return the columns of a result after the first three, as SQLite gives them back."""
     if isinstance(result, Failure):
-        return None, None, None, 0, None, None, None, result.stage, _text(result.reason), None
+        return None, None, None, 0, None, None, None, result.stage, _text(result.reason), None, None
     probabilities = np.ascontiguousarray(result.probabilities, "<f4").tobytes()
     exif = result.exif or ExifInfo()
     place = (None if value is None else float(value) for value in (exif.latitude, exif.longitude))
     shape = result.width, result.height, int(result.exif is not None)
     familiarity = None if result.familiarity is None else float(result.familiarity)
     damage = None if result.damage is None else _text(result.damage)
-    return probabilities, *shape, exif.time, *place, None, damage, familiarity
+    return probabilities, *shape, exif.time, *place, None, damage, familiarity, result.further
 
 
 def _text(line: str) -> str:
@@ -49,10 +50,12 @@ def _text(line: str) -> str:
 
 
 def checksum(row: Row) -> int:
-    """Return the CRC-32 of all columns but the last; without the familiarity, which is newer, where there is none."""
-    name, size, modified, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, extra = row
+    """Return the CRC-32 of all columns but the last; without the newer ones, where there is nothing in them."""
+    name, size, modified, probabilities, width, height, has_exif, time_, latitude, longitude, *rest = row
+    stage, reason, familiarity, further = rest
     text = f"{size} {modified} {width} {height} {has_exif} {time_} {latitude} {longitude} {stage} {reason}"
-    text += "" if extra is None else f" {extra}"
+    text += "" if familiarity is None else f" {familiarity}"
+    text += f" further {further}" if further else ""
     return zlib.crc32(b"%b|%b|%b" % (name, probabilities or b"", text.encode()))
 
 
@@ -92,11 +95,13 @@ class Listed:
 
 def decode_result(row: Row) -> Result:
     """Return the result of a row; a failure if the row is damaged."""
-    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, stage, reason, familiarity, _ = row
+    name, _, _, probabilities, width, height, has_exif, time_, latitude, longitude, *rest = row
+    stage, reason, familiarity, further, _ = rest
     if not is_intact(row):
         return Failure(os.fsdecode(name), "read", _DAMAGED)
     if probabilities is None:
         return Failure(os.fsdecode(name), stage, reason)
     exif = ExifInfo(time_, latitude, longitude) if has_exif else None
     values = np.frombuffer(probabilities, "<f4")
-    return Prediction(os.fsdecode(name), values, width, height, exif, familiarity=familiarity, damage=reason)
+    more = {"familiarity": familiarity, "damage": reason, "further": further or 0}
+    return Prediction(os.fsdecode(name), values, width, height, exif, **more)

@@ -49,6 +49,7 @@ class TableCounts:
         unfamiliar: rows of images that look like nothing that the model was trained on.
         familiar: rows whose familiarity is known.
         damaged: rows of damaged images, predicted from what could be decoded.
+        further: files with more photos, which were not read.
     """
 
     predicted: int = 0
@@ -58,6 +59,7 @@ class TableCounts:
     unfamiliar: int = 0
     familiar: int = 0
     damaged: int = 0
+    further: int = 0
 
     @property
     def failed(self) -> int:
@@ -76,6 +78,13 @@ class TableCounts:
         }
         return cls(**values)
 
+    def further_line(self) -> str:
+        """Return one line for the user about photos that were not read; empty if there is nothing to say."""
+        if not self.further:
+            return ""
+        files = "1 file has" if self.further == 1 else f"{self.further:,} files have"
+        return f"Not read: {files} further pages or images; only the first of each was predicted"
+
     def add(self, row: TableRow | Failure) -> None:
         """Count one row."""
         if isinstance(row, Failure):
@@ -85,6 +94,7 @@ class TableCounts:
             self.minerals.update(row.minerals)
             self.blank += not row.minerals
             self.damaged += row.result.damage is not None
+            self.further += row.result.further > 0
             if (familiarity := row.result.familiarity) is not None:
                 self.familiar += 1
                 self.unfamiliar += familiarity < UNFAMILIAR

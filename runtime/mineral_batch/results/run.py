@@ -371,6 +371,7 @@ class _Attempt:
                 "predicted": counts.predicted,
                 "failed": counts.failed,
                 "damaged": counts.damaged,
+                "files_with_further_images": counts.further,
                 "failed_by_stage": dict(sorted(counts.failures.items())),
                 "from_earlier_runs": summary.reused,
                 "of_other_inputs": summary.kept,

@@ -208,6 +208,33 @@ def test_of_a_name_twice_in_a_tar_the_last_counts(tmp_path: Path) -> None:
     assert same.read() == versions[1]
 
 
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_a_name_that_comes_again_in_a_compressed_tar_is_a_failure(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with tarfile.open(path, f"w:{suffix.rpartition('.')[2]}") as archive:
+        for name in ("same.png", "other.png", "same.png", "same.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(PNG)
+            archive.addfile(member, io.BytesIO(PNG))
+    found = list(find_sources([path]))
+    assert [source.name for source in found if isinstance(source, Source)] == [f"{path}/same.png", f"{path}/other.png"]
+    failures = [failure for failure in found if isinstance(failure, Failure)]
+    assert [failure.path for failure in failures] == [f"{path}/same.png (2)", f"{path}/same.png (3)"]
+    assert {failure.stage for failure in failures} == {"read"}
+    assert "a later version of an image above, not read" in failures[0].reason
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_a_name_twice_in_a_zip_the_last_counts(tmp_path: Path) -> None:
+    last = encode(scene(9, 7, seed=3), "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for content in (PNG, last):
+            archive.writestr("same.png", content)
+    (source,) = find_sources([tmp_path / "a.zip"])
+    assert isinstance(source, Source)
+    assert source.read() == last
+
+
 def test_one_bad_name_in_a_zip_costs_no_other_image(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:

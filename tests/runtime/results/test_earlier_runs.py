@@ -213,13 +213,19 @@ def test_a_damaged_result_of_other_inputs_is_a_failure_not_a_wrong_row(predict: 
     assert sorted(paths()) == DAY1 + DAY2
 
 
-def test_a_journal_without_checksums_is_brought_up_to_date(predict: Any) -> None:
+@pytest.mark.parametrize(
+    ("version", "later"),
+    [(1, ("checksum", "familiarity", "further")), (2, ("familiarity", "further")), (3, ("further",))],
+)
+def test_a_journal_of_an_earlier_release_is_brought_up_to_date(
+    predict: Any, version: int, later: tuple[str, ...]
+) -> None:
     predict("day1", "--columns", "captured,gps")
     before = Path("out/predictions.csv").read_bytes()
     with sqlite3.connect(Path("out", JOURNAL)) as db:
-        db.execute("ALTER TABLE result DROP COLUMN checksum")
-        db.execute("ALTER TABLE result DROP COLUMN familiarity")
-        db.execute("PRAGMA user_version = 1")
+        for column in later:
+            db.execute(f"ALTER TABLE result DROP COLUMN {column}")
+        db.execute(f"PRAGMA user_version = {version}")
     db.close()
     done = predict("day1", "--columns", "captured,gps")
     assert "3 images already done by an earlier run" in done.stdout

@@ -115,6 +115,7 @@ def test_run_json_says_what_was_done(album: Path, tmp_path: Path, predictor: Pre
         "of_other_inputs": 0,
         "damaged_results_predicted_again": 0,
         "damaged": 0,
+        "files_with_further_images": 0,
     }
     assert (len(record["inputs"]), record["inputs_named"]) == (100, 151)
     assert record["tables"] == ["predictions.csv", "predictions.jsonl", "per-image", "failures.csv"]

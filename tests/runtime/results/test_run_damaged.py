@@ -14,6 +14,7 @@ from mineral_batch import Failure, Prediction, Predictor
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.processes.pool import is_supported
 from mineral_batch.report.data import pages
+from mineral_batch.report.groups import Groups
 from mineral_batch.results.check import check
 from mineral_batch.results.read import read_results
 from mineral_batch.results.run import run
@@ -62,7 +63,7 @@ def test_marked_in_every_table_and_the_report(folder: Path, tmp_path: Path, tole
     assert summary.counts is not None
     assert (summary.counts.damaged, json.loads((target / "run.json").read_text())["pictures"]["damaged"]) == (1, 1)
     assert list(check(target)) == []
-    assert next(pages(read_results(target), None))["damaged"] == {1: marks[DAMAGED]}
+    assert next(pages(read_results(target), None, Groups()))["damaged"] == {1: marks[DAMAGED]}
 
 
 def test_what_was_decoded_is_that_of_the_whole_image(folder: Path) -> None:

@@ -83,6 +83,7 @@ class Decoded(NamedTuple):
     height: int
     exif: ExifInfo | None
     damage: str | None
+    further: int
 
 
 class Answer(NamedTuple):
@@ -168,7 +169,7 @@ class _Worker:
             row[...] = 0
             return image
         row[...] = image.pixels
-        return Decoded(image.width, image.height, image.exif, image.damage)
+        return Decoded(image.width, image.height, image.exif, image.damage, image.further)
 
     def _buffer(self, offset: int, rows: int) -> Pixels:
         """(rows, H, W, 3) uint8 at `offset` of the shared memory."""

@@ -76,6 +76,11 @@ def main_page(pages: list[Page]) -> Page | None:
     return max(full, key=lambda page: page.pixels, default=pages[0])
 
 
+def count_further(pages: list[Page], main: Page) -> int:
+    """Return how many images of a file are neither the photo nor a smaller version or a part of another image."""
+    return sum(page is not main and page.in_chain and not page.is_reduced and page.pixels > 0 for page in pages)
+
+
 def with_first_page(content: bytes, page: Page) -> bytes:
     """Return the same file with another image as its first."""
     order = page.order
