@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import ImageError
 from mineral_batch.images.archives import is_archive, refuse_archive
+from mineral_batch.images.inventory import inventory_objects, is_inventory
 from mineral_batch.images.limits import MAX_BYTES, check_bytes
 from mineral_batch.images.names import SYSTEM_FOLDERS, has_image_suffix
 from mineral_batch.images.parquet import is_parquet, parquet_rows
@@ -43,7 +44,8 @@ def find_remote(names: Iterable[str], skipped: Skipped | None = None) -> Iterato
     """Find the images at URLs, lazily, each once and in a fixed order.
 
     A prefix that ends with `/`, or under whose name there is no object, gives the images below it as a folder does;
-    an archive or a Parquet file named directly gives its images; any other object is read whatever its name.
+    an archive or a Parquet file named directly gives its images, the manifest of an S3 Inventory report the images that
+    the report lists; any other object is read whatever its name.
 
     Args:
         names: URLs.
@@ -172,7 +174,7 @@ def _look(url: Url) -> _Found:
 
 def _names_object(url: Url) -> bool:
     path = url.path
-    return has_image_suffix(path.rpartition("/")[2]) or is_archive(path) or is_parquet(path)
+    return has_image_suffix(path.rpartition("/")[2]) or is_archive(path) or is_parquet(path) or is_inventory(url)
 
 
 @dataclass
@@ -191,7 +193,9 @@ class _Walk:
     def images(self, url: Url, found: _Found) -> Iterator[Source | Failure]:
         if isinstance(found, NoSuchObjectError) and not url.is_web and not _names_object(url):
             found, url = None, replace(url, key=f"{url.key}/")
-        if found is None and not url.is_web:
+        if is_inventory(url) and isinstance(found, Entry):
+            yield from self._reported(url)
+        elif found is None and not url.is_web:
             yield from self._below(url)
         elif str(url) not in self._named and not self._is_walked(url):
             self._named.add(str(url))
@@ -210,6 +214,12 @@ class _Walk:
             if self._is_image(entry.key, url.key) and not entry.key.startswith(inner) and str(found) not in self._named:
                 yield _source(found, entry)
         self._prefixes.append((url.root, url.key))
+
+    def _reported(self, url: Url) -> Iterator[Source | Failure]:
+        for bucket, entry in inventory_objects(url):
+            found = Url("s3", f"s3://{bucket}", entry.key)
+            if self._is_image(entry.key, "") and str(found) not in self._named and not self._is_walked(found):
+                yield _source(found, entry)
 
     def _is_image(self, key: str, prefix: str) -> bool:
         *folders, name = key[len(prefix) :].split("/")

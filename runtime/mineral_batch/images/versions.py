@@ -19,7 +19,7 @@ def version_of(entry: Entry) -> int:
     """Return a number that changes with the content: of the ETag, or the time where there is none; 0 if unknown."""
     if not entry.etag:
         return signed_64_bits(entry.modified)
-    digest = hashlib.sha256(entry.etag.removeprefix("W/").encode()).digest()
+    digest = hashlib.sha256(entry.etag.removeprefix("W/").strip('"').encode()).digest()
     return signed_64_bits(int.from_bytes(digest[:8], "big"))
 
 
