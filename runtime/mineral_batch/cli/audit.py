@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from mineral_batch.cli.console import counted
-from mineral_batch.evaluation.audit import suspects
+from mineral_batch.errors import DataError
+from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.results.csv import shown, write_csv
@@ -38,6 +40,11 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
     metavar="RULE",
     help="Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV.",
 )
+@click.option(
+    "--features", is_flag=True, help="Find look-alikes by what the model sees in the photographs, not by its answers."
+)
+@click.option("--photos", type=_PATH, metavar="DIR", help="With --features: where relative paths start.")
+@click.option("-m", "--model", type=_PATH, help="With --features: the model. [default: that of the run]")
 @click.option("-o", "--output", type=_PATH, help="Table to write. [default: audit.csv in RESULTS]")
 @click.option(
     "--count",
@@ -47,7 +54,15 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
     help="Write at most this many labels, worst first.",
 )
 def audit(
-    labels: Path, results: Path, split: str | None, specimen: str | None, output: Path | None, count: int
+    labels: Path,
+    results: Path,
+    split: str | None,
+    specimen: str | None,
+    features: bool,
+    photos: Path | None,
+    model: Path | None,
+    output: Path | None,
+    count: int,
 ) -> None:
     """Find existing labels that look wrong: the model finds another mineral much more likely.
 
@@ -55,6 +70,10 @@ def audit(
     trained on these labels. The table lists the worst first, with the mineral that the model suggests and with images
     of that mineral that the model finds alike. `mineral-batch review RESULTS --labels LABELS` shows them in this order.
     """
+    if features and specimen is not None:
+        raise click.UsageError("--features compares photographs: leave --specimen out")
+    if (photos or model) and not features:
+        raise click.UsageError("--photos and --model are for --features")
     table = table_in(results) if results.is_dir() else results
     joined = join(table, labels, split)
     if specimen is not None:
@@ -62,10 +81,37 @@ def audit(
     noun = "specimen" if specimen is not None else "image"
     predictions = joined.predictions
     found = list(suspects(predictions.scores, joined.truth, predictions.labels, count))
+    if features:
+        found = _by_features(joined, found, table.parent, photos, model)
     target = output or table.parent / "audit.csv"
     columns = (COLUMNS[0] if specimen is None else "specimen", *COLUMNS[1:])
     write_csv(target, columns, (_row(joined, suspect) for suspect in found))
     click.echo("\n".join([*_lines(joined, found, noun), f"Table: {target}"]))
+
+
+def _by_features(
+    joined: Joined, found: list[Suspect], folder: Path, photos: Path | None, model: Path | None
+) -> list[Suspect]:
+    from tqdm import tqdm
+
+    from mineral_batch.report.thumbnails import find_base
+    from mineral_batch.results.read import read_results
+    from mineral_batch.review import alike
+    from mineral_batch.review.features import FeatureExtractor, FeatureStore, model_of
+    from mineral_batch.review.reading import Reader
+
+    base = photos or find_base(joined.predictions.paths, [Path(), folder, folder.parent])
+    file = model or model_of(read_results(folder), base)
+    if file is None:
+        raise DataError("the model of this run is not here as it was: name it with --model, or leave --features out")
+    paths = [joined.predictions.paths[row] for row in alike.needed(joined, found)]
+    store = FeatureStore(folder, FeatureExtractor(file))
+    try:
+        with tqdm(total=len(paths), unit=" images", desc="features", disable=None, leave=False) as bar:
+            alike.compute(paths, store, Reader(base), bar.update)
+        return list(alike.by_features(joined, found, store))
+    finally:
+        store.close()
 
 
 def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
@@ -85,8 +131,9 @@ def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
 
 def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
     likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
+    wrong = int((suspicion(joined.predictions.scores, joined.truth) >= np.log(LIKELY)).sum())  # also those left out
     lines = [
-        f"{counted(len(joined.truth), f'labeled {noun}')}; of {len(likely):,} the label looks wrong "
+        f"{counted(len(joined.truth), f'labeled {noun}')}; of {wrong:,} the label looks wrong "
         f"(the odds of another are {LIKELY:g} times as high or more)"
     ]
     for suspect in found[:_SHOWN]:

@@ -72,7 +72,8 @@ def test_the_worst_labels_come_first_with_a_suggestion_and_look_alikes(results: 
 
 
 def test_a_count_keeps_the_worst(results: Path, tmp_path: Path) -> None:
-    run(results.parent / "labels.csv", results, "--count", 1, "-o", tmp_path / "out.csv")
+    text = run(results.parent / "labels.csv", results, "--count", 1, "-o", tmp_path / "out.csv")
+    assert "of 2 the label looks wrong" in text, "also the one that is not written"
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
     assert not (results / "audit.csv").exists()
 
