@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.contract import InputSpec
+from mineral_batch.system import pip_install
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class _SimpleJpeg:
         try:
             self._decode = importlib.import_module("simplejpeg").decode_jpeg
         except ImportError:
-            raise BackendError("simplejpeg is not installed: pip install simplejpeg") from None
+            raise BackendError(f"simplejpeg does not load: {pip_install('cpu')}") from None
         self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
         self._side, self._pool = side, ThreadPoolExecutor(workers)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mineral_batch.evaluation.calibration import CalibrationFigures
     from mineral_batch.model.contract import ModelContract
 
+#: Names of the split that models are trained on.
+TRAINING_SPLITS = ("train", "training")
 _SHOWN = 5
 
 
@@ -75,6 +77,11 @@ def _join_text(joined: Joined, compared: Comparison) -> list[str]:
         lines.append(
             f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "
             "trained on one of them, the figures are too good: choose one with --split"
+        )
+    if compared.split is not None and compared.split.casefold() in TRAINING_SPLITS:
+        lines.append(
+            f"Warning: models are trained on the split {compared.split}; the figures of a model that has seen these "
+            "images are too good"
         )
     return lines
 

@@ -33,10 +33,6 @@ _NO_QDQ_REWRITES = ("session.disable_quant_qdq", "1")
 #: A session's option, so that `nodes_elsewhere` can tell (ONNX Runtime 1.24 on; earlier releases ignore it).
 RECORD_ASSIGNMENT = ("session.record_ep_graph_assignment_info", "1")
 
-CLASH_FIX = (
-    "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
-    "(or onnxruntime on a machine without an NVIDIA GPU)"
-)
 # Such as `/onnxruntime_src/core/x.cc:63 static void f(const T&) [ONNXRuntimeError] : 1 : FAIL : the reason`.
 _SOURCE = re.compile(r"^/\S+:\d+ .*?(?=\[ONNXRuntimeError\])")
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -57,7 +53,8 @@ def onnxruntime_with(provider: str) -> Any:
         return onnxruntime
     if is_clash():
         raise BackendError(
-            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: {CLASH_FIX}"
+            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall -y "
+            f"onnxruntime onnxruntime-gpu, then {pip_install('gpu')} (or {pip_install('cpu')} without an NVIDIA GPU)"
         )
     raise BackendError(
         f"the installed ONNX Runtime {onnxruntime.__version__} has no {provider}: "

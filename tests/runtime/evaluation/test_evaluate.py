@@ -272,6 +272,26 @@ def test_tune_needs_a_model_or_a_place_for_a_copy_of_the_starter(world):
         assert "--model and --output need --tune" in run(world.predictions(), world.labels(), *option, code=2).stderr
 
 
+def test_thresholds_that_no_image_supports_are_written_only_by_force(world):
+    """Thirty images cannot guarantee 99.9 % with 95 % confidence: that needs about 3,000 without a mistake."""
+    model = calibrated(world.model())
+    words = (world.predictions(), world.labels(), "--split", "val", "--tune", "precision=0.999", "--model", model)
+    before = model.read_bytes()
+    refused = run(*words, code=1).stderr
+    assert "these 30 images guarantee precision 0.999 for no mineral" in refused
+    assert "use --force" in refused
+    assert model.read_bytes() == before
+    run(*words, "--force")
+    assert read_contract(model).provenance["thresholds"]["without_promise"] == list(LABELS)
+
+
+@pytest.mark.parametrize(("split", "is_warned"), [("train", True), ("Training", True), ("val", False)])
+def test_figures_of_training_images_are_said_to_be_too_good(world, split, is_warned):
+    labels = world.labels([[path, names, split] for path, names, _ in world.label_rows])
+    out = run(world.predictions(), labels, "--split", split).stdout
+    assert ("are trained on the split" in out) == is_warned
+
+
 def test_tuned_thresholds_go_into_a_copy_and_leave_the_model_alone(world):
     model, copy = world.model(), world.folder / "tuned.onnx"
     before = model.read_bytes()

@@ -29,6 +29,15 @@ def test_thumbnails_show_the_photos_and_missing_photos_do_no_harm(run: Path) -> 
     assert f"No thumbnail for 3 of {len(ROWS)} images" in done.output
 
 
+def test_the_table_names_its_folder(run: Path) -> None:
+    for given in ("results", "results/predictions.csv"):
+        done = CliRunner().invoke(main, ["report", given, "-o", "page.html"])
+        assert done.exit_code == 0, done.output
+        assert "page.html" in done.output
+        Path("page.html").rename(f"{Path(given).name}.html")
+    assert Path("results.html").read_bytes() == Path("predictions.csv.html").read_bytes()
+
+
 def test_photos_are_found_from_another_folder_and_in_archives(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.make_archive("box", "zip", root_dir=".", base_dir="photos")
     write_predictions(run / "predictions.csv", [("box.zip/photos/b.jpg", ROWS[1][1], ""), ROWS[0]])

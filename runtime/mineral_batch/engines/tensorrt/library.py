@@ -119,7 +119,5 @@ def load_library(name: str | None = None) -> Library:
 def _recent_enough(library: Library) -> Library:
     release = tuple(int(part) for part in library.version.split(".")[:2])
     if library.name == "tensorrt" and release < _OLDEST:
-        raise BackendError(
-            f"TensorRT {library.version} is too old for typed half precision: pip install --upgrade 'tensorrt>=10.12'"
-        )
+        raise BackendError(f"TensorRT {library.version} is too old for typed half precision: {pip_install('trt')}")
     return library

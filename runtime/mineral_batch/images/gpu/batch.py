@@ -15,6 +15,7 @@ from mineral_batch.cuda.probe import cuda_version
 from mineral_batch.errors import BackendError
 from mineral_batch.images.gpu.jpeg import MAX_PIXELS
 from mineral_batch.images.gpu.resize import Resizer
+from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -188,6 +189,10 @@ def _stderr_to_log() -> Iterator[None]:
 
 
 def install_command() -> str:
-    """Return the command that installs nvImageCodec and nvJPEG for this driver's CUDA version."""
-    major = "12" if cuda_version().startswith("12.") else "13"
-    return f'pip install "nvidia-nvimgcodec-cu{major}[nvjpeg]"'
+    """Return the command that installs nvImageCodec and nvJPEG for this driver's CUDA version.
+
+    The extra is for CUDA 13; an older driver needs the wheel for CUDA 12 in its place.
+    """
+    if cuda_version().startswith("12."):
+        return "pip install 'nvidia-nvimgcodec-cu12[nvjpeg]'"
+    return pip_install("gpu-decode")
