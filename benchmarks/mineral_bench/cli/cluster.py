@@ -16,7 +16,7 @@ _COUNT = click.IntRange(1)
 
 @click.command()
 @click.option(
-    "--workers", multiple=True, default=(1, 2, 4, 8), show_default=True, type=_COUNT, help="Workers; repeatable."
+    "--workers", multiple=True, default=(1, 2, 4, 8), show_default=True, type=_COUNT, help="Workers. Repeatable."
 )
 @click.option("--rate", default=3000.0, show_default=True, type=click.FloatRange(1), help="Images/s of an engine.")
 @click.option("--latency", default=0.03, show_default=True, type=click.FloatRange(0), help="Seconds of a request.")
@@ -29,7 +29,7 @@ _COUNT = click.IntRange(1)
     default=(10_000, 100_000, 1_000_000),
     show_default=True,
     type=_COUNT,
-    help="Objects in a bucket whose listing, resume and memory are measured; repeatable.",
+    help="Objects in a bucket whose listing, resume and memory are measured. Repeatable.",
 )
 @output
 def cluster(

@@ -46,7 +46,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     default=(1_000_000, 50_000_000),
     show_default=True,
     type=click.IntRange(1),
-    help="Photographs; repeatable.",
+    help="Photographs. Repeatable.",
 )
 @click.option(
     "--machine",
@@ -55,7 +55,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     default=_LISTED,
     show_default=True,
     callback=_machines,
-    help="NAME=GPUSxRATE,VCPUS,PRICE: images a second of a GPU, dollars an hour; repeatable.",
+    help="NAME=GPUSxRATE,VCPUS,PRICE: images a second of a GPU, dollars an hour. Repeatable.",
 )
 @click.option("--core-ms", default=1.0, show_default=True, type=_POSITIVE, help="Core-milliseconds to decode an image.")
 @click.option(

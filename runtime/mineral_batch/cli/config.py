@@ -49,6 +49,9 @@ COMMANDS = frozenset(
         "scaling",
         "memory",
         "feed",
+        "cost",
+        "bombs",
+        "cluster",
         "gpu",
         "gpu-pieces",
     ]
