@@ -14,6 +14,10 @@ _COMMANDS = {
     "feed": ("mineral_bench.cli.feed:feed", "Images a second into an engine; extrapolation to more cores."),
     "cluster": ("mineral_bench.cli.cluster:cluster", "Scaling of a cluster run, by simulation."),
     "cost": ("mineral_bench.cli.cost:cost", "Machines, hours and money for a number of photographs."),
+    "reviewing": (
+        "mineral_bench.cli.reviewing:reviewing",
+        "What a simulated reviewer's labels are worth.",
+    ),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
     "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of files that promise gigabytes."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Measure everything that needs a GPU, in stages."),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -37,6 +38,7 @@ CREATE TABLE IF NOT EXISTS decision (
     undoes INTEGER REFERENCES decision (number)
 )
 """
+_INSERT = "INSERT INTO decision (path, status, minerals, machine, reviewer, time, undoes) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Decisions:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / DECISIONS
         self._lock = threading.Lock()
+        self._current: dict[str, list[Decision]] = {}  # path -> its decisions, the last one in force
+        self._made: list[Decision] = []  # all of these, in their order
+        #: Status -> how many images have it.
+        self.counts: Counter[str] = Counter()
         try:
             self._db = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -85,7 +91,7 @@ class Decisions:
             self._db.execute(_TABLE)
             self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
             self._db.execute("COMMIT")
-            self._current = self._replayed()
+            self._replay()
         except sqlite3.DatabaseError as error:
             self._refuse(error)
 
@@ -105,25 +111,24 @@ class Decisions:
             ) from None
         raise DataError(f"cannot use {self.path}: {error}; move it away to begin anew") from None
 
-    def _replayed(self) -> dict[str, list[Decision]]:
-        """Path -> its decisions that were not undone, the last one in force."""
-        current: dict[str, list[Decision]] = {}
+    def _replay(self) -> None:
+        """Read the decisions that were not undone."""
         for row in self._db.execute(
             "SELECT path, status, minerals, machine, reviewer, time, number FROM decision WHERE undoes IS NULL "
             "AND number NOT IN (SELECT undoes FROM decision WHERE undoes IS NOT NULL) ORDER BY number"
         ):
             path, status, minerals, machine, reviewer, time, number = row
-            decision = Decision(
-                path.decode("utf-8", "surrogateescape"),
-                status,
-                tuple(json.loads(minerals)),
-                tuple(json.loads(machine)),
-                reviewer,
-                time,
-                number,
+            self._take(
+                Decision(
+                    path.decode("utf-8", "surrogateescape"),
+                    status,
+                    tuple(json.loads(minerals)),
+                    tuple(json.loads(machine)),
+                    reviewer,
+                    time,
+                    number,
+                )
             )
-            current.setdefault(decision.path, []).append(decision)
-        return current
 
     def decide(
         self, path: str, status: str, minerals: Sequence[str], *, machine: Sequence[str], reviewer: str
@@ -133,12 +138,28 @@ class Decisions:
         Raises:
             DataError: if the disk refuses it.
         """
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+        decision = Decision(path, status, tuple(minerals), tuple(machine), reviewer, now())
+        (recorded,) = self.decide_all([decision])
+        return recorded
+
+    def decide_all(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """Record decisions, all or none; they are on disk when this returns.
+
+        Args:
+            decisions: without numbers.
+
+        Returns:
+            The same with their numbers.
+
+        Raises:
+            DataError: if the disk refuses them.
+        """
         with self._lock:
-            number = self._insert(path, status, minerals, machine, reviewer, time, None)
-            decision = Decision(path, status, tuple(minerals), tuple(machine), reviewer, time, number)
-            self._current.setdefault(path, []).append(decision)
-        return decision
+            numbers = self._insert([(decision, None) for decision in decisions])
+            recorded = [replace(one, number=number) for one, number in zip(decisions, numbers, strict=True)]
+            for decision in recorded:
+                self._take(decision)
+        return recorded
 
     def undo(self, *, reviewer: str) -> Decision | None:
         """Take back the last decision that is in force and return it; None if there is none.
@@ -147,38 +168,42 @@ class Decisions:
             DataError: if the disk refuses it.
         """
         with self._lock:
-            last = max((stack[-1] for stack in self._current.values()), key=lambda d: d.number, default=None)
-            if last is None:
+            if not self._made:
                 return None
-            time = datetime.now(UTC).isoformat(timespec="seconds")
-            self._insert(last.path, "undo", (), (), reviewer, time, last.number)
-            self._current[last.path].pop()
-            if not self._current[last.path]:
+            last = self._made[-1]
+            self._insert([(Decision(last.path, "undo", (), (), reviewer, now()), last.number)])
+            self._made.pop()
+            stack = self._current[last.path]
+            stack.pop()
+            self.counts[last.status] -= 1
+            if stack:
+                self.counts[stack[-1].status] += 1
+            else:
                 del self._current[last.path]
         return last
 
-    def _insert(
-        self,
-        path: str,
-        status: str,
-        minerals: Sequence[str],
-        machine: Sequence[str],
-        reviewer: str,
-        time: str,
-        undoes: int | None,
-    ) -> int:
-        name = path.encode("utf-8", "surrogateescape")
-        values = (name, status, json.dumps(list(minerals)), json.dumps(list(machine)), reviewer, time, undoes)
+    def _take(self, decision: Decision) -> None:
+        """Add a recorded decision, the latest one, to those in force."""
+        stack = self._current.setdefault(decision.path, [])
+        if stack:
+            self.counts[stack[-1].status] -= 1
+        stack.append(decision)
+        self.counts[decision.status] += 1
+        self._made.append(decision)
+
+    def _insert(self, rows: Sequence[tuple[Decision, int | None]]) -> list[int]:
+        """Append rows in one transaction, each with the number of what it undoes; returns their numbers."""
+        numbers = []
         try:
-            done = self._db.execute(
-                "INSERT INTO decision (path, status, minerals, machine, reviewer, time, undoes) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            with self._db:
+                self._db.execute("BEGIN")
+                for decision, undoes in rows:
+                    done = self._db.execute(_INSERT, (*_cells(decision), undoes))
+                    assert done.lastrowid is not None
+                    numbers.append(done.lastrowid)
         except sqlite3.DatabaseError as error:
             raise DataError(f"cannot write {self.path}: {error}; free some space, then decide again") from None
-        assert done.lastrowid is not None
-        return done.lastrowid
+        return numbers
 
     def get(self, path: str) -> Decision | None:
         """The decision in force about an image."""
@@ -202,6 +227,18 @@ class Decisions:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def now() -> str:
+    """The time as decisions have it: ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cells(decision: Decision) -> tuple[object, ...]:
+    """The columns of a row, up to `undoes`."""
+    name = decision.path.encode("utf-8", "surrogateescape")
+    minerals, machine = json.dumps(list(decision.minerals)), json.dumps(list(decision.machine))
+    return name, decision.status, minerals, machine, decision.reviewer, decision.time
 
 
 def read_decisions(folder: str | Path) -> list[Decision]:

@@ -177,18 +177,15 @@ class _Pages:
     @_answering
     async def decide(self, request: Request) -> Response:
         body = await _json(request)
-        decisions = body["decisions"]
-        for decision in decisions:
-            await run_in_threadpool(
-                self._review.decide, int(decision["row"]), str(decision["status"]), _texts(decision["minerals"])
-            )
-        return JSONResponse({"counts": self._review.state()["counts"]})
+        choices = [(int(one["row"]), str(one["status"]), _texts(one["minerals"])) for one in body["decisions"]]
+        await run_in_threadpool(self._review.decide, choices)
+        return JSONResponse({"counts": self._review.counts()})
 
     @_answering
     async def undo(self, request: Request) -> Response:
         await _json(request)
         row = await run_in_threadpool(self._review.undo)
-        return JSONResponse({"row": row, "counts": self._review.state()["counts"]})
+        return JSONResponse({"row": row, "counts": self._review.counts()})
 
     @_answering
     async def image(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ from mineral_batch.images.decode import open_rgb
 from mineral_batch.report.explained import Explained
 from mineral_batch.results.csv import shown
 from mineral_batch.review import order
-from mineral_batch.review.decisions import STATUSES, Decision, Decisions
+from mineral_batch.review.decisions import STATUSES, Decision, Decisions, now
 from mineral_batch.review.reading import Reader
 from mineral_batch.review.teaching import TeachingOrder
 
@@ -86,18 +86,19 @@ class Review:
 
     def state(self) -> dict[str, Any]:
         """What the page needs first."""
-        counts = dict.fromkeys(STATUSES, 0)
-        for decision in self.decisions:
-            counts[decision.status] += 1
         orders = {name: text for name, text in order.ORDERS.items() if name != "mistakes" or self.given}
         return {
             "images": len(self.paths),
             "labels": self.labels(),
             "orders": orders,
-            "counts": counts,
+            "counts": self.counts(),
             "reviewer": self.reviewer,
             "page": _PAGE,
         }
+
+    def counts(self) -> dict[str, int]:
+        """Status -> how many images have it."""
+        return {status: self.decisions.counts[status] for status in STATUSES}
 
     def queue(
         self,
@@ -196,18 +197,25 @@ class Review:
         labels = self.results.predictions.labels
         return [labels[index] for index in np.flatnonzero(self.results.predictions.called[row])]
 
-    def decide(self, row: int, status: str, minerals: Sequence[str]) -> None:
-        """Record a decision.
+    def decide(self, choices: Sequence[tuple[int, str, Sequence[str]]]) -> None:
+        """Record decisions, all or none.
+
+        Args:
+            choices: row, status and minerals of each.
 
         Raises:
             UnknownError: if there is no such image or status, or a label is not a usable name.
-            DataError: if the disk refuses it.
+            DataError: if the disk refuses them.
         """
-        self._require(row)
-        if status not in STATUSES:
-            raise UnknownError(f"no status is called {status}")
-        clean = tuple(dict.fromkeys(_label(name) for name in minerals))
-        self.decisions.decide(self.paths[row], status, clean, machine=self.machine(row), reviewer=self.reviewer)
+        time = now()
+        decided = []
+        for row, status, minerals in choices:
+            self._require(row)
+            if status not in STATUSES:
+                raise UnknownError(f"no status is called {status}")
+            clean = tuple(dict.fromkeys(_label(name) for name in minerals))
+            decided.append(Decision(self.paths[row], status, clean, tuple(self.machine(row)), self.reviewer, time))
+        self.decisions.decide_all(decided)
 
     def undo(self) -> int | None:
         """Take back the last decision; the row of its image."""

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,10 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/json"} | (headers or {})
         content = None if body is None else json.dumps(body)
-        connection.request(method or ("GET" if body is None else "POST"), path, content, sent)
-        answer = connection.getresponse()
-        found = answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
-        connection.close()
-        return found
+        with closing(connection):
+            connection.request(method or ("GET" if body is None else "POST"), path, content, sent)
+            with connection.getresponse() as answer:
+                return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
 
     def api(self, path: str, body: Any = None) -> Any:
         status, content, _ = self.ask(self.root + path, body)

@@ -222,7 +222,7 @@ def fit_candidate(
     features = extract(head, photos.rows, FeatureCache(cache, head), progress)
     labels = photos.labels
     y = multi_hot([row.labels for row in features.rows], labels)
-    groups = _groups(features, group_column)
+    groups = photo_groups(features, group_column)
     is_test = np.array([row.split == "test" for row in features.rows], bool)
     if test_share:
         # One fold of 1/share: the share to a photograph or two, with whole groups and every label.
@@ -302,8 +302,12 @@ def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str) ->
         )
 
 
-def _groups(features: Features, column: str | None) -> NDArray[np.int64]:
-    """(N,) numbers; near-duplicates and photographs with one value in the column share one."""
+def photo_groups(features: Features, column: str | None) -> NDArray[np.int64]:
+    """(N,) numbers; near-duplicates and photographs with one value in the column share one.
+
+    Raises:
+        DataError: if there is no such column.
+    """
     alike = near_duplicates(features.thumbnails)
     if column and features.rows and column not in features.rows[0].extra:
         raise DataError(f"no column {column!r} to group by; there are: {', '.join(features.rows[0].extra)}")
