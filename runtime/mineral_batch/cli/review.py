@@ -59,17 +59,14 @@ def review(
     RESULTS/review.sqlite, with your name and the time. Stop with Ctrl-C: that writes RESULTS/labels.csv, for training
     and for evaluate. --export writes it at any time.
     """
-    from mineral_batch.review.decisions import Decisions, read_decisions
-    from mineral_batch.review.labels import LABELS, write_labels
-
     if export is not None:
-        decided = read_decisions(results)
-        write_labels(export, decided)
-        click.echo(f"{sum(d.status == 'labelled' for d in decided)} labelled images: {export}")
+        _export(results, labels, export)
         return
     from mineral_batch.report.explained import Explained, read_explained
     from mineral_batch.report.thumbnails import find_base
     from mineral_batch.results.read import read_results
+    from mineral_batch.review.decisions import Decisions
+    from mineral_batch.review.labels import LABELS, write_labels
     from mineral_batch.review.session import Review, read_given
 
     read = read_results(results)
@@ -83,8 +80,24 @@ def review(
             _serve(session, port, note, is_opened=not no_browser)
         finally:
             session.close()
-        write_labels(results / LABELS, decisions)
+        write_labels(results / LABELS, session.label_rows())
         click.echo(f"{len(decisions)} images decided; labels: {results / LABELS}", err=True)
+
+
+def _export(results: Path, labels: Path | None, table: Path) -> None:
+    """Write the decided labels, with the existing ones of the images that nobody decided."""
+    from mineral_batch.results.read import read_results
+    from mineral_batch.review.decisions import read_decisions
+    from mineral_batch.review.labels import label_rows, write_labels
+    from mineral_batch.review.session import read_given
+
+    given = {}
+    if labels:
+        read = read_results(results)
+        given = {read.predictions.paths[row]: names for row, names in read_given(labels, read).items()}
+    rows = list(label_rows(read_decisions(results), given))
+    write_labels(table, rows)
+    click.echo(f"{len(rows)} labelled images: {table}")
 
 
 def _features(read: Results, base: Path, model: Path | None) -> tuple[FeatureStore | None, str]:

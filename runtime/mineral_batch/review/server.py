@@ -147,7 +147,7 @@ class _Pages:
 
     def _labels(self) -> Response:
         file = io.BytesIO()
-        stream_labels(file, self._review.decisions)
+        stream_labels(file, self._review.label_rows())
         headers = {"content-disposition": f'attachment; filename="{LABELS}"'}
         return Response(file.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 

@@ -17,11 +17,12 @@ from mineral_batch.report.explained import Explained
 from mineral_batch.results.csv import shown
 from mineral_batch.review import order
 from mineral_batch.review.decisions import STATUSES, Decision, Decisions, now
+from mineral_batch.review.labels import LabelCells, label_rows
 from mineral_batch.review.reading import Reader
 from mineral_batch.review.teaching import TeachingOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
@@ -118,7 +119,7 @@ class Review:
             label: for the order `mineral`.
             offset: place in the order.
             limit: how many at most.
-            undecided: leave out images that have a decision.
+            undecided: leave out images that have a decision or, but in the order `mistakes`, an existing label.
             called: in the order `mineral`, only images in which the model reports it.
             edition: of the order `teaches`, as an earlier stretch was of; None for the newest.
 
@@ -129,15 +130,22 @@ class Review:
         rows = self.teaching.rows(edition) if name == "teaches" else self._order(name, label)
         if called and name == "mineral":
             reported = self.results.predictions.called[:, self.results.predictions.labels.index(label)]
-            rows = [row for row in rows if reported[row]]
+            rows = np.asarray(rows)[reported[rows]]
         items: list[dict[str, Any]] = []
         place = max(0, offset)
         while place < len(rows) and len(items) < min(limit, 4 * _PAGE):
             row = int(rows[place])
-            if not (undecided and self.decisions.get(self.paths[row])):
+            if not (undecided and self._is_known(row, name)):
                 items.append(self.item(row) | {"place": place})
             place += 1
         return {"items": items, "next": place, "total": len(rows), "edition": edition}
+
+    def _is_known(self, row: int, name: str) -> bool:
+        return self.decisions.get(self.paths[row]) is not None or (name != "mistakes" and row in self.given)
+
+    def label_rows(self) -> Iterator[LabelCells]:
+        """The rows of labels.csv."""
+        return label_rows(self.decisions, {self.paths[row]: names for row, names in self.given.items()})
 
     def _order(self, name: str, label: str) -> Sequence[int]:
         if name not in order.ORDERS:

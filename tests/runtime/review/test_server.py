@@ -221,6 +221,40 @@ def test_existing_labels_are_shown_and_likely_mistakes_come_first(results: Path,
         assert server.api("api/item/1")["given"] is None
 
 
+def test_existing_labels_stay_in_the_table_unless_somebody_decided_otherwise(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra review is not installed")
+    labels = tmp_path / "labels.csv"
+    labels.write_text('path,labels\nphotos/a.jpg,gold\nc"quoted".jpg,quartz;agate\n')
+    with serving(results, "--labels", str(labels), "--reviewer", "Ada") as server:
+        left = server.api("api/queue?order=file&undecided=1")["items"]
+        assert [item["row"] for item in left] == [1, 3, 4]
+        server.api("api/decide", {"decisions": [labelled(0, "agate"), labelled(1, "gold")]})
+        _, content, _ = server.ask(f"{server.root}labels.csv")
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"))))
+    assert [(row["path"], row["labels"], row["reviewer"]) for row in rows] == [
+        (f"photos/{NAMES[0]}", "agate", "Ada"),
+        (f"photos/{NAMES[1]}", "gold", "Ada"),
+        (f"photos/{NAMES[2]}", "quartz;agate", ""),
+    ]
+    out = tmp_path / "out.csv"
+    done = CliRunner().invoke(main, ["review", str(results), "--labels", str(labels), "--export", str(out)])
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes() == content
+
+
+def test_a_page_of_decisions_is_taken_whole_or_not_at_all(shared: Server) -> None:
+    body = {"decisions": [labelled(0, "gold"), labelled(1, "a;b")]}
+    assert shared.ask(f"{shared.root}api/decide", body)[0] == 404
+    assert shared.api("api/item/0")["decision"] is None
+
+
+def test_counts_are_those_of_the_decisions_in_force(server: Server) -> None:
+    server.api("api/decide", {"decisions": [labelled(0, "gold"), {**labelled(1), "status": "unsure"}]})
+    again = {"decisions": [{**labelled(0), "status": "unsure"}]}
+    assert server.api("api/decide", again)["counts"] == {"labelled": 0, "unsure": 2, "rejected": 0}
+    assert server.api("api/undo", {})["counts"] == {"labelled": 1, "unsure": 1, "rejected": 0}
+
+
 def test_exporting_without_a_review_writes_an_empty_table(results: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["review", str(results), "--export", str(tmp_path / "out.csv")])
     assert done.exit_code == 0, done.output
