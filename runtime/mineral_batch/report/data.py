@@ -83,6 +83,7 @@ def pages(results: Results, accuracy: Accuracy | None, groups: Groups) -> Iterat
             "truth": [truth.get(row) for row in rows] if truth else None,
             "unfamiliar": _unfamiliar(results, rows),
             "answers": {row - start: groups.answers[row] for row in rows if row in groups.answers},
+            "implausible": [row - start for row in rows if row in groups.implausible],
             "specimen": groups.specimen_of[rows.start : rows.stop],
             "damaged": {row - start: results.damaged[row] for row in rows if results.damaged[row]},
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mineral_batch.minerals.pairs import Pair, columns_of, implausible_pairs
 from mineral_batch.minerals.table import LEVELS, Level, Table, load_table, names_at
 from mineral_batch.results.levels import Levels
 from mineral_batch.results.read import Results
@@ -35,6 +36,7 @@ class Groups:
         broader: the species, groups and classes of the labels, from narrow to broad.
         other_names: of each label, folded: what it is called in other languages, and what is broader.
         answers: row of an image -> the broader names (indices) that are its answer where no mineral is sure.
+        implausible: row of an image -> the pair of species in it that hardly occur together (`minerals.pairs`).
         specimens: name and answer of each that the rule names.
         specimen_of: (N,) index of each image's specimen, -1 where the rule names none; empty without a rule.
     """
@@ -42,6 +44,7 @@ class Groups:
     broader: tuple[Broader, ...] = ()
     other_names: tuple[tuple[str, ...], ...] = ()
     answers: dict[int, list[int]] = field(default_factory=dict)
+    implausible: dict[int, Pair] = field(default_factory=dict)
     specimens: tuple[tuple[str, str], ...] = ()
     specimen_of: Sequence[int] = ()
 
@@ -73,9 +76,10 @@ def find_groups(
     broader = tuple(_broader(labels, table))
     names = tuple(_other_names(label, table) for label in labels)
     answers = _answers(results, level, table, broader)
+    together = _implausible(results, table)
     if specimen is None:
-        return Groups(broader, names, answers)
-    return Groups(broader, names, answers, *_specimens(results, specimen))
+        return Groups(broader, names, answers, together)
+    return Groups(broader, names, answers, together, *_specimens(results, specimen))
 
 
 def _broader(labels: Sequence[str], table: Table) -> list[Broader]:
@@ -116,6 +120,16 @@ def _answers(results: Results, level: Level | None, table: Table, broader: Seque
         for row, names in enumerate(found)
         if (added := [numbers[name] for name in names[int(predictions.called[row].sum()) :] if name in numbers])
     }
+
+
+def _implausible(results: Results, table: Table) -> dict[int, Pair]:
+    called = results.predictions.called
+    found: dict[int, Pair] = {}
+    for pair in implausible_pairs():
+        one, other = columns_of(pair, results.predictions.labels, table)
+        both = called[:, one].any(axis=1) & called[:, other].any(axis=1)
+        found |= dict.fromkeys(np.flatnonzero(both).tolist(), pair)
+    return found
 
 
 def _specimens(results: Results, rule: str) -> tuple[tuple[tuple[str, str], ...], Sequence[int]]:

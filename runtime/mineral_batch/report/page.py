@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,6 +48,7 @@ _KINDS = (
 )
 _KINDS_WITH_FAMILIARITY = (("unfamiliar", "unlike the training images"),)
 _KINDS_WITH_DAMAGED = (("damaged", "damaged: only a part decoded"),)
+_KINDS_WITH_PAIRS = (("implausible", "minerals that hardly occur together"),)
 _KINDS_WITH_MAPS = (("explained", "with a map of where it looks"),)
 _KINDS_WITH_LABELS = (
     ("right", "labeled: everything right"),
@@ -84,7 +86,8 @@ def page(
         "accuracy": accuracy,
         "never_found": figures.never_found(results),
         "threshold_rule": _threshold_rule(results),
-        "kinds": _kinds(results, accuracy, explained),
+        "kinds": _kinds(results, accuracy, explained, groups),
+        "implausible": Counter(groups.implausible.values()),
         "groups": groups,
         "charts": _charts(results, accuracy, groups),
     }
@@ -169,11 +172,14 @@ def _threshold_rule(results: Results) -> str:
     return f"a {name} of {value}" if value else {"f1": "the highest F1"}.get(name, name)
 
 
-def _kinds(results: Results, accuracy: Accuracy | None, explained: Explained | None) -> list[tuple[str, str]]:
+def _kinds(
+    results: Results, accuracy: Accuracy | None, explained: Explained | None, groups: Groups
+) -> list[tuple[str, str]]:
     """List what the gallery can be filtered by."""
     kinds = [*_KINDS]
     kinds += _KINDS_WITH_FAMILIARITY if np.isfinite(results.familiarity).any() else ()
     kinds += _KINDS_WITH_DAMAGED if any(results.damaged) else ()
+    kinds += _KINDS_WITH_PAIRS if groups.implausible else ()
     kinds += _KINDS_WITH_MAPS if explained else ()
     kinds += _KINDS_WITH_LABELS if accuracy else ()
     return kinds

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from mineral_batch.minerals.pairs import implausible_pairs
+from mineral_batch.minerals.table import load_table
+
 from .runs import Page, report, write_csv
 
 
@@ -79,3 +82,25 @@ def test_the_users_own_table(run: Path) -> None:
 def test_a_missing_file_is_one_line(run: Path, words: tuple[str, str]) -> None:
     with pytest.raises(AssertionError, match=r"Error: .*nothing\.csv"):
         report(*words)
+
+
+def test_minerals_that_hardly_occur_together_are_flagged_with_a_source(run: Path) -> None:
+    header = ["path", "minerals", "agate", "galena", "ruby"]
+    rows = [["a.jpg", "agate;ruby", "0.9", "0", "0.9"], ["b.jpg", "galena;ruby", "0", "0.9", "0.9"]]
+    write_csv(run / "predictions.csv", [header, *rows])
+    (run / "run.json").unlink()
+    report()
+    page = Page(Path("results/report.html"))
+    assert "corundum and quartz in one photograph: rare together in nature" in page.text
+    assert "doi:10.15094/00002536" in page.text
+    assert page.data["rows"][0]["implausible"] == [0]
+    assert page.data["rows"][0]["found"][0] == [0, 2], "flagged, not corrected"
+    assert ("option", {"value": "implausible"}) in page.elements
+
+
+def test_every_implausible_pair_is_of_two_species_of_the_table() -> None:
+    species = {mineral.species for mineral in load_table().values()}
+    for pair in implausible_pairs():
+        assert {pair.one, pair.other} <= species
+        assert pair.reason
+        assert "doi:" in pair.source

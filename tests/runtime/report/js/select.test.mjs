@@ -11,7 +11,7 @@ const [AGATE, GOLD, QUARTZ] = [0, 1, 2];
 
 const table = makeTable(
   [
-    { path: "box/agate 10.jpg", scores: [0.9, 0.1, 0.1], truth: [AGATE] },
+    { path: "box/agate 10.jpg", scores: [0.9, 0.1, 0.1], truth: [AGATE], isImplausible: true },
     { path: "box/agate 9.jpg", scores: [0.8, 0.45, 0.1], truth: [GOLD] },
     { path: "both.jpg", scores: [0.7, 0.1, 0.95], truth: [AGATE, QUARTZ] },
     { path: "nothing.jpg", scores: [0.2, 0.1, 0.25], truth: [GOLD], isUnfamiliar: true },
@@ -34,6 +34,7 @@ for (const [kind, expected] of Object.entries({
   failed: [TORN],
   unfamiliar: [3],
   explained: [],
+  implausible: [0],
   right: [0, 2],
   wrong: [1],
   missed: [1, 3],
@@ -42,7 +43,7 @@ for (const [kind, expected] of Object.entries({
 }
 
 test("every kind and order of the page exists", () => {
-  const page = ["all", "found", "several", "nothing", "unsure", "failed", "unfamiliar", "damaged", "explained", "right", "wrong", "missed"];
+  const page = ["all", "found", "several", "nothing", "unsure", "failed", "unfamiliar", "damaged", "implausible", "explained", "right", "wrong", "missed"];
   assert.deepEqual(Object.keys(KINDS), page);
   assert.deepEqual(Object.keys(ORDERS), ["probable", "unsure", "file", "name"]);
 });

@@ -44,6 +44,7 @@ export function makeTable(images, failures = []) {
     unfamiliar: images.flatMap((image, i) => (image.isUnfamiliar ? [i] : [])),
     answers: Object.fromEntries(images.flatMap((image, i) => (image.answers ? [[i, image.answers]] : []))),
     specimen: images.map((image) => image.specimen ?? -1),
+    implausible: images.flatMap((image, i) => (image.isImplausible ? [i] : [])),
     truth: images.map((image) => image.truth ?? null),
   });
   return table;

@@ -48,6 +48,7 @@ export const KINDS = {
   failed: () => false,
   unfamiliar: (table, item) => table.unfamiliar.has(item),
   damaged: (table, item) => table.damaged.has(item),
+  implausible: (table, item) => table.implausible.has(item),
   explained: (table, item) => table.mapsOf(item).length > 0,
   right: (table, item) =>
     table.truth[item] !== null && table.wrong(item).length === 0 && table.missed(item).length === 0,

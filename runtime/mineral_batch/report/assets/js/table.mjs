@@ -25,6 +25,7 @@
  * @property {(number[] | null)[] | null} truth
  * @property {number[]} unfamiliar images, counted from the first of the page, that are unlike the training images
  * @property {Record<string, number[]>} answers image -> indices of the broader names that are sure where no label is
+ * @property {number[]} implausible images, counted from the first of the page, with minerals that hardly occur together
  * @property {number[]} specimen of each image; empty without specimens
  * @property {Record<string, string>} damaged image, counted from the first of the page -> why only a part was decoded
  * @property {number[]} [thumbnails] 1 for each image that has a file; in a report that is a folder
@@ -83,6 +84,8 @@ export class Table {
     this.damaged = new Map();
     /** @type {Map<number, number[]>} */
     this.answers = new Map();
+    /** @type {Set<number>} */
+    this.implausible = new Set();
     /** @type {number[]} */
     this.specimen = [];
     /** @type {Map<number, number[]>} */
@@ -108,6 +111,7 @@ export class Table {
     });
     for (const i of rows.unfamiliar) this.unfamiliar.add(start + i);
     for (const [i, found] of Object.entries(rows.answers ?? {})) this.answers.set(start + Number(i), found);
+    for (const i of rows.implausible ?? []) this.implausible.add(start + i);
     this.specimen.push(...(rows.specimen ?? []));
     for (const [i, reason] of Object.entries(rows.damaged ?? {})) this.damaged.set(start + Number(i), reason);
     for (const [i, labels] of Object.entries(rows.maps ?? {})) this.maps.set(start + Number(i), labels);
