@@ -127,6 +127,21 @@ def test_nothing_shown_points_into_this_machine() -> None:
             assert not re.search(r"(?<![\w./])/(work|root|home|tmp)/", document.read_text("utf-8")), document.name
 
 
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    for target, _, heading in re.findall(r"\]\(([^)#:\s]*)(#([^)]+))?\)", document.read_text("utf-8")):
+        file = document.parent / target if target else document
+        assert file.exists(), f"{document.name}: {target}"
+        if heading:
+            assert heading in anchors(file.read_text("utf-8")), f"{document.name}: {target}#{heading}"
+
+
 # Spelled as the field's own names are (normalize, quantize, torch's color). A word of another system would have two
 # spellings in one message.
 BRITISH = re.compile(
