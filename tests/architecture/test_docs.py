@@ -158,7 +158,7 @@ FOREIGN = (
 
 
 TEXT = (".py", ".md", ".js", ".mjs", ".html", ".css", ".toml")
-NOT_YET = {"node_modules", "review", "deliver", "review.py"}
+NOT_YET = {"node_modules", "review", "deliver", "review.py", "reviewing.py"}
 
 
 def test_spelling_is_american() -> None:

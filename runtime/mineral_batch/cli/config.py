@@ -49,6 +49,7 @@ COMMANDS = frozenset(
         "scaling",
         "memory",
         "feed",
+        "reviewing",
         "cost",
         "bombs",
         "cluster",
