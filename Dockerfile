@@ -8,7 +8,7 @@ COPY runtime runtime
 COPY train train
 COPY export export
 COPY benchmarks benchmarks
-RUN python -m venv /opt/mineral && /opt/mineral/bin/pip install --no-cache-dir -c constraints.txt '.[cpu]'
+RUN python -m venv /opt/mineral && /opt/mineral/bin/pip install --no-cache-dir -c constraints.txt '.[cpu,cloud,parquet]'
 
 FROM python:3.11-slim
 COPY --from=build /opt/mineral /opt/mineral

@@ -32,7 +32,11 @@ class ExhaustedError(StoreError):
 
 # What the text or the class of obstore's errors tells -> what it means. The first that fits counts.
 _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
-    (("NoSuchBucket",), NoSuchObjectError, "no such bucket"),
+    (
+        ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"),
+        NoSuchObjectError,
+        "no such bucket",
+    ),
     (("NotFoundError", "FileNotFoundError"), NoSuchObjectError, "no such object"),
     (
         ("QuotaExceeded", "InsufficientStorage", "507 Insufficient", "No space left", "XMinioStorageFull"),

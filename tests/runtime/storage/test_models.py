@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -145,6 +147,7 @@ class _Hub(BaseHTTPRequestHandler):
     content = b"a model"
 
     def do_HEAD(self):
+        self.server.asked.append((self.path, self.headers.get("Authorization")))
         known = self.path.startswith("/me/mine/resolve/") and self.path.endswith("/model.onnx")
         self.send_response(200 if known else 404)
         if known:
@@ -170,6 +173,7 @@ class _Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch, tmp_path):
     constants = pytest.importorskip("huggingface_hub.constants")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    server.asked = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -195,6 +199,23 @@ def test_models_of_the_hub(hub):
     path.resolve().write_bytes(b"changed")
     with pytest.raises(DataError, match="damaged"):
         fetch("hf://me/mine")
+
+
+@pytest.mark.slow
+def test_a_mirror_and_a_token_are_taken_from_the_environment_as_by_the_hubs_own_tools(hub, tmp_path):
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_TOKEN": "hf_hidden",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    command = [sys.executable, "-m", "mineral_batch", "info", "hf://me/mine@v2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "not an ONNX" in done.stderr or "model.onnx" in done.stderr  # it is no model, but it has come
+    asked = {path for path, _ in hub.asked}
+    assert "/me/mine/resolve/v2/model.onnx" in asked
+    assert all(token == "Bearer hf_hidden" for path, token in hub.asked if "/resolve/v2/" in path)
+    assert "hf_hidden" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("text", ["hf://one", "hf://a/b/", "hf://a b/c"])
