@@ -133,7 +133,7 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
     record = {
         "schema": SCHEMA_VERSION,
         "started": plan.started,
-        "finished": timestamp(),
+        "finished": max(timestamp(), plan.started),  # the plan may be of a machine whose clock is ahead
         "inputs": list(plan.inputs[:100]),
         "inputs_named": len(plan.inputs),
         "options": dict(plan.options),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -352,7 +352,8 @@ class _Attempt:
         return {
             "schema": SCHEMA_VERSION,
             "started": timestamp(self._started),
-            "finished": timestamp(),
+            # Not by the clock, which may have been put back meanwhile.
+            "finished": timestamp(self._started + timedelta(seconds=summary.seconds)),
             "inputs": without_secrets(self._inputs.named[:_INPUTS_IN_MANIFEST]),
             "inputs_named": len(self._inputs.named),
             "inputs_missing": len(self._inputs.missing),

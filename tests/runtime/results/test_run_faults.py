@@ -10,12 +10,16 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Predictor
+from mineral_batch.results import run as run_module
 from mineral_batch.results.check import check
 from mineral_batch.results.journal import Journal
 from mineral_batch.results.run import run
@@ -77,6 +81,57 @@ def test_one_file_that_vanishes_is_only_a_failure(
     report = run(predictor, inputs, tmp_path / "out", seen=remove)
     assert (report.predicted, report.failed) == (211, 1)
     assert table(tmp_path / "out", "failures.csv")[0]["stage"] == "read"
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="makes a pipe")
+@pytest.mark.parametrize(
+    "change", [_pipe, _folder, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x89PNG")]
+)
+def test_what_a_file_becomes_during_a_run_is_one_row(
+    album: Path, tmp_path: Path, predictor: Predictor, change: Callable[[Path], object]
+) -> None:
+    changed: list[int] = []
+
+    def once(_result: object) -> None:
+        if not changed:
+            changed.append(1)
+            change(album / "last.png")
+            shutil.copy(album / "00.png", album / "zz-new.png")
+
+    for index in range(200):
+        shutil.copy(album / "00.png", album / f"{index:03}.png")
+    shutil.copy(album / "00.png", album / "last.png")
+    report = run(predictor, [album], tmp_path / "out", seen=once)
+    assert report.failed == 1
+    (album / "last.png").rmdir() if (album / "last.png").is_dir() else (album / "last.png").unlink()
+    shutil.copy(album / "00.png", album / "last.png")
+    run(predictor, [album], tmp_path / "out")
+    run(predictor, [album], tmp_path / "reference")
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "reference")
+
+
+def test_a_clock_that_goes_back_leaves_a_run_json_that_is_right(
+    album: Path, tmp_path: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr(run_module, "datetime", Ahead)  # for the start; the clock is put right before the end
+    run(predictor, [album], tmp_path / "out")
+    assert list(check(tmp_path / "out")) == []
 
 
 def test_a_heic_is_predicted_by_the_next_run_once_its_package_is_there(
