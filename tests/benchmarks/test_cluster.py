@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from mineral_bench.cli import main
 from mineral_bench.studies.cost import ImageCost, Machine
+from mineral_bench.studies.simulated import steady_rate
 
 PAGE = Path(__file__).parents[2] / "benchmarks/SIZING.md"
 
@@ -35,6 +36,12 @@ def test_machines_that_cannot_be_meant_are_refused(machine: str) -> None:
     result = CliRunner().invoke(main, ["cost", "--machine", machine])
     assert result.exit_code == 2
     assert "write NAME=GPUSxRATE,VCPUS,PRICE" in " ".join(result.output.split())
+
+
+def test_the_steady_rate_leaves_out_beginning_and_end() -> None:
+    moments = [0.0, 5.0, 9.0, *(10 + 0.5 * index for index in range(20)), 40.0, 50.0, 60.0]
+    assert steady_rate(moments, 1) == pytest.approx(2)
+    assert steady_rate([0.0, 1.0, 2.0], 1) == 1
 
 
 @pytest.mark.slow

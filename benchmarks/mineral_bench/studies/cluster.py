@@ -54,13 +54,15 @@ class Efficiency:
     Attributes:
         load: of each worker.
         workers: numbers of workers.
-        rates: images a second of each run.
+        rates: images a second of each run, without its beginning and its end.
+        whole: the same of the whole run: libraries loaded by each worker, last pieces of a few.
         driver: CPU seconds of the command for each piece.
     """
 
     load: Load
     workers: tuple[int, ...]
     rates: tuple[float, ...]
+    whole: tuple[float, ...]
     driver: tuple[float, ...]
 
     @property
@@ -73,28 +75,31 @@ class Efficiency:
         """Return one row per number of workers."""
         load = self.load
         rows = [
-            (n, rate, share, rate / n / load.rate, 1000 * driver)
-            for n, rate, share, driver in zip(self.workers, self.rates, self.figures, self.driver, strict=True)
+            (n, rate, share, rate / n / load.rate, whole / n / load.rate, 1000 * driver)
+            for n, rate, share, whole, driver in zip(
+                self.workers, self.rates, self.figures, self.whole, self.driver, strict=True
+            )
         ]
         note = (
             f"Simulated: engines of {load.rate:g} images a second that sleep, {1000 * load.latency:g} ms for each "
             f"request, pieces of {load.piece_images} images, {load.pieces} for each worker; one image stands for "
-            f"{load.sample}."
+            f"{load.sample}. Steady: without the first and the last three pieces of each worker."
         )
-        columns = ("workers", "images a second", "share of linear", "share of the engines' rate", "driver ms a piece")
+        columns = ("workers", "images/s, steady", "of linear", "of the engines", "whole run", "driver ms a piece")
         return Table("A cluster, by workers", columns, rows, [note])
 
 
 def efficiency(load: Load, workers: Sequence[int]) -> Efficiency:
     """Measure runs of several numbers of workers, one after the other."""
-    rates, driver = [], []
+    rates, whole, driver = [], [], []
     for count in workers:
         with TemporaryDirectory() as folder:
             figures = run(load.simulation(count, str(Path(folder, "out"))))
         pieces = count * load.pieces
-        rates.append(pieces * load.piece_images / figures["work"])
+        rates.append(figures["steady"] * load.sample)
+        whole.append(pieces * load.piece_images / figures["work"])
         driver.append(figures["driver_cpu_of_work"] / pieces)
-    return Efficiency(load, tuple(workers), tuple(rates), tuple(driver))
+    return Efficiency(load, tuple(workers), tuple(rates), tuple(whole), tuple(driver))
 
 
 @dataclass(frozen=True)

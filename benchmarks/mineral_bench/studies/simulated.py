@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -217,10 +217,11 @@ def _run(simulation: Simulation, place: Folder, crew: Crew, identity: Identity, 
     inputs: Any = _Bucket()
     with _timed(figures, "plan"):
         plan = make_plan(identify, place, inputs, piece_images=simulation.piece_images)
-    cpu = time.process_time()
+    cpu, moments = time.process_time(), [time.monotonic()]
     with _timed(figures, "work"):
-        summary = work_on_cluster(crew, place, plan)
+        summary = work_on_cluster(crew, place, plan, finished=lambda report: moments.append(time.monotonic()))
     figures["driver_cpu_of_work"] = time.process_time() - cpu
+    figures["steady"] = simulation.piece_images * steady_rate(moments, simulation.workers)
     if summary.images != simulation.objects:
         raise BackendError(f"{summary.images} of {simulation.objects} images: {summary.left or summary}")
     if not simulation.rate:
@@ -229,6 +230,18 @@ def _run(simulation: Simulation, place: Folder, crew: Crew, identity: Identity, 
         with _timed(figures, "resume"):
             plan = make_plan(identify, place, inputs, piece_images=simulation.piece_images, relist=True)
             work_on_cluster(crew, place, plan)
+
+
+def steady_rate(moments: Sequence[float], workers: int) -> float:
+    """Return pieces a second without the first and the last three of each worker: the run's beginning and its end.
+
+    Args:
+        moments: when the work began, then when each piece was finished, in this order.
+        workers: at work.
+    """
+    edge = 3 * workers
+    middle = moments[edge:-edge] if len(moments) > 3 * edge else moments
+    return (len(middle) - 1) / (middle[-1] - middle[0])
 
 
 @contextmanager
