@@ -47,6 +47,7 @@ class Bars:
         faint_note: heading of the faint rows.
         mean: a value to mark, with its name.
         links: whether each name is that of a mineral whose photographs can be shown.
+        words: those of `columns` whose cells are words, which may be broken into lines.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Bars:
     faint_note: str = ""
     mean: tuple[float, str] | None = None
     links: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def length(self) -> float:

@@ -75,7 +75,8 @@ def classes(results: Results, groups: Groups) -> Bars | None:
     return Bars(
         name="classes",
         caption="How many photographs show a mineral of each class (Strunz). Choose a class to see them.",
-        columns=("class", "photographs", "of them"),
+        columns=("class", "photographs", "minerals"),
+        words=("minerals",),
         rows=tuple(sorted(rows, key=lambda row: (-row.value, row.name))),
         links=True,
     )

@@ -33,6 +33,7 @@ def test_names_and_classes_of_the_labels(run: Path) -> None:
     assert {"agate", "achat", "agata", "quartz", "oxides"} <= {*data["names"][0]}, "folded"
     page = Page(Path("results/report.html"))
     assert "How many photographs show a mineral of each class" in page.text
+    assert ("td", {"class": "words"}) in page.elements, "a list of minerals may be broken into lines"
     assert ("option", {"value": "class:Oxides"}) in page.elements
     assert data["specimens"] == []
     assert ("option", {"value": "specimen"}) not in page.elements
