@@ -75,7 +75,7 @@ def test_options_reach_the_recipe(run, tmp_path):
         "--layer-decay", "0.8", "--head-lr", "3", "--clip", "1", "--freeze-epochs", "1", "--freeze-stages", "1",
         "--patience", "4", "--positive-weight", "sqrt-inverse", "--accumulate", "2", "--precision", "bf16",
         "--augment", "none", "--flip", "0", "--crop", "0.5", "--smoothing", "0.1", "--seed", "7",
-        "--weight-decay", "0.2", "--freeze-norm", "--best", "loss", "--tune-thresholds",
+        "--weight-decay", "0.2", "--freeze-norm", "--best", "loss", "--tune-thresholds", "--imply-parents",
         "--projection", "linear", "--dropout", "0.2", "--set", "mixup=0.5", "--set", "jitter=0.1",
         "--set", "repeat=0.1", "--set", "positive-cap=9", "--set", "soft-weight=0.5",
     ]  # fmt: skip

@@ -84,6 +84,7 @@ def model_options(*, shown: bool) -> Decorator:
 
 method_option = setting("--method", "How the backbone's features become logits.", Method)
 loss_option = setting("--loss", "Which loss.", recipes.LossName)
+imply_parents_option = setting("--imply-parents", "Label varieties with their species and group, too: agate is quartz.")
 tune_option = setting("--tune-thresholds", "Choose thresholds of the best F1 on the validation split, not 0.5.")
 
 

@@ -54,6 +54,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 )
 @_options.loss_option
 @_options.recipe_options(shown=False)
+@_options.imply_parents_option
 @_options.tune_option
 @_options.run_options(shown=False)
 @click.option("--sync-bn", "sync_batch_norm", is_flag=True, help="Share BatchNorm statistics of GPUs.", hidden=True)

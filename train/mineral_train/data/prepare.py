@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.minerals.table import lineage
 from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import (
@@ -23,6 +22,7 @@ from mineral_train.data.duplicates import (
 )
 from mineral_train.data.folders import TableFormat, merge_identical, rows_from_folders, rows_from_table
 from mineral_train.data.manifest import Manifest, Row
+from mineral_train.data.parents import with_parents
 from mineral_train.data.splits import PAPER_SHARES, fractions_of, stratified_split
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def prepare(
     rows_found = _read_rows(source, labels, how)
     merged = merge_identical(rows_found, labels)
     if how.imply_parents:
-        merged = [_with_parents(row, labels) for row in merged]
+        merged = [with_parents(row, labels) for row in merged]
     rows, thumbs, rejected = _decode_all(merged, how.threads or cpu_count(), progress)
     alike = near_duplicates(thumbs, how.duplicate_distance, how.duplicate_correlation)
     groups = connected(len(rows), alike, _links_by_value(rows, how.group_column))
@@ -140,11 +140,6 @@ def _read_rows(source: Path, labels: Sequence[str], how: Preparation) -> list[Ro
     if how.group_column and how.group_column not in rows[0].extra:
         raise DataError(f"{source} has no column {how.group_column!r} to group by; it has {', '.join(rows[0].extra)}")
     return rows
-
-
-def _with_parents(row: Row, labels: Sequence[str]) -> Row:
-    implied = {parent for label in row.labels for parent in lineage(label)}
-    return replace(row, labels=tuple(label for label in labels if label in implied or label in row.labels))
 
 
 def _decode_all(

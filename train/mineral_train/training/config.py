@@ -51,6 +51,7 @@ class TrainConfig:
             factor sampling; Gupta et al. 2019, LVIS, section 4.3); 0 = every image once an epoch.
         mixup: probability that the images of a step are blended in pairs, with their labels (Zhang et al. 2018;
             Beta(0.4, 0.4)); off in the last tenth of the run, so that it ends on images as they are.
+        imply_parents: an image of a variety also gets its species and group, where they are labels: agate is quartz.
         soft_targets: a table of `mineral-batch predict`, whose probabilities are part of the targets (distillation);
             empty for none.
         soft_weight: their share; the labels have the rest.
@@ -96,6 +97,7 @@ class TrainConfig:
     positive_cap: float = 0.0
     repeat: float = 0.0
     mixup: float = 0.0
+    imply_parents: bool = False
     soft_targets: str = ""
     soft_weight: float = 0.3
     smoothing: float = 0.0

@@ -19,6 +19,7 @@ from mineral_train.data import images
 from mineral_train.data.dataset import PhotoDataset, damaged
 from mineral_train.data.labels import raise_faults
 from mineral_train.data.manifest import Manifest, Row, read_manifest
+from mineral_train.data.parents import imply_parents
 from mineral_train.model.fetched import shown
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.sampling import Sampler
@@ -43,7 +44,12 @@ class TrainingManifest:
 
     @classmethod
     def read(
-        cls, paths: str | Path | Sequence[str | Path], labels: tuple[str, ...], soft_targets: str = ""
+        cls,
+        paths: str | Path | Sequence[str | Path],
+        labels: tuple[str, ...],
+        soft_targets: str = "",
+        *,
+        parents: bool = False,
     ) -> TrainingManifest:
         """Read and check the manifests, and that their photographs are there.
 
@@ -51,6 +57,7 @@ class TrainingManifest:
             paths: one CSV or several.
             labels: the label set.
             soft_targets: a table that belongs to the data, too.
+            parents: label varieties with their species and group, too.
 
         Raises:
             DataError: naming all faults at once.
@@ -60,6 +67,7 @@ class TrainingManifest:
             raise DataError("one manifest is named twice; name each once")
         tables = [read_manifest(path, labels) for path in files]
         manifest = Manifest(tuple(row for table in tables for row in table.rows), tables[0].labels)
+        manifest = imply_parents(manifest) if parents else manifest
         images.check_images(manifest, ", ".join(map(shown, files)))
         names = set_names(files)
         sets = tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)

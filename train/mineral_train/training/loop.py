@@ -23,6 +23,7 @@ from mineral_batch.evaluation.metrics import mean_average_precision
 from mineral_batch.evaluation.thresholds import Rule
 from mineral_batch.system import cpu_count, keep_freed_memory
 from mineral_train.data import images
+from mineral_train.data.parents import reading
 from mineral_train.model.network import input_spec, parameters_by_part
 from mineral_train.training import checkpoint, optim
 from mineral_train.training.calibrate import calibrate_checkpoint
@@ -100,7 +101,10 @@ def fit(
         if not process.main:
             on_epoch = say = None
         say = say or _ignore
-        source = TrainingManifest.read(manifest, config.model.labels, config.soft_targets)
+        labels, parents = config.model.labels, config.imply_parents
+        source = TrainingManifest.read(manifest, labels, config.soft_targets, parents=parents)
+        for line in reading(source.manifest):
+            say(line)
         folder = RunFolder(Path(run), config, source.sha256)
         with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.main) as stop:
             try:

@@ -1,0 +1,41 @@
+"""Varieties beside their species: agate is quartz. Which reading of the labels a table has, and the other one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mineral_batch.minerals.table import lineage
+from mineral_train.data.manifest import Manifest, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def with_parents(row: Row, labels: Sequence[str]) -> Row:
+    """The row with the species and group of its labels too, where they are labels of the set."""
+    implied = {parent for label in row.labels for parent in lineage(label)}
+    return replace(row, labels=tuple(label for label in labels if label in implied or label in row.labels))
+
+
+def imply_parents(manifest: Manifest) -> Manifest:
+    """The manifest with `with_parents` for every row."""
+    return replace(manifest, rows=tuple(with_parents(row, manifest.labels) for row in manifest.rows))
+
+
+def reading(manifest: Manifest) -> list[str]:
+    """A line for each label whose broader name is a label, too: for how many images it counts as that.
+
+    An empty list where no label is broader than another, or no image has such a label.
+    """
+    lines = []
+    for label in manifest.labels:
+        rows = [row for row in manifest.rows if label in row.labels]
+        for parent in lineage(label):
+            if parent not in manifest.labels or not rows:
+                continue
+            both = sum(parent in row.labels for row in rows)
+            negatives = f"the other {len(rows) - both:,} are negatives for {parent}" if both < len(rows) else ""
+            counted = f"{both:,} of {len(rows):,} images of {label} are labeled {parent}, too"
+            lines.append(f"{counted}; {negatives} (--imply-parents labels them)" if negatives else counted)
+    return lines
