@@ -108,7 +108,11 @@ def decode_part(content: bytes, where: str) -> Part:
     rows, metadata = _decode(content, where)
     if rows and len(rows[0]) == _COLUMNS_BEFORE_FURTHER:  # made by an earlier release
         rows = [(*row[:-1], None, row[-1]) for row in rows]
-    if not all(is_intact(row) for row in rows):
+    try:
+        intact = all(is_intact(row) for row in rows)
+    except (ValueError, TypeError, IndexError):  # columns of another release
+        intact = False
+    if not intact:
         raise _damaged(where)
     try:
         certificate = json.loads(metadata[_CERTIFICATE])

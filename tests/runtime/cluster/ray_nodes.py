@@ -35,6 +35,18 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+def add(cluster: Cluster) -> bool:
+    """Add a node; Ray gives up after 30 s, which a busy machine may need."""
+    for _ in range(3):
+        try:
+            cluster.add_node(wait=False, **NODE)
+        except Exception as error:
+            print(error, file=sys.stderr)
+        else:
+            return True
+    return False
+
+
 def obey(cluster: Cluster, command: str) -> str:
     """Do one command."""
     if command == "kill":
@@ -48,8 +60,7 @@ def obey(cluster: Cluster, command: str) -> str:
             cluster.remove_node(random.choice(nodes), allow_graceful=False)
         return f"removed {min(1, len(nodes))}"
     if command == "add":
-        cluster.add_node(wait=False, **NODE)
-        return "added 1"
+        return f"added {int(add(cluster))}"
     return f"workers {len(workers())}"
 
 
@@ -59,7 +70,7 @@ def main(nodes: int) -> None:
     head = {"include_dashboard": False, "temp_dir": folder, **NODE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes - 1):
-        cluster.add_node(**NODE)
+        add(cluster)
     print(cluster.address, flush=True)
     for line in sys.stdin:
         print(obey(cluster, line.strip()), flush=True)

@@ -244,6 +244,19 @@ def test_parts_keep_every_value_and_any_name(tmp_path: Path, contract: Any) -> N
     assert part.results[1] == results[1]
 
 
+def test_a_part_of_another_release_is_no_traceback() -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    results = [Prediction("a.jpg", np.array([0.5, 0.25], np.float32), 3, 4)]
+    table = parquet.read_table(pyarrow.BufferReader(encode_part([PlannedImage("a.jpg", 1, 2)], results, {})))
+    for other in (table.append_column("newer", [["x"]]), table.drop_columns(["familiarity"])):
+        sink = pyarrow.BufferOutputStream()
+        parquet.write_table(other, sink)
+        with pytest.raises(DataError, match="here is damaged"):
+            decode_part(sink.getvalue().to_pybytes(), "here")
+
+
 def test_a_damaged_byte_is_noticed_or_harmless() -> None:
     images = [PlannedImage(f"{index}.jpg", 1, 2) for index in range(3)]
     results = [Prediction(image.name, np.array([0.5, 0.25], np.float32), 3, 4) for image in images]
