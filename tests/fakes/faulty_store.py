@@ -54,7 +54,7 @@ def faulty_store(behind: str) -> Iterator[Faults]:
     """Serve what the store at an address has, through a server whose failures can be set."""
     import urllib3
 
-    faults, pool = Faults(), urllib3.PoolManager()
+    faults, pool = Faults(), urllib3.PoolManager(maxsize=64)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

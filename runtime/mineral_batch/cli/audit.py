@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from mineral_batch.cli.console import counted
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mineral_batch.evaluation.audit import Suspect
     from mineral_batch.evaluation.evaluate import Joined
 
-_PATH = click.Path(path_type=Path)
 _SHOWN = 10
 #: From these odds on a label is counted as one that looks wrong.
 LIKELY = 20.0
@@ -30,8 +30,8 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 
 
 @click.command()
-@click.argument("labels", type=_PATH)
-@click.argument("results", type=_PATH)
+@click.argument("labels", type=LOCAL)
+@click.argument("results", type=LOCAL)
 @click.option(
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )
@@ -43,9 +43,9 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.option(
     "--features", is_flag=True, help="Find look-alikes by what the model sees in the photographs, not by its answers."
 )
-@click.option("--photos", type=_PATH, metavar="DIR", help="With --features: where relative paths start.")
-@click.option("-m", "--model", type=_PATH, help="With --features: the model. [default: that of the run]")
-@click.option("-o", "--output", type=_PATH, help="Table to write. [default: audit.csv in RESULTS]")
+@click.option("--photos", type=LOCAL, metavar="DIR", help="With --features: where relative paths start.")
+@click.option("-m", "--model", type=LOCAL, help="With --features: the model. [default: that of the run]")
+@click.option("-o", "--output", type=LOCAL, help="Table to write. [default: audit.csv in RESULTS]")
 @click.option(
     "--count",
     type=click.IntRange(1),

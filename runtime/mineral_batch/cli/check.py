@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.results.check import check as find_problems
 
 _SHOWN = 20
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LOCAL)
 @click.pass_context
 def check(ctx: click.Context, path: Path) -> None:
     """Check PATH: a table that `predict` wrote, its run.json, or the whole folder.

@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import counted
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.minerals.table import LEVELS
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mineral_batch.deliver.records import Delivery
     from mineral_batch.minerals.table import Level
 
-_PATH = click.Path(path_type=Path)
 _FILES = {
     "excel": "minerals.xlsx",
     "csv-excel": "minerals.csv",
@@ -36,9 +36,9 @@ _REASONS = 5  # that are shown
 
 
 @click.command()
-@click.argument("results", type=_PATH)
+@click.argument("results", type=LOCAL)
 @click.option("--as", "form", required=True, type=click.Choice([*_FILES, *_FOLDERS]), help="Format; see above.")
-@click.option("-o", "--output", type=_PATH, help="File or folder to write. [default: in RESULTS]")
+@click.option("-o", "--output", type=LOCAL, help="File or folder to write. [default: in RESULTS]")
 @click.option(
     "--min-probability",
     "least",
@@ -46,16 +46,16 @@ _REASONS = 5  # that are shown
     help="Take the model's answers of this probability or more. [default: the model's thresholds]",
 )
 @click.option(
-    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
 )
 @click.option(
-    "--join", "inventory", type=_PATH, metavar="CSV", help="Inventory of the collection, joined to the images."
+    "--join", "inventory", type=LOCAL, metavar="CSV", help="Inventory of the collection, joined to the images."
 )
 @click.option("--on", "column", metavar="COLUMN", help="Column of --join with the inventory numbers.")
 @click.option(
     "--match", metavar="REGEX", help="Finds the inventory number in a path. [default: any number of the inventory]"
 )
-@click.option("--names", type=_PATH, metavar="CSV", help="The collection's names: columns mineral and name.")
+@click.option("--names", type=LOCAL, metavar="CSV", help="The collection's names: columns mineral and name.")
 @click.option(
     "--specimen",
     metavar="RULE",
@@ -66,7 +66,7 @@ _REASONS = 5  # that are shown
     type=click.Choice(LEVELS),
     help="Where no mineral is sure, answer with the species, group or class that is, up to this level.",
 )
-@click.option("--minerals", type=_PATH, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")

@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
-from mineral_batch.cli.paths import INPUT, MODEL
+from mineral_batch.cli.paths import INPUT, LOCAL, MODEL
 from mineral_batch.errors import DataError
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from mineral_batch.explain.explainer import Explainer
     from mineral_batch.explain.run import ExplainResult
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
 @click.argument("inputs", nargs=-1, type=INPUT)
-@click.option("-o", "--output", default="explained", show_default=True, type=_PATH, help="Output folder.")
+@click.option("-o", "--output", default="explained", show_default=True, type=LOCAL, help="Output folder.")
 @click.option("-m", "--model", type=MODEL, help="ONNX file or its URL. [default: the starter model]")
 @click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for standard input.")
 @click.option("--top", type=click.IntRange(1), help="Show at most this many minerals of an image. [default: all]")
@@ -46,7 +44,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--score",
     "masks",
-    type=_PATH,
+    type=LOCAL,
     metavar="MASKS",
     help="Folder of masks, as mineral-train synth draws them: says how often the maps are right.",
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from mineral_batch.storage.models import fetch
+from mineral_batch.results.schema import FAILURES, PREDICTIONS, RUN_MANIFEST
+from mineral_batch.storage.models import fetch, fetch_folder
 from mineral_batch.storage.urls import is_url, redact, restored
 
 
@@ -47,4 +48,17 @@ class LocalPath(click.ParamType[Path]):
         return Path(value)
 
 
-INPUT, MODEL, LOCAL = PathOrUrl(), Fetched(), LocalPath()
+class FetchedResults(click.ParamType[Path]):
+    """The output folder of a run: a path, or a URL whose tables are copied into the user's cache."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path of the folder on this machine."""
+        if ctx is not None and ctx.resilient_parsing:
+            return Path(value)
+        del param
+        return fetch_folder(value, [PREDICTIONS, RUN_MANIFEST], optional=[FAILURES])
+
+
+INPUT, MODEL, LOCAL, RESULTS = PathOrUrl(), Fetched(), LocalPath(), FetchedResults()

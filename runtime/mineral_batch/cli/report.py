@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import say
-from mineral_batch.cli.paths import MODEL
+from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
 from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
@@ -18,6 +18,7 @@ from mineral_batch.report.explained import read_explained
 from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
 from mineral_batch.results.specimens import CATALOG, FOLDER, REGEX
+from mineral_batch.storage.models import is_copy
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
     from mineral_batch.report.groups import Groups
     from mineral_batch.results.read import Results
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("results", type=_PATH)
+@click.argument("results", type=RESULTS)
 @click.option(
-    "-o", "--output", type=_PATH, help="HTML file, or folder with --folder. [default: report.html or report in RESULTS]"
+    "-o", "--output", type=LOCAL, help="HTML file, or folder with --folder. [default: report.html or report in RESULTS]"
 )
 @click.option("--labels", type=MODEL, metavar="CSV", help="Labels (path,labels[,split]): adds the accuracy.")
 @click.option(
@@ -43,11 +42,11 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--explained",
-    type=_PATH,
+    type=LOCAL,
     metavar="DIR",
     help="Output folder of mineral-batch explain: adds maps of where the model looks.",
 )
-@click.option("--plots", type=_PATH, metavar="DIR", help="Also write the charts to this folder, as PNG and SVG.")
+@click.option("--plots", type=LOCAL, metavar="DIR", help="Also write the charts to this folder, as PNG and SVG.")
 @click.option(
     "--thumbnails",
     "size",
@@ -58,7 +57,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file: for large runs.")
 @click.option(
-    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
 )
 @click.option(
     "--specimen",
@@ -70,7 +69,7 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(LEVELS),
     help="Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]",
 )
-@click.option("--minerals", type=_PATH, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def report(
     results: Path,
@@ -89,14 +88,16 @@ def report(
 ) -> None:
     """Make a page to look at the results of a run: gallery, filters, counts, map and, with labels, accuracy.
 
-    RESULTS is the output folder of mineral-batch predict. The page works offline in any browser. It contains small
-    copies of the photographs, so share it only as you would share them.
+    RESULTS is the output folder of mineral-batch predict, or its URL. The page works offline in any browser. It
+    contains small copies of the photographs, so share it only as you would share them.
     """
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata in an image does not concern the user
     if split and not labels:
         raise click.UsageError("--split needs --labels")
     if explained and not size:
         raise click.UsageError("--explained needs thumbnails: remove --thumbnails 0")
+    if is_copy(results) and output is None:
+        raise click.UsageError("nothing is written beside results at a URL: say with -o where the page goes")
     table = read_results(results)
     for name in table.edited:
         say(f"Note: {results / name} was edited since the run wrote it; the page shows the edited table", err=True)

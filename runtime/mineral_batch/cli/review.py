@@ -12,35 +12,34 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError, MineralError
 
 if TYPE_CHECKING:
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("results", type=_PATH)
-@click.option("--labels", type=_PATH, metavar="CSV", help="Existing labels (path,labels) to show and to check.")
+@click.argument("results", type=LOCAL)
+@click.option("--labels", type=LOCAL, metavar="CSV", help="Existing labels (path,labels) to show and to check.")
 @click.option(
     "--explained",
-    type=_PATH,
+    type=LOCAL,
     metavar="DIR",
     help="Output folder of mineral-batch explain: shows maps of where the model looks.",
 )
 @click.option(
-    "--photos", type=_PATH, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
 )
 @click.option(
-    "-m", "--model", type=_PATH, help="Model by whose features the order spreads. [default: the model of the run]"
+    "-m", "--model", type=LOCAL, help="Model by whose features the order spreads. [default: the model of the run]"
 )
 @click.option("--reviewer", metavar="NAME", help="Your name, saved with your decisions. [default: your user name]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page. [default: any that is free]")
 @click.option("--no-browser", is_flag=True, help="Print the address without opening it.")
 @click.option(
-    "--export", "export", type=_PATH, metavar="CSV", help="Write the labels decided so far to this file, and exit."
+    "--export", "export", type=LOCAL, metavar="CSV", help="Write the labels decided so far to this file, and exit."
 )
 def review(
     results: Path,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, cache_folder, write_errors, write_file
-from mineral_batch.storage.errors import StoreError, UnreachableError
+from mineral_batch.storage.errors import NoSuchObjectError, StoreError, UnreachableError
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import Url, is_url, local_path, parse, restored
 from mineral_batch.system import pip_install
@@ -54,11 +54,16 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     return local_path(text) or _from_store(parse(text))
 
 
-def fetch_folder(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
+def fetch_folder(name: str | os.PathLike[str], files: Sequence[str], optional: Sequence[str] = ()) -> Path:
     """Return a folder on this machine with the files of a folder that a path or URL names.
 
     A path stays one, unchecked. Files of a URL are copied as `fetch` does, and belong together: a changed one is in
     another folder.
+
+    Args:
+        name: of the folder.
+        files: that it must have.
+        optional: that it may have.
 
     Raises:
         DataError: as `fetch` does.
@@ -69,6 +74,9 @@ def fetch_folder(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
     if local := local_path(text):
         return local
     copies = [fetch(f"{text}/{file}") for file in files]
+    for file in optional:
+        with suppress(NoSuchObjectError):
+            copies.append(fetch(f"{text}/{file}"))
     digest = hashlib.sha256("|".join(map(str, copies)).encode()).hexdigest()[:16]
     folder = cache_folder() / "files" / digest / Path(text).name
     with write_errors(folder):

@@ -179,6 +179,20 @@ def test_no_secret_is_in_what_a_run_says_and_writes(
     assert not [path for path in (tmp_path / "cache").rglob("*") if "hidden-word" in str(path)]
 
 
+def test_a_report_of_results_in_a_bucket(s3: str, album: Path, tmp_path: Path, command: Any) -> None:
+    (album / "04.png").write_bytes(b"damaged")
+    assert command("s3://results/out", album).exit_code == 3
+    refused = CliRunner().invoke(main, ["report", "s3://results/out"])
+    assert refused.exit_code == 2
+    assert "say with -o where the page goes" in refused.stderr
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(main, ["report", "s3://results/out", "-o", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "04.png" in page.read_text("utf-8")
+    absent = CliRunner().invoke(main, ["report", "s3://results/absent", "-o", str(page)])
+    assert absent.stderr.splitlines()[-1] == "Error: no such object: s3://results/absent/predictions.csv"
+
+
 def test_signed_urls_are_not_planned(s3: str, album: Path, tmp_path: Path, command: Any) -> None:
     refused = command(tmp_path / "out", f"{s3}/photos/a.jpg?X-Amz-Signature=hidden", "--shard", "1/1")
     assert refused.exit_code == 2

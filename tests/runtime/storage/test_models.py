@@ -231,6 +231,12 @@ def test_what_is_no_file_of_the_hub(text):
         (["predict", "ftp://host/x"], "unknown kind of URL: ftp://host/x"),
         (["predict", "s3://bucket/*.jpg"], "patterns are not expanded in URLs"),
         (["info", "hf://one"], "not a file on the Hub"),
+        (["explain", "a.jpg", "-o", "s3://bucket/maps"], "s3://bucket/maps is a URL: name a file or folder on this"),
+        (
+            ["report", "results", "-o", "s3://bucket/r.html"],
+            "s3://bucket/r.html is a URL: name a file or folder on this",
+        ),
+        (["check", "s3://bucket/results"], "s3://bucket/results is a URL: name a file or folder on this"),
     ],
 )
 def test_bad_urls_are_one_line(arguments, message):
