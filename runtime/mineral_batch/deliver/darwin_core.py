@@ -226,8 +226,18 @@ def _answers(delivery: Delivery) -> Iterator[tuple[Record, str, str, str, Iterab
         names = list(record.names) if is_alone else [delivery.name(label) for label in record.machine]
         if names:
             accepted = "" if is_alone else "false"
-            status = f"reviewed by {record.reviewer}" if record.reviewer else "unverified"
-            yield record, "machine", delivery.model, predicted, names, accepted, status
+            yield record, "machine", delivery.model, predicted, names, accepted, _status(record)
+
+
+def _status(record: Record) -> str:
+    """What a person said of the model's answer."""
+    if not record.reviewer:
+        return "unverified"
+    if record.evidence == "unsure":
+        return f"{record.reviewer} was unsure"
+    kept = len({*record.machine} & {*record.minerals})
+    said = "confirmed" if kept == len(record.machine) else "partly rejected" if kept else "rejected"
+    return f"{said} by {record.reviewer}"
 
 
 def _remarks(record: Record, kind: str) -> str:

@@ -165,3 +165,18 @@ def test_the_users_own_table_says_what_is_broader(results: Path, tmp_path: Path)
     assert "has no column name or species" in run(
         results, "--as", "csv-excel", "--minerals", results / "predictions.csv", code=1
     )
+
+
+def test_the_answer_of_the_model_says_what_a_person_made_of_it(results: Path, tmp_path: Path) -> None:
+    with Decisions(results) as decisions:
+        decisions.decide("photos/c/loose.jpg", "labelled", ["galena"], machine=["galena"], reviewer="Ada")
+    run(results, "--as", "dwca", "-o", tmp_path / "x.zip")
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read("identification.csv").decode())))
+    found = {row["identificationID"]: row["identificationVerificationStatus"] for row in rows}
+    assert found == {
+        "photos/c/Z-33.jpg#human": "confirmed by a person",
+        "photos/c/Z-33.jpg#machine": "rejected by Ada",
+        "photos/c/loose.jpg#human": "confirmed by a person",
+        "photos/c/loose.jpg#machine": "confirmed by Ada",
+    }
