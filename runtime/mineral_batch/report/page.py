@@ -148,7 +148,7 @@ def _summary(results: Results, groups: Groups) -> str:
         f"{int(table.called.any(axis=0).sum())} of {len(table.labels)} minerals found",
         f"{int((found > 0).sum()):,} photographs with a mineral, {int((found > 1).sum()):,} with several",
     ]
-    parts += [f"{len(groups.specimens):,} specimens"] if groups.specimens else []
+    parts += [_specimens(groups)] if groups.specimens else []
     broader = len(groups.answers)
     parts += [f"{broader:,} where only a group or class is sure"] if broader else []
     unfamiliar = int((results.familiarity < UNFAMILIAR).sum())
@@ -161,6 +161,11 @@ def _summary(results: Results, groups: Groups) -> str:
     finished = manifest.get("finished")
     parts += [str(finished)[:10]] if finished else ["the run was stopped before it was complete"]
     return " · ".join(parts)
+
+
+def _specimens(groups: Groups) -> str:
+    single = groups.specimen_of.count(-1)
+    return f"{len(groups.specimens):,} specimens" + (f" and {single:,} photographs of none" if single else "")
 
 
 def _threshold_rule(results: Results) -> str:

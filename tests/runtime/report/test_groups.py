@@ -46,7 +46,7 @@ def test_specimens_have_an_answer_of_their_own(run: Path) -> None:
     assert data["specimens"][0][1] == "agate 90%"
     assert rows()[0]["specimen"][:4] == [0, 1, -1, -1]
     page = Page(Path("results/report.html"))
-    assert "2 specimens" in page.text
+    assert "2 specimens and 5 photographs of none" in page.text
     assert ("option", {"value": "specimen"}) in page.elements
 
 
