@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +23,11 @@ FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "JPEG, progressive": ("JPEG", {"quality": 90, "subsampling": "4:2:0", "progressive": True}),
     "PNG": ("PNG", {"compress_level": 6}),
     "WebP": ("WEBP", {"quality": 90, "method": 2}),
+    "WebP, lossless": ("WEBP", {"lossless": True, "quality": 20, "method": 0}),
     "TIFF": ("TIFF", {"compression": "tiff_lzw"}),
     "AVIF": ("AVIF", {"quality": 80, "speed": 9}),
+    "JPEG 2000": ("JPEG2000", {"quality_mode": "rates", "quality_layers": [8]}),
+    "HEIC": ("HEIF", {"quality": 80}),
 }
 
 _RENDERED = 768
@@ -49,8 +54,10 @@ def encode(picture: PILImage.Image, name: str) -> bytes:
 
 
 def can_encode(name: str) -> bool:
-    """Whether this Pillow writes one of `FORMATS`; AVIF came with 11.3."""
+    """Whether this Pillow writes one of `FORMATS`: AVIF came with 11.3, HEIC needs pillow-heif."""
     PILImage.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return FORMATS[name][0] in PILImage.SAVE
 
 

@@ -47,7 +47,7 @@ def decode(
 ) -> None:
     """Measure milliseconds an image and PSNR of every decoder that is installed.
 
-    Images are generated (12 megapixels, 2 megapixels and 384 pixels in six formats), or PHOTOS by format and size. One
+    Images are generated (12 megapixels, 2 megapixels and 384 pixels in nine formats), or PHOTOS by format and size. One
     thread; the decoders of an image are timed in interleaved rounds.
 
     With --model, its output is compared for PHOTOS decoded in full (as `mineral-batch predict --exact` does), decoded
