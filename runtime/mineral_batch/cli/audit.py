@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 from mineral_batch.cli.console import counted
+from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
@@ -75,6 +76,7 @@ def audit(
     if (photos or model) and not features:
         raise click.UsageError("--photos and --model are for --features")
     table = table_in(results) if results.is_dir() else results
+    say_edited(table, "the edited table is compared with the labels")
     joined = join(table, labels, split)
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(table))

@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import counted
+from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.minerals.table import LEVELS
@@ -137,6 +138,7 @@ def deliver(
         raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
     if (inventory is None) != (column is None) or (match and not inventory):
         raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
+    say_edited(results, "the edited table is delivered")
     delivery = read_delivery(results, photos, least, level, minerals)
     if inventory and column:
         delivery = _joined(delivery, inventory, column, match)

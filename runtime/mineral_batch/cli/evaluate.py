@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
 from mineral_batch.cli.paths import MODEL
@@ -134,6 +135,7 @@ def evaluate(
     contract = _to_tune(rule, model, output)
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
+    say_edited(predictions, "the edited table is evaluated")
     joined = join(predictions, labels, split, known.labels if known else None)
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(predictions))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import say
+from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
@@ -99,8 +99,7 @@ def report(
     if is_copy(results) and output is None:
         raise click.UsageError("nothing is written beside results at a URL: say with -o where the page goes")
     table = read_results(results)
-    for name in table.edited:
-        say(f"Note: {results / name} was edited since the run wrote it; the page shows the edited table", err=True)
+    say_edited(results, "the page shows the edited table")
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
     groups = _groups(table, level, specimen, minerals)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from mineral_batch.images.skipped import Skipped
+
 #: What is opened as an archive when it is named directly; archives inside a folder are left alone.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 #: Archives that are not opened.
@@ -57,12 +59,17 @@ def signed_64_bits(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def members(archive: Path) -> Iterator[Source | Failure]:
-    """Find the images in an archive; a damaged archive is one failure behind the images that it still gave."""
+def members(archive: Path, skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+    """Find the images in an archive; a damaged archive is one failure behind the images that it still gave.
+
+    Args:
+        archive: the file.
+        skipped: counts what is in it and not read.
+    """
     walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
     name = formula_safe(str(archive))
     try:
-        yield from walk(archive, name)
+        yield from walk(archive, name, skipped)
     except OSError as error:
         yield Failure(name, "read", one_line(error))
     # Damaged archives make the readers raise almost anything (struct.error, UnicodeDecodeError, LZMAError, ...).
@@ -70,24 +77,29 @@ def members(archive: Path) -> Iterator[Source | Failure]:
         yield Failure(name, "read", f"the archive is damaged: {one_line(error)}")
 
 
-def _zip_members(archive: Path, name: str) -> Iterator[Source | Failure]:
+def _zip_members(archive: Path, name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
     try:
         opened = zipfile.ZipFile(archive)
     except UnicodeDecodeError:
         opened = zipfile.ZipFile(cast("IO[bytes]", _with_readable_names(archive)))
-    yield from zip_members(opened, name)
+    yield from zip_members(opened, name, skipped)
 
 
-def zip_members(opened: zipfile.ZipFile, name: str) -> Iterator[Source | Failure]:
+def zip_members(opened: zipfile.ZipFile, name: str, skipped: Skipped | None = None) -> Iterator[Source | Failure]:
     """Find the images in an open zip, which stays open: its members are read later, by other threads.
 
     Args:
         opened: the archive.
         name: of the archive, for the rows.
+        skipped: see `members`.
     """
     for member in opened.infolist():
         is_last = opened.NameToInfo.get(member.filename) is member  # of a name twice, as for every program that unpacks
-        if is_last and not member.is_dir() and has_image_suffix(_last(member.filename)):
+        if not is_last or member.is_dir():
+            continue
+        if not has_image_suffix(_last(member.filename)):
+            _skip(member.filename, skipped)
+        else:
             read = partial(_read_zip_member, opened, member)
             yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
 
@@ -180,13 +192,16 @@ class Repeats:
         return Failure(f"{row} ({self._times[row] + 1})", "read", _AGAIN)
 
 
-def _tar_members(archive: Path, name: str) -> Iterator[Source | Failure]:
+def _tar_members(archive: Path, name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
     modified = signed_64_bits(archive.stat().st_mtime_ns)
     superseded = _superseded(archive)
     repeats = Repeats()
     with _open_tar(archive) as opened:
         for index, member in enumerate(tar_headers(opened)):
-            if member.isdir() or index in superseded or not has_image_suffix(_last(member.name)):
+            if member.isdir() or index in superseded:
+                continue
+            if not has_image_suffix(_last(member.name)):
+                _skip(member.name, skipped)
                 continue
             if again := repeats.check(f"{name}/{member.name}"):
                 yield again
@@ -251,6 +266,12 @@ def _check_member(member: tarfile.TarInfo) -> None:
         what = f"a link to {member.linkname!r}" if member.islnk() or member.issym() else "no regular file"
         raise ImageError(f"{what} inside an archive: unpack the archive to have it read")
     check_bytes(member.size)
+
+
+def _skip(member: str, skipped: Skipped | None) -> None:
+    name = _last(member)
+    if skipped is not None and not name.startswith("."):
+        skipped.add_member(name)
 
 
 def _last(member: str) -> str:

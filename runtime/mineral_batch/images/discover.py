@@ -50,7 +50,7 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
 
     Args:
         inputs: names of folders, files, archives, and globs.
-        skipped: counts what is in folders and not read.
+        skipped: counts what is in folders and archives and not read.
 
     Raises:
         DataError: if an input does not exist or a glob matches nothing.
@@ -61,16 +61,16 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
         elif found.lower().endswith(_CONTAINER_SUFFIXES):
-            yield from _contained(found)
+            yield from _contained(found, skipped)
         else:
             yield _file(found)
     yield from find_remote(urls, skipped)
 
 
-def _contained(name: str) -> Iterator[Source | Failure]:
+def _contained(name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
     """The images in an archive or a Parquet file that was named directly."""
     if is_archive(name):
-        yield from members(Path(name))
+        yield from members(Path(name), skipped)
     elif is_parquet(name):
         yield from parquet_rows(Path(name), formula_safe(name))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import PurePath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from mineral_batch.images.archives import OTHER_ARCHIVE_SUFFIXES, is_archive
@@ -14,9 +14,12 @@ from mineral_batch.system import pip_install
 # An image's suffix with something behind it, as browsers and messengers save files: `a.jpg?v=2`, `b.jpg_large`.
 _DISGUISED = re.compile(r"\.(jpe?g|png|webp|gif|tiff?|heic|avif)[^a-z0-9.].*$", re.IGNORECASE)
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+_NO_SUFFIX = "files without suffix"
 _ARCHIVE = "name them to open them"
 _PACKED = "unpack them"
 _RENAME = "name them, or rename them"
+# What to do about them inside an archive, where nothing can be named.
+_INSIDE = {_ARCHIVE: _PACKED, _RENAME: "rename them"}
 
 
 class Skipped:
@@ -41,13 +44,22 @@ class Skipped:
         else:
             self.kinds[kind] += 1
 
+    def add_member(self, name: str) -> None:
+        """Count a member of an archive that is not read because of its name, without its folders."""
+        kind = _kind(PurePosixPath("/dev/null", name))  # nothing of it is on this machine
+        if kind is None:
+            self.other += 1
+        else:
+            suffix, hint = kind
+            self.kinds[suffix, _INSIDE.get(hint, hint)] += 1
+
     def add_folder(self, name: str) -> None:
         """Count a folder that is not entered."""
         self.folders[name] += 1
 
     def line(self) -> str:
         """Return one line for the user, empty if there is nothing to say: what is no image needs no mention."""
-        files = [f"{n:,} {suffix} ({hint})" for (suffix, hint), n in self.kinds.most_common()]
+        files = [f"{n:,} {_plural(suffix, n)} ({hint})" for (suffix, hint), n in self.kinds.most_common()]
         folders = [f"{n:,} {name} folder{'s' * (n > 1)}" for name, n in sorted(self.folders.items())]
         return f"Not read: {', '.join([*files, *folders])}" if files or folders else ""
 
@@ -63,6 +75,10 @@ class Skipped:
         }
 
 
+def _plural(suffix: str, number: int) -> str:
+    return "file without suffix" if suffix == _NO_SUFFIX and number == 1 else suffix
+
+
 def _kind(path: PurePath) -> tuple[str, str] | None:
     suffix = path.suffix.lower()
     if suffix in RAW_SUFFIXES:
@@ -75,7 +91,7 @@ def _kind(path: PurePath) -> tuple[str, str] | None:
         return suffix, _PACKED
     if found := _DISGUISED.search(path.name):
         return found[0], _RENAME
-    return ("files without suffix", _RENAME) if not suffix and _looks_like_image(path) else None
+    return (_NO_SUFFIX, _RENAME) if not suffix and _looks_like_image(path) else None
 
 
 def _looks_like_image(path: PurePath) -> bool:

@@ -62,13 +62,32 @@ def test_what_is_not_read_is_counted_with_what_to_do(tmp_path: Path) -> None:
     ):
         assert part in line
     assert "1 .jpg?v=2 (name them, or rename them)" in line
-    assert "1 files without suffix" in line
+    assert "1 file without suffix" in line
     assert ".txt" not in line
     record = skipped.record()
     assert record["files"] == {
         ".7z": 1, ".CR2": 2, ".NEF": 1, ".jpg?v=2": 1, ".jpg_large": 1, ".jxl": 1, ".zip": 1, "files without suffix": 1
     }  # fmt: skip
     assert record["other"] == 3, "notes.txt, movie.mp4 and text"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_what_is_not_read_in_an_archive_is_counted_too(tmp_path: Path, kind: str) -> None:
+    tree = tmp_path / "tree"
+    for name in ("a.png", "more.zip", "b.jpg_large", "notes.txt", "__init__", ".hidden.zip"):
+        touch(tree, name, content=PNG)
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(tree.iterdir()):
+                archive.write(file, file.name)
+    else:
+        with tarfile.open(path, "w:gz" if kind.endswith("gz") else "w") as packed:
+            packed.add(tree, "tree")
+    skipped = Skipped()
+    assert len(list(find_sources([path], skipped))) == 1
+    assert skipped.line() == "Not read: 1 .jpg_large (rename them), 1 .zip (unpack them)"
+    assert skipped.other == 2
 
 
 def test_with_its_package_camera_raw_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

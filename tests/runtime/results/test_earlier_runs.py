@@ -158,12 +158,29 @@ def test_a_table_that_was_edited_is_not_overwritten(predict: Any, restart: bool)
     assert paths() == DAY1 + DAY2
 
 
-def test_report_says_that_a_table_was_edited(predict: Any) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "out"),
+        ("deliver", "out", "--as", "csv-excel"),
+        ("evaluate", "out/predictions.csv", "labels.csv"),
+        ("audit", "labels.csv", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_reads_an_edited_table_says_so(predict: Any, command: tuple[str, ...]) -> None:
     predict("day1")
-    assert "edited" not in CliRunner().invoke(main, ["report", "out"]).stderr
+    Path("labels.csv").write_text("path,labels\n" + "".join(f"{path},gold\n" for path in DAY1))
+
+    def said() -> str:
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+        return result.stderr
+
+    assert "edited" not in said()
     table = Path("out/predictions.csv")
     table.write_text(table.read_text() + "\n")
-    assert "out/predictions.csv was edited since the run wrote it" in CliRunner().invoke(main, ["report", "out"]).stderr
+    assert "Note: out/predictions.csv was edited since the run wrote it" in said()
 
 
 def test_after_a_resume_the_summary_counts_all_images(predict: Any) -> None:
