@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -19,10 +20,10 @@ from mineral_batch.images.names import formula_safe, has_image_suffix
 from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from mineral_batch.images.skipped import Skipped
+Skip = Callable[[str], object]
 
 #: What is opened as an archive when it is named directly; archives inside a folder are left alone.
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
@@ -39,6 +40,9 @@ _AGAIN = (
 
 # From this size on, bytes, a member's first bytes are looked at before the rest is read.
 _LARGE = 16 * 2**20
+
+
+def _ignore(_: str) -> None: ...
 
 
 def is_archive(name: str) -> bool:
@@ -59,17 +63,17 @@ def signed_64_bits(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def members(archive: Path, skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+def members(archive: Path, skip: Skip = _ignore) -> Iterator[Source | Failure]:
     """Find the images in an archive; a damaged archive is one failure behind the images that it still gave.
 
     Args:
         archive: the file.
-        skipped: counts what is in it and not read.
+        skip: called with the name, without its folders, of each file that is not read because of its name.
     """
     walk = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
     name = formula_safe(str(archive))
     try:
-        yield from walk(archive, name, skipped)
+        yield from walk(archive, name, skip)
     except OSError as error:
         yield Failure(name, "read", one_line(error))
     # Damaged archives make the readers raise almost anything (struct.error, UnicodeDecodeError, LZMAError, ...).
@@ -77,28 +81,28 @@ def members(archive: Path, skipped: Skipped | None = None) -> Iterator[Source | 
         yield Failure(name, "read", f"the archive is damaged: {one_line(error)}")
 
 
-def _zip_members(archive: Path, name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
+def _zip_members(archive: Path, name: str, skip: Skip) -> Iterator[Source | Failure]:
     try:
         opened = zipfile.ZipFile(archive)
     except UnicodeDecodeError:
         opened = zipfile.ZipFile(cast("IO[bytes]", _with_readable_names(archive)))
-    yield from zip_members(opened, name, skipped)
+    yield from zip_members(opened, name, skip)
 
 
-def zip_members(opened: zipfile.ZipFile, name: str, skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+def zip_members(opened: zipfile.ZipFile, name: str, skip: Skip = _ignore) -> Iterator[Source | Failure]:
     """Find the images in an open zip, which stays open: its members are read later, by other threads.
 
     Args:
         opened: the archive.
         name: of the archive, for the rows.
-        skipped: see `members`.
+        skip: see `members`.
     """
     for member in opened.infolist():
         is_last = opened.NameToInfo.get(member.filename) is member  # of a name twice, as for every program that unpacks
         if not is_last or member.is_dir():
             continue
         if not has_image_suffix(_last(member.filename)):
-            _skip(member.filename, skipped)
+            _pass_over(member.filename, skip)
         else:
             read = partial(_read_zip_member, opened, member)
             yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
@@ -192,7 +196,7 @@ class Repeats:
         return Failure(f"{row} ({self._times[row] + 1})", "read", _AGAIN)
 
 
-def _tar_members(archive: Path, name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
+def _tar_members(archive: Path, name: str, skip: Skip) -> Iterator[Source | Failure]:
     modified = signed_64_bits(archive.stat().st_mtime_ns)
     superseded = _superseded(archive)
     repeats = Repeats()
@@ -201,7 +205,7 @@ def _tar_members(archive: Path, name: str, skipped: Skipped | None) -> Iterator[
             if member.isdir() or index in superseded:
                 continue
             if not has_image_suffix(_last(member.name)):
-                _skip(member.name, skipped)
+                _pass_over(member.name, skip)
                 continue
             if again := repeats.check(f"{name}/{member.name}"):
                 yield again
@@ -268,10 +272,10 @@ def _check_member(member: tarfile.TarInfo) -> None:
     check_bytes(member.size)
 
 
-def _skip(member: str, skipped: Skipped | None) -> None:
+def _pass_over(member: str, skip: Skip) -> None:
     name = _last(member)
-    if skipped is not None and not name.startswith("."):
-        skipped.add_member(name)
+    if not name.startswith("."):
+        skip(name)
 
 
 def _last(member: str) -> str:

@@ -55,6 +55,7 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     Raises:
         DataError: if an input does not exist or a glob matches nothing.
     """
+    skipped = skipped if skipped is not None else Skipped()
     names = list(expand(inputs))
     urls = [str(name) for name in names if is_url(name)]
     for found in _find((name for name in names if not is_url(name)), skipped):
@@ -67,10 +68,10 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     yield from find_remote(urls, skipped)
 
 
-def _contained(name: str, skipped: Skipped | None) -> Iterator[Source | Failure]:
+def _contained(name: str, skipped: Skipped) -> Iterator[Source | Failure]:
     """The images in an archive or a Parquet file that was named directly."""
     if is_archive(name):
-        yield from members(Path(name), skipped)
+        yield from members(Path(name), skipped.add_member)
     elif is_parquet(name):
         yield from parquet_rows(Path(name), formula_safe(name))
     else:
