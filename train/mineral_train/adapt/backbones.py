@@ -85,7 +85,9 @@ def require_packages() -> None:
     """
     missing = [name for name in ("torch", "timm", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise DataError(f"--backbone needs the Python package {' and '.join(missing)}: {pip_install('export')}")
+        raise DataError(
+            f"--backbone needs packages that are not installed ({', '.join(missing)}): {pip_install('export')}"
+        )
 
 
 def license_warning(backbone: Backbone) -> str:

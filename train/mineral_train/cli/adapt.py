@@ -148,7 +148,7 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
 def _require_usable(output: Path, features: Path) -> None:
     missing = [name for name in ("onnx", "scipy", "threadpoolctl") if find_spec(name) is None]
     if missing:
-        raise DataError(f"adapt needs the Python package {' and '.join(missing)}: {pip_install('adapt')}")
+        raise DataError(f"adapt needs packages that are not installed ({', '.join(missing)}): {pip_install('adapt')}")
     if not output.absolute().parent.is_dir():
         raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
     if output.is_dir():
