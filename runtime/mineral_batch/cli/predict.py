@@ -133,7 +133,7 @@ _SECTIONS = {
     help="With --shard or an output by URL: images that are saved together, so the most that a crash can cost.",
 )
 @cluster_options
-@click.option("--allow-mixed-engines", is_flag=True, help="With --shard: let machines use different engines.")
+@click.option("--allow-mixed-engines", is_flag=True, help="Let the machines of one run use different engines.")
 @click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
 @click.option(
     "--log-format",
