@@ -36,7 +36,7 @@ def test_threads_processes_and_other_loaders_are_measured(photos: Path, tmp_path
     assert done.exit_code == 0, done.output
     figures: dict[str, Any] = json.loads(saved.read_text("utf-8"))["figures"]
     measured = {one["way"] for one in figures["feeds"]}
-    assert measured >= {feed.THREADS, "PyTorch DataLoader, the same decoder"}
+    assert measured >= {feed.THREADS, "PyTorch DataLoader, the same decoder", "decoded before, memory-mapped"}
     assert (feed.PROCESSES in measured) == is_supported()
     assert {one["cores"] for one in figures["feeds"]} >= {1}
     assert all(one["rate"]["value"] > 0 and one["cpu"] > 0 for one in figures["feeds"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,57 @@ class _SimpleJpeg:
         return np.asarray(small)
 
 
+class _Torchvision:
+    """torchvision's own JPEG decoder and antialiased resize, in threads."""
+
+    def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
+        try:
+            self._io = importlib.import_module("torchvision.io")
+            self._functional = importlib.import_module("torchvision.transforms.v2.functional")
+        except ImportError:
+            raise BackendError("torchvision is not installed: pip install torchvision") from None
+        importlib.import_module("torch").set_num_threads(1)  # one thread for each image
+        self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+        self._side, self._pool = side, ThreadPoolExecutor(workers)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for paths in self._batches:
+            yield np.stack(list(self._pool.map(self._load, paths)))
+
+    def _load(self, path: str) -> Pixels:
+        image = self._io.decode_jpeg(self._io.read_file(path), self._io.ImageReadMode.RGB)
+        image = self._functional.resize(image, [self._side, self._side], antialias=True)
+        pixels: Pixels = image.permute(1, 2, 0).numpy()
+        return pixels
+
+
+class _DecodedBefore:
+    """Pixels that were decoded and resized once, in one memory-mapped file, as FFCV keeps them without JPEG.
+
+    The batches are copied, as any engine's input is. Making the file is not counted.
+    """
+
+    def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
+        del workers
+        self._folder = tempfile.TemporaryDirectory()
+        spec, shape = InputSpec(side, side), (len(paths), side, side, 3)
+        self._pixels = np.lib.format.open_memmap(Path(self._folder.name, "pixels.npy"), "w+", np.uint8, shape)
+        for row, path in zip(self._pixels, paths, strict=True):
+            image = load_image(path, spec)
+            if isinstance(image, Failure):
+                raise BackendError(f"{image.path}: {image.reason}")
+            row[...] = image.pixels
+        self._batch = batch
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for start in range(0, len(self._pixels), self._batch):
+            yield np.array(self._pixels[start : start + self._batch])
+
+
 #: Name of the row -> loader.
 LOADERS: dict[str, Loader] = {
     "PyTorch DataLoader, the same decoder": _TorchLoader,
     "simplejpeg in threads": _SimpleJpeg,
+    "torchvision in threads": _Torchvision,
+    "decoded before, memory-mapped": _DecodedBefore,
 }
