@@ -19,6 +19,21 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--decode-processes N`: predictors that the tests open without saying how to decode use N processes."""
+    parser.addoption("--decode-processes", type=int, default=None, help="decode in so many processes by default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Apply it."""
+    wanted = config.getoption("--decode-processes")
+    if wanted is not None:
+        from mineral_batch import predictor
+
+        chosen = predictor._process_count
+        predictor._process_count = lambda count, backend: chosen(wanted if count is None else count, backend)
+
+
 @pytest.fixture(autouse=True)
 def heard_logger() -> None:
     """Undo what libraries do to logging in this process, so that a test hears our warnings whatever ran before it.

@@ -96,11 +96,13 @@ def in_memory(name: str, content: bytes) -> Source:
     return Source(name, len(content), 0, partial(bytes, content))
 
 
-def main(count: int, seed: int, model: str) -> None:
+def main(count: int, seed: int, model: str, decode_processes: int) -> None:
     """Run and check."""
     warnings.simplefilter("ignore")  # Pillow's, about damaged metadata
     good = [encode(scene(40 + 9 * n, 60 - 5 * n, seed=n), kind) for n, kind in enumerate(("PNG", "JPEG", "BMP"))]
-    with Predictor(model, backend="onnx-cpu", batch_size=7, decode_threads=3) as predictor:
+    with Predictor(
+        model, backend="onnx-cpu", batch_size=7, decode_threads=3, decode_processes=decode_processes
+    ) as predictor:
         expected = [alone(predictor, content).probabilities for content in good]
         names, reasons, predicted = [], Counter[str](), 0
         for result in predictor.predict(sources(count, seed, good)):
@@ -128,4 +130,4 @@ def alone(predictor: Predictor, content: bytes) -> Prediction:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

@@ -9,14 +9,27 @@ from pathlib import Path
 
 import pytest
 
+from mineral_batch.images.processes.pool import is_supported
+
 pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.parametrize(
-    ("mutants", "seconds"), [(300, 120), pytest.param(5000, 1800, marks=pytest.mark.soak)], ids=["300", "5000"]
+    ("mutants", "processes", "seconds"),
+    [
+        (300, 0, 120),
+        pytest.param(300, 2, 240, marks=pytest.mark.slow),
+        pytest.param(5000, 0, 1800, marks=pytest.mark.soak),
+    ],
+    ids=["300", "300 in processes", "5000"],
 )
-def test_mutants_fail_with_a_reason_and_trouble_nobody(model_path: Path, mutants: int, seconds: float) -> None:
-    program = [sys.executable, str(Path(__file__).with_name("fuzzing.py")), str(mutants), "11", str(model_path)]
+def test_mutants_fail_with_a_reason_and_trouble_nobody(
+    model_path: Path, mutants: int, processes: int, seconds: float
+) -> None:
+    if processes and not is_supported():
+        pytest.skip("decode processes need POSIX")
+    arguments = [str(mutants), "11", str(model_path), str(processes)]
+    program = [sys.executable, str(Path(__file__).with_name("fuzzing.py")), *arguments]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout.splitlines()[-1])

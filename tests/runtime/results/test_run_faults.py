@@ -6,11 +6,14 @@ import csv
 import importlib.util
 import itertools
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mineral_batch import DataError, Predictor
+from mineral_batch.images.processes.pool import is_supported
 from mineral_batch.results import run as run_module
 from mineral_batch.results.check import check
 from mineral_batch.results.journal import Journal
@@ -207,6 +211,36 @@ def test_an_output_inside_the_input_is_no_input(album: Path, tmp_path: Path, pre
     before = outcome(out)
     assert run(predictor, [album], out, ALL).predicted == 11
     assert outcome(out) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_supported(), reason="decode processes need POSIX")
+def test_decode_processes_that_are_killed_at_random_cost_no_image_and_change_no_byte(
+    album: Path, tmp_path: Path, model_path: Path
+) -> None:
+    folder, dice, kills = tmp_path / "many", random.Random(13), 0
+    tables = Tables(("csv", "jsonl"), columns=("size",))
+    folder.mkdir()
+    for index in range(2000):
+        (folder / f"{index:04}.png").symlink_to(album / f"{index % 11:02}.png")
+    with Predictor(model_path, backend="onnx-cpu", decode_processes=0) as predictor:
+        run(predictor, [folder], tmp_path / "threads", tables)
+    with Predictor(model_path, backend="onnx-cpu", decode_processes=2) as predictor:
+
+        def kill_one(_: object) -> None:
+            nonlocal kills
+            if dice.random() < 0.01 and predictor._processes is not None:
+                with suppress(ProcessLookupError):  # that one has ended and is being replaced
+                    os.kill(dice.choice(predictor._processes._workers)._process.pid, signal.SIGKILL)
+                    kills += 1
+
+        killed = run(predictor, [folder], tmp_path / "processes", tables, seen=kill_one)
+        # An image whose process was killed twice over it is a failure, and tried again.
+        again = run(predictor, [folder], tmp_path / "processes", tables)
+    assert kills >= 10
+    assert killed.predicted + killed.failed == again.predicted == 2000
+    assert killed.failed <= kills // 2
+    assert outcome(tmp_path / "processes") == outcome(tmp_path / "threads")
 
 
 def killing(tmp_path: Path, album: Path, model_path: Path, kills: int, pictures: int) -> int:
