@@ -15,6 +15,7 @@ from typing import NamedTuple
 _JPEG, _PNG, _RIFF = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"
 _XMP, _EXIF, _MPF = b"http://ns.adobe.com/xap/1.0/\0", b"Exif\0", b"MPF\0"
 _KEYWORD = b"XML:com.adobe.xmp\0"
+_LONGEST_PACKET = 10_000_000  # bytes; a compressed one may claim any length
 _SEGMENT_LIMIT = 65_535 - 2
 _HAS_XMP, _HAS_ALPHA = 0x04, 0x10  # flags of VP8X
 
@@ -118,12 +119,18 @@ def _jpeg_text(part: _Part) -> bytes:
 
 def _png_text(part: _Part) -> bytes:
     """Of an iTXt chunk: keyword, whether it is compressed, the method, language, translated keyword, text."""
-    is_compressed = part.content[len(_KEYWORD)]
+    is_plain = part.content[len(_KEYWORD) :][:1] == b"\0"
     text = part.content[len(_KEYWORD) + 2 :].split(b"\0", 2)[-1]
+    if is_plain:
+        return text
+    reader = zlib.decompressobj()
     try:
-        return zlib.decompress(text) if is_compressed else text
+        text = reader.decompress(text, _LONGEST_PACKET)
     except zlib.error:
         raise PacketError("the file is damaged") from None
+    if reader.unconsumed_tail:
+        raise PacketError("the XMP in it is too long")
+    return text
 
 
 def _webp_text(part: _Part) -> bytes:
@@ -211,5 +218,7 @@ def _extended(first: _Part) -> bytes:
         width = (int.from_bytes(first.content[6:8], "little") & 0x3FFF) - 1
         height = (int.from_bytes(first.content[8:10], "little") & 0x3FFF) - 1
         alpha = 0
+    if width < 0 or height < 0:
+        raise PacketError("the file is damaged")
     flags = _HAS_XMP | (_HAS_ALPHA if alpha else 0)
     return bytes([flags, 0, 0, 0]) + width.to_bytes(3, "little") + height.to_bytes(3, "little")

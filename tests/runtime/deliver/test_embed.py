@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from lxml import etree
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from mineral_batch.cli import main
+from mineral_batch.deliver.packets import PacketError, read_packet, with_packet
 from mineral_batch.deliver.xmp import DC, RDF
 from mineral_batch.results.csv import write_csv
 
@@ -211,3 +214,35 @@ def test_exiftool_reads_the_copies_and_finds_them_sound(results: Path, photos: P
         assert warnings(after[name]) <= warnings(one), name
         assert after[name].get("ImageDescription") == one.get("ImageDescription")
         assert name.endswith((".tif", ".jp2", ".bmp", ".gif")) or "malachite" in str(after[name]["Subject"])
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("embed") / "photos"
+    names = make_photos(folder)
+    return [(folder / name).read_bytes() for name in names if name.endswith((".jpg", ".mpo", ".png", ".webp"))]
+
+
+@given(st.integers(0), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4), st.integers(0))
+def test_damaged_bytes_are_refused_or_kept(
+    contents: list[bytes], which: int, changes: list[tuple[int, int]], end: int
+) -> None:
+    """Never another error; and what was written can be read back."""
+    content = bytearray(contents[which % len(contents)])
+    for place, value in changes:
+        content[place % 600 % len(content)] = value
+    damaged = bytes(content[: end % (4 * len(content)) + 1])
+    try:
+        read_packet(damaged)
+        longer = with_packet(damaged, "<packet/>")
+    except PacketError:
+        return
+    assert read_packet(longer) == "<packet/>"
+
+
+def test_a_packet_that_unpacks_to_too_much_is_not_read(tmp_path: Path) -> None:
+    about = PngInfo()
+    about.add_itxt("XML:com.adobe.xmp", " " * 20_000_000, zip=True)
+    noise(1).save(tmp_path / "bomb.png", pnginfo=about)
+    with pytest.raises(PacketError, match="too long"):
+        read_packet((tmp_path / "bomb.png").read_bytes())
