@@ -1,15 +1,8 @@
 """`mineral-export`: from a checkpoint to the file that is deployed."""
 
-import signal
-import sys
-import threading
-from typing import Any, NoReturn
-
 import click
 
-from mineral_batch.cli.console import LazyGroup
-
-_EXIT_TERMINATED = 143
+from mineral_batch.cli.console import TerminableGroup
 
 _COMMANDS = {
     "onnx": ("mineral_export.cli.onnx:onnx", "Export a checkpoint to one self-describing ONNX file."),
@@ -22,26 +15,8 @@ _COMMANDS = {
 }
 
 
-class ExportGroup(LazyGroup):
-    """Commands that remove their temporary files when they are terminated, as batch systems and `docker stop` do."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the sub-command; SIGTERM ends it like an exception does."""
-        if threading.current_thread() is not threading.main_thread():
-            return super().invoke(ctx)
-        before = signal.signal(signal.SIGTERM, _terminate)
-        try:
-            return super().invoke(ctx)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(*_: object) -> NoReturn:
-    sys.exit(_EXIT_TERMINATED)
-
-
 @click.group(
-    cls=ExportGroup,
+    cls=TerminableGroup,
     table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_EXPORT"},
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
+import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -18,6 +20,8 @@ from mineral_batch.errors import MineralError
 from mineral_batch.system import pip_install
 
 EXIT_SOME_IMAGES_FAILED = 3
+_EXIT_TERMINATED = 143
+_STDERR = 2
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -86,6 +90,26 @@ class LazyGroup(click.Group):
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(_missing_package(error)) from error
+
+
+class TerminableGroup(LazyGroup):
+    """Commands that remove their temporary files when they are terminated, as batch systems and `docker stop` do."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the sub-command; SIGTERM ends it like an exception does."""
+        if threading.current_thread() is not threading.main_thread():
+            return super().invoke(ctx)
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    with suppress(OSError):
+        os.write(_STDERR, b"\nstopped by SIGTERM; run the same command again\n")  # a signal may arrive within a print
+    sys.exit(_EXIT_TERMINATED)
 
 
 def _name_environment(command: click.Command, prefix: str) -> None:

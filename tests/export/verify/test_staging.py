@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,16 @@ with staged_output(pathlib.Path(sys.argv[1])) as path:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
     (tmp_path / "model.onnx").write_bytes(b"an earlier export")
-    with subprocess.Popen([sys.executable, "-c", WAITING], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as child:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WAITING], cwd=tmp_path, text=True, **pipes) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "begun\n"
         assert len(list(tmp_path.iterdir())) == 2
         child.send_signal(number)
         assert child.wait(30) == code
+        assert child.stderr is not None
+        (line,) = [line for line in child.stderr.read().splitlines() if line]
+    assert line == ("Aborted!" if number == signal.SIGINT else "stopped by SIGTERM; run the same command again")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_bytes() == b"an earlier export"
 

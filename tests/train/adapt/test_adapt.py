@@ -137,12 +137,14 @@ def test_a_killed_run_goes_on_with_the_features_it_has(photos, base, tmp_path, m
     assert read_contract(tmp_path / "a.onnx").measured == read_contract(tmp_path / "b.onnx").measured
 
 
-def test_ctrl_c_says_how_to_go_on(photos, base, tmp_path, monkeypatch):
-    def interrupted(*_):
+@pytest.mark.parametrize("phase", ["extract", "adapt_head", "finish", "write"])
+def test_ctrl_c_says_how_to_go_on(photos, base, tmp_path, monkeypatch, phase):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mineral_train.adapt.run.adapt_head", interrupted)
+    monkeypatch.setattr(f"mineral_train.adapt.run.{phase}", interrupted)
     out = adapt(photos, base, tmp_path / "a.onnx", code=130)
+    assert not (tmp_path / "a.onnx").exists()
     assert f"the same command goes on with the features kept in {tmp_path / 'a.onnx.features'}" in out
 
 

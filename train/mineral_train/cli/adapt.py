@@ -122,17 +122,10 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     for line in _about(photos, known):
         click.echo(line)
     try:
-        candidates = _candidates(base, photos, features, source, chosen)
+        result = _adapted(base, output, photos, features, source, chosen)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on with the features kept in {features}", err=True)
         raise SystemExit(_EXIT_INTERRUPTED) from None
-    best = min(candidates, key=lambda c: c.adapted.log_loss)
-    result = adapting.finish(best, candidates[0], photos, name=output.stem, source=source.name)
-    for line in [*_features_table(candidates, best), *_judgment(result)]:
-        click.echo(line)
-    if result.comparison.is_worse and not chosen["force"]:
-        raise MineralError(f"{output} was not written: the old model is better on these photographs; --force writes it")
-    adapting.write(result, output)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
     click.echo(f"next: mineral-batch predict PHOTOS -m {output} -o results")
     if result.failures:
@@ -143,6 +136,26 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
             err=True,
         )
         click.get_current_context().exit(EXIT_SOME_IMAGES_FAILED)
+
+
+def _adapted(
+    base: Path,
+    output: Path,
+    photos: adapting.LabeledPhotos,
+    features: Path,
+    source: Path,
+    chosen: dict[str, Any],
+) -> adapting.Result:
+    """Fit, compare and write the model, unless it is worse than the old one."""
+    candidates = _candidates(base, photos, features, source, chosen)
+    best = min(candidates, key=lambda c: c.adapted.log_loss)
+    result = adapting.finish(best, candidates[0], photos, name=output.stem, source=source.name)
+    for line in [*_features_table(candidates, best), *_judgment(result)]:
+        click.echo(line)
+    if result.comparison.is_worse and not chosen["force"]:
+        raise MineralError(f"{output} was not written: the old model is better on these photographs; --force writes it")
+    adapting.write(result, output)
+    return result
 
 
 def _require_usable(output: Path, features: Path) -> None:
