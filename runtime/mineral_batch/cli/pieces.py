@@ -180,6 +180,8 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
     if not quiet:
         failed = f", {counted(counts.failed)} could not be read" if counts.failed else ""
         say(f"Merged {counted(summary.parts, 'part')} in {summary.seconds:.1f} s: {counted(counts.predicted)}{failed}")
+        if summary.not_read:
+            say(summary.not_read)
         if counts.further:
             say(counts.further_line())
         say(f"Table: {place.name}/{PREDICTIONS}")

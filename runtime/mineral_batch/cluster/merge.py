@@ -41,12 +41,14 @@ class MergeSummary:
         parts: that were read.
         seconds: of the merge.
         warnings: a line for each thing that the user should know.
+        not_read: see `Plan.not_read_line`.
     """
 
     counts: TableCounts
     parts: int
     seconds: float
     warnings: tuple[str, ...] = ()
+    not_read: str = ""
 
 
 @dataclass
@@ -136,6 +138,7 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "finished": max(timestamp(), plan.started),  # the plan may be of a machine whose clock is ahead
         "inputs": list(plan.inputs[:100]),
         "inputs_named": len(plan.inputs),
+        "not_read": dict(plan.not_read),
         "options": dict(plan.options),
         "tables": [*tables.files, *([FAILURES] if counts.failed else [])],
         "columns": list(tables.columns),
@@ -160,7 +163,9 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "table_counts": counts.record(),
     }
     write_manifest(folder, record)
-    return MergeSummary(counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()))
+    return MergeSummary(
+        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line
+    )
 
 
 class _Reader:

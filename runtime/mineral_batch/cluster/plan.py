@@ -72,6 +72,8 @@ class Plan:
         started: when the plan was made, ISO 8601.
         pieces: all of them, in the order of the tables' rows.
         options: of the command that made the plan.
+        not_read: counts of what lay beside the images when they were listed, as in run.json.
+        not_read_line: the same as one line for the user; empty if there is nothing to say.
     """
 
     fingerprint: Mapping[str, str]
@@ -82,6 +84,8 @@ class Plan:
     started: str
     pieces: Sequence[Piece]
     options: Mapping[str, Any] = field(default_factory=dict)
+    not_read: Mapping[str, Any] = field(default_factory=dict)
+    not_read_line: str = ""
 
     @property
     def images(self) -> int:

@@ -140,7 +140,14 @@ def make_plan(
         pieces = write_pieces(place, sources, identity.fingerprint, piece_images)
         named = without_secrets(inputs.named)
         mine = Plan(
-            **vars(identity), inputs=named, tables=tables, started=timestamp(), pieces=pieces, options=options or {}
+            **vars(identity),
+            inputs=named,
+            tables=tables,
+            started=timestamp(),
+            pieces=pieces,
+            options=options or {},
+            not_read=inputs.skipped.record(),
+            not_read_line=inputs.skipped.line(),
         )
         found = write_plan(place, mine)
         if found is mine:  # another's may be of the same pieces with other tables

@@ -69,10 +69,15 @@ def test_in_a_run_and_after_a_resume(folder: Path, tmp_path: Path, command: Any,
 
 def test_in_shards_and_their_merge(folder: Path, tmp_path: Path, command: Any) -> None:
     pytest.importorskip("pyarrow")
+    (folder / "old.7z").write_bytes(b"7z")
     for shard in ("1/2", "2/2"):
         command("predict", folder, "--shard", shard, "--piece-images", 2)
-    assert LINE in command("merge", tmp_path / "out")
+    output = command("merge", tmp_path / "out")
+    assert LINE in output
+    assert "Not read: 1 .7z (unpack them)" in output
     assert counted(tmp_path) == 2
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["not_read"] == {"files": {".7z": 1}, "folders": {}, "other": 0}
 
 
 def test_a_heic_with_several_images(tmp_path: Path, command: Any) -> None:
