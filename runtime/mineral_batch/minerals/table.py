@@ -1,9 +1,10 @@
 """What is known about each mineral: its formula, its place among the minerals, its names, its hazards.
 
 The table of the package (minerals.csv beside this file) has the 36 labels and the species that their varieties belong
-to. An empty cell means that the fact does not exist or was not checked. Symbols were compared with lists that cite Warr
-2021, and symbol, Strunz and Dana codes of seven species (corundum, epidote, marcasite, orpiment, stibnite, torbernite,
-wulfenite) with Wikipedia's articles, German and English, in 2026. Sources of its columns:
+to. An empty cell means that the fact does not exist or was not checked. In 2026 the symbols of 27
+species were compared with a list that follows Warr 2021 and Whitney and Evans 2010 (not those of andradite, anglesite,
+schorl; fluorite is Fl there), and the codes of corundum, epidote, marcasite, orpiment, stibnite, torbernite and
+wulfenite with Wikipedia's articles (for orpiment not Dana's). Sources of its columns:
 
 | column | source |
 |---|---|
