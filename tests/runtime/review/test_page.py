@@ -51,27 +51,27 @@ def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, re
     page.select_option("#order", "file")
     page.wait_for_function("() => document.getElementById('name').textContent.includes('a.jpg')")
     page.keyboard.press("0")  # none of them
-    progress(page, "1 of 5 labelled")
+    progress(page, "1 of 5 labeled")
     page.keyboard.type("gol")  # any label by its first letters
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    progress(page, "2 of 5 labelled")
+    progress(page, "2 of 5 labeled")
     page.keyboard.press("Shift+U")
-    progress(page, "2 of 5 labelled, 1 unsure")
+    progress(page, "2 of 5 labeled, 1 unsure")
     page.keyboard.press("Shift+Z")
-    progress(page, "2 of 5 labelled")
+    progress(page, "2 of 5 labeled")
     page.keyboard.press("Shift+U")
-    progress(page, "2 of 5 labelled, 1 unsure")
+    progress(page, "2 of 5 labeled, 1 unsure")
     page.keyboard.type("zircon")  # a label that the model does not know is asked for twice
     page.keyboard.press("Enter")
     assert "not a label yet" in page.text_content("#found")
     assert "zircon" not in page.text_content("#chosen")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
-    progress(page, "3 of 5 labelled, 1 unsure")
+    progress(page, "3 of 5 labeled, 1 unsure")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
-    progress(page, "4 of 5 labelled, 1 unsure")
+    progress(page, "4 of 5 labeled, 1 unsure")
     page.wait_for_selector("#done:not([hidden])")
     assert not page.problems
     server.process.kill()
@@ -84,7 +84,9 @@ def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, re
     assert any("zircon" in d.minerals for d in decided.values())
 
 
-def test_the_grid_rejects_by_click_and_labels_the_rest(browser: Any, server: Server, results: Path) -> None:
+def test_the_grid_decides_a_page_and_what_is_below_the_threshold_begins_as_no(
+    browser: Any, server: Server, results: Path
+) -> None:
     page = opened(browser, server)
     page.keyboard.press("Shift+G")
     page.wait_for_selector("#below-field:not([hidden])")
@@ -94,19 +96,37 @@ def test_the_grid_rejects_by_click_and_labels_the_rest(browser: Any, server: Ser
     page.wait_for_function("() => document.getElementById('question').textContent.includes('gold')")
     page.click("#tiles button:first-child")
     page.click("#confirm")
-    progress(page, "4 of 5 labelled, 1 rejected")
+    progress(page, "1 of 5 labeled, 4 rejected")
     assert not page.problems
     server.process.kill()
     server.process.wait()
-    assert sum("gold" in d.minerals and d.status == "labelled" for d in read_decisions(results)) == 4
+    assert sum("gold" in d.minerals and d.status == "labelled" for d in read_decisions(results)) == 1
+
+
+def test_the_grid_keeps_the_other_minerals_that_a_person_named(browser: Any, server: Server) -> None:
+    both = {"row": 0, "status": "labelled", "minerals": ["agate", "gold"]}
+    server.api("api/decide", {"decisions": [both, {"row": 1, "status": "labelled", "minerals": ["agate"]}]})
+    page = opened(browser, server)
+    page.keyboard.press("Shift+G")
+    page.wait_for_selector("#below-field:not([hidden])")
+    page.uncheck("#undecided")
+    page.check("#below")
+    page.select_option("#mineral", "gold")
+    page.wait_for_function("() => /Which of these 5 are gold/.test(document.getElementById('question').textContent)")
+    page.click("#tiles button[aria-label^='photos/a.jpg']")  # not gold after all
+    page.click("#tiles button[aria-label^='photos/b']")  # gold, too
+    page.click("#confirm")
+    progress(page, "2 of 5 labeled, 3 rejected")
+    assert server.api("api/item/0")["decision"]["minerals"] == ["agate"]
+    assert server.api("api/item/1")["decision"]["minerals"] == ["agate", "gold"]
 
 
 def test_two_tabs_see_each_others_decisions(browser: Any, server: Server) -> None:
     first, second = opened(browser, server), opened(browser, server)
     first.keyboard.press("0")
-    progress(first, "1 of 5 labelled")
+    progress(first, "1 of 5 labeled")
     second.keyboard.press("0")
-    second.wait_for_function("() => /^[12] of 5 labelled/.test(document.getElementById('progress').textContent)")
+    second.wait_for_function("() => /^[12] of 5 labeled/.test(document.getElementById('progress').textContent)")
     assert not first.problems + second.problems
 
 

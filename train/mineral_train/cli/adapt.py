@@ -246,6 +246,13 @@ def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[s
     if rare:
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
         yield f"fewer than {compare.FEW} photographs, too few to learn much: {', '.join(rare[:5])}{more}"
+    lost = [label for label in known if label not in photos.labels]
+    if lost and len(lost) < len(known):
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        yield (
+            f"the new model will not know {counted(len(lost), 'label')} of the old one that no photograph shows: "
+            f"{', '.join(lost[:5])}{more}; name them in --labels to keep them as they are"
+        )
     if photos.merged:
         yield f"{photos.merged:,} rows are the same photograph as another and were merged"
     if photos.contradictions:

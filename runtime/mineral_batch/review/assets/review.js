@@ -101,14 +101,14 @@ function show() {
 
 function showProgress() {
   const { labelled = 0, unsure = 0, rejected = 0 } = page.counts;
-  const parts = [`${labelled} of ${page.images} labelled`];
+  const parts = [`${labelled} of ${page.images} labeled`];
   if (unsure) parts.push(`${unsure} unsure`);
   if (rejected) parts.push(`${rejected} rejected`);
   $("progress").textContent = parts.join(", ");
 }
 
 function showImage(item) {
-  page.chosen = new Set(item.decision?.status === "labelled" ? item.decision.minerals : item.machine);
+  page.chosen = new Set(known(item));
   Object.assign(page, { map: -1, zoom: 1, x: 0, y: 0 });
   $("name").textContent = item.name;
   $("given").textContent = item.given === null ? "" : `Existing label: ${item.given.join(", ") || "none of them"}`;
@@ -256,14 +256,22 @@ const undo = () => act(async () => {
 
 // ---------------------------------------------------------------- the grid
 
+const isLabeled = (item) => item.decision?.status === "labelled";
+
+/** What a person said that a photograph shows, or else the model. */
+const known = (item) => (isLabeled(item) ? item.decision.minerals : item.machine);
+
 function showGrid() {
   const mineral = $("mineral").value;
-  $("question").textContent = `Are these ${page.items.length} all ${mineral}? Select those that are not.`;
-  page.wrong = new Set();
+  // What the model, or a person, did not call the mineral begins as not the mineral: one key must not label it.
+  page.wrong = new Set(page.items.filter((item) => !known(item).includes(mineral)).map(({ row }) => row));
+  $("question").textContent = page.wrong.size
+    ? `Which of these ${page.items.length} are ${mineral}? Faded: not ${mineral}. Select one to change it.`
+    : `Are these ${page.items.length} all ${mineral}? Select those that are not.`;
   $("tiles").replaceChildren(...page.items.map((item) => {
     const tile = element("button");
     tile.type = "button";
-    tile.setAttribute("aria-pressed", "false");
+    tile.setAttribute("aria-pressed", String(page.wrong.has(item.row)));
     tile.setAttribute("aria-label", `${item.name}: not ${mineral}`);
     const image = new Image();
     image.loading = "lazy";
@@ -281,9 +289,13 @@ function showGrid() {
 
 const confirmPage = () => act(async () => {
   const mineral = $("mineral").value;
-  const decisions = page.items.map(({ row, machine }) => (page.wrong.has(row)
-    ? { row, status: "rejected", minerals: [mineral] }
-    : { row, status: "labelled", minerals: [...new Set([...machine, mineral])] }));
+  const decisions = page.items.map((item) => {
+    const { row } = item;
+    if (!page.wrong.has(row)) return { row, status: "labelled", minerals: [...new Set([...known(item), mineral])] };
+    // A person's other minerals stay; of a photograph that nobody labeled, only this one is known.
+    if (!isLabeled(item)) return { row, status: "rejected", minerals: [mineral] };
+    return { row, status: "labelled", minerals: known(item).filter((label) => label !== mineral) };
+  });
   const { counts } = await ask("api/decide", { decisions });
   page.counts = counts;
   page.items = [];
