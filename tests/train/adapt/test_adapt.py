@@ -87,6 +87,7 @@ def test_a_table_becomes_a_model_that_knows_its_labels(photos, base, tmp_path):
     assert contract.provenance["adapted_from"] == "base"
     assert contract.calibration.images == contract.measured.images == 60
     assert "1 of them new to the model: my rock" in out
+    assert "will not know 1 label of the old one" in out
     assert "the new model is better than the old one" in out
     with Predictor(tmp_path / "mine.onnx") as predictor:
         paths = [tmp_path / f"{number}.png" for number in range(60)]
