@@ -42,7 +42,8 @@ _AGAIN = (
 _LARGE = 16 * 2**20
 
 
-def _ignore(_: str) -> None: ...
+def ignore(_: str) -> None:
+    """Take a name that nobody counts."""
 
 
 def is_archive(name: str) -> bool:
@@ -63,7 +64,7 @@ def signed_64_bits(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def members(archive: Path, skip: Skip = _ignore) -> Iterator[Source | Failure]:
+def members(archive: Path, skip: Skip = ignore) -> Iterator[Source | Failure]:
     """Find the images in an archive; a damaged archive is one failure behind the images that it still gave.
 
     Args:
@@ -89,7 +90,7 @@ def _zip_members(archive: Path, name: str, skip: Skip) -> Iterator[Source | Fail
     yield from zip_members(opened, name, skip)
 
 
-def zip_members(opened: zipfile.ZipFile, name: str, skip: Skip = _ignore) -> Iterator[Source | Failure]:
+def zip_members(opened: zipfile.ZipFile, name: str, skip: Skip = ignore) -> Iterator[Source | Failure]:
     """Find the images in an open zip, which stays open: its members are read later, by other threads.
 
     Args:
@@ -102,7 +103,7 @@ def zip_members(opened: zipfile.ZipFile, name: str, skip: Skip = _ignore) -> Ite
         if not is_last or member.is_dir():
             continue
         if not has_image_suffix(_last(member.filename)):
-            _pass_over(member.filename, skip)
+            pass_over(member.filename, skip)
         else:
             read = partial(_read_zip_member, opened, member)
             yield Source(f"{name}/{member.filename}", member.file_size, member.CRC, read)
@@ -205,7 +206,7 @@ def _tar_members(archive: Path, name: str, skip: Skip) -> Iterator[Source | Fail
             if member.isdir() or index in superseded:
                 continue
             if not has_image_suffix(_last(member.name)):
-                _pass_over(member.name, skip)
+                pass_over(member.name, skip)
                 continue
             if again := repeats.check(f"{name}/{member.name}"):
                 yield again
@@ -272,7 +273,8 @@ def _check_member(member: tarfile.TarInfo) -> None:
     check_bytes(member.size)
 
 
-def _pass_over(member: str, skip: Skip) -> None:
+def pass_over(member: str, skip: Skip) -> None:
+    """Call back for a member that is not read because of its name, unless it is hidden."""
     name = _last(member)
     if not name.startswith("."):
         skip(name)

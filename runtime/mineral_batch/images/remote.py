@@ -49,7 +49,7 @@ def find_remote(names: Iterable[str], skipped: Skipped | None = None) -> Iterato
 
     Args:
         names: URLs.
-        skipped: counts what is below prefixes and not read.
+        skipped: counts what is below prefixes and in archives and not read.
 
     Raises:
         DataError: if a URL is not one, a bucket does not exist, or may not be listed.
@@ -199,7 +199,7 @@ class _Walk:
             yield from self._below(url)
         elif str(url) not in self._named and not self._is_walked(url):
             self._named.add(str(url))
-            yield from _object(url, found)
+            yield from _object(url, found, self.skipped)
 
     def _is_walked(self, url: Url) -> bool:
         is_below = any(url.root == root and url.key.startswith(prefix) for root, prefix in self._prefixes)
@@ -238,7 +238,7 @@ class _Walk:
         return True
 
 
-def _object(url: Url, found: _Found) -> Iterator[Source | Failure]:
+def _object(url: Url, found: _Found, skipped: Skipped) -> Iterator[Source | Failure]:
     name = str(url)
     if isinstance(found, StoreError) and not (isinstance(found, DeniedError) and not url.is_web):
         yield Failure(name, "read", str(found))
@@ -246,7 +246,7 @@ def _object(url: Url, found: _Found) -> Iterator[Source | Failure]:
         yield Failure(name, "read", reason)
     elif is_archive(url.path) or is_parquet(url.path):
         read: Callable[[Url, str, int], Iterator[Source | Failure]]
-        read = shard_members if is_archive(url.path) else parquet_rows
+        read = partial(shard_members, skip=skipped.add_member) if is_archive(url.path) else parquet_rows
         yield from read(url, name, version_of(found) if isinstance(found, Entry) else 0)
     else:
         # Some may read an object, but not ask for what it is.

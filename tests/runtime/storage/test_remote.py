@@ -108,6 +108,22 @@ def test_shards_are_streamed_and_a_damaged_one_costs_only_its_rest(s3):
 
 
 @pytest.mark.slow
+def test_names_that_come_again_and_what_is_not_read_in_a_streamed_tar(s3):
+    packed, versions = io.BytesIO(), [picture(0), picture(1)]
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in (("same.jpg", versions[0]), ("old.7z", b"7z"), ("same.jpg", versions[1])):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    put(**{"a.tar": packed.getvalue()})
+    skipped = Skipped()
+    source, again = find_sources(["s3://photos/a.tar"], skipped)
+    assert source.read() == versions[0]
+    assert again.path == "s3://photos/a.tar/same.jpg (2)"
+    assert skipped.line() == "Not read: 1 .7z (unpack them)"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_remote", [False, True])
 def test_the_rows_of_a_parquet_file(s3, tmp_path, is_remote):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
