@@ -243,13 +243,13 @@ TRUNCATED = {"JPEG": {}, "PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "GIF": 
 
 
 @pytest.mark.parametrize("kind", TRUNCATED)
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_file_that_ends_early_is_called_truncated(kind: str, share: float) -> None:
+def test_a_file_that_ends_early_is_called_truncated(kind: str) -> None:
     if not can_write(kind):
         pytest.skip(f"this machine cannot write {kind}")
-    whole = encode(textured(), kind, **TRUNCATED[kind])
-    with pytest.raises(ImageError, match=r"^image file is truncated"):
-        open_rgb(whole[: int(share * len(whole))])
+    whole = encode(textured(160, 120), kind, **TRUNCATED[kind])
+    for share in (0.1, 0.5, 0.95):
+        with pytest.raises(ImageError, match=r"^image file is truncated"):
+            open_rgb(whole[: int(share * len(whole))])
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

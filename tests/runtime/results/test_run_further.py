@@ -52,9 +52,10 @@ def counted(tmp_path: Path) -> int:
     return int(record["pictures"]["files_with_further_images"])
 
 
-@pytest.mark.parametrize(
-    "processes", [0, pytest.param(1, marks=pytest.mark.skipif(not is_supported(), reason="POSIX"))]
-)
+PROCESSES = (pytest.mark.slow, pytest.mark.skipif(not is_supported(), reason="needs POSIX"))
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=PROCESSES)])
 def test_in_a_run_and_after_a_resume(folder: Path, tmp_path: Path, command: Any, processes: int) -> None:
     options = ("--decode-processes", processes)
     assert LINE in command("predict", folder, *options)
@@ -67,6 +68,7 @@ def test_in_a_run_and_after_a_resume(folder: Path, tmp_path: Path, command: Any,
     assert LINE in command("predict", folder, *options)  # the tables are not written again
 
 
+@pytest.mark.slow
 def test_in_shards_and_their_merge(folder: Path, tmp_path: Path, command: Any) -> None:
     pytest.importorskip("pyarrow")
     (folder / "old.7z").write_bytes(b"7z")
