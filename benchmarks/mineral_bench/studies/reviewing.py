@@ -1,7 +1,7 @@
-"""What a simulated reviewer's labels are worth: mAP on test photographs against the number of photographs labelled.
+"""What a simulated reviewer's labels are worth: mAP on test photographs against the number of photographs labeled.
 
 A first model is fitted on the validation photographs. The reviewer then labels the training photographs, truthfully, in
-the order that is studied; after every round the head is fitted again on what is labelled, as `mineral-train adapt` does
+the order that is studied; after every round the head is fitted again on what is labeled, as `mineral-train adapt` does
 it (the first model's answers are inputs), and orders the photographs that are left. Features are computed once.
 """
 
@@ -38,7 +38,7 @@ _SHARE_OF_FIRST = 0.8  # of the validation photographs, drawn by seed: five seed
 
 @dataclass(frozen=True)
 class Photos:
-    """Labelled photographs.
+    """Labeled photographs.
 
     Attributes:
         x: (N, C) features.
@@ -58,7 +58,7 @@ class Photos:
 
 
 def read(manifest: Path, model: Path, folder: Path, progress: Callable[[Iterable[int], int], Iterable[int]]) -> Photos:
-    """Read labelled photographs and compute their features, or take them from the folder.
+    """Read labeled photographs and compute their features, or take them from the folder.
 
     Args:
         manifest: CSV with the columns path, labels, split and specimen.
@@ -133,7 +133,7 @@ def curve(photos: Photos, choose: Order, *, rounds: int, size: int, seed: int, j
     """The mAP before and after each round: (rounds + 1,).
 
     Args:
-        photos: labelled.
+        photos: labeled.
         choose: the order.
         rounds: how many.
         size: photographs in each.
@@ -144,12 +144,12 @@ def curve(photos: Photos, choose: Order, *, rounds: int, size: int, seed: int, j
     first = rng.permutation(photos.rows("val"))
     head = _fit(photos, first[: int(_SHARE_OF_FIRST * len(first))], [None] * photos.y.shape[1], seed)
     old = [(head.weights[label], float(head.bias[label])) for label in range(photos.y.shape[1])]
-    left, labelled = rng.permutation(photos.rows("train")), np.empty(0, np.intp)
+    left, labeled = rng.permutation(photos.rows("train")), np.empty(0, np.intp)
     found = [_mean_ap(photos, head, judged)]
     for _ in range(rounds):
         chosen = choose(_probabilities(head, photos.x[left]), photos.x[left], rng)[:size]
-        labelled, left = np.concatenate([labelled, left[chosen]]), np.delete(left, chosen)
-        head = _fit(photos, labelled, old, seed)
+        labeled, left = np.concatenate([labeled, left[chosen]]), np.delete(left, chosen)
+        head = _fit(photos, labeled, old, seed)
         found.append(_mean_ap(photos, head, judged))
     return found
 

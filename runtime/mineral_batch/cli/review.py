@@ -96,7 +96,7 @@ def _export(results: Path, labels: Path | None, table: Path) -> None:
         given = {read.predictions.paths[row]: names for row, names in read_given(labels, read).items()}
     rows = list(label_rows(read_decisions(results), given))
     write_labels(table, rows)
-    click.echo(f"{len(rows)} labelled images: {table}")
+    click.echo(f"{len(rows)} labeled images: {table}")
 
 
 def _features(read: Results, base: Path, model: Path | None) -> tuple[FeatureStore | None, str]:

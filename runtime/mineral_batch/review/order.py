@@ -99,7 +99,7 @@ def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def mistakes(scores: Floats, labels: Bools, has_labels: Bools) -> NDArray[np.intp]:
-    """Order labelled images by how improbable the model finds their labels (see `mineral_batch.evaluation.audit`).
+    """Order labeled images by how improbable the model finds their labels (see `mineral_batch.evaluation.audit`).
 
     Args:
         scores: (N, L) probabilities.
@@ -107,7 +107,7 @@ def mistakes(scores: Floats, labels: Bools, has_labels: Bools) -> NDArray[np.int
         has_labels: (N,) which images have any row in the table of labels; others are left out.
 
     Returns:
-        Indices of the labelled images, most suspicious first.
+        Indices of the labeled images, most suspicious first.
     """
     known = np.flatnonzero(has_labels)
     return known[np.argsort(-suspicion(scores[known], labels[known]), kind="stable")]
