@@ -46,6 +46,14 @@ def heard_logger() -> None:
     logger.disabled, logger.propagate = False, True
 
 
+@pytest.fixture(autouse=True)
+def plain_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have hints say `pip`, as in an activated environment, however the tests were started."""
+    from mineral_batch import system
+
+    monkeypatch.setattr(system, "_is_own_pip_on_path", lambda: True)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server on this machine that answers as S3 does."""

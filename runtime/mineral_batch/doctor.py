@@ -27,7 +27,7 @@ from mineral_batch.engines.registry import engine_names, open_backend
 from mineral_batch.errors import MineralError
 from mineral_batch.images.decoder import GPU, DecodeOptions
 from mineral_batch.images.decoders import open_decoder
-from mineral_batch.system import cpu_count, cpu_flags, cpu_name, pip_install
+from mineral_batch.system import cpu_count, cpu_flags, cpu_name, pip_command, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,10 +169,10 @@ def inspect_machine() -> Machine:
 
 def findings(machine: Machine, engines: Sequence[EngineTrial]) -> Iterator[Finding]:
     """Yield what to fix, each with the exact command, the most serious first."""
-    pip = f"{_quoted(sys.executable)} -m pip"
+    pip = pip_command()
     yield from _onnxruntime_findings(machine, engines, pip)
     if engines and not any(engine.works for engine in engines):
-        yield Finding("no engine works, so nothing can be predicted", pip_install("cpu", pip=pip))
+        yield Finding("no engine works, so nothing can be predicted", pip_install("cpu"))
     has_openvino = any(engine.name == "openvino" and engine.works for engine in engines)
     if engines and not has_openvino and not machine.gpus and _BFLOAT16 & set(machine.cpu_features):
         yield Finding(
@@ -191,12 +191,12 @@ def _onnxruntime_findings(machine: Machine, engines: Sequence[EngineTrial], pip:
     if has_cpu and has_gpu:
         yield Finding(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
-            f"{uninstall_both} && {pip_install(wanted, pip=pip)}",
+            f"{uninstall_both} && {pip_install(wanted)}",
         )
     elif machine.gpus and not has_gpu:
         yield Finding(
             f"{machine.gpus[0].name} is not used: onnxruntime-gpu is not installed",
-            f"{uninstall_both} && {pip_install('gpu', pip=pip)}",
+            f"{uninstall_both} && {pip_install('gpu')}",
         )
     elif machine.gpus and engines and not cuda_works:
         yield Finding(
@@ -218,7 +218,7 @@ def _pillow_findings(machine: Machine, pip: str) -> Iterator[Finding]:
     if not machine.codecs.get("libjpeg_turbo"):
         yield Finding("this Pillow was built without libjpeg-turbo: JPEGs decode several times slower", renew)
     if not machine.codecs.get("heif"):
-        yield Finding("HEIC images, as phones take them, cannot be read", pip_install("heif", pip=pip))
+        yield Finding("HEIC images, as phones take them, cannot be read", pip_install("heif"))
 
 
 def _try_engine(name: str, model: Path) -> tuple[EngineTrial, list[float]]:
@@ -343,8 +343,3 @@ def _nvidia_driver() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout.strip() else ""
-
-
-def _quoted(path: str) -> str:
-    """For the shell, where it needs that."""
-    return f'"{path}"' if " " in path else path

@@ -7,13 +7,18 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+from mineral_batch.errors import DataError
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -170,13 +175,60 @@ def _read(path: Path) -> str:
         return ""
 
 
-def pip_install(extra: str, *, pip: str = "pip") -> str:
+def require_packages(who: str, extra: str, *names: str) -> None:
+    """Refuse to start without packages that an optional part of the program needs.
+
+    Args:
+        who: the command or option that needs them, for the message.
+        extra: that brings them.
+        *names: modules, as they are imported.
+
+    Raises:
+        DataError: naming those that are missing and the command that installs them.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise DataError(f"{who} needs packages that are not installed ({', '.join(missing)}): {pip_install(extra)}")
+
+
+def pip_install(extra: str) -> str:
     """Return the command that adds one of the package's extras, from where the package itself came.
 
     >>> pip_install("cpu")                                                # doctest: +SKIP
-    "pip install '.[cpu]'"
+    "pip install -c constraints.txt '.[cpu]'"
     """
-    return f"{pip} install '{_origin()}[{extra}]'"
+    origin = _origin()
+    pinned = "-c constraints.txt " if origin == "." and Path("constraints.txt").is_file() else ""
+    mark = '"' if sys.platform == "win32" else "'"
+    return f"{pip_command()} install {pinned}{mark}{origin}[{extra}]{mark}"
+
+
+def pip_command() -> str:
+    """Return how to call the pip of this interpreter from the current folder.
+
+    `pip` where that is the one on PATH; else the interpreter's own, as after `.venv/bin/mineral-batch` without an
+    activated environment, where `pip` would install into the system's Python.
+    """
+    return "pip" if _is_own_pip_on_path() else f"{_quoted(_from_here(Path(sys.executable)))} -m pip"
+
+
+def _is_own_pip_on_path() -> bool:
+    if not sys.executable:  # embedded: there is nothing better to name
+        return True
+    folders = {Path(folder).resolve() for folder in (sysconfig.get_path("scripts"), Path(sys.executable).parent)}
+    found = shutil.which("pip")
+    return found is not None and Path(found).parent.resolve() in folders
+
+
+def _from_here(path: Path) -> str:
+    """The path, relative where it lies below the current folder; a link, as in a virtual environment, is kept."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _quoted(path: str) -> str:
+    """For the shell, where it needs that."""
+    return f'"{path}"' if " " in path else path
 
 
 @cache

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mineral_batch import system
-from mineral_batch.system import cpu_count, cpu_flags, peak_memory_mib, pip_install
+from mineral_batch.errors import DataError
+from mineral_batch.system import cpu_count, cpu_flags, peak_memory_mib, pip_command, pip_install, require_packages
 
 
 @pytest.fixture
@@ -95,29 +98,88 @@ def test_cpu_flags_are_words() -> None:
     assert all(flag == flag.strip() and " " not in flag for flag in cpu_flags())
 
 
+@pytest.fixture
+def plain_pip() -> None:
+    """Nothing: here the pip that is named is tested."""
+
+
+@pytest.fixture
+def installed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], Path]]:
+    """Set what pip has recorded about the package's origin; the answer is a checkout, empty as yet."""
+    checkout = tmp_path / "a checkout"
+    checkout.mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def record(url: dict[str, Any] | None) -> Path:
+        text = json.dumps(url).replace("CHECKOUT", checkout.as_uri()) if url else None
+        monkeypatch.setattr(metadata, "distribution", lambda _: SimpleNamespace(read_text={DIRECT: text}.__getitem__))
+        system._origin.cache_clear()
+        return checkout
+
+    yield record
+    system._origin.cache_clear()
+
+
+DIRECT = "direct_url.json"
+FROM_CHECKOUT = {"url": "CHECKOUT", "dir_info": {"editable": True}}
+
+
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        (None, "pip install 'mineral-batch[cpu]'"),
-        ({"url": "file:///a.whl", "archive_info": {}}, "pip install 'mineral-batch[cpu]'"),
-        ({"url": "CHECKOUT", "dir_info": {"editable": True}}, "pip install 'CHECKOUT[cpu]'"),
-        ({"url": "HERE", "dir_info": {}}, "pip install '.[cpu]'"),
-        ({"url": "file:///no/such/folder", "dir_info": {}}, "pip install '.[cpu]'"),
+        (None, "mineral-batch[cpu]"),
+        ({"url": "file:///a.whl", "archive_info": {}}, "mineral-batch[cpu]"),
+        (FROM_CHECKOUT, "CHECKOUT[cpu]"),
+        ({"url": "file:///no/such/folder", "dir_info": {}}, ".[cpu]"),
     ],
 )
 def test_a_hint_names_the_checkout_that_the_package_came_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, Any] | None, expected: str
+    installed_from: Callable[[object], Path], record: dict[str, Any] | None, expected: str
 ) -> None:
-    class Distribution:
-        @staticmethod
-        def read_text(name: str) -> str | None:
-            assert name == "direct_url.json"
-            places = {"CHECKOUT": tmp_path.as_uri(), "HERE": Path.cwd().as_uri()}
-            return record and json.dumps({**record, "url": places.get(record["url"], record["url"])})
+    checkout = installed_from(record)
+    assert pip_install("cpu").endswith(f" install '{expected.replace('CHECKOUT', str(checkout))}'")
 
-    monkeypatch.setattr(metadata, "distribution", lambda _: Distribution)
+
+def test_a_hint_keeps_to_the_versions_that_were_tested(
+    installed_from: Callable[[object], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = installed_from(FROM_CHECKOUT)
+    (checkout / "constraints.txt").touch()
+    assert "-c" not in pip_install("cpu")  # the line would be long
+    monkeypatch.chdir(checkout)
     system._origin.cache_clear()
-    try:
-        assert pip_install("cpu") == expected.replace("CHECKOUT", str(tmp_path))
-    finally:
-        system._origin.cache_clear()
+    assert pip_install("cpu").endswith(" install -c constraints.txt '.[cpu]'")
+    monkeypatch.setattr(sys, "platform", "win32")  # whose cmd.exe takes a single quote for a letter
+    assert pip_install("cpu").endswith(' install -c constraints.txt ".[cpu]"')
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="scripts without .exe")
+@pytest.mark.parametrize(
+    ("on_path", "run_from", "expected"),
+    [
+        ("env/bin", ".", "pip"),
+        ("other/bin", ".", "env/bin/python -m pip"),
+        ("other/bin", "env", "bin/python -m pip"),
+        ("other/bin", "other", '"TMP/env/bin/python" -m pip'),
+        ("empty", ".", "env/bin/python -m pip"),
+    ],
+)
+def test_a_hint_calls_the_pip_of_this_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_path: str, run_from: str, expected: str
+) -> None:
+    """`.venv/bin/mineral-batch` in a shell whose pip is the system's."""
+    here = tmp_path / "my photos"
+    for name in ("env", "other"):
+        (here / name / "bin").mkdir(parents=True)
+        (here / name / "bin" / "pip").touch(0o755)
+    (here / "env" / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(here / "env" / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(here / on_path))
+    monkeypatch.chdir(here / run_from)
+    assert pip_command() == expected.replace("TMP", str(here))
+
+
+def test_packages_that_are_missing_are_named_with_what_installs_them() -> None:
+    require_packages("int8", "int8", "json")
+    with pytest.raises(DataError, match=r"^int8 needs .* not installed \(no_such, nor_this\): .*install .*\[int8\]"):
+        require_packages("int8", "int8", "json", "no_such", "nor_this")

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.contract import InputSpec
-from mineral_batch.system import pip_install
+from mineral_batch.system import pip_command, pip_install
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class _Torchvision:
             self._io = importlib.import_module("torchvision.io")
             self._functional = importlib.import_module("torchvision.transforms.v2.functional")
         except ImportError:
-            raise BackendError("torchvision is not installed: pip install torchvision") from None
+            raise BackendError(f"torchvision is not installed: {pip_command()} install torchvision") from None
         importlib.import_module("torch").set_num_threads(1)  # one thread for each image
         self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
         self._side, self._pool = side, ThreadPoolExecutor(workers)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.system import require_packages
 from mineral_export.cli._options import (
     FILE,
     ProgressPhases,
@@ -51,6 +52,7 @@ def int8(
     were until the file is within the budget: 0.5 points of mAP (with --labels) or the budget for probabilities
     (without). What is not quantized is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
+    require_packages("int8", "int8", "onnx", "nncf")
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.int8 import to_int8
     from mineral_export.verify.staging import require_writable

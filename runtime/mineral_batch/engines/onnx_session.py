@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.engines.base import check_signature
 from mineral_batch.errors import BackendError
 from mineral_batch.model.onnx_file import read_contract
-from mineral_batch.system import pip_install
+from mineral_batch.system import pip_command, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,12 +53,13 @@ def onnxruntime_with(provider: str) -> Any:
         return onnxruntime
     if is_clash():
         raise BackendError(
-            f"onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: pip uninstall -y "
-            f"onnxruntime onnxruntime-gpu, then {pip_install('gpu')} (or {pip_install('cpu')} without an NVIDIA GPU)"
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            f"{pip_command()} uninstall -y onnxruntime onnxruntime-gpu, then {pip_install('gpu')} "
+            f"(or {pip_install('cpu')} without an NVIDIA GPU)"
         )
     raise BackendError(
         f"the installed ONNX Runtime {onnxruntime.__version__} has no {provider}: "
-        f"pip uninstall -y onnxruntime, then {pip_install(extra)}"
+        f"{pip_command()} uninstall -y onnxruntime, then {pip_install(extra)}"
     )
 
 

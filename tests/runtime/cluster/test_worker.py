@@ -154,7 +154,7 @@ def test_what_cannot_be_meant_is_one_line(album: Path, tmp_path: Path, options: 
 
 def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"which is not installed: pip install '.*\[ray\]'"), connected("local"):
+    with pytest.raises(DataError, match=r"which is not installed: pip install .*\[ray\]'"), connected("local"):
         pass
 
 

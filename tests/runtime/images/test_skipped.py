@@ -53,7 +53,7 @@ def test_what_is_not_read_is_counted_with_what_to_do(tmp_path: Path) -> None:
     skipped = Skipped()
     assert [Path(name).name for name in found(tmp_path, skipped=skipped)] == ["a.jpg", "b.j2k", "c.pnm"]
     line = skipped.line()
-    assert re.match(r"Not read: 2 \.CR2 \(camera raw: pip install '.*\[raw\]'\), ", line)
+    assert re.match(r"Not read: 2 \.CR2 \(camera raw: pip install .*\[raw\]'\), ", line)
     for part in (
         "1 .NEF (camera raw",
         "1 .jxl (JPEG XL: pip install",
@@ -63,7 +63,7 @@ def test_what_is_not_read_is_counted_with_what_to_do(tmp_path: Path) -> None:
         assert part in line
     assert "1 .jpg?v=2 (name them, or rename them)" in line
     assert "1 file without suffix" in line
-    assert ".txt" not in line
+    assert not re.search(r"\d \.txt", line)
     record = skipped.record()
     assert record["files"] == {
         ".7z": 1, ".CR2": 2, ".NEF": 1, ".jpg?v=2": 1, ".jpg_large": 1, ".jxl": 1, ".zip": 1, "files without suffix": 1

@@ -12,17 +12,16 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mineral_batch import system
 from mineral_batch.errors import DataError
 from mineral_batch.files import write_file
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.contract import ModelContract
-from mineral_batch.system import pip_install
 from mineral_batch.types import Failure
 from mineral_train.data.labels import NEGATIVE_NAMES
 
@@ -83,11 +82,7 @@ def require_packages() -> None:
     Raises:
         DataError: naming the packages that are missing.
     """
-    missing = [name for name in ("torch", "timm", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise DataError(
-            f"--backbone needs packages that are not installed ({', '.join(missing)}): {pip_install('export')}"
-        )
+    system.require_packages("--backbone", "export", "torch", "timm", "onnxscript")
 
 
 def license_warning(backbone: Backbone) -> str:

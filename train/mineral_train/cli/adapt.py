@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.urls import is_url
-from mineral_batch.system import pip_install
+from mineral_batch.system import require_packages
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
 from mineral_train.data.folders import TableFormat
@@ -159,9 +158,7 @@ def _adapted(
 
 
 def _require_usable(output: Path, features: Path) -> None:
-    missing = [name for name in ("onnx", "scipy", "threadpoolctl") if find_spec(name) is None]
-    if missing:
-        raise DataError(f"adapt needs packages that are not installed ({', '.join(missing)}): {pip_install('adapt')}")
+    require_packages("adapt", "adapt", "onnx", "scipy", "threadpoolctl")
     if not output.absolute().parent.is_dir():
         raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
     if output.is_dir():

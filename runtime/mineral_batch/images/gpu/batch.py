@@ -15,7 +15,7 @@ from mineral_batch.cuda.probe import cuda_version
 from mineral_batch.errors import BackendError
 from mineral_batch.images.gpu.jpeg import MAX_PIXELS
 from mineral_batch.images.gpu.resize import Resizer
-from mineral_batch.system import pip_install
+from mineral_batch.system import pip_command, pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -194,5 +194,5 @@ def install_command() -> str:
     The extra is for CUDA 13; an older driver needs the wheel for CUDA 12 in its place.
     """
     if cuda_version().startswith("12."):
-        return "pip install 'nvidia-nvimgcodec-cu12[nvjpeg]'"
+        return f"{pip_command()} install 'nvidia-nvimgcodec-cu12[nvjpeg]'"
     return pip_install("gpu-decode")
