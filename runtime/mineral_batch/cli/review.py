@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.console import counted
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError, MineralError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
 
@@ -56,7 +59,7 @@ def review(
 
     The page is served to this machine only, under a secret address. Every decision is saved at once in
     RESULTS/review.sqlite, with your name and the time. Stop with Ctrl-C: that writes RESULTS/labels.csv, for training
-    and for evaluate. --export writes it at any time.
+    and for evaluate, with all columns of the table of --labels. --export writes it at any time.
     """
     if export is not None:
         _export(results, labels, export)
@@ -65,11 +68,11 @@ def review(
     from mineral_batch.report.thumbnails import find_base
     from mineral_batch.results.read import read_results
     from mineral_batch.review.decisions import Decisions
-    from mineral_batch.review.labels import LABELS, write_labels
-    from mineral_batch.review.session import Review, read_given
+    from mineral_batch.review.labels import LABELS, GivenLabels, read_given
+    from mineral_batch.review.session import Review
 
     read = read_results(results)
-    given = read_given(labels, read) if labels else {}
+    given = read_given(labels, read) if labels else GivenLabels()
     maps = read_explained(explained, read) if explained else Explained({}, 0)
     base = photos or find_base(read.predictions.paths, [Path(), results, results.parent])
     with Decisions(results) as decisions:
@@ -79,24 +82,27 @@ def review(
             _serve(session, port, note, is_opened=not no_browser)
         finally:
             session.close()
-        write_labels(results / LABELS, session.label_rows())
-        click.echo(f"{len(decisions)} images decided; labels: {results / LABELS}", err=True)
+        session.label_table().write(results / LABELS)
+        click.echo(_closing(decisions.counts, results / LABELS), err=True)
 
 
 def _export(results: Path, labels: Path | None, table: Path) -> None:
     """Write the decided labels, with the existing ones of the images that nobody decided."""
     from mineral_batch.results.read import read_results
     from mineral_batch.review.decisions import read_decisions
-    from mineral_batch.review.labels import label_rows, write_labels
-    from mineral_batch.review.session import read_given
+    from mineral_batch.review.labels import GivenLabels, LabelTable, read_given
 
-    given = {}
-    if labels:
-        read = read_results(results)
-        given = {read.predictions.paths[row]: names for row, names in read_given(labels, read).items()}
-    rows = list(label_rows(read_decisions(results), given))
-    write_labels(table, rows)
-    click.echo(f"{len(rows)} labeled images: {table}")
+    given = read_given(labels, read_results(results)) if labels else GivenLabels()
+    decided = LabelTable(read_decisions(results), given)
+    decided.write(table)
+    click.echo(f"{counted(len(list(decided)), 'labeled image')}: {table}")
+
+
+def _closing(counts: Mapping[str, int], table: Path) -> str:
+    """What was decided, and why the table has fewer rows."""
+    left_out = [f"{counts[status]} {status}" for status in ("unsure", "rejected") if counts[status]]
+    line = f"{counted(sum(counts.values()), 'image')} decided; labels: {table}"
+    return f"{line} ({' and '.join(left_out)}: not in this table)" if left_out else line
 
 
 def _features(read: Results, base: Path, model: Path | None) -> tuple[FeatureStore | None, str]:

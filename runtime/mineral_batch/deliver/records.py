@@ -195,7 +195,7 @@ def _decided(
 ) -> tuple[tuple[str, ...], Evidence]:
     if decision is None:
         return machine if answer is None else answer, "machine"
-    if decision.status == "labelled":
+    if decision.status == "labeled":
         return decision.minerals, "human"
     if decision.status == "unsure":
         return (), "unsure"

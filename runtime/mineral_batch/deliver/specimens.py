@@ -97,7 +97,7 @@ def _decision(specimen: str, several: Sequence[Decision]) -> Decision:
     """What people decided about the images of a specimen, as one."""
     latest = max(several, key=lambda one: one.time)
     statuses = {one.status for one in several}
-    status = next(status for status in ("labelled", "unsure", "rejected") if status in statuses)
+    status = next(status for status in ("labeled", "unsure", "rejected") if status in statuses)
     names = (name for one in several if one.status == status for name in one.minerals)
     return replace(
         latest,

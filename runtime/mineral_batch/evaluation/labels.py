@@ -96,6 +96,22 @@ def read_labels(path: str | Path) -> list[LabelRow]:
     return rows
 
 
+def read_other_columns(path: str | Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Read what a label table has besides paths and labels: splits, specimens, notes.
+
+    Returns:
+        The names of these columns, and path -> their cells.
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    with open_csv(path, ("path", "labels"), sniff=("path", "labels"), synonyms=COLUMN_NAMES) as table:
+        at = table.index("path")
+        others = [place for place, name in enumerate(table.header) if name not in ("path", "labels")]
+        cells = {fields[at]: tuple(fields[place] for place in others) for _, fields in table}
+    return tuple(table.header[place] for place in others), cells
+
+
 def name_labels(rows: Sequence[LabelRow], labels: Sequence[str]) -> tuple[list[LabelRow], dict[str, str]]:
     """Give the labels of a table the names of a label set, as `minerals.canonical` reads them: `Amethyst` is quartz.
 
@@ -154,10 +170,15 @@ def of_split(rows: Sequence[LabelRow], split: str | None, path: str | Path) -> l
     """
     chosen = [row for row in rows if split in (None, row.split)]
     if not chosen:
-        splits = sorted({row.split for row in rows} - {""})
-        wanted = f" of split {split!r}; it has {listed(splits) or 'none'}" if split else ""
-        raise DataError(f"{path} has no rows{wanted}")
+        raise DataError(f"{path} {_lacking_split(split, rows) if split and rows else 'has no rows'}")
     return chosen
+
+
+def _lacking_split(split: str, rows: Sequence[LabelRow]) -> str:
+    splits = sorted({row.split for row in rows} - {""})
+    if splits:
+        return f"has no rows of split {split!r}; it has {listed(splits)}"
+    return f"has no column `split`, or only empty cells in it, so there is no split {split!r}: leave out --split"
 
 
 def match_paths(images: Sequence[str], labeled: Sequence[str]) -> Matches:

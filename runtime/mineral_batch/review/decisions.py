@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 DECISIONS = "review.sqlite"
 
-Status = Literal["labelled", "unsure", "rejected"]
+Status = Literal["labeled", "unsure", "rejected"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 _SCHEMA_VERSION = 1
+_OLD_STATUSES = {"labelled": "labeled"}  # as releases up to 0.1 wrote it; the files stay as they are
 _TABLE = """
 CREATE TABLE IF NOT EXISTS decision (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,7 +48,7 @@ class Decision:
 
     Attributes:
         path: the image, as the run's tables name it.
-        status: `labelled` with all minerals that it shows (none for an empty tuple); `unsure`; or `rejected`, which
+        status: `labeled` with all minerals that it shows (none for an empty tuple); `unsure`; or `rejected`, which
             says only that it does not show `minerals`.
         minerals: labels.
         machine: the labels that the model gave, beside which the person decided.
@@ -121,7 +122,7 @@ class Decisions:
             self._take(
                 Decision(
                     path.decode("utf-8", "surrogateescape"),
-                    status,
+                    _OLD_STATUSES.get(status, status),
                     tuple(json.loads(minerals)),
                     tuple(json.loads(machine)),
                     reviewer,

@@ -2,53 +2,111 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels, read_other_columns
 from mineral_batch.results.csv import CsvWriter, write_csv
 from mineral_batch.results.schema import SEPARATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
+    from mineral_batch.results.read import Results
     from mineral_batch.review.decisions import Decision, Decisions
 
 LABELS = "labels.csv"
-#: `path` and `labels` are what training and `evaluate` read; the rest is the evidence.
-LabelCells = tuple[str, str, str, str, str]
-COLUMNS = ("path", "labels", "machine_labels", "reviewer", "time")
+#: What a person's decision is evidence of: the model's answer, who decided, and when.
+EVIDENCE = ("machine_labels", "reviewer", "time")
+#: `path` and `labels` are what training and `evaluate` read. The other columns of the given labels follow.
+COLUMNS = ("path", "labels", *EVIDENCE)
 
 
-def label_rows(decisions: Collection[Decision] | Decisions, given: Mapping[str, Sequence[str]]) -> Iterator[LabelCells]:
-    """Rows of `COLUMNS` for every image whose minerals are known.
+@dataclass(frozen=True)
+class GivenLabels:
+    """Labels that existed before a review.
 
-    Args:
-        decisions: those in force; images that were rejected or unsure are left out.
-        given: labels that existed before, path -> names; they stay, without a reviewer, where nobody decided.
+    Attributes:
+        labels: image, as the run names it -> names.
+        columns: names of the table's other columns (`split`, `specimen`, ...).
+        cells: image -> its cells in these.
+        evidence: image -> its cells in `EVIDENCE`, if the table is of an earlier review.
     """
-    decided = set()
-    for decision in decisions:
-        decided.add(decision.path)
-        if decision.status == "labelled":
-            machine = SEPARATOR.join(decision.machine)
-            yield decision.path, SEPARATOR.join(decision.minerals), machine, decision.reviewer, decision.time
-    for path, names in given.items():
-        if path not in decided:
-            yield path, SEPARATOR.join(names), "", "", ""
+
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    cells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    evidence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def write_labels(path: Path, rows: Iterable[LabelCells]) -> None:
-    """Write a table of labels.
+def read_given(path: Path, results: Results) -> GivenLabels:
+    """Read existing labels of a run's images.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the table cannot be read, or none of its images is in the run.
     """
-    write_csv(path, COLUMNS, rows)
+    rows, _ = name_labels(read_labels(path), results.predictions.labels)
+    images = results.predictions.paths
+    matches = match_paths(images, [row.path for row in rows])
+    matches.log(images)
+    if not matches.index:
+        raise DataError(f"none of the {len(rows)} images of {path} is in {results.table}")
+    named = {row.path: images[matches.index[row.path]] for row in rows if row.path in matches.index}
+    header, cells = read_other_columns(path)
+    is_reviewed = set(EVIDENCE) <= set(header)
+    evidence = [header.index(name) for name in EVIDENCE] if is_reviewed else []
+    others = [place for place in range(len(header)) if place not in evidence]
+    return GivenLabels(
+        {named[row.path]: row.labels for row in rows if row.path in named},
+        tuple(f"given_{header[place]}" if header[place] in EVIDENCE else header[place] for place in others),
+        {image: tuple(cells[path][place] for place in others) for path, image in named.items()},
+        {image: tuple(cells[path][place] for place in evidence) for path, image in named.items() if evidence},
+    )
 
 
-def stream_labels(file: BinaryIO, rows: Iterable[LabelCells]) -> None:
-    """The same, to an open file."""
-    writer = CsvWriter(file, COLUMNS)
-    for row in rows:
-        writer.write(row)
+class LabelTable:
+    """The decided labels as a table.
+
+    Args:
+        decisions: those in force; images that were rejected or unsure have no row.
+        given: labels that existed before. They stay where nobody decided; the cells of their other columns stay
+            everywhere.
+    """
+
+    def __init__(self, decisions: Collection[Decision] | Decisions, given: GivenLabels) -> None:
+        self._decisions = decisions
+        self._given = given
+        self.header = (*COLUMNS, *given.columns)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        """The rows: every image whose minerals are known."""
+        decided = set()
+        for decision in self._decisions:
+            decided.add(decision.path)
+            if decision.status == "labeled":
+                evidence = SEPARATOR.join(decision.machine), decision.reviewer, decision.time
+                yield self._row(decision.path, decision.minerals, evidence)
+        for path, names in self._given.labels.items():
+            if path not in decided:
+                yield self._row(path, names, self._given.evidence.get(path, ("", "", "")))
+
+    def _row(self, path: str, names: tuple[str, ...], evidence: tuple[str, ...]) -> tuple[str, ...]:
+        others = self._given.cells.get(path, ("",) * len(self._given.columns))
+        return path, SEPARATOR.join(names), *evidence, *others
+
+    def write(self, path: Path) -> None:
+        """Write the table to a file.
+
+        Raises:
+            DataError: if it cannot be written.
+        """
+        write_csv(path, self.header, self)
+
+    def stream(self, file: BinaryIO) -> None:
+        """Write the table to an open file."""
+        writer = CsvWriter(file, self.header)
+        for row in self:
+            writer.write(row)

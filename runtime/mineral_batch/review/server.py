@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from mineral_batch.errors import DataError
-from mineral_batch.review.labels import LABELS, stream_labels
+from mineral_batch.review.labels import LABELS
 from mineral_batch.review.session import LARGE, SMALL, UnknownError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class _Pages:
 
     def _labels(self) -> Response:
         file = io.BytesIO()
-        stream_labels(file, self._review.label_rows())
+        self._review.label_table().stream(file)
         headers = {"content-disposition": f'attachment; filename="{LABELS}"'}
         return Response(file.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.errors import DataError, ImageError
-from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels
+from mineral_batch.errors import ImageError
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.report.explained import Explained
 from mineral_batch.results.csv import shown
 from mineral_batch.review import order
 from mineral_batch.review.decisions import STATUSES, Decision, Decisions, now
-from mineral_batch.review.labels import LabelCells, label_rows
+from mineral_batch.review.labels import GivenLabels, LabelTable
 from mineral_batch.review.reading import Reader
 from mineral_batch.review.teaching import TeachingOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
@@ -48,7 +47,7 @@ class Review:
         decisions: open.
         base: where relative paths start.
         reviewer: who decides.
-        given: labels that exist already: row -> names.
+        given: labels that exist already.
         maps: of `mineral-batch explain`.
         features: of the run's model, for the order that teaches most; None without the model.
     """
@@ -57,7 +56,7 @@ class Review:
     decisions: Decisions
     base: Path
     reviewer: str
-    given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    given: GivenLabels = field(default_factory=GivenLabels)
     maps: Explained = field(default_factory=lambda: Explained({}, 0))
     features: FeatureStore | None = None
 
@@ -81,13 +80,13 @@ class Review:
     def labels(self) -> list[str]:
         """The model's labels, then those that people added."""
         added = {name for decision in self.decisions for name in decision.minerals}
-        added |= {name for names in self.given.values() for name in names}
+        added |= {name for names in self.given.labels.values() for name in names}
         model = self.results.predictions.labels
         return [*model, *sorted(added - set(model))]
 
     def state(self) -> dict[str, Any]:
         """What the page needs first."""
-        orders = {name: text for name, text in order.ORDERS.items() if name != "mistakes" or self.given}
+        orders = {name: text for name, text in order.ORDERS.items() if name != "mistakes" or self.given.labels}
         return {
             "images": len(self.paths),
             "labels": self.labels(),
@@ -141,11 +140,13 @@ class Review:
         return {"items": items, "next": place, "total": len(rows), "edition": edition}
 
     def _is_known(self, row: int, name: str) -> bool:
-        return self.decisions.get(self.paths[row]) is not None or (name != "mistakes" and row in self.given)
+        return self.decisions.get(self.paths[row]) is not None or (
+            name != "mistakes" and self.paths[row] in self.given.labels
+        )
 
-    def label_rows(self) -> Iterator[LabelCells]:
-        """The rows of labels.csv."""
-        return label_rows(self.decisions, {self.paths[row]: names for row, names in self.given.items()})
+    def label_table(self) -> LabelTable:
+        """What labels.csv holds."""
+        return LabelTable(self.decisions, self.given)
 
     def _order(self, name: str, label: str) -> Sequence[int]:
         if name not in order.ORDERS:
@@ -170,7 +171,8 @@ class Review:
         labels = self.results.predictions.labels
         present = np.zeros((len(self.paths), len(labels)), bool)
         known = np.zeros(len(self.paths), bool)
-        for row, names in self.given.items():
+        for path, names in self.given.labels.items():
+            row = self._index[path]
             known[row] = True
             for name in names:
                 if name in labels:
@@ -186,6 +188,7 @@ class Review:
         self._require(row)
         predictions = self.results.predictions
         decision = self.decisions.get(self.paths[row])
+        given = self.given.labels.get(self.paths[row])
         return {
             "row": row,
             "name": shown(self.paths[row]),
@@ -195,7 +198,7 @@ class Review:
             ],
             "machine": self.machine(row),
             "damaged": shown(self.results.damaged[row]),
-            "given": list(self.given[row]) if row in self.given else None,
+            "given": list(given) if given is not None else None,
             "maps": [predictions.labels[overlay.label] for overlay in self.maps.overlays.get(row, ())],
             "decision": _described(decision),
         }
@@ -273,20 +276,6 @@ class Review:
             raise UnknownError(f"no image has the number {row}")
 
 
-def read_given(path: Path, results: Results) -> dict[int, tuple[str, ...]]:
-    """Existing labels of a run's images: row -> names.
-
-    Raises:
-        DataError: if the table cannot be read, or none of its images is in the run.
-    """
-    rows, _ = name_labels(read_labels(path), results.predictions.labels)
-    matches = match_paths(results.predictions.paths, [row.path for row in rows])
-    matches.log(results.predictions.paths)
-    if not matches.index:
-        raise DataError(f"none of the {len(rows)} images of {path} is in {results.table}")
-    return {matches.index[row.path]: row.labels for row in rows if row.path in matches.index}
-
-
 def _described(decision: Decision | None) -> dict[str, Any] | None:
     if decision is None:
         return None
@@ -306,4 +295,4 @@ def _label(name: str) -> str:
     return clean
 
 
-__all__ = ["LARGE", "SMALL", "Review", "UnknownError", "read_given"]
+__all__ = ["LARGE", "SMALL", "Review", "UnknownError"]

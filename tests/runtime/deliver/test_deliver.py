@@ -60,7 +60,7 @@ def results(tmp_path: Path, photos: Path) -> Path:
     (folder / "run.json").write_text(json.dumps({"model": model}))
     with Decisions(folder) as decisions:
         decide = decisions.decide
-        decide(str(photos / NAMES[1]), "labelled", ["agate", "own name"], machine=["malachite"], reviewer="Änne")
+        decide(str(photos / NAMES[1]), "labeled", ["agate", "own name"], machine=["malachite"], reviewer="Änne")
         decide(str(photos / NAMES[2]), "unsure", [], machine=["agate", "galena"], reviewer="Änne")
         decide(str(photos / NAMES[4]), "rejected", ["malachite"], machine=["malachite"], reviewer="Änne")
     return folder
@@ -238,7 +238,7 @@ def test_folders_follow_what_people_decide(results: Path, photos: Path, tmp_path
     tree = tmp_path / "tree"
     run(results, "--as", "folders", "-o", tree)
     with Decisions(results) as decisions:
-        decisions.decide(str(photos / NAMES[0]), "labelled", ["malachite"], machine=["galena"], reviewer="B")
+        decisions.decide(str(photos / NAMES[0]), "labeled", ["malachite"], machine=["galena"], reviewer="B")
     run(results, "--as", "folders", "-o", tree)
     assert not (tree / "galena").exists()
     assert len(list((tree / "malachite").iterdir())) == 1

@@ -54,7 +54,7 @@ def results(tmp_path: Path) -> Path:
     model = {"name": "tiny", "sha256": "abc123" * 9, "labels": list(LABELS), "thresholds": [0.5] * 4}
     (folder / "run.json").write_text(json.dumps({"model": model}))
     with Decisions(folder) as decisions:
-        decisions.decide("photos/c/Z-33.jpg", "labelled", ["azurite"], machine=["malachite"], reviewer="Ada")
+        decisions.decide("photos/c/Z-33.jpg", "labeled", ["azurite"], machine=["malachite"], reviewer="Ada")
         decisions.decide("photos/b/Y-20 (1).jpg", "rejected", ["galena"], machine=[], reviewer="Ada")
         decisions.decide("photos/b/Y-20 (2).jpg", "unsure", [], machine=[], reviewer="Bo")
     return folder
@@ -169,7 +169,7 @@ def test_the_users_own_table_says_what_is_broader(results: Path, tmp_path: Path)
 
 def test_the_answer_of_the_model_says_what_a_person_made_of_it(results: Path, tmp_path: Path) -> None:
     with Decisions(results) as decisions:
-        decisions.decide("photos/c/loose.jpg", "labelled", ["galena"], machine=["galena"], reviewer="Ada")
+        decisions.decide("photos/c/loose.jpg", "labeled", ["galena"], machine=["galena"], reviewer="Ada")
     run(results, "--as", "dwca", "-o", tmp_path / "x.zip")
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         rows = list(csv.DictReader(io.StringIO(archive.read("identification.csv").decode())))

@@ -26,7 +26,7 @@ def posted(server: Server, first: int, answered: list[str]) -> None:
     number = first
     while True:
         name = f"label {number}"
-        body = {"decisions": [{"row": number % FOUR_IMAGES, "status": "labelled", "minerals": [name]}]}
+        body = {"decisions": [{"row": number % FOUR_IMAGES, "status": "labeled", "minerals": [name]}]}
         try:
             status, _, _ = server.ask(f"{server.root}api/decide", body)
         except (OSError, http.client.HTTPException):  # it was killed somewhere in the answer

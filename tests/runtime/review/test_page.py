@@ -78,7 +78,7 @@ def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, re
     server.process.wait()
     decided = {d.path: d for d in read_decisions(results)}
     statuses = [decided[path].status for path in sorted(decided)]
-    assert sorted(statuses) == ["labelled"] * 4 + ["unsure"]
+    assert sorted(statuses) == ["labeled"] * 4 + ["unsure"]
     assert decided["photos/a.jpg"].minerals == ()
     assert any("gold" in d.minerals for d in decided.values())
     assert any("zircon" in d.minerals for d in decided.values())
@@ -100,12 +100,12 @@ def test_the_grid_decides_a_page_and_what_is_below_the_threshold_begins_as_no(
     assert not page.problems
     server.process.kill()
     server.process.wait()
-    assert sum("gold" in d.minerals and d.status == "labelled" for d in read_decisions(results)) == 1
+    assert sum("gold" in d.minerals and d.status == "labeled" for d in read_decisions(results)) == 1
 
 
 def test_the_grid_keeps_the_other_minerals_that_a_person_named(browser: Any, server: Server) -> None:
-    both = {"row": 0, "status": "labelled", "minerals": ["agate", "gold"]}
-    server.api("api/decide", {"decisions": [both, {"row": 1, "status": "labelled", "minerals": ["agate"]}]})
+    both = {"row": 0, "status": "labeled", "minerals": ["agate", "gold"]}
+    server.api("api/decide", {"decisions": [both, {"row": 1, "status": "labeled", "minerals": ["agate"]}]})
     page = opened(browser, server)
     page.keyboard.press("Shift+G")
     page.wait_for_selector("#below-field:not([hidden])")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def labelled(row: int, *minerals: str) -> dict[str, object]:
-    return {"row": row, "status": "labelled", "minerals": list(minerals)}
+def labeled(row: int, *minerals: str) -> dict[str, object]:
+    return {"row": row, "status": "labeled", "minerals": list(minerals)}
 
 
 def test_every_image_comes_up_once_with_its_candidates_in_order(shared: Server) -> None:
@@ -50,7 +50,7 @@ def test_images_are_served_by_number_with_hostile_names_and_all(shared: Server) 
 
 def test_a_decision_is_on_disk_when_it_is_answered_also_after_kill_9(server: Server, results: Path) -> None:
     for row in range(3):
-        server.api("api/decide", {"decisions": [labelled(row, "gold", "new mineral")]})
+        server.api("api/decide", {"decisions": [labeled(row, "gold", "new mineral")]})
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
     decided = read_decisions(results)
@@ -60,8 +60,8 @@ def test_a_decision_is_on_disk_when_it_is_answered_also_after_kill_9(server: Ser
 
 
 def test_undo_takes_back_the_last_decision_and_keeps_the_record(server: Server, results: Path) -> None:
-    server.api("api/decide", {"decisions": [labelled(0, "gold")]})
-    server.api("api/decide", {"decisions": [labelled(0, "agate")]})
+    server.api("api/decide", {"decisions": [labeled(0, "gold")]})
+    server.api("api/decide", {"decisions": [labeled(0, "agate")]})
     assert server.api("api/undo", {})["row"] == 0
     assert server.api("api/item/0")["decision"]["minerals"] == ["gold"]
     assert server.api("api/undo", {})["row"] == 0
@@ -74,7 +74,7 @@ def test_undo_takes_back_the_last_decision_and_keeps_the_record(server: Server, 
 
 
 def test_decided_images_leave_the_queue_and_labels_come_out_at_any_moment(server: Server) -> None:
-    server.api("api/decide", {"decisions": [labelled(1, "gold"), labelled(2), {**labelled(3), "status": "unsure"}]})
+    server.api("api/decide", {"decisions": [labeled(1, "gold"), labeled(2), {**labeled(3), "status": "unsure"}]})
     server.api("api/decide", {"decisions": [{"row": 4, "status": "rejected", "minerals": ["quartz"]}]})
     left = server.api("api/queue?order=file&undecided=1")["items"]
     assert [item["row"] for item in left] == [0]
@@ -88,7 +88,7 @@ def test_decided_images_leave_the_queue_and_labels_come_out_at_any_moment(server
 
 
 def test_ctrl_c_leaves_a_table_of_labels_that_evaluate_reads(server: Server, results: Path) -> None:
-    server.api("api/decide", {"decisions": [labelled(row, "quartz") for row in range(3)]})
+    server.api("api/decide", {"decisions": [labeled(row, "quartz") for row in range(3)]})
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(30) == 0, server.process.stderr.read()
     done = CliRunner().invoke(
@@ -161,12 +161,12 @@ def test_another_host_name_is_refused_which_defeats_dns_rebinding(shared: Server
     ],
 )
 def test_a_post_that_is_not_from_the_page_changes_nothing(shared: Server, headers: dict[str, str]) -> None:
-    body = {"decisions": [labelled(0, "gold")]}
+    body = {"decisions": [labeled(0, "gold")]}
     assert shared.ask(f"{shared.root}api/decide", body, headers=headers)[0] == 403
     assert shared.api("api/item/0")["decision"] is None
 
 
-@pytest.mark.parametrize("body", [[], {}, {"decisions": [{"row": 0}]}, {"decisions": 3}, {"decisions": [labelled(99)]}])
+@pytest.mark.parametrize("body", [[], {}, {"decisions": [{"row": 0}]}, {"decisions": 3}, {"decisions": [labeled(99)]}])
 def test_a_post_that_is_not_understood_is_an_answer_not_a_traceback(shared: Server, body: object) -> None:
     status, content, _ = shared.ask(f"{shared.root}api/decide", body)
     assert status in (400, 404)
@@ -175,7 +175,7 @@ def test_a_post_that_is_not_understood_is_an_answer_not_a_traceback(shared: Serv
 
 @pytest.mark.parametrize("name", ["", " ", "a;b", "x" * 101, "tab\tinside\n\x00"])
 def test_a_label_that_no_table_can_hold_is_refused(shared: Server, name: str) -> None:
-    assert shared.ask(f"{shared.root}api/decide", {"decisions": [labelled(0, name)]})[0] == 404
+    assert shared.ask(f"{shared.root}api/decide", {"decisions": [labeled(0, name)]})[0] == 404
     assert shared.api("api/item/0")["decision"] is None
 
 
@@ -228,7 +228,7 @@ def test_existing_labels_stay_in_the_table_unless_somebody_decided_otherwise(res
     with serving(results, "--labels", str(labels), "--reviewer", "Ada") as server:
         left = server.api("api/queue?order=file&undecided=1")["items"]
         assert [item["row"] for item in left] == [1, 3, 4]
-        server.api("api/decide", {"decisions": [labelled(0, "agate"), labelled(1, "gold")]})
+        server.api("api/decide", {"decisions": [labeled(0, "agate"), labeled(1, "gold")]})
         _, content, _ = server.ask(f"{server.root}labels.csv")
     rows = list(csv.DictReader(io.StringIO(content.decode("utf-8", "surrogateescape"))))
     assert [(row["path"], row["labels"], row["reviewer"]) for row in rows] == [
@@ -242,17 +242,64 @@ def test_existing_labels_stay_in_the_table_unless_somebody_decided_otherwise(res
     assert out.read_bytes() == content
 
 
+def test_the_other_columns_of_existing_labels_stay(results: Path, tmp_path: Path) -> None:
+    """A split that is lost turns the test photographs into training ones, and nobody sees it."""
+    labels = tmp_path / "labels.csv"
+    labels.write_text("File;Mineral;Subset;specimen;time\nphotos/a.jpg;gold;test;M-1;1999\nother.jpg;gold;test;M-9;\n")
+    with Decisions(results) as decisions:
+        for row, names in ((0, ["agate"]), (1, ["gold"])):
+            decisions.decide(f"photos/{NAMES[row]}", "labeled", names, machine=["quartz"], reviewer="Ada")
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    for given, out in ((labels, first), (first, second)):  # the second round changes nothing
+        done = CliRunner().invoke(main, ["review", str(results), "--labels", str(given), "--export", str(out)])
+        assert done.exit_code == 0, done.output
+        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+        others = {row["path"]: (row["labels"], row["split"], row["specimen"], row["given_time"]) for row in rows}
+        assert others == {
+            f"photos/{NAMES[0]}": ("agate", "test", "M-1", "1999"),
+            f"photos/{NAMES[1]}": ("gold", "", "", ""),
+        }
+        assert {row["reviewer"] for row in rows} == {"Ada"}
+    figures = tmp_path / "figures.json"
+    arguments = ["evaluate", str(results), str(first), "--bootstrap", "0", "--json", str(figures), "--split"]
+    assert CliRunner().invoke(main, [*arguments, "test"]).exit_code == 0
+    assert json.loads(figures.read_text())["images"] == 1
+    assert "no rows of split 'val'; it has test" in CliRunner().invoke(main, [*arguments, "val"]).output
+
+
+def test_what_nobody_decides_again_keeps_its_reviewer(results: Path, tmp_path: Path) -> None:
+    labels, out = tmp_path / "labels.csv", tmp_path / "out.csv"
+    text = (
+        "path,labels,machine_labels,reviewer,time,split\nphotos/a.jpg,gold,agate,Ada,2026-11-01T10:00:00+00:00,test\n"
+    )
+    labels.write_text(text)
+    done = CliRunner().invoke(main, ["review", str(results), "--labels", str(labels), "--export", str(out)])
+    assert done.exit_code == 0, done.output
+    assert out.read_text() == text
+
+
+def test_the_word_of_an_earlier_release_is_read(results: Path, tmp_path: Path) -> None:
+    with Decisions(results) as decisions:
+        decisions.decide("photos/a.jpg", "label" + "led", ["gold"], machine=[], reviewer="Ada")
+    assert [decision.status for decision in read_decisions(results)] == ["labeled"]
+    with Decisions(results) as decisions:
+        assert dict(decisions.counts) == {"labeled": 1}
+        assert decisions.undo(reviewer="Ada")
+        assert not len(decisions)
+
+
 def test_a_page_of_decisions_is_taken_whole_or_not_at_all(shared: Server) -> None:
-    body = {"decisions": [labelled(0, "gold"), labelled(1, "a;b")]}
+    body = {"decisions": [labeled(0, "gold"), labeled(1, "a;b")]}
     assert shared.ask(f"{shared.root}api/decide", body)[0] == 404
     assert shared.api("api/item/0")["decision"] is None
 
 
 def test_counts_are_those_of_the_decisions_in_force(server: Server) -> None:
-    server.api("api/decide", {"decisions": [labelled(0, "gold"), {**labelled(1), "status": "unsure"}]})
-    again = {"decisions": [{**labelled(0), "status": "unsure"}]}
-    assert server.api("api/decide", again)["counts"] == {"labelled": 0, "unsure": 2, "rejected": 0}
-    assert server.api("api/undo", {})["counts"] == {"labelled": 1, "unsure": 1, "rejected": 0}
+    server.api("api/decide", {"decisions": [labeled(0, "gold"), {**labeled(1), "status": "unsure"}]})
+    again = {"decisions": [{**labeled(0), "status": "unsure"}]}
+    assert server.api("api/decide", again)["counts"] == {"labeled": 0, "unsure": 2, "rejected": 0}
+    assert server.api("api/undo", {})["counts"] == {"labeled": 1, "unsure": 1, "rejected": 0}
 
 
 def test_exporting_without_a_review_writes_an_empty_table(results: Path, tmp_path: Path) -> None:

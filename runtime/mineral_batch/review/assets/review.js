@@ -100,8 +100,8 @@ function show() {
 }
 
 function showProgress() {
-  const { labelled = 0, unsure = 0, rejected = 0 } = page.counts;
-  const parts = [`${labelled} of ${page.images} labeled`];
+  const { labeled = 0, unsure = 0, rejected = 0 } = page.counts;
+  const parts = [`${labeled} of ${page.images} labeled`];
   if (unsure) parts.push(`${unsure} unsure`);
   if (rejected) parts.push(`${rejected} rejected`);
   $("progress").textContent = parts.join(", ");
@@ -123,7 +123,7 @@ function showImage(item) {
 
 function said({ status, minerals, reviewer, time }) {
   const names = minerals.join(", ");
-  const what = { labelled: names || "none of them", unsure: "unsure", rejected: `not ${names}` }[status];
+  const what = { labeled: names || "none of them", unsure: "unsure", rejected: `not ${names}` }[status];
   return `Decided: ${what} (${reviewer}, ${time.slice(0, 10)})`;
 }
 
@@ -256,7 +256,7 @@ const undo = () => act(async () => {
 
 // ---------------------------------------------------------------- the grid
 
-const isLabeled = (item) => item.decision?.status === "labelled";
+const isLabeled = (item) => item.decision?.status === "labeled";
 
 /** What a person said that a photograph shows, or else the model. */
 const known = (item) => (isLabeled(item) ? item.decision.minerals : item.machine);
@@ -291,10 +291,10 @@ const confirmPage = () => act(async () => {
   const mineral = $("mineral").value;
   const decisions = page.items.map((item) => {
     const { row } = item;
-    if (!page.wrong.has(row)) return { row, status: "labelled", minerals: [...new Set([...known(item), mineral])] };
+    if (!page.wrong.has(row)) return { row, status: "labeled", minerals: [...new Set([...known(item), mineral])] };
     // A person's other minerals stay; of a photograph that nobody labeled, only this one is known.
     if (!isLabeled(item)) return { row, status: "rejected", minerals: [mineral] };
-    return { row, status: "labelled", minerals: known(item).filter((label) => label !== mineral) };
+    return { row, status: "labeled", minerals: known(item).filter((label) => label !== mineral) };
   });
   const { counts } = await ask("api/decide", { decisions });
   page.counts = counts;
@@ -341,10 +341,10 @@ function keyAction(event) {
   if (page.isGrid) return key === "Enter" && !onButton && run(confirmPage);
   if (event.shiftKey && PAN[key]) return run(() => { page.x += PAN[key][0]; page.y += PAN[key][1]; move(); });
   if (key === "Enter" && isTyping) return run(() => $("found").querySelector("button")?.click());
-  if (key === "Enter" && !onButton) return run(() => decide("labelled", [...page.chosen]));
+  if (key === "Enter" && !onButton) return run(() => decide("labeled", [...page.chosen]));
   if (key === "Escape") return run(() => { search.value = ""; showFound(); search.blur(); });
   if (isTyping) return event.target !== search && key.length === 1 && run(() => { search.value += key; search.focus(); showFound(); });
-  if (key === "0") return run(() => decide("labelled", []));
+  if (key === "0") return run(() => decide("labeled", []));
   if (/^[1-9]$/.test(key)) return run(() => { const found = current()?.candidates[Number(key) - 1]; if (found) toggle(found.label); });
   if (key === "ArrowRight") return run(() => act(() => step(1)));
   if (key === "ArrowLeft") return run(() => act(() => step(-1)));
@@ -389,7 +389,7 @@ async function start() {
   for (const id of ["order", "mineral", "undecided", "below"]) $(id).addEventListener("change", changed);
   const clicks = {
     mode: toggleGrid, undo, confirm: confirmPage, help: () => $("keys").showModal(),
-    accept: () => decide("labelled", [...page.chosen]), none: () => decide("labelled", []), unsure: () => decide("unsure", []),
+    accept: () => decide("labeled", [...page.chosen]), none: () => decide("labeled", []), unsure: () => decide("unsure", []),
     previous: () => act(() => step(-1)), next: () => act(() => step(1)),
     "zoom-in": () => zoomBy(1.25), "zoom-out": () => zoomBy(0.8),
   };
