@@ -152,7 +152,7 @@ BRITISH = re.compile(
 )
 # What files, web pages and people call things.
 FOREIGN = (
-    '"licence"', "says_licence", "say licence", '"unquantised"', "self.standardise", "`standardise`",
+    '"licence"', '{"labelled": ', "says_licence", "say licence", '"unquantised"', "self.standardise", "`standardise`",
     '"catalogue"', '"catalogue number"', "Catalogue number",
 )  # fmt: skip
 

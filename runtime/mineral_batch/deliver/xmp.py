@@ -76,7 +76,7 @@ def write_sidecar(path: Path, record: Record, delivery: Delivery, root: str = RO
     existed = path.exists()
     document = _read(path) if existed else _empty()
     _merge(document, record, delivery, root, created=not existed or _first(document, MB, "created") is not None)
-    write_file(path, _serialised(document))
+    write_file(path, _serialized(document))
     return existed
 
 
@@ -124,7 +124,7 @@ def remove(path: Path) -> bool:
     if created and not any(len(description) for description in _descriptions(document)):
         path.unlink()
     else:
-        write_file(path, _serialised(document))
+        write_file(path, _serialized(document))
     return True
 
 
@@ -268,6 +268,6 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in shown)
 
 
-def _serialised(root: Any) -> bytes:
+def _serialized(root: Any) -> bytes:
     content: bytes = _lxml().tostring(root, encoding="UTF-8", xml_declaration=True, pretty_print=True)
     return content

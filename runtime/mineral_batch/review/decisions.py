@@ -26,7 +26,7 @@ Status = Literal["labeled", "unsure", "rejected"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
 _SCHEMA_VERSION = 1
-_OLD_STATUSES = {"labelled": "labeled"}  # as releases up to 0.1 wrote it; the files stay as they are
+_OLD_STATUSES = {"labelled": "labeled"}  # read from older files, which stay as they are
 _TABLE = """
 CREATE TABLE IF NOT EXISTS decision (
     number INTEGER PRIMARY KEY AUTOINCREMENT,

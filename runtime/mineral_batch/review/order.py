@@ -50,8 +50,8 @@ def worth(scores: Floats) -> Floats:
 def teaches(scores: Floats, vectors: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.intp]:
     """Order images by worth and diversity: each next one is worth much and unlike those before it.
 
-    Unlikeness is the cosine distance, of standardised vectors, to the nearest image chosen so far; its product with the
-    worth is maximised greedily (a farthest-first traversal, weighted), for the first 500. The others follow by worth.
+    Unlikeness is the cosine distance, of standardized vectors, to the nearest image chosen so far; its product with the
+    worth is maximized greedily (a farthest-first traversal, weighted), for the first 500. The others follow by worth.
 
     Args:
         scores: (N, L) probabilities.

@@ -48,7 +48,7 @@ def test_without_features_it_spreads_over_the_answers() -> None:
 
 
 def means(spec: InputSpec, photo: Path) -> Any:
-    """What the tiny model's last layer reads: mean colors of its 3 x 4 cells, normalised."""
+    """What the tiny model's last layer reads: mean colors of its 3 x 4 cells, normalized."""
     pixels = load_image(photo, spec).pixels / 255
     cells = ((pixels - spec.mean) / spec.std).reshape(3, 8, 4, 8, 3).mean(axis=(1, 3))
     return cells.transpose(2, 0, 1).ravel()
