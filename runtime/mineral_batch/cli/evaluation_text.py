@@ -45,6 +45,8 @@ def evaluation_lines(joined: Joined, result: Evaluation, compared: Comparison) -
     return [
         *_join_text(joined, compared),
         "",
+        *_summary_lines(joined, result),
+        "",
         *_label_lines(result),
         "",
         *_mean_ap_lines(result, compared.resamples),
@@ -86,6 +88,29 @@ def _join_text(joined: Joined, compared: Comparison) -> list[str]:
     return lines
 
 
+def _summary_lines(joined: Joined, result: Evaluation) -> list[str]:
+    """What most people want to know, without a technical term."""
+    truth, found = joined.truth, result.decisions
+    shown = truth.any(axis=1)
+    if not shown.any():
+        return ["No image in both tables has a label, so there is nothing to be right or wrong about but false alarms."]
+    best = joined.predictions.scores.argmax(axis=1)
+    right = truth[np.arange(len(truth)), best][shown]
+    hits = round(float((found.recall * found.support).sum()))
+    lines = [
+        f"Best guess: right for {_percent(int(right.sum()), len(right))} of the images that show one of these "
+        f"{len(result.labels)} labels ({right.sum():,} of {len(right):,})."
+    ]
+    if called := int(found.called.sum()):
+        lines.append(f"Minerals named: {_percent(hits, called)} are right ({hits:,} of {called:,}).")
+    labeled = int(found.support.sum())
+    return [*lines, f"Minerals labeled: {_percent(hits, labeled)} are found ({hits:,} of {labeled:,})."]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"
+
+
 def _reading(joined: Joined, level: Level) -> list[str]:
     """How varieties beside their species are counted."""
     if level != LEVELS[0]:
@@ -121,6 +146,8 @@ def _label_lines(result: Evaluation) -> list[str]:
     columns = _COLUMNS if result.thresholds else _COLUMNS[:-1]
     lines = ["  ".join([f"{columns[0]:<{width}}", *(f"{name:>{max(len(name), 6)}}" for name in columns[1:])])]
     for row in label_rows(result):
+        if row[2] == row[3] == 0:
+            continue  # neither labeled nor named in any image; `_empty_lines` names it
         cells = [f"{_cell(v):>{max(len(name), 6)}}" for name, v in zip(columns[1:], row[1:], strict=False)]
         lines.append("  ".join([f"{row[0]:<{width}}", *cells]))
     return lines
@@ -133,29 +160,45 @@ def _cell(value: float) -> str:
 
 
 def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
-    lines = []
+    lines = ["Mean average precision (mAP; 1 is perfect). Quote the first, by equation-6, with its number of images."]
     for name, figure in result.ap.items():
-        interval = ""
+        interval, text = "", DEFINITIONS[name]
         if name == EQUATION_6 and result.interval:
             low, high = (_cell(value) for value in result.interval)
             interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the images)"
+            text += f".{_LOPSIDED}" if _is_lopsided(figure.mean, *result.interval) else ""
         lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
-        lines += textwrap.wrap(DEFINITIONS[name], 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
+        lines += textwrap.wrap(text, 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
     return lines
+
+
+_LOPSIDED = (
+    " The interval reaches further down than up, because the AP of minerals in few images comes out too high, and the "
+    "interval corrects that"
+)
+
+
+def _is_lopsided(mean: float, low: float, high: float) -> bool:
+    return mean - low > 1.5 * (high - mean)
 
 
 def _calibration_lines(figures: CalibrationFigures) -> list[str]:
     rows = [
-        f"{name:<9}{one:>10.4f}{base:>12.4f}"
+        f"{name:<9}{one:>10.4f}{'-' if name == 'ECE' else f'{base:.4f}':>12}"
         for name, one, base in zip(
             ("ECE", "log loss", "Brier"), astuple(figures.scores), astuple(figures.baseline), strict=True
         )
     ]
     return [
-        "Calibration, compared with always predicting the prevalence in these images:",
+        "Calibration (do the probabilities mean what they say; lower is better), and what always predicting the",
+        "prevalence in these images would get:",
         f"{'':<9}{'model':>10}{'prevalence':>12}",
         *rows,
-        *textwrap.wrap(f"ECE: {ECE_DEFINITION}; log loss and Brier score: means over all decisions.", 100),
+        *textwrap.wrap(
+            f"ECE: {ECE_DEFINITION}, 0 for the prevalence by definition; log loss and Brier score: means over all "
+            "decisions.",
+            100,
+        ),
         f"Minerals per image: {figures.labels_predicted:.2f} by the sum of the probabilities, "
         f"{figures.labels_true:.2f} labeled.",
     ]
@@ -168,6 +211,8 @@ def _decision_lines(result: Evaluation) -> list[str]:
         f"Decisions by {by}:",
         "per class  CP {:.4f}  CR {:.4f}  CF1 {:.4f}".format(*found.per_class) + f"  macro-F1 {found.macro_f1:.4f}",
         "overall    OP {:.4f}  OR {:.4f}  OF1 {:.4f}".format(*found.overall),
+        "P is precision (right of those named), R is recall (found of those labeled), F1 is between the two. C: mean",
+        "over the minerals, so rare ones count as much; O: all decisions together. macro-F1: mean of the minerals' F1.",
     ]
 
 

@@ -112,6 +112,49 @@ def test_the_printed_figures_are_scikit_learns(world, split):
     assert "In no image, so not evaluated (1 of 4): topaz." in out
 
 
+def test_the_first_figures_need_no_technical_term(world):
+    out = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
+    shown = world.truth.any(axis=1)
+    right = sum(truth[scores.argmax()] for truth, scores in zip(world.truth, world.scores, strict=True))
+    hits, called, labeled = (int(table.sum()) for table in (world.called & world.truth, world.called, world.truth))
+
+    best = f"{100 * right / shown.sum():.0f} % of the images that show one of these 4 labels ({right} of {shown.sum()})"
+    assert f"\n\nBest guess: right for {best}.\n" in out
+    assert f"\nMinerals named: {100 * hits / called:.0f} % are right ({hits} of {called}).\n" in out
+    assert f"\nMinerals labeled: {100 * hits / labeled:.0f} % are found ({hits} of {labeled}).\n" in out
+    world.truth[:], world.called[:] = False, False
+    nothing = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
+    assert "No image in both tables has a label" in nothing
+    assert "Best guess" not in nothing
+
+
+def test_a_mineral_that_is_neither_labeled_nor_named_is_in_no_row(world):
+    """A table of 36 minerals with photographs of five has five rows, and those that are named by mistake."""
+    out = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
+    assert bool(re.search(r"^topaz ", out, re.M)) == bool(world.called[:, 3].any())
+    world.called[:, 3], world.called[0, 2] = False, True
+    world.truth[:, 2] = False
+    out = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
+    assert not re.search(r"^topaz ", out, re.M)
+    assert re.search(r"^quartz +- +0 ", out, re.M)
+    assert "In no image, so not evaluated (2 of 4): quartz, topaz." in out
+
+
+def test_the_prevalence_wins_nothing_in_the_calibration_error(world):
+    out = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
+    assert re.search(r"^ECE +0\.\d{4} +-$", out, re.M)
+    assert "0 for the prevalence by definition" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(("down", "up", "is_explained"), [(0.12, 0.02, True), (0.1, 0.09, False)])
+def test_a_lopsided_interval_is_explained(world, monkeypatch, down, up, is_explained):
+    mean = np.mean([average_precision_score(world.truth[:, i], world.scores[:, i]) for i in range(3)])
+    monkeypatch.setattr("mineral_batch.evaluation.evaluate.bootstrap_interval", lambda *_: (mean - down, mean + up))
+    out = " ".join(run(world.predictions(), world.labels()).stdout.split())
+    assert f"95 % interval {mean - down:.4f} to {mean + up:.4f}" in out
+    assert ("further down than up" in out) == is_explained
+
+
 def test_json_has_every_figure_with_six_significant_digits(world):
     target = world.folder / "report.json"
     run(world.predictions(), world.labels(), "--json", target, "--bootstrap", 100)
