@@ -314,6 +314,17 @@ def test_mistakes_are_one_line(photos, base, tmp_path, text, message):
     assert not (tmp_path / "mine.onnx").exists()
 
 
+def test_photographs_that_are_not_there_are_not_said_to_be_too_few(photos, base, tmp_path):
+    """A table that was copied to another folder: its relative paths lead nowhere."""
+    moved = tmp_path / "elsewhere" / "labels.csv"
+    moved.parent.mkdir()
+    moved.write_text("path,labels\n" + "".join(f"{n}.png,{('gold', 'agate')[n % 2]}\n" for n in range(12)))
+    error = adapt(moved, base, tmp_path / "mine.onnx", code=1).strip().splitlines()[-1]
+    assert error.startswith("Error: labels.csv: 12 of 12 photographs cannot be read, and adapting needs at least 10")
+    assert f"the first: {moved.parent / '0.png'}: " in error
+    assert "relative paths start at the folder of the table; --root DIR names another" in error
+
+
 def test_places_and_models_that_cannot_be_used(photos, base, tmp_path):
     assert "no folder" in adapt(photos, base, tmp_path / "no" / "mine.onnx", code=1)
     assert "no such folder or CSV" in adapt(tmp_path / "none.csv", base, tmp_path / "mine.onnx", code=1)

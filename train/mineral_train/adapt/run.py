@@ -228,7 +228,7 @@ def fit_candidate(
         # One fold of 1/share: the share to a photograph or two, with whole groups and every label.
         is_test |= stratified_folds(y, groups, max(2, round(1 / test_share)), seed) == 0
     fitted = ~is_test & ~np.isin(groups, groups[is_test])
-    _require_enough(y[fitted], labels, source)
+    _require_enough(y[fitted], labels, source, features)
     if is_test.any() and not y[is_test].any():
         raise DataError(f"{source}: no test photograph shows a label, so they cannot judge a model")
     say(f"fitting {len(labels)} labels on {int(fitted.sum()):,} photographs, {FOLDS}-fold cross-validation")
@@ -289,7 +289,15 @@ def _old_rows(head: LinearHead, labels: Sequence[str]) -> list[tuple[NDArray[np.
     return [None if k is None else (head.weights[k].astype(np.float64), float(head.bias[k])) for k in rows]
 
 
-def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str) -> None:
+def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str, features: Features) -> None:
+    failed = features.failures
+    if len(y) < LEAST_IMAGES and failed:
+        first = failed[0]
+        root = " (relative paths start at the folder of the table; --root DIR names another)" * (first.stage == "read")
+        raise DataError(
+            f"{source}: {len(failed)} of {len(failed) + len(features.rows)} photographs cannot be read, and adapting needs "
+            f"at least {LEAST_IMAGES}; the first: {first.path}: {first.reason}{root}"
+        )
     if len(y) < LEAST_IMAGES:
         raise DataError(
             f"{source}: {len(y)} photographs can be decoded and fitted on, and adapting needs at least "
