@@ -82,19 +82,19 @@ def review(
             _serve(session, port, note, is_opened=not no_browser)
         finally:
             session.close()
-        session.label_table().write(results / LABELS)
+        session.label_table().write(results / LABELS, decisions.recorded_labels())
         click.echo(_closing(decisions.counts, results / LABELS), err=True)
 
 
 def _export(results: Path, labels: Path | None, table: Path) -> None:
     """Write the decided labels, with the existing ones of the images that nobody decided."""
     from mineral_batch.results.read import read_results
-    from mineral_batch.review.decisions import read_decisions
+    from mineral_batch.review.decisions import read_decisions, read_recorded_labels
     from mineral_batch.review.labels import GivenLabels, LabelTable, read_given
 
     given = read_given(labels, read_results(results)) if labels else GivenLabels()
     decided = LabelTable(read_decisions(results), given)
-    decided.write(table)
+    decided.write(table, read_recorded_labels(results))
     click.echo(f"{counted(len(list(decided)), 'labeled image')}: {table}")
 
 

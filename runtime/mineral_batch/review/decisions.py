@@ -206,6 +206,11 @@ class Decisions:
             raise DataError(f"cannot write {self.path}: {error}; free some space, then decide again") from None
         return numbers
 
+    def recorded_labels(self) -> set[tuple[str, tuple[str, ...]]]:
+        """(image, labels) of every decision that was ever made, also if it is no longer in force."""
+        found = self._db.execute("SELECT path, minerals FROM decision WHERE undoes IS NULL")
+        return {(path.decode("utf-8", "surrogateescape"), tuple(json.loads(minerals))) for path, minerals in found}
+
     def get(self, path: str) -> Decision | None:
         """The decision in force about an image."""
         stack = self._current.get(path)
@@ -252,3 +257,15 @@ def read_decisions(folder: str | Path) -> list[Decision]:
         return []
     with Decisions(folder) as decisions:
         return list(decisions)
+
+
+def read_recorded_labels(folder: str | Path) -> set[tuple[str, tuple[str, ...]]]:
+    """`Decisions.recorded_labels` of a run; empty if nobody reviewed it.
+
+    Raises:
+        DataError: as `read_decisions`.
+    """
+    if not (Path(folder) / DECISIONS).is_file():
+        return set()
+    with Decisions(folder) as decisions:
+        return decisions.recorded_labels()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels, read_other_columns
-from mineral_batch.results.csv import CsvWriter, write_csv
+from mineral_batch.results.csv import CsvWriter, shown, write_csv
 from mineral_batch.results.schema import SEPARATOR
 
 if TYPE_CHECKING:
@@ -97,13 +97,37 @@ class LabelTable:
         others = self._given.cells.get(path, ("",) * len(self._given.columns))
         return path, SEPARATOR.join(names), *evidence, *others
 
-    def write(self, path: Path) -> None:
-        """Write the table to a file.
+    def write(self, path: Path, recorded: Collection[tuple[str, tuple[str, ...]]] = ()) -> None:
+        """Write the table to a file, unless that would replace what people wrote there.
+
+        Args:
+            path: the file.
+            recorded: (image, labels) of every decision ever made; rows of them and of the given labels may be replaced.
 
         Raises:
-            DataError: if it cannot be written.
+            DataError: if it cannot be written, or has rows or columns of another origin.
         """
+        if path.exists() and (foreign := self._foreign(path, recorded)):
+            raise DataError(
+                f"{path} was left as it is, because it has {foreign} that this review did not write. The decisions "
+                f"are kept; write them to a new file with --export NEW.csv, with --labels {path} beside its own rows"
+            )
         write_csv(path, self.header, self)
+
+    def _foreign(self, path: Path, recorded: Collection[tuple[str, tuple[str, ...]]]) -> str:
+        """What a file has that would be lost, in words."""
+        if path.stat().st_size == 0:
+            return ""
+        try:
+            rows = read_labels(path)
+            columns = [name for name in read_other_columns(path)[0] if name not in self.header]
+        except DataError:
+            return "something"
+        ours = {*recorded, *self._given.labels.items()}
+        others = [row for row in rows if (row.path, row.labels) not in ours]
+        if others:
+            return f"{len(others)} of {len(rows)} rows (the first: {shown(others[0].path)})"
+        return f"columns ({', '.join(columns)})" if columns else ""
 
     def stream(self, file: BinaryIO) -> None:
         """Write the table to an open file."""

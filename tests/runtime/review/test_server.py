@@ -268,6 +268,44 @@ def test_the_other_columns_of_existing_labels_stay(results: Path, tmp_path: Path
     assert "no rows of split 'val'; it has test" in CliRunner().invoke(main, [*arguments, "val"]).output
 
 
+def test_what_people_wrote_into_a_table_is_not_replaced(results: Path, tmp_path: Path) -> None:
+    """A table of their own that --export names by mistake, or labels.csv after somebody added a row to it."""
+    out = tmp_path / "mine.csv"
+
+    def export(*options: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["review", str(results), "--export", str(out), *options])
+        assert done.output.count("\n") == 1
+        return done.exit_code, done.output
+
+    def decide(names: list[str]) -> None:
+        with Decisions(results) as decisions:
+            decisions.decide(f"photos/{NAMES[0]}", "labeled", names, machine=["quartz"], reviewer="Ada")
+
+    own = "path,labels\nphotos/a.jpg,gold\nelsewhere.jpg,topaz\n"
+    out.write_text(own)
+    code, said = export()
+    assert (code, out.read_text()) == (1, own)
+    assert "has 2 of 2 rows (the first: photos/a.jpg) that this review did not write" in said
+    out.write_text("<html>")
+    assert export()[0] == 1
+    assert out.read_text() == "<html>"
+    out.unlink()
+    for names in (["agate"], ["gold"]):  # what the review itself wrote is replaced, also an answer that was changed
+        decide(names)
+        assert export()[0] == 0
+    with Decisions(results) as decisions:
+        decisions.undo(reviewer="Ada")
+    assert export()[0] == 0
+    edited = out.read_text() + "photos/b.jpg,quartz,,,\n"
+    out.write_text(edited)
+    assert "has 1 of 2 rows (the first: photos/b.jpg)" in export()[1]
+    assert out.read_text() == edited
+    out.write_text("path,labels,split\nphotos/a.jpg,agate,test\n")
+    assert "columns (split)" in export()[1]
+    assert export("--labels", str(out))[0] == 0  # keeps them
+    assert ",split\n" in out.read_text()
+
+
 def test_what_nobody_decides_again_keeps_its_reviewer(results: Path, tmp_path: Path) -> None:
     labels, out = tmp_path / "labels.csv", tmp_path / "out.csv"
     text = (

@@ -295,8 +295,8 @@ def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str, fe
         first = failed[0]
         root = " (relative paths start at the folder of the table; --root DIR names another)" * (first.stage == "read")
         raise DataError(
-            f"{source}: {len(failed)} of {len(failed) + len(features.rows)} photographs cannot be read, and adapting needs "
-            f"at least {LEAST_IMAGES}; the first: {first.path}: {first.reason}{root}"
+            f"{source}: {len(failed)} of {len(failed) + len(features.rows)} photographs cannot be read, and adapting "
+            f"needs at least {LEAST_IMAGES}; the first: {first.path}: {first.reason}{root}"
         )
     if len(y) < LEAST_IMAGES:
         raise DataError(
