@@ -11,7 +11,7 @@ import numpy as np
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import LOCAL, refuse_swapped
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
@@ -75,6 +75,7 @@ def audit(
         raise click.UsageError("--features compares photographs: leave --specimen out")
     if (photos or model) and not features:
         raise click.UsageError("--photos and --model are for --features")
+    refuse_swapped("audit", labels, results)
     table = table_in(results) if results.is_dir() else results
     say_edited(table, "the edited table is compared with the labels")
     joined = join(table, labels, split)
@@ -131,16 +132,27 @@ def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
     )
 
 
+def _times(ratio: float) -> str:
+    """`1.3`, `47`, `398,000`, `over a million`: a ratio for people."""
+    if ratio >= 1e6:
+        return "> 1 million"
+    return f"{ratio:.2g}" if ratio < 10 else f"{float(f'{ratio:.3g}'):,.0f}"
+
+
 def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
     likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
     wrong = int((suspicion(joined.predictions.scores, joined.truth) >= np.log(LIKELY)).sum())  # also those left out
     lines = [
-        f"{counted(len(joined.truth), f'labeled {noun}')}; of {wrong:,} the label looks wrong "
+        f"{counted(len(joined.truth), f'labeled {noun}')}; {counted(wrong, 'label looks', 'labels look')} wrong "
         f"(the odds of another are {LIKELY:g} times as high or more)"
     ]
-    for suspect in found[:_SHOWN]:
+    for suspect in likely[:_SHOWN]:
         path = shown(joined.predictions.paths[suspect.row])
-        lines.append(f"  {suspect.given:<15} {suspect.suggested + '?':<16} {suspect.odds_ratio:>8.3g} x  {path}")
+        lines.append(f"  {suspect.given:<15} {suspect.suggested + '?':<16} {_times(suspect.odds_ratio):>10} x  {path}")
+    if more := len(likely) - _SHOWN:
+        lines += [f"  and {more:,} more"] * (more > 0)
+    if doubtful := len(found) - len(likely):
+        lines.append(f"Less certain, in the table only: {doubtful:,}")
     pairs = Counter((suspect.given, suspect.suggested) for suspect in likely).most_common(5)
     frequent = [f"{given} -> {suggested} ({n})" for (given, suggested), n in pairs if n > 1]
     return [*lines, f"Most frequent: {', '.join(frequent)}"] if frequent else lines

@@ -13,7 +13,7 @@ import click
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
-from mineral_batch.cli.paths import MODEL
+from mineral_batch.cli.paths import MODEL, refuse_swapped
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge
@@ -128,6 +128,7 @@ def evaluate(
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
+    refuse_swapped("evaluate", labels, predictions)
     compared = Comparison(predictions, labels, split, bootstrap, level, specimen)
     if tune or record:
         _require_own_labels_and_images(compared)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from mineral_batch.results.schema import FAILURES, PREDICTIONS, RUN_MANIFEST
+from mineral_batch.errors import DataError
+from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS, RUN_MANIFEST
 from mineral_batch.storage.models import fetch, fetch_folder
 from mineral_batch.storage.urls import is_url, redact, restored
 
@@ -62,3 +63,22 @@ class FetchedResults(click.ParamType[Path]):
 
 
 INPUT, MODEL, LOCAL, RESULTS = PathOrUrl(), Fetched(), LocalPath(), FetchedResults()
+
+
+def refuse_swapped(command: str, labels: Path, results: Path) -> None:
+    """Refuse the output folder of `predict` where a table of labels belongs: the two arguments were swapped.
+
+    Args:
+        command: that has these two arguments, in one order or the other.
+        labels: what stands where the table belongs.
+        results: what stands where the folder belongs.
+
+    Raises:
+        DataError: with the command in the right order.
+    """
+    if labels.is_dir() and any((labels / name).is_file() for name in (PREDICTIONS, PARTIAL)):
+        order = (labels, results) if command == "evaluate" else (results, labels)
+        raise DataError(
+            f"{labels} is the output folder of predict, not a table of labels; in the right order: "
+            f"mineral-batch {command} {order[0]} {order[1]}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_the_worst_labels_come_first_with_a_suggestion_and_look_alikes(results: Path) -> None:
     text = run(results.parent / "labels.csv", results)
-    assert "5 labeled images; of 2 the label looks wrong" in text
+    assert "5 labeled images; 2 labels look wrong" in text
     with (results / "audit.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["suspect"], row["suggested"]) for row in rows] == [
@@ -73,9 +74,26 @@ def test_the_worst_labels_come_first_with_a_suggestion_and_look_alikes(results: 
 
 def test_a_count_keeps_the_worst(results: Path, tmp_path: Path) -> None:
     text = run(results.parent / "labels.csv", results, "--count", 1, "-o", tmp_path / "out.csv")
-    assert "of 2 the label looks wrong" in text, "also the one that is not written"
+    assert "2 labels look wrong" in text, "also the one that is not written"
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
     assert not (results / "audit.csv").exists()
+
+
+def test_only_what_looks_wrong_is_listed_with_odds_for_people(results: Path) -> None:
+    with (results / "predictions.csv").open("a", encoding="utf-8") as file:
+        file.write("doubt.jpg,quartz,0.01,0.3,0.2\nsure.jpg,quartz,0.0000001,0.0000001,0.9999999\n")
+    with (results.parent / "labels.csv").open("a", encoding="utf-8") as file:
+        file.write("doubt.jpg,quartz\nsure.jpg,galena\n")
+    lines = run(results.parent / "labels.csv", results).splitlines()
+    assert lines[0].startswith("7 labeled images; 3 labels look wrong (")
+    assert re.fullmatch(r"  galena +quartz\? +> 1 million x  sure.jpg", lines[1])
+    assert re.fullmatch(r"  quartz +galena\? +931 x  wrong.jpg", lines[3])
+    assert lines[4] == "Less certain, in the table only: 1"
+
+
+def test_swapped_arguments_are_said(results: Path) -> None:
+    labels = results.parent / "labels.csv"
+    assert run(results, labels, code=1).endswith(f"in the right order: mineral-batch audit {labels} {results}\n")
 
 
 def test_tables_without_a_common_image_are_one_line(results: Path, tmp_path: Path) -> None:
@@ -119,7 +137,7 @@ def test_specimens_are_judged_by_all_their_images(results: Path) -> None:
     labels = [["path", "labels"], ["X-10_1.jpg", "quartz"], ["X-10_2.jpg", "quartz"], ["Y-20_1.jpg", "galena"]]
     write(results.parent / "labels.csv", labels)
     text = run(results.parent / "labels.csv", results, "--specimen", "catalog")
-    assert "2 labeled specimens; of 1 the label looks wrong" in text
+    assert "2 labeled specimens; 1 label looks wrong" in text
     with (results / "audit.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["specimen"], row["suspect"], row["suggested"], row["alike"]) == ("X-10", "quartz", "galena", "Y-20")

@@ -418,7 +418,9 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(world):
 def test_a_missing_file_a_folder_and_an_empty_file(world, tmp_path):
     predictions, labels = world.predictions(), world.labels()
     assert "there is no file" in fails(tmp_path / "none.csv", labels)
-    assert "cannot read" in fails(predictions, tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert "cannot read" in fails(predictions, tmp_path / "folder")
+    assert fails(labels, tmp_path).endswith(f"in the right order: mineral-batch evaluate {tmp_path} {labels}\n")
     labels.write_bytes(b"")
     assert "has no column path, labels; its first line has nothing" in fails(predictions, labels)
 
