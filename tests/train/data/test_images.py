@@ -9,8 +9,9 @@ import pytest
 
 from mineral_batch.errors import DataError
 from mineral_batch.model.contract import InputSpec
-from mineral_train.data.images import check_images, undecodable, warnings
+from mineral_train.data.images import undecodable, warnings
 from mineral_train.data.manifest import read_manifest
+from mineral_train.training.data import TrainingManifest
 
 LABELS = ("agate", "gold")
 
@@ -29,7 +30,7 @@ def test_all_faults_of_the_files_are_named_at_once(tmp_path: Path, save_photo) -
         tmp_path, "a.jpg,gold,train", "link.jpg,gold,val", "gone.jpg,gold,val", "empty.jpg,,train", "sub\\b.jpg,,train"
     )
     with pytest.raises(DataError) as caught:
-        check_images(read_manifest(path, LABELS), path)
+        TrainingManifest.read(path, LABELS)
     text = str(caught.value)
     assert "4 faults" in text
     assert "link.jpg (val) is the same file as" in text
@@ -44,7 +45,34 @@ def test_missing_test_images_do_not_stop_training(tmp_path: Path, save_photo) ->
     for name in "ab":
         save_photo(tmp_path / f"{name}.jpg", ord(name))
     path = _manifest(tmp_path, "a.jpg,gold,train", "b.jpg,gold,val", "gone.jpg,gold,test")
-    check_images(read_manifest(path, LABELS), path)
+    assert len(TrainingManifest.read(path, LABELS).manifest.rows) == 3
+
+
+def test_faults_of_labels_tables_files_and_images_are_named_in_one_run(tmp_path: Path, save_photo) -> None:
+    """A user who corrects what is named must not be told of the next kind by the next run."""
+    save_photo(tmp_path / "a.jpg", 1)
+    (tmp_path / "damaged.jpg").write_bytes(b"not an image")
+    (tmp_path / "folder.jpg").mkdir()
+    gone = [f"gone{number}.jpg,gold,train" for number in range(9)]
+    rows = ["a.jpg,gold,train", "a.jpg,gold,val", "damaged.jpg,golf,val", "folder.jpg,,train", ",,train", "b.jpg,,dev"]
+    path = _manifest(tmp_path, *rows, *gone)
+    with pytest.raises(DataError) as caught:
+        TrainingManifest.read(path, (*LABELS, "Gold", "a;b"), spec=InputSpec(32, 32))
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in (
+        "label 'Gold' looks like label 'gold'",
+        "label 'a;b' contains ';'",
+        "a.jpg was already in line 2",
+        "'golf' (did you mean ",
+        "line 6: the path is empty",
+        "line 7: split must be one of train, val, test, not 'dev'",
+        "folder.jpg is a folder; name an image",
+        "gone0.jpg: No such file",
+        "damaged.jpg: ",
+        "--skip-damaged",
+    ):
+        assert part in text, text
 
 
 def test_images_that_do_not_decode_are_found(tmp_path: Path, save_photo) -> None:

@@ -13,9 +13,11 @@ import click
 
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import ContractError, DataError, MineralError
+from mineral_batch.minerals import MINERALS
 from mineral_batch.model.onnx_file import read_contract
 from mineral_train.cli import _options
-from mineral_train.data.manifest import read_manifest
+from mineral_train.data.labels import read_names
+from mineral_train.data.manifest import inspect_manifest
 from mineral_train.model.fetched import ONNX, fetch_model
 from mineral_train.model.presets import PRESETS, ModelConfig
 from mineral_train.training.config import STARTER, TrainConfig
@@ -69,10 +71,12 @@ def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
     """
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     _require_consistent(chosen)
-    labels = _options.chosen_labels(chosen)
+    # Neither the labels nor the rows are checked here: training names all their faults at once.
+    labels = read_names(chosen["labels"]) if chosen["labels"] else MINERALS
     name, why = chosen["recipe"], ""
     if name is None:
-        name, why = default_recipe(sum(len(read_manifest(manifest, labels).select("train")) for manifest in manifests))
+        tables = [inspect_manifest(manifest, labels)[0] for manifest in manifests]
+        name, why = default_recipe(sum(len(table.select("train")) for table in tables))
     config = _config(name, chosen, labels)
     options = _options.make_options(chosen)
     from mineral_train.training.loop import fit as fit_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,38 +12,31 @@ from mineral_batch.model.contract import InputSpec
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
 from mineral_batch.types import Failure
-from mineral_train.data.labels import describe_unknown, raise_faults
+from mineral_train.data.labels import describe_unknown
 from mineral_train.data.manifest import Manifest, Row
 
 #: Below this many validation photographs, or with a single label, a mAP is mostly chance.
 FEW_VALIDATION_IMAGES = 20
 
 
-def check_images(manifest: Manifest, path: Path | str) -> None:
-    """Check that training is possible: every file is there, is one photograph, and both splits have labels.
-
-    Args:
-        manifest: read from `path`.
-        path: for the message.
-
-    Raises:
-        DataError: naming all faults at once.
-    """
-    used = [row for row in manifest.rows if row.split != "test"]
-    faults = [
+def split_faults(manifest: Manifest) -> list[str]:
+    """Find the splits that training needs and that have no label."""
+    return [
         f"no image of the split {split!r} has a label; training needs the splits train and val: make them with "
         "`mineral-train data`"
         for split in ("train", "val")
-        if not manifest.targets(split).any()
+        if not any(row.labels for row in manifest.select(split))
     ]
-    raise_faults(str(path), faults + _file_faults(used))
 
 
-def _file_faults(rows: Sequence[Row]) -> list[str]:
-    """Files that are missing or empty, and files that two rows name: by another path, a link, another case."""
+def file_faults(manifest: Manifest) -> list[str]:
+    """Find files that are missing or empty, and files that two rows name: by another path, a link, another case.
+
+    The split `test` may be elsewhere. A path that is twice in the table counts once: that is a fault of the table.
+    """
     faults = []
     first: dict[tuple[int, int], Row] = {}
-    for row in rows:
+    for row in {row.path: row for row in manifest.rows if row.split != "test"}.values():
         try:
             found = row.path.stat()
         except OSError as error:
@@ -51,6 +45,8 @@ def _file_faults(rows: Sequence[Row]) -> list[str]:
         other = first.setdefault((found.st_dev, found.st_ino), row)
         if other is not row:
             faults.append(f"{row.path} ({row.split}) is the same file as {other.path} ({other.split}); delete one row")
+        elif not stat.S_ISREG(found.st_mode):
+            faults.append(f"{row.path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'not a file'}; name an image")
         elif found.st_size == 0:
             faults.append(f"{row.path}: the file is empty")
     return faults

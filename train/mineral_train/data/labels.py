@@ -24,6 +24,17 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     Raises:
         DataError: if the file is missing, empty, or has names that cannot be labels together (see `label_faults`).
     """
+    names = read_names(path)
+    raise_faults(f"the label file {path}", label_faults(names))
+    return names
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """Read a label set as `read_labels` does, without checking the names: `inspect_manifest` does that, too.
+
+    Raises:
+        DataError: if the file is missing or empty.
+    """
     try:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -33,7 +44,6 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     names = tuple(line.strip(" \t\r") for line in text.split("\n") if line.strip(" \t\r"))
     if not names:
         raise DataError(f"the label file {path} has no names; it needs one per line")
-    raise_faults(f"the label file {path}", label_faults(names))
     return names
 
 
@@ -95,13 +105,18 @@ def unknown_labels(unknown: Iterable[str], labels: Sequence[str]) -> str:
     )
 
 
-def raise_faults(where: str, faults: Sequence[str], limit: int = _LISTED) -> None:
-    """Raise one `DataError` for all faults of a file, if there are any; the first few are listed.
+def raise_faults(where: str, *kinds: Sequence[str], limit: int = _LISTED) -> None:
+    """Raise one `DataError` for all faults of a file, if there are any; the first few of each kind are listed.
 
     Raises:
         DataError: in one line.
     """
-    if faults:
-        more = f"; and {len(faults) - limit:,} more" if len(faults) > limit else ""
-        count = f"{len(faults):,} faults: " if len(faults) > 1 else ""
-        raise DataError(f"{where}: {count}{'; '.join(faults[:limit])}{more}")
+    total = sum(map(len, kinds))
+    if total:
+        count = f"{total:,} faults: " if total > 1 else ""
+        raise DataError(f"{where}: {count}{'; '.join(_first(faults, limit) for faults in kinds if faults)}")
+
+
+def _first(faults: Sequence[str], limit: int) -> str:
+    more = f"; and {len(faults) - limit:,} more" if len(faults) > limit else ""
+    return "; ".join(faults[:limit]) + more

@@ -96,13 +96,27 @@ def read_manifest(path: str | Path, labels: Sequence[str] | None = None) -> Mani
     Raises:
         DataError: naming all that is wrong: lines, columns, labels and the nearest right ones.
     """
+    manifest, faults = inspect_manifest(path, labels)
+    raise_faults(shown(path), label_faults(manifest.labels), faults)
+    return manifest
+
+
+def inspect_manifest(path: str | Path, labels: Sequence[str] | None = None) -> tuple[Manifest, list[str]]:
+    """Read a manifest as `read_manifest` does, and list the faults of its rows instead of raising them.
+
+    Returns:
+        The rows that have a path, with their other faults, and all faults; the names of `labels` are not checked.
+
+    Raises:
+        DataError: if the file cannot be read, lacks a column, or has no rows.
+    """
     names = tuple(MINERALS if labels is None else labels)
-    rows, faults = _rows(fetch(path), shown(path), table_folder(path))
+    folder = table_folder(path)
+    rows, faults = _rows(fetch(path), shown(path), folder)
     unknown = {label for row in rows for label in row.labels} - set(names)
     if unknown:
         faults.append(unknown_labels(unknown, names))
-    raise_faults(shown(path), label_faults(names) + faults)
-    return Manifest(tuple(rows), names)
+    return Manifest(tuple(row for row in rows if row.path != absolute_path(folder, "")), names), faults
 
 
 def table_folder(path: str | Path) -> Path:
@@ -127,7 +141,7 @@ def _rows(path: Path, name: str, folder: Path) -> tuple[list[Row], list[str]]:
     for line, record in records:
         text, labels, split = (record.pop(name) for name in _COLUMNS)
         row = Row(absolute_path(folder, text), split_labels(labels), split, record)
-        if not text:
+        if row.path == absolute_path(folder, ""):
             faults.append(f"line {line}: the path is empty")
         elif row.path in first_line:
             faults.append(f"line {line}: {row.path} was already in line {first_line[row.path]}; delete one")

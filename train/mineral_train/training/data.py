@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from mineral_batch.results.predictions import read_predictions
 from mineral_batch.storage.models import fetch
 from mineral_train.data import images
 from mineral_train.data.dataset import PhotoDataset, damaged
-from mineral_train.data.labels import raise_faults
-from mineral_train.data.manifest import Manifest, Row, read_manifest
+from mineral_train.data.labels import label_faults, raise_faults
+from mineral_train.data.manifest import Manifest, Row, inspect_manifest
 from mineral_train.data.parents import imply_parents
 from mineral_train.model.fetched import shown
 from mineral_train.training.config import RunOptions, TrainConfig
@@ -50,6 +51,7 @@ class TrainingManifest:
         soft_targets: str = "",
         *,
         parents: bool = False,
+        spec: InputSpec | None = None,
     ) -> TrainingManifest:
         """Read and check the manifests, and that their photographs are there.
 
@@ -58,17 +60,19 @@ class TrainingManifest:
             labels: the label set.
             soft_targets: a table that belongs to the data, too.
             parents: label varieties with their species and group, too.
+            spec: if there are faults, decode the validation images for it, so that those that cannot be decoded are
+                named with the others; None leaves them to `TrainingData.open`.
 
         Raises:
-            DataError: naming all faults at once.
+            DataError: naming all faults at once: of the labels, of the tables and of the files.
         """
         files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
         if len(set(map(os.path.abspath, files))) < len(files):
             raise DataError("one manifest is named twice; name each once")
-        tables = [read_manifest(path, labels) for path in files]
+        tables, faults = zip(*(inspect_manifest(path, labels) for path in files), strict=True)
         manifest = Manifest(tuple(row for table in tables for row in table.rows), tables[0].labels)
+        _raise_all(manifest, list(chain.from_iterable(faults)), ", ".join(map(shown, files)), spec)
         manifest = imply_parents(manifest) if parents else manifest
-        images.check_images(manifest, ", ".join(map(shown, files)))
         names = set_names(files)
         sets = tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)
         digest = hashlib.sha256()
@@ -180,6 +184,15 @@ def soften(
         targets[place] = (1 - weight) * targets[place] + weight * torch.from_numpy(teacher.scores[row]).float()
     say(f"soft targets for {len(matches):,} of {len(images):,} training images, weight {weight:g}")
     return targets
+
+
+def _raise_all(manifest: Manifest, table: list[str], name: str, spec: InputSpec | None) -> None:
+    """Raise one `DataError` for all that is wrong with the labels, the tables and the files."""
+    kinds = [label_faults(manifest.labels), table, images.split_faults(manifest), images.file_faults(manifest)]
+    if spec and any(kinds):
+        whole = [row for row in manifest.select("val") if row.path.is_file() and row.path.stat().st_size]
+        kinds.append([damaged(failure) for failure in images.undecodable(whole, spec)])
+    raise_faults(name, *kinds)
 
 
 def _content(path: Path) -> bytes:

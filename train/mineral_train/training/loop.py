@@ -102,7 +102,8 @@ def fit(
             on_epoch = say = None
         say = say or _ignore
         labels, parents = config.model.labels, config.imply_parents
-        source = TrainingManifest.read(manifest, labels, config.soft_targets, parents=parents)
+        spec = None if options.skip_damaged else input_spec(config.model)
+        source = TrainingManifest.read(manifest, labels, config.soft_targets, parents=parents, spec=spec)
         for line in reading(source.manifest):
             say(line)
         folder = RunFolder(Path(run), config, source.sha256)
