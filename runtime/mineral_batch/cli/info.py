@@ -62,7 +62,10 @@ def _calibration(contract: ModelContract, path: Path) -> str:
 
 def _familiarity(contract: ModelContract) -> str:
     found = contract.familiarity
-    return "not known" if found is None else f"compared with {found.images} images ({found.dataset})"
+    if found is None:
+        return "not known"
+    origin = contract.provenance.get("adapted_from")
+    return f"compared with {found.images} training images" + (f" of {origin}" if origin else "")
 
 
 def _rule(contract: ModelContract) -> str:
@@ -78,5 +81,5 @@ def _accuracy(contract: ModelContract) -> str:
     interval = f", 95 % interval {measured.low:.4f} to {measured.high:.4f}" if known else ""
     return (
         f"mAP {measured.mean_ap:.4f}{interval} ({measured.definition}) "
-        f"on {measured.images} pictures of {measured.dataset}"
+        f"on {measured.images} images of {measured.dataset}"
     )

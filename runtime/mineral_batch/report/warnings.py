@@ -34,7 +34,6 @@ def _accuracy(model: Mapping[str, Any]) -> list[str]:
     measured = model["measured"]
     if not isinstance(measured, Mapping):
         return ["The accuracy of this model was never measured."]
-    return [
-        f"Mean average precision {measured['mean_ap']:.2f} (1 is perfect) on {measured['images']:,} photographs "
-        f"that it was not trained on."
-    ]
+    dataset = f" of {measured['dataset']}" if measured.get("dataset") else ""
+    where = f"{measured['images']:,} photographs{dataset}"
+    return [f"Mean average precision {measured['mean_ap']:.2f} (1 is perfect) on {where}."]

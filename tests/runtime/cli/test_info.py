@@ -39,7 +39,7 @@ def test_accuracy_comes_with_its_definition_data_and_interval(model_path: Path, 
     measured = Measured(0.7654, "equation 6", "the test split", 321, low=0.0, high=0.8)
     write_contract(path, replace(contract, measured=measured, provenance={"recipe": "decoder"}))
     output = info(path).output
-    for said in ("0.7654", "equation 6", "321 pictures of the test split", "0.0000 to 0.8000", "decoder"):
+    for said in ("0.7654", "equation 6", "321 images of the test split", "0.0000 to 0.8000", "decoder"):
         assert said in output
 
 
@@ -84,5 +84,5 @@ def test_calibration_familiarity_and_the_rule_of_the_thresholds_are_shown(
     write_contract(path, replace(contract, calibration=None, familiarity=familiarity, provenance=rule))
     output = info(path).output
     assert f"mineral-train calibrate {path} MANIFEST.csv --split val" in output
-    assert "compared with 77 images (split train)" in output
+    assert "compared with 77 training images" in output
     assert "called present (chosen by precision=0.9):" in output

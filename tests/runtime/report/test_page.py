@@ -105,7 +105,8 @@ def test_data_cannot_end_its_script_element(value: object) -> None:
     ("model", "expected"),
     [
         ({"name": "mineral-batch starter"}, "This is the small starter model: for a first look, not for decisions."),
-        ({"measured": {"mean_ap": 0.4567, "images": 1234}}, "Mean average precision 0.46 (1 is perfect) on 1,234 "),
+        ({"measured": {"mean_ap": 0.4567, "images": 1234}}, "precision 0.46 (1 is perfect) on 1,234 photographs."),
+        ({"measured": {"mean_ap": 1, "images": 2, "dataset": "my.csv"}}, "(1 is perfect) on 2 photographs of my.csv."),
         ({"measured": None}, "The accuracy of this model was never measured."),
         ({"calibration": None}, "The probabilities are not calibrated"),
         ({"calibration": {"dataset": "val"}}, None),

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mineral_batch import InputSpec, ModelContract, Predictor
+from mineral_batch.cli import main as runtime
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_train.adapt import compare, features
@@ -215,10 +216,67 @@ def test_a_share_is_held_out(photos, base, tmp_path):
     assert "held-out test photographs" in out
 
 
+def test_rows_without_a_split_are_fitted_on_and_the_test_stays_one(photos, base, tmp_path):
+    """As in labels.csv of a review, in which photographs appear that the table before did not have."""
+    _with_split(photos, range(40, 60))
+    text = photos.read_text().replace(",train", ",", 10)
+    photos.write_text(text)
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "; 20 are held out as a test" in out
+    assert read_contract(tmp_path / "mine.onnx").provenance["images"] == 40
+
+
+def test_the_column_specimen_is_used_without_being_named(photos, base, tmp_path):
+    _with_split(photos, range(40, 60))
+    header, *lines = photos.read_text().splitlines()
+    rows = [f"{line},{'S-1' if n in (0, 59) else ''}" for n, line in enumerate(lines)]
+    photos.write_text("\n".join([f"{header},specimen", *rows]) + "\n")
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "photographs of one specimen stay together (column specimen" in out
+    assert "1 photograph not fitted on" in out
+    out = adapt(photos, base, tmp_path / "mine.onnx", "--group-column", "none")
+    assert "specimen stay together" not in out
+    assert "not fitted on" not in out
+
+
+def test_photographs_that_are_elsewhere_are_said_to_be_missing(photos, base, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    moved = tmp_path / "sub" / "labels.csv"
+    moved.write_text(photos.read_text())
+    out = adapt(moved, base, tmp_path / "mine.onnx", code=1)
+    assert "none of its 60 photographs were found; there is no" in out
+    assert f"{tmp_path / 'sub' / '0.png'}" in out
+    assert f"this photograph is in {tmp_path}: --root {tmp_path}" in out
+    adapt(moved, base, tmp_path / "mine.onnx", "--root", tmp_path)
+    away = adapt(photos, base, tmp_path / "mine.onnx", "--root", tmp_path / "nowhere", code=1)
+    assert "Relative paths start in" in away
+
+
+def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):
+    (tmp_path / "7.png").write_bytes(b"not an image")
+    (tmp_path / "8.png").unlink()
+    out = adapt(photos, base, tmp_path / "mine.onnx", code=3)
+    assert "1 photograph could not be found and left out; the first: " in out
+    assert "1 photograph could not be read and left out; the first: " in out
+    for number in range(60):
+        (tmp_path / f"{number}.png").write_bytes(b"not an image %d" % number)
+    out = adapt(photos, base, tmp_path / "again.onnx", code=1)
+    assert "60 of 60 photographs cannot be read" in out
+
+
+def test_the_figures_say_for_what_they_hold(photos, base, tmp_path):
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "only honest if the old model was not trained on these photographs" in out
+    assert "mineral-batch evaluate results LABELS.csv" in out
+    info = CliRunner().invoke(runtime, ["info", str(tmp_path / "mine.onnx")]).output
+    assert "on 60 images of labels.csv, cross-validated in 5 folds" in info
+
+
 def test_a_column_split_of_other_words_is_only_a_column(photos, base, tmp_path):
     _with_split(photos, ())
     photos.write_text(photos.read_text().replace(",train", ",left half"))
-    adapt(photos, base, tmp_path / "mine.onnx")
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "the column split is not used: 'left half' is none of train, val, test" in out
     assert "split must be one of" in adapt(photos, base, tmp_path / "mine.onnx", "--split-column", "split", code=1)
 
 
@@ -312,17 +370,6 @@ def test_mistakes_are_one_line(photos, base, tmp_path, text, message):
     assert any(part in out for part in message.split("|"))
     assert out.strip().splitlines()[-1].startswith("Error: ")
     assert not (tmp_path / "mine.onnx").exists()
-
-
-def test_photographs_that_are_not_there_are_not_said_to_be_too_few(photos, base, tmp_path):
-    """A table that was copied to another folder: its relative paths lead nowhere."""
-    moved = tmp_path / "elsewhere" / "labels.csv"
-    moved.parent.mkdir()
-    moved.write_text("path,labels\n" + "".join(f"{n}.png,{('gold', 'agate')[n % 2]}\n" for n in range(12)))
-    error = adapt(moved, base, tmp_path / "mine.onnx", code=1).strip().splitlines()[-1]
-    assert error.startswith("Error: labels.csv: 12 of 12 photographs cannot be read, and adapting needs at least 10")
-    assert f"the first: {moved.parent / '0.png'}: " in error
-    assert "relative paths start at the folder of the table; --root DIR names another" in error
 
 
 def test_places_and_models_that_cannot_be_used(photos, base, tmp_path):

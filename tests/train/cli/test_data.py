@@ -150,7 +150,18 @@ def test_a_table_is_split_with_specimens_and_near_duplicates_together(specimens:
 
 
 def test_a_split_that_is_kept_stays_and_what_it_tears_apart_is_told(specimens: Path, tmp_path: Path) -> None:
-    run(specimens, "-o", tmp_path / "m.csv", *OWN, "--split", "3:1:1", "--duplicate-distance", -1)
+    run(
+        specimens,
+        "-o",
+        tmp_path / "m.csv",
+        *OWN,
+        "--group-column",
+        "none",
+        "--split",
+        "3:1:1",
+        "--duplicate-distance",
+        -1,
+    )
     first = read_manifest(tmp_path / "m.csv")
     result = run(tmp_path / "m.csv", "-o", tmp_path / "n.csv", "--keep-split", "--group-column", "specimen")
 
@@ -159,6 +170,17 @@ def test_a_split_that_is_kept_stays_and_what_it_tears_apart_is_told(specimens: P
     torn = [line for line in result.output.splitlines() if line.startswith("warning: ")]
     assert len(torn) == 1
     assert "without --keep-split they stay together" in torn[0]
+
+
+def test_the_column_specimen_is_used_without_being_named(specimens: Path, tmp_path: Path) -> None:
+    result = run(specimens, "-o", tmp_path / "m.csv", *OWN, "--split", "3:1:1", "--duplicate-distance", -1)
+    assert "images of one specimen stay in one split (column specimen" in result.output
+    splits = {row.path.name: row.split for row in read_manifest(tmp_path / "m.csv").rows}
+    for specimen in range(10):
+        assert len({splits[f"{3 * specimen + k}.jpg"] for k in range(3)}) == 1
+    again = run(tmp_path / "m.csv", "-o", tmp_path / "n.csv", "--group-column", "none")
+    assert "images of one specimen" not in again.output
+    assert "the column split is not kept" in again.output
 
 
 def test_a_name_that_is_not_unicode_is_rejected_and_the_rest_goes_on(tmp_path: Path, save_photo) -> None:

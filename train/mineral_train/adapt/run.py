@@ -31,13 +31,13 @@ from mineral_train.data.folders import (
     TableFormat,
     folder_names,
     is_negative,
-    is_split_name,
     merge_identical,
     rows_from_folders,
     rows_from_table,
 )
 from mineral_train.data.labels import label_faults, raise_faults, split_labels
 from mineral_train.data.manifest import Row, multi_hot, read_table
+from mineral_train.data.source import require_found
 from mineral_train.data.splits import stratified_folds
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
@@ -98,12 +98,14 @@ class Comparison:
     """The new model beside the old one on photographs that neither the layer nor its penalty was fitted on.
 
     Attributes:
-        title: which photographs these are.
+        dataset: which photographs these are, in a contract's words.
+        title: the same for the screen, with their number.
         rows: per label.
         mean: over the labels that the old model knows; None if it knows none.
         scores: of probabilities, on these photographs.
     """
 
+    dataset: str
     title: str
     rows: list[LabelComparison]
     mean: LabelComparison | None
@@ -151,7 +153,7 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
         table: the columns of a CSV. Rows with `test` in the split column are held out; without such a column none is.
 
     Raises:
-        DataError: if it is missing, or has labels that cannot be.
+        DataError: if it is missing, has labels that cannot be, or most of its photographs are not there.
     """
     if not source.exists():
         raise DataError(f"no such folder or CSV: {source}")
@@ -159,19 +161,11 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
         labels = _occurring(source, known, table)
     raise_faults(str(source), label_faults(tuple(labels)))
     rows = rows_from_folders(source, labels) if source.is_dir() else rows_from_table(source, labels, table)
+    require_found(source, rows, table, LEAST_IMAGES)
     merged = merge_identical(rows, labels)
     before = {row.path: frozenset(row.labels) for row in rows}
     changed = sum(before[row.path] != frozenset(row.labels) for row in merged)
     return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged))
-
-
-def split_column(source: Path, table: TableFormat) -> str | None:
-    """The column `split` of a CSV if its cells are names of splits, else None."""
-    if source.is_dir() or not source.exists():
-        return None
-    header, records = read_table(source, [table.path_column, table.labels_column])
-    is_split = "split" in header and all(is_split_name(record["split"]) for _, record in records)
-    return "split" if is_split else None
 
 
 def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[str, ...]:
@@ -252,16 +246,19 @@ def finish(chosen: Candidate, reference: Candidate, photos: LabeledPhotos, *, na
     if chosen.features.rows != reference.features.rows:
         raise DataError(f"{source}: photographs changed while their features were computed; start again")
     y, fitted, is_test = chosen.truth, chosen.fitted, chosen.is_test
-    words = f"{int(fitted.sum())} photographs of {source}, cross-validated in {FOLDS} folds"
+    words = f"{source}, cross-validated in {FOLDS} folds"
     calibration = fit_calibration(chosen.adapted.out_of_fold, y[fitted], dataset=words)
     scale, bias = np.array(calibration.scale), np.array(calibration.bias)
     final = Head(scale[:, None] * chosen.adapted.head.weights, scale * chosen.adapted.head.bias + bias)
     held_out = chosen.adapted.out_of_fold * scale + bias
-    folds = _compared(words, reference, fitted, held_out, photos.labels, y)
+    folds = _compared(
+        words, f"{int(fitted.sum())} photographs of {words}", reference, fitted, held_out, photos.labels, y
+    )
     test = None
     if is_test.any():
         title = f"{int(is_test.sum())} held-out test photographs of {source}"
-        test = _compared(title, reference, is_test, final.logits(chosen.features.vectors[is_test]), photos.labels, y)
+        logits = final.logits(chosen.features.vectors[is_test])
+        test = _compared(f"{source}, held-out test", title, reference, is_test, logits, photos.labels, y)
     contract = replace(
         _contract(chosen, photos, test or folds, name=name),
         thresholds=tuple(tune_thresholds(_sigmoid(held_out), y[fitted]).tolist()),
@@ -293,15 +290,14 @@ def _require_enough(y: NDArray[np.bool_], labels: Sequence[str], source: str, fe
     failed = features.failures
     if len(y) < LEAST_IMAGES and failed:
         first = failed[0]
-        root = " (relative paths start at the folder of the table; --root DIR names another)" * (first.stage == "read")
         raise DataError(
             f"{source}: {len(failed)} of {len(failed) + len(features.rows)} photographs cannot be read, and adapting "
-            f"needs at least {LEAST_IMAGES}; the first: {first.path}: {first.reason}{root}"
+            f"needs at least {LEAST_IMAGES}; the first: {first.path}: {first.reason}"
         )
     if len(y) < LEAST_IMAGES:
         raise DataError(
-            f"{source}: {len(y)} photographs can be decoded and fitted on, and adapting needs at least "
-            f"{LEAST_IMAGES}; ten of each label are a start, fifty are good"
+            f"{source}: {len(y)} photographs can be fitted on, and adapting needs at least {LEAST_IMAGES}; ten "
+            "of each label are a start, fifty are good"
         )
     if not y.any() or y.all():
         raise DataError(
@@ -324,6 +320,7 @@ def photo_groups(features: Features, column: str | None) -> NDArray[np.int64]:
 
 
 def _compared(
+    dataset: str,
     title: str,
     reference: Candidate,
     which: NDArray[np.bool_],
@@ -339,7 +336,7 @@ def _compared(
         if row is not None:
             before[:, k] = reference.features.vectors[which] @ row[0] + row[1]
     rows, mean = compare(labels, y[which], before, known, logits, seed=0)
-    return Comparison(title, rows, mean, probability_scores(_sigmoid(logits), y[which]))
+    return Comparison(dataset, title, rows, mean, probability_scores(_sigmoid(logits), y[which]))
 
 
 def _contract(chosen: Candidate, photos: LabeledPhotos, figures: Comparison, *, name: str) -> ModelContract:
@@ -369,7 +366,7 @@ def _contract(chosen: Candidate, photos: LabeledPhotos, figures: Comparison, *, 
         measured=Measured(
             float(np.mean([row.after for row in figures.rows])),
             EQUATION_6,
-            figures.title,
+            figures.dataset,
             len(y),
             {k: ap.get(k) for k in photos.labels},
             support,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from mineral_batch.model.starter import starter_path
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import require_packages
+from mineral_batch.types import Failure
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import SEPARATOR, read_labels
-from mineral_train.data.manifest import table_folder
+from mineral_train.data.manifest import SPLITS, table_folder
+from mineral_train.data.source import specimen_column, split_column
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
-_AUTO = "auto"
+_AUTO, _NONE = "auto", "none"
 _EXIT_INTERRUPTED = 130
 
 
@@ -62,7 +64,10 @@ _EXIT_INTERRUPTED = 130
     help="Folder where a CSV's relative paths start. [default: the CSV's]",
 )
 @click.option(
-    "--group-column", metavar="NAME", help="Column of a CSV that names the specimen; its images stay in one fold."
+    "--group-column",
+    metavar="NAME",
+    help="Column of a CSV that names the specimen; its images stay in one fold. none: no such column. [default: "
+    "specimen, if there is one]",
 )
 @click.option(
     "--split-column",
@@ -117,7 +122,9 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     features = chosen["features"] or output.with_name(f"{output.name}.features")
     _require_usable(output, features)
     known = read_contract(base).labels
-    photos = _read(source, known, chosen)
+    table = _table(source, chosen)
+    chosen["group_column"] = _group_column(source, table, chosen["group_column"])
+    photos = _read(source, known, table, chosen)
     for line in _about(photos, known):
         click.echo(line)
     try:
@@ -127,13 +134,10 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
         raise SystemExit(_EXIT_INTERRUPTED) from None
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
     click.echo(f"next: mineral-batch predict PHOTOS -m {output} -o results")
+    click.echo("then: mineral-batch evaluate results LABELS.csv   (best with photographs that are new to the model)")
     if result.failures:
-        first = result.failures[0]
-        click.echo(
-            f"{counted(len(result.failures), 'photograph')} could not be read and left out; the first: {first.path}: "
-            f"{first.reason}",
-            err=True,
-        )
+        for line in _left_out(result.failures):
+            click.echo(line, err=True)
         click.get_current_context().exit(EXIT_SOME_IMAGES_FAILED)
 
 
@@ -167,15 +171,44 @@ def _require_usable(output: Path, features: Path) -> None:
         raise DataError(f"--features {features} is a file; name a folder, or delete the file")
 
 
-def _read(source: Path, known: tuple[str, ...], chosen: dict[str, Any]) -> adapting.LabeledPhotos:
+def _left_out(failures: Sequence[Failure]) -> Iterator[str]:
+    """Lines about the photographs that are not there, and those that are damaged."""
+    absent = [failure for failure in failures if not Path(failure.path).exists()]
+    damaged = [failure for failure in failures if failure not in absent]
+    if absent:
+        yield f"{counted(len(absent), 'photograph')} could not be found and left out; the first: {absent[0].path}"
+    if damaged:
+        first = damaged[0]
+        yield (
+            f"{counted(len(damaged), 'photograph')} could not be read and left out; the first: {first.path}: "
+            f"{first.reason}"
+        )
+
+
+def _table(source: Path, chosen: dict[str, Any]) -> TableFormat:
+    """The columns of a CSV; says which are used that were not named."""
     table = TableFormat(chosen["path_column"], chosen["labels_column"], chosen["separator"], None, chosen["root"])
     split = chosen["split_column"]
     if split is None:
-        split = adapting.split_column(source, table)
-    elif split == "none":
-        split = None
+        split, other = split_column(source, table)
+        if other:
+            click.echo(f"the column split is not used: {other!r} is none of {', '.join(SPLITS)}")
+    return replace(table, split_column=None if split == _NONE else split)
+
+
+def _group_column(source: Path, table: TableFormat, named: str | None) -> str | None:
+    """The column of specimens; says so if it is used without being named."""
+    if named is not None:
+        return None if named == _NONE else named
+    found = specimen_column(source, table)
+    if found:
+        click.echo("photographs of one specimen stay together (column specimen; --group-column none turns this off)")
+    return found
+
+
+def _read(source: Path, known: tuple[str, ...], table: TableFormat, chosen: dict[str, Any]) -> adapting.LabeledPhotos:
     labels = read_labels(chosen["labels"]) if chosen["labels"] else None
-    return adapting.read_photos(source, known, labels, replace(table, split_column=split))
+    return adapting.read_photos(source, known, labels, table)
 
 
 def _candidates(
@@ -287,10 +320,12 @@ def _judgment(result: adapting.Result) -> Iterator[str]:
         yield "the new model is better than the old one on the labels that both know"
     elif mean.verdict == "worse":
         yield "the new model is WORSE than the old one on the labels that both know"
-        if result.test is None:
-            yield "(if the old model was trained on these photographs, it only remembers them: hold new ones out)"
     else:
         yield "no clear difference between the new model and the old one on the labels that both know"
+    yield (
+        "these figures are only honest if the old model was not trained on these photographs (its file does not say); "
+        "if it was, test on new ones"
+    )
     yield (
         f"probabilities: expected calibration error {figures.scores.ece:.3f}, log loss {figures.scores.log_loss:.3f}"
         + (" (cross-validated)" if result.test is None else "")

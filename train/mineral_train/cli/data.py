@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from mineral_train.data.folders import TableFormat, folder_names, is_negative
 from mineral_train.data.labels import SEPARATOR, label_faults, raise_faults, read_labels
 from mineral_train.data.manifest import SPLITS, Manifest, write_manifest, write_table, write_text
 from mineral_train.data.prepare import Preparation, Prepared, prepare
+from mineral_train.data.source import specimen_column, split_column
 from mineral_train.data.splits import PAPER_SHARES
 
 if TYPE_CHECKING:
@@ -66,9 +68,12 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
     help="Folder where a CSV's relative paths start. [default: the CSV's]",
 )
 @click.option(
-    "--group-column", metavar="NAME", help="Column of a CSV that names the specimen; its images stay in one split."
+    "--group-column",
+    metavar="NAME",
+    help="Column of a CSV that names the specimen; its images stay in one split. none: no such column. [default: "
+    "specimen, if there is one]",
 )
-@click.option("--keep-split", is_flag=True, help="Keep the CSV's column `split`.")
+@click.option("--keep-split", is_flag=True, help="Keep the CSV's column `split`; an empty cell is train.")
 @click.option(
     "--split",
     "shares",
@@ -107,7 +112,10 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
         raise DataError(f"cannot write {output}: no folder {output.parent}; create it first")
     labels = _label_set(source, label_set)
     progress = partial(tqdm, desc="checking", unit=" images", disable=None)
-    prepared = prepare(source, labels, _preparation(**options), progress)
+    how = _preparation(**options)
+    for line in _about_columns(source, how):
+        click.echo(line)
+    prepared = prepare(source, labels, _with_specimens(source, how), progress)
     _write(prepared, output)
     for line in _report(prepared, output):
         click.echo(line)
@@ -138,6 +146,20 @@ def _preparation(
 ) -> Preparation:
     table = TableFormat(path_column, labels_column, separator, "split" if keep_split else None, root)
     return Preparation(table=table, **options)
+
+
+def _with_specimens(source: Path, how: Preparation) -> Preparation:
+    if how.group_column is None:
+        return replace(how, group_column=specimen_column(source, how.table))
+    return replace(how, group_column=None) if how.group_column == "none" else how
+
+
+def _about_columns(source: Path, how: Preparation) -> Iterator[str]:
+    """Lines about the columns that are used, or not used, without having been named."""
+    if how.group_column is None and specimen_column(source, how.table):
+        yield "images of one specimen stay in one split (column specimen; --group-column none turns this off)"
+    if how.table.split_column is None and split_column(source, how.table)[0]:
+        yield "the column split is not kept, a new split is made: --keep-split keeps it, with its test images"
 
 
 def _write(prepared: Prepared, output: Path) -> None:

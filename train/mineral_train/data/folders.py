@@ -92,7 +92,7 @@ class TableFormat:
         labels_column: name of the column of labels.
         separator: between the labels of one image.
         split_column: name of the column of splits to keep, None to leave the split empty. `training`, `valid` and
-            `validation` are understood.
+            `validation` are understood; a row without one is for training.
         root: the folder that paths are relative to, None for the table's own.
     """
 
@@ -156,6 +156,8 @@ def is_split_name(text: str) -> bool:
 
 
 def _split(text: str, where: str) -> str:
+    if not text.strip():
+        return "train"
     if text.strip().casefold() not in _SPLIT_NAMES:
         raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, not {text!r}")
     return _SPLIT_NAMES[text.strip().casefold()]
