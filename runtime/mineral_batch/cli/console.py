@@ -83,9 +83,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.BadParameter as error:
-            raise click.BadParameter(
-                f"{error.message}{_source(error)}", error.ctx, error.param, error.param_hint
-            ) from None
+            error.message += _source(error)  # the same error: that of a missing parameter makes its own text
+            raise
         except MineralError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:

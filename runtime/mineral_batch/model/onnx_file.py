@@ -20,6 +20,7 @@ from mineral_batch.errors import ContractError
 from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.protobuf import LENGTH, VARINT, Field, MalformedError, fields, length_field
+from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,7 +174,8 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
             file.seek(0)
             yield file
     except FileNotFoundError:
-        raise ContractError(f"there is no model file {path}") from None
+        starter = f"; the model that comes with the package is {starter_path()}" * ("starter" in Path(path).name)
+        raise ContractError(f"there is no model file {path}{starter}") from None
     except MalformedError as error:
         if not begins_well:
             raise ContractError(f"{path} is not an ONNX file: name a model from mineral-export onnx") from None

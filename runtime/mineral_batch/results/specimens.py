@@ -37,10 +37,11 @@ FOLDER, CATALOG, REGEX = "folder", "catalog", "regex="
 #: What `--specimen` takes, for messages.
 RULES = f"{FOLDER}, {CATALOG}, {REGEX}PATTERN or a CSV file (path,specimen)"
 
-# X-90175_1, X-90175 (2), X-90175_front, 1905.12a: a number of a catalog, then which view it is. Up to three digits
-# are a view; IMG_20240517_140322 is a time.
+# X-90175_1, X-90175 (2), X-90175_front, X-90175 back, 1905.12a: a number of a catalog, then which view it is. Up to
+# three digits are a view; IMG_20240517_140322 is a time, and 2024-05-17 a day.
 _CATALOG = re.compile(
-    r"(?P<specimen>(?:[a-z]{1,8}[ ._-]?)*\d[\d.,-]*\d)(?:[a-z]|_\d{1,3}|_[a-z]{1,12}\d{0,3}| ?\(\d{1,3}\))?",
+    r"(?!(?:19|20)\d\d-\d\d-\d\d)(?P<specimen>(?:[a-z]{1,8}[ ._-]?)*\d[\d.,-]*\d)"
+    r"(?:[a-z]|_\d{1,3}|[ _-][a-z]{1,12}\d{0,3}| ?\(\d{1,3}\))?",
     re.IGNORECASE,
 )
 _SYNONYMS = {

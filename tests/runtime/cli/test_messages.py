@@ -48,6 +48,21 @@ def test_an_unknown_command_or_option_suggests_the_nearest(run: Any) -> None:
     assert "--output" in run("predict", "album", "--outptu", "x").stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["evaluate"], "Missing argument 'PREDICTIONS'."),
+        (["evaluate", "predictions.csv"], "Missing argument 'LABELS'."),
+        (["deliver", "results"], "Missing option '--as'. Choose from:"),
+    ],
+)
+def test_what_is_missing_is_named(words: list[str], missing: str) -> None:
+    """The group adds to such a message where a value came from; it must keep the rest."""
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert f"Error: {missing}" in done.stderr
+
+
 def test_inputs_come_from_the_environment(run: Any) -> None:
     assert run("predict", env={"MINERAL_BATCH_PREDICT_INPUTS": "album"}).exit_code == 0
 
