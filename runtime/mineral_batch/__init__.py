@@ -11,8 +11,8 @@ from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import MINERALS
 from mineral_batch.model.contract import InputSpec, Measured, ModelContract
-from mineral_batch.predictor import Predictor
-from mineral_batch.types import Failure, Image, Prediction
+from mineral_batch.predictor import Input, Predictor
+from mineral_batch.types import Failure, Image, Prediction, Result
 
 __all__ = [
     "MINERALS",
@@ -21,12 +21,14 @@ __all__ = [
     "DataError",
     "Failure",
     "Image",
+    "Input",
     "InputSpec",
     "Measured",
     "MineralError",
     "ModelContract",
     "Prediction",
     "Predictor",
+    "Result",
     "find_images",
     "load_image",
 ]

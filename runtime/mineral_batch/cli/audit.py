@@ -16,6 +16,7 @@ from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
+from mineral_batch.files import refuse_foreign
 from mineral_batch.results.csv import shown, write_csv
 from mineral_batch.results.read import table_in
 from mineral_batch.results.schema import SEPARATOR, format_number
@@ -88,6 +89,7 @@ def audit(
         found = _by_features(joined, found, table.parent, photos, model)
     target = output or table.parent / "audit.csv"
     columns = (COLUMNS[0] if specimen is None else "specimen", *COLUMNS[1:])
+    refuse_foreign(target, ",".join(columns[:3]).encode(), "a table of audit")
     write_csv(target, columns, (_row(joined, suspect) for suspect in found))
     click.echo("\n".join([*_lines(joined, found, noun), f"Table: {target}"]))
 

@@ -83,8 +83,10 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except click.BadParameter as error:
-            error.message += _source(error)  # the same error: that of a missing parameter makes its own text
-            raise
+            source = _source(error)
+            if not source:
+                raise  # the same error: that of a missing parameter makes its own text
+            raise click.BadParameter(f"{error.message}{source}", error.ctx, error.param, error.param_hint) from None
         except MineralError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:

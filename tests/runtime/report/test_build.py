@@ -72,6 +72,17 @@ def test_folder_that_is_not_a_report_is_left_alone(run: Path) -> None:
     assert Path("photos/a.jpg").exists()
 
 
+def test_a_file_that_is_not_a_report_is_left_alone(run: Path) -> None:
+    before = Path("labels.csv").read_bytes()
+    done = CliRunner().invoke(main, ["report", "results", "-o", "labels.csv"])
+    assert done.exit_code == 1
+    assert "labels.csv was left as it is, because it is not a report: name another file with -o" in done.output
+    assert Path("labels.csv").read_bytes() == before
+    Path("page.html").touch()  # empty: as from mktemp
+    for _ in range(2):
+        report("-o", "page.html", "--thumbnails", "0")
+
+
 def test_too_many_images_for_one_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mineral_batch.report.build.LARGEST_FILE", 3)
     done = CliRunner().invoke(main, ["report", "results", "-o", "page.html"])
