@@ -78,7 +78,8 @@ class Predictor:
     Args:
         model: an ONNX file from `mineral-export onnx`, or its URL (`mineral_batch.storage.models.fetch`); None for the
             starter model that comes with the package.
-        backend: a name in `mineral_batch.engines.registry.BACKENDS`, or `auto`.
+        backend: a name in `mineral_batch.engines.registry.BACKENDS`; `auto` takes onnx-cuda on an NVIDIA GPU, else
+            onnx-cpu, and neither OpenVINO nor TensorRT.
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
         batch_size: images per call of the engine; None for what suits the device.
@@ -241,7 +242,9 @@ class Predictor:
         """Return one `Prediction` or `Failure` per image, lazily and in order.
 
         Args:
-            inputs: see `Input`; folders, files, globs and archives as in `mineral_batch.images.discover`. Results of
+            inputs: an iterable of `mineral_batch.Input`: names (str or Path) of folders, files, globs and archives, as
+                in `mineral_batch.images.discover`; images in memory, as the bytes of a file in any format that is read
+                from disk, a binary file object, a PIL image, or an array (H, W, 3) of uint8 in RGB order. Results of
                 images in memory are named `picture 0`, `picture 1`, ...
             with_exif: also read when and where each image was taken.
             times: where the seconds of each stage are added.

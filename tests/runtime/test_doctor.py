@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from mineral_batch import doctor
+from mineral_batch import Predictor, doctor
 from mineral_batch.cli import main
 from mineral_batch.cuda.probe import Gpu
 from mineral_batch.doctor import EngineTrial, Machine, findings
@@ -84,6 +84,9 @@ def test_the_text_has_a_line_for_each_engine(model_path: Path) -> None:
     for name in BACKENDS:
         assert sum(line.startswith(f"{name} ") for line in lines) == 1
     assert any(line.startswith("onnx-cpu       yes  CPU, float32, ") for line in lines)
+    (auto,) = [line for line in lines if line.startswith("auto ")]
+    with Predictor(model_path) as predictor:
+        assert auto.startswith(f"auto           {predictor.backend}, which computes as the model was measured")
 
 
 def test_without_a_starter_model_it_asks_for_a_model_after_the_rest(

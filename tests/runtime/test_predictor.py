@@ -16,7 +16,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image as PILImage
 
-from mineral_batch import BackendError, DataError, Failure, Image, ModelContract, Prediction, Predictor, load_image
+from mineral_batch import (
+    BackendError,
+    DataError,
+    Failure,
+    Image,
+    Input,
+    ModelContract,
+    Prediction,
+    Predictor,
+    load_image,
+)
 from mineral_batch import predictor as predictor_module
 from mineral_batch.cli import main
 from mineral_batch.engines.registry import open_backend
@@ -52,7 +62,8 @@ def test_pictures_in_memory_beside_files(album: Path, model_path: Path) -> None:
     picture = PILImage.open(path).convert("RGB")
     pixels = np.asarray(picture)
     with Predictor(model_path, backend="onnx-cpu", batch_size=2) as predictor:
-        results = list(predictor.predict([picture, str(path), pixels]))
+        inputs: list[Input] = [picture, str(path), pixels]
+        results = list(predictor.predict(inputs))
     assert [result.path for result in results] == ["picture 0", str(path), "picture 1"]
     assert all(isinstance(result, Prediction) for result in results)
     for result in results:

@@ -11,11 +11,12 @@ import click
 
 from mineral_batch.cli.paths import MODEL
 from mineral_batch.doctor import Diagnosis, EngineTrial, Machine, examine
+from mineral_batch.engines.registry import AUTO_ORDER
 from mineral_batch.errors import ContractError, MineralError
 from mineral_batch.model.starter import starter_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 
 @click.command()
@@ -43,6 +44,7 @@ def _text(diagnosis: Diagnosis) -> Iterator[str]:
     yield from _machine_lines(diagnosis.machine)
     yield ""
     yield from map(_engine_line, diagnosis.engines)
+    yield from _auto_line(diagnosis.engines)
     decoding = diagnosis.gpu_decoding
     yield f"{'GPU decoding':<14} " + (f"yes  {decoding.version}" if decoding.works else f"no   {decoding.reason}")
     if diagnosis.findings:
@@ -65,6 +67,18 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     absent = [name for name, is_there in machine.codecs.items() if not is_there]
     there = [name for name, is_there in machine.codecs.items() if is_there]
     yield f"Pillow     {' '.join(there)}" + (f"; not {' '.join(absent)}" if absent else "")
+
+
+def _auto_line(engines: Sequence[EngineTrial]) -> Iterator[str]:
+    """What `--backend auto` takes, where a faster engine may be in the list."""
+    working = [engine.name for engine in engines if engine.works]
+    taken = next((name for name in AUTO_ORDER if name in working), None)
+    others = [name for name in working if name not in AUTO_ORDER]
+    if taken:
+        yield (
+            f"{'auto':<14} {taken}, which computes as the model was measured"
+            + (f"; {' and '.join(others)} only with --backend" if others else "")
+        )
 
 
 def _engine_line(engine: EngineTrial) -> str:

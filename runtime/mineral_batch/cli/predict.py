@@ -87,7 +87,7 @@ _SECTIONS = {
     default=AUTO,
     show_default=True,
     type=click.Choice([AUTO, *engine_names()]),
-    help="Inference engine; auto: the fastest that works on this machine.",
+    help="Inference engine. auto: onnx-cuda on an NVIDIA GPU, else onnx-cpu; openvino and TensorRT only by name.",
 )
 @click.option(
     "--devices", default="", metavar="LIST", callback=_indices, help="GPUs by index, e.g. 0,1. [default: the first]"

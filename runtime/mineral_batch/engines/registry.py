@@ -32,9 +32,10 @@ BACKENDS = {
 AUTO = "auto"
 #: Of TensorRT's own files, which are no ONNX models.
 PLAN_SUFFIXES = (".plan", ".engine")
-# Fastest first, among those that compute as the model was measured. By name only: TensorRT, which builds an engine for
-# minutes before the first image, and OpenVINO, whose gain is bfloat16 and whose float32 is no faster.
-_AUTO_ORDER = ("onnx-cuda", "onnx-cpu")
+#: What `auto` tries: fastest first, among those that compute as the model was measured. By name only: TensorRT, which
+#: builds an engine for minutes before the first image, and OpenVINO, whose gain is bfloat16, which changes the
+#: probabilities, and whose float32 is little faster.
+AUTO_ORDER = ("onnx-cuda", "onnx-cpu")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def choose_backend(
     tuning: Tuning | None = None,
     familiarity: bool = False,
 ) -> Choice:
-    """Open a model file on the named engine, or with `auto` on the fastest one that works here.
+    """Open a model file on the named engine, or with `auto` on the first of `AUTO_ORDER` that works here.
 
     A named engine is opened or refused; another one never takes its place. A TensorRT plan needs no name.
 
@@ -112,7 +113,7 @@ def choose_backend(
     if name != AUTO:
         return Choice(_open(name, path, options, devices))
     reasons: dict[str, str] = {}
-    for candidate in _AUTO_ORDER:
+    for candidate in AUTO_ORDER:
         try:
             return Choice(_open(candidate, path, options, devices), reasons)
         except BackendError as error:

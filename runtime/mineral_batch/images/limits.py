@@ -79,13 +79,13 @@ def check_pixels(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 def over_pixels(max_pixels: int) -> str:
     """Return what is said of an image with more pixels than that."""
-    return f"over the limit of {max_pixels} pixels (--max-pixels)"
+    return f"over the limit of {max_pixels} pixels (--max-pixels; in Python: max_pixels)"
 
 
 def exceeded_pixels(reason: str) -> int | None:
     """Return the limit for which an image was refused; None if that was not the reason.
 
-    >>> exceeded_pixels("20000 x 20000 is over the limit of 256000000 pixels (--max-pixels)")
+    >>> exceeded_pixels("20000 x 20000 is over the limit of 256000000 pixels (--max-pixels; in Python: max_pixels)")
     256000000
     """
     found = _OVER_PIXELS.search(reason)

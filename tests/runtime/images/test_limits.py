@@ -42,7 +42,7 @@ def png_header(width: int, height: int) -> bytes:
     [
         ((1, 255_000_000), "over the limit of 500000 pixels a side"),
         ((255_000_000, 1), "over the limit of 500000 pixels a side"),
-        ((20_000, 20_000), r"over the limit of 256000000 pixels \(--max-pixels\)"),
+        ((20_000, 20_000), r"over the limit of 256000000 pixels \(--max-pixels; in Python: max_pixels\)"),
         ((16_000, 15_999), "bytes cannot hold 16000 x 15999 pixels"),
     ],
 )
@@ -125,7 +125,9 @@ def test_bands_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch, photos: dic
 def test_the_limit_of_pixels_is_the_callers(kind: str) -> None:
     content = encode(scene(64, 48), kind)
     assert open_rgb(content, max_pixels=64 * 48).size == (64, 48)
-    with pytest.raises(ImageError, match=r"64 x 48 is over the limit of 3071 pixels \(--max-pixels\)"):
+    with pytest.raises(
+        ImageError, match=r"64 x 48 is over the limit of 3071 pixels \(--max-pixels; in Python: max_pixels\)"
+    ):
         open_rgb(content, max_pixels=64 * 48 - 1)
 
 

@@ -55,7 +55,7 @@ def test_the_command_says_which_option_raises_the_limit(folder: Path, tmp_path: 
     done = CliRunner().invoke(main, [*map(str, arguments)])
     assert done.exit_code == 3
     (failure,) = read_results(tmp_path / "out").failures
-    assert failure.reason == f"128 x 96 is over the limit of {SMALL} pixels (--max-pixels)"
+    assert failure.reason == f"128 x 96 is over the limit of {SMALL} pixels (--max-pixels; in Python: max_pixels)"
     assert json.loads((tmp_path / "out/run.json").read_text())["options"]["max_pixels"] == SMALL
     assert read_results(tmp_path / "out").max_pixels == SMALL
 
