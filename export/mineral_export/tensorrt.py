@@ -110,7 +110,7 @@ def export_engine(
         raise DataError(f"{target} is not a name for an engine: end it in {' or '.join(SUFFIXES)}")
     contract = read_contract(source)
     for path in (target, sidecar_path(target)):  # before minutes of work
-        require_writable(path)
+        require_writable(path, is_onnx=False)
     check = _Check(samples or partial(load_samples, contract), points, force)
     gpu = first_gpu()
     built, record = _build(source, target, options, precision, runtime, gpu, check, progress)

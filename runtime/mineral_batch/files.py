@@ -87,26 +87,6 @@ def write_file(path: str | Path, content: str | bytes, *, fix: str = "") -> None
         file.write(data)
 
 
-def refuse_foreign(path: Path, beginning: bytes, what: str) -> None:
-    """Refuse to replace a file that does not look like an earlier output of the same command.
-
-    Args:
-        path: to be written; an empty file, or none, may be.
-        beginning: in lower case, with which such an output begins.
-        what: such an output is called, with its article.
-
-    Raises:
-        DataError: if it is another file.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(beginning) + 8)
-    except OSError:  # writing says what is wrong
-        return
-    if head and not head.strip().lower().startswith(beginning):
-        raise DataError(f"{path} was left as it is, because it is not {what}: name another file with -o")
-
-
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Create a folder that becomes `path` when the block ends well, and vanishes when it does not.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import cannot_write, write_errors
+from mineral_batch.model.onnx_file import require_model_or_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,9 @@ def staged_output(target: Path) -> Iterator[Path]:
     Nothing is left beside the target if the block fails or is interrupted.
 
     Raises:
-        DataError: if the target is a folder, or cannot be written.
+        DataError: if the target is a folder or a file that is no model, or cannot be written.
     """
+    require_model_or_nothing(target)
     with _folder_beside(target) as folder:
         path = folder / target.name
         try:
@@ -48,12 +50,14 @@ def staged_output(target: Path) -> Iterator[Path]:
             path.replace(target)
 
 
-def require_writable(target: Path) -> None:
+def require_writable(target: Path, *, is_onnx: bool = True) -> None:
     """Refuse before a long conversion what `staged_output` would refuse after it.
 
     Raises:
         DataError: as `staged_output`.
     """
+    if is_onnx:
+        require_model_or_nothing(target)
     with _folder_beside(target):
         pass
 

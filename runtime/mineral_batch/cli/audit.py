@@ -16,10 +16,10 @@ from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
-from mineral_batch.files import refuse_foreign
 from mineral_batch.results.csv import shown, write_csv
 from mineral_batch.results.read import table_in
 from mineral_batch.results.schema import SEPARATOR, format_number
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.audit import Suspect
@@ -78,6 +78,9 @@ def audit(
         raise click.UsageError("--photos and --model are for --features")
     refuse_swapped("audit", labels, results)
     table = table_in(results) if results.is_dir() else results
+    target = output or table.parent / "audit.csv"
+    require_not_read(target, (labels, table), "audit")
+    require_replaceable(table.parent, target, "audit")
     say_edited(table, "the edited table is compared with the labels")
     joined = join(table, labels, split)
     if specimen is not None:
@@ -87,10 +90,9 @@ def audit(
     found = list(suspects(predictions.scores, joined.truth, predictions.labels, count))
     if features:
         found = _by_features(joined, found, table.parent, photos, model)
-    target = output or table.parent / "audit.csv"
     columns = (COLUMNS[0] if specimen is None else "specimen", *COLUMNS[1:])
-    refuse_foreign(target, ",".join(columns[:3]).encode(), "a table of audit")
     write_csv(target, columns, (_row(joined, suspect) for suspect in found))
+    note_written(table.parent, target)
     click.echo("\n".join([*_lines(joined, found, noun), f"Table: {target}"]))
 
 

@@ -128,7 +128,7 @@ def deliver(
     from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
     from mineral_batch.deliver.specimens import by_specimen
-    from mineral_batch.deliver.written import note_written, require_replaceable
+    from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 
     if beside and output:
         raise click.UsageError("--beside writes beside the photographs: leave -o out")
@@ -148,7 +148,8 @@ def deliver(
         delivery = replace(delivery, own_names=read_names(names, delivery.labels))
     target = output or results / (_EMBEDDED if embed else _FILES.get(form) or _FOLDERS[form])
     if form in _FILES:
-        require_replaceable(results, target)
+        require_not_read(target, (inventory, names, minerals), "deliver")
+        require_replaceable(results, target, "deliver")
     passes = _PASSES.get(form, 1) - embed
     write: dict[str, Callable[[], str]] = {
         "excel": lambda: _excel(delivery, target, thumbnails),

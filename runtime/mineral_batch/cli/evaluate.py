@@ -26,13 +26,14 @@ from mineral_batch.files import write_file
 from mineral_batch.minerals.table import LEVELS, Level, load_table
 from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.contract import Measured
-from mineral_batch.model.onnx_file import read_contract, write_contract
+from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing, write_contract
 from mineral_batch.model.starter import starter_path
 from mineral_batch.results.csv import write_csv
 from mineral_batch.results.read import table_in
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mineral_batch.model.contract import ModelContract
 
@@ -129,6 +130,8 @@ def evaluate(
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
     refuse_swapped("evaluate", labels, predictions)
+    folder = predictions if predictions.is_dir() else predictions.parent
+    _require_replaceable(folder, (json_file, csv_file), output, (predictions, labels, minerals))
     compared = Comparison(predictions, labels, split, bootstrap, level, specimen)
     if tune or record:
         _require_own_labels_and_images(compared)
@@ -154,8 +157,10 @@ def evaluate(
     if json_file:
         record_text = json.dumps(evaluation_record(joined, result, tuning, compared), indent=2, ensure_ascii=False)
         write_file(json_file, f"{record_text}\n")
+        note_written(folder, json_file)
     if csv_file:
         write_csv(csv_file, CSV_COLUMNS, six_digits(label_rows(result)))
+        note_written(folder, csv_file)
     if contract and tuning:
         _require_promise(tuning, contract, len(joined.truth), force=force)
         target = _tuned_file(model or starter_path(), output)
@@ -165,6 +170,18 @@ def evaluate(
         measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
         click.echo(f"\nWrote mAP {measured.mean_ap:.4f} on {measured.images} images into {record}.")
+
+
+def _require_replaceable(
+    folder: Path, tables: Iterable[Path | None], model: Path | None, inputs: Sequence[Path | None]
+) -> None:
+    """Refuse to replace what is read, tables that evaluate did not write, and by a model what is no model."""
+    for target in filter(None, tables):
+        require_not_read(target, inputs, "evaluate")
+        require_replaceable(folder, target, "evaluate")
+    if model is not None:
+        require_not_read(model, inputs, "evaluate")
+        require_model_or_nothing(model)
 
 
 def _require_own_labels_and_images(compared: Comparison) -> None:

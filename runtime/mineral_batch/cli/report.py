@@ -13,11 +13,12 @@ from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
-from mineral_batch.report.build import INDEX, ReportOptions, write_file, write_folder
+from mineral_batch.report.build import GENERATOR, INDEX, ReportOptions, write_file, write_folder
 from mineral_batch.report.explained import read_explained
 from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
 from mineral_batch.results.specimens import CATALOG, FOLDER, REGEX
+from mineral_batch.results.written import require_marked, require_not_read
 from mineral_batch.storage.models import is_copy
 
 if TYPE_CHECKING:
@@ -98,12 +99,15 @@ def report(
         raise click.UsageError("--explained needs thumbnails: remove --thumbnails 0")
     if is_copy(results) and output is None:
         raise click.UsageError("nothing is written beside results at a URL: say with -o where the page goes")
+    target = output or results / ("report" if folder else "report.html")
+    if not folder:
+        require_not_read(target, (labels, minerals), "report")
+        require_marked(target, GENERATOR, "report")
     table = read_results(results)
     say_edited(results, "the page shows the edited table")
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
     groups = _groups(table, level, specimen, minerals)
-    target = output or results / ("report" if folder else "report.html")
     count = len(table.predictions.paths)
     total = count + (maps.count if maps else 0)
     with tqdm(total=total, unit=" images", desc="thumbnails", disable=None if size and not quiet else True) as bar:

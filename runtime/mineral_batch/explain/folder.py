@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, write_file
-from mineral_batch.results.csv import write_csv
+from mineral_batch.results.csv import csv_line, write_csv
 from mineral_batch.results.per_image import mirrored
 from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import FailuresCsv
@@ -74,12 +75,34 @@ class OutputFolder:
         self._new = folder / ".explain.part"
 
     def __enter__(self) -> OutputFolder:
+        self._require_replaceable()
         shutil.rmtree(self._new, ignore_errors=True)
         self._new.mkdir(parents=True)
         return self
 
+    def _require_replaceable(self) -> None:
+        """Refuse to replace files and folders of these names that are not of an earlier run, or of one cut short."""
+        if self._new.is_dir() or self._is_index(self._folder / INDEX):
+            return
+        for name in (INDEX, OVERLAYS, MAPS, SCORES, FAILURES):
+            if (self._folder / name).exists():
+                raise DataError(
+                    f"{self._folder / name} is there already and was not written by explain: name another folder"
+                )
+
+    @staticmethod
+    def _is_index(path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                return file.readline().rstrip() == csv_line(_COLUMNS).encode()
+        except OSError:
+            return False
+
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._new, ignore_errors=True)
+        if not self._is_index(self._folder / INDEX) and (self._folder / OVERLAYS).exists():
+            with suppress(OSError):  # cut short while it replaced: the next run may replace the rest
+                self._new.mkdir()
 
     def new_file(self, place: Path) -> Path:
         """Return the path of a file to write, in a folder that exists."""

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mineral_batch.errors import ContractError
+from mineral_batch.errors import ContractError, DataError
 from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.protobuf import LENGTH, VARINT, Field, MalformedError, fields, length_field
@@ -72,6 +72,20 @@ def read_contract(path: str | Path) -> ModelContract:
 def write_contract(path: str | Path, contract: ModelContract) -> None:
     """Put a contract into an ONNX file, in place of the one it has; see `write_metadata`."""
     write_metadata(path, {CONTRACT_KEY: contract.to_json()})
+
+
+def require_model_or_nothing(target: Path) -> None:
+    """Check that a model may be written to `target`: no file is there, or an ONNX file by its name or content.
+
+    Raises:
+        DataError: if another file, of photographs or labels, would be replaced.
+    """
+    if target.suffix == ".onnx" or not target.is_file():  # a damaged model may be replaced
+        return
+    try:
+        read_metadata(target)
+    except ContractError:
+        raise DataError(f"{target} is there already and is no ONNX file: move it, or name another file") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file, atomic_folder, refuse_foreign, write_errors
+from mineral_batch.files import atomic_file, atomic_folder, write_errors
 from mineral_batch.report.data import ROWS, frame, pages, script_json
 from mineral_batch.report.groups import Groups, find_groups
 from mineral_batch.report.page import page, script
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: With thumbnails, a single page with more images and maps would be over a hundred megabytes.
 LARGEST_FILE = 15_000
 INDEX = "index.html"
+#: In the first lines of every page, by which a report is told from other files.
+GENERATOR = b'<meta name="generator" content="mineral-batch report">'
 _MARKER = "mineral-batch-report"
 _PER_FOLDER = 1000
 _PER_BLOCK = 50
@@ -66,10 +68,9 @@ def write_file(results: Results, accuracy: Accuracy | None, target: Path, option
     """Write one HTML file that holds everything.
 
     Raises:
-        DataError: if there are too many images for one file, it cannot be written, or it is there and no web page.
+        DataError: if there are too many images for one file or it cannot be written.
     """
     _refuse_too_many(len(results.predictions.paths), options)
-    refuse_foreign(target, b"<!doctype html", "a report")
     base, groups = _base(results, options), options.groups or find_groups(results)
     with write_errors(target), atomic_file(target) as file:
         _write(file, page(results, accuracy, options.explained, groups, in_folder=False))

@@ -452,14 +452,14 @@ def test_a_delivery_replaces_its_own_file_but_nobody_elses(form: str, results: P
     """Neither a file that was there before, nor one that somebody has worked in since."""
     path = tmp_path / "out"
     path.write_text("mine")
-    assert "is there already and not of a delivery" in run(results, "--as", form, "-o", path, code=1)
+    assert "is there already and was not written by deliver" in run(results, "--as", form, "-o", path, code=1)
     assert path.read_text() == "mine"
     path.unlink()
     run(results, "--as", form, "-o", path)
     run(results, "--as", form, "-o", path)
     path.write_bytes(path.read_bytes() + b" ")
     edited = path.read_bytes()
-    assert "was edited since it was delivered" in run(results, "--as", form, "-o", path, code=1)
+    assert "was edited since deliver wrote it" in run(results, "--as", form, "-o", path, code=1)
     assert path.read_bytes() == edited
 
 

@@ -94,7 +94,7 @@ def test_only_what_looks_wrong_is_listed_with_odds_for_people(results: Path) -> 
 def test_a_file_of_ones_own_is_not_replaced(results: Path) -> None:
     labels = results.parent / "labels.csv"
     before = labels.read_bytes()
-    assert "is not a table of audit: name another file" in run(labels, results, "-o", labels, code=1)
+    assert "is what audit reads: name another file to write" in run(labels, results, "-o", labels, code=1)
     assert labels.read_bytes() == before
     for _ in range(2):
         run(labels, results)  # an earlier audit is replaced

@@ -205,3 +205,15 @@ def test_user_error_is_one_line(arguments, message, album, color_model_path, mod
     assert done.exit_code == 1
     assert message in done.output
     assert len(done.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["maps/france.txt", "maps.csv", "overlays/a.png", "failures.csv"])
+def test_files_of_others_in_the_output_folder_stay(name, album, color_model_path, tmp_path):
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "was not written by explain: name another folder" in done.output
+    assert mine.read_text() == "mine"
+    assert files(tmp_path / "out") == [mine]

@@ -76,7 +76,7 @@ def test_a_file_that_is_not_a_report_is_left_alone(run: Path) -> None:
     before = Path("labels.csv").read_bytes()
     done = CliRunner().invoke(main, ["report", "results", "-o", "labels.csv"])
     assert done.exit_code == 1
-    assert "labels.csv was left as it is, because it is not a report: name another file with -o" in done.output
+    assert "labels.csv is there already and was not written by report: move it, or name another file" in done.output
     assert Path("labels.csv").read_bytes() == before
     Path("page.html").touch()  # empty: as from mktemp
     for _ in range(2):

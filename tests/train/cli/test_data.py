@@ -260,3 +260,17 @@ def test_a_variety_is_its_species_too_where_that_is_asked_for(tmp_path: Path, sa
         assert result.exit_code == 0, result.output
     assert [row.labels for row in read_manifest(plain).rows] == [("agate",), ("quartz",), ("schorl",)]
     assert [row.labels for row in read_manifest(implied).rows] == [("agate", "quartz"), ("quartz",), ("schorl",)]
+
+
+def test_a_manifest_that_somebody_edited_stays(download: Path, tmp_path: Path) -> None:
+    """So does a file of another origin; the command's own manifest is written again."""
+    path = tmp_path / "m.csv"
+    path.write_text("mine")
+    assert "was not written by mineral-train data" in run(download, "-o", path).output
+    path.unlink()
+    assert run(download, "-o", path).exit_code == run(download, "-o", path).exit_code == 3
+    path.write_text(edited := path.read_text() + "x.jpg,gold,train\n")
+    refused = run(download, "-o", path)
+    assert refused.exit_code == 1
+    assert "was edited since mineral-train data wrote it" in refused.output
+    assert path.read_text() == edited

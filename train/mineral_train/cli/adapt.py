@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
 from mineral_batch.cli.paths import LOCAL, MODEL
 from mineral_batch.errors import DataError, MineralError
-from mineral_batch.model.onnx_file import read_contract
+from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
 from mineral_batch.model.starter import starter_path
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.urls import is_url
@@ -167,6 +167,7 @@ def _require_usable(output: Path, features: Path) -> None:
         raise DataError(f"cannot write {output}: no folder {output.absolute().parent}; create it first")
     if output.is_dir():
         raise DataError(f"cannot write {output}: it is a folder; name a file, such as {output / 'mine.onnx'}")
+    require_model_or_nothing(output)
     if features.exists() and not features.is_dir():
         raise DataError(f"--features {features} is a file; name a folder, or delete the file")
 

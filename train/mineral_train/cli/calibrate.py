@@ -126,7 +126,7 @@ def _onnx(
 ) -> tuple[ModelContract, list[Failure]]:
     from tqdm import tqdm
 
-    from mineral_batch.model.onnx_file import read_contract
+    from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
     from mineral_train.training.calibrate import calibrate_onnx
 
     def progress(decoded: Iterable[Image | Failure], total: int) -> Iterable[Image | Failure]:
@@ -135,6 +135,8 @@ def _onnx(
         )
         return bar
 
+    if output is not None:
+        require_model_or_nothing(output)
     table = _rows_of(manifest, read_contract(path).labels, split)
     words = f"split {split} of {manifest.name}"
     return calibrate_onnx(

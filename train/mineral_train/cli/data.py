@@ -14,6 +14,7 @@ from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 from mineral_train.data import census
 from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from mineral_train.data.folders import TableFormat, folder_names, is_negative
@@ -110,6 +111,9 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     """
     if not output.absolute().parent.is_dir():  # before minutes of decoding, not after
         raise DataError(f"cannot write {output}: no folder {output.parent}; create it first")
+    for target in _targets(output):
+        require_not_read(target, [source], "data")
+        require_replaceable(output.parent, target, "mineral-train data")
     labels = _label_set(source, label_set)
     progress = partial(tqdm, desc="checking", unit=" images", disable=None)
     how = _preparation(**options)
@@ -162,6 +166,11 @@ def _about_columns(source: Path, how: Preparation) -> Iterator[str]:
         yield "the column split is not kept, a new split is made: --keep-split keeps it, with its test images"
 
 
+def _targets(output: Path) -> tuple[Path, Path, Path]:
+    """The files that a manifest brings: the rejected images, the label set, itself."""
+    return output.parent / REJECTED, _labels_file(output), output
+
+
 def _write(prepared: Prepared, output: Path) -> None:
     """Write the manifest last: if it is there, the other files are too."""
     failures = [(failure.path, failure.stage, failure.reason) for failure in prepared.rejected]
@@ -169,6 +178,8 @@ def _write(prepared: Prepared, output: Path) -> None:
     if prepared.manifest.labels != MINERALS:
         write_text(_labels_file(output), "".join(f"{label}\n" for label in prepared.manifest.labels))
     write_manifest(prepared.manifest, output)
+    for target in filter(Path.is_file, _targets(output)):
+        note_written(output.parent, target)
 
 
 def _labels_file(output: Path) -> Path:

@@ -37,7 +37,7 @@ def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -
     """
     from tqdm import tqdm
 
-    from mineral_batch.model.onnx_file import read_contract
+    from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
     from mineral_train.training.familiarize import familiarize_onnx
 
     def progress(decoded: Iterable[Image | Failure], total: int) -> Iterable[Image | Failure]:
@@ -49,6 +49,8 @@ def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -
     named, model = model, fetch_model(model)
     if model != named and output is None:
         raise click.UsageError(f"nothing is written to {shown(named)}: say with -o where the model goes")
+    if output is not None:
+        require_model_or_nothing(output)
     table = read_manifest(manifest, read_contract(model).labels)
     train, held = ([row.path for row in table.select(split)] for split in ("train", "val"))
     words = f"split train of {manifest.name}"

@@ -1,0 +1,84 @@
+"""No command replaces a file that it did not write itself, or that somebody has edited since."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from mineral_batch.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLE = "path,minerals,gold,quartz\na.jpg,quartz,0.1,0.9\nb.jpg,gold,0.8,0.2\n"
+LABELS = "path,labels\na.jpg,quartz\nb.jpg,quartz\n"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "predictions.csv").write_text(TABLE)
+    (tmp_path / "labels.csv").write_text(LABELS)
+    return folder
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def commands(results: Path) -> dict[str, list[object]]:
+    labels = results.parent / "labels.csv"
+    evaluate = ["evaluate", results, labels, "--bootstrap", 0]
+    return {
+        "audit": ["audit", labels, results, "-o"],
+        "report": ["report", results, "--labels", labels, "--thumbnails", 0, "-o"],
+        "evaluate --json": [*evaluate, "--json"],
+        "evaluate --csv": [*evaluate, "--csv"],
+        "deliver": ["deliver", results, "--join", labels, "--on", "path", "--as", "csv-excel", "-o"],
+    }
+
+
+NAMES = ["audit", "report", "evaluate --json", "evaluate --csv"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_foreign_file_stays_and_an_own_one_is_replaced(name: str, results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("mine\n")
+    said = run(*commands(results)[name], path, code=1)
+    assert f"{path} is there already and was not written by {name.split(maxsplit=1)[0]}" in said
+    assert path.read_text() == "mine\n"
+    path.unlink()
+    run(*commands(results)[name], path)
+    run(*commands(results)[name], path)
+
+
+@pytest.mark.parametrize("name", ["audit", "evaluate --json", "evaluate --csv"])
+def test_an_edited_table_stays(name: str, results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    run(*commands(results)[name], path)
+    path.write_text(edited := path.read_text() + "c.jpg,gold\n")
+    assert "was edited since" in run(*commands(results)[name], path, code=1)
+    assert path.read_text() == edited
+
+
+@pytest.mark.parametrize("name", [*NAMES, "deliver"])
+def test_what_is_read_is_never_written(name: str, results: Path, tmp_path: Path) -> None:
+    """Also by another name of the same file, and if the command wrote it."""
+    path = tmp_path / "link.csv"
+    path.hardlink_to(tmp_path / "labels.csv")
+    assert "name another file to write" in run(*commands(results)[name], path, code=1)
+    assert (tmp_path / "labels.csv").read_text() == LABELS
+
+
+def test_thresholds_go_into_no_file_but_a_model(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("mine\n")
+    said = run("evaluate", results, tmp_path / "labels.csv", "--tune", "f1", "-o", path, code=1)
+    assert "is there already and is no ONNX file" in said
+    assert path.read_text() == "mine\n"
