@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +18,16 @@ from mineral_batch.storage.urls import expand_ranges, is_url, local_path, parse,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+# A dot, a slash or a line end between two single characters, with a zero behind each: text in UTF-16. Split at its
+# zeros, a path would become names of one letter, and its slashes the root folder.
+_UTF16 = re.compile(rb"(?:\A|\0)[^\0]\0[./\\\n]\0[^\0]\0")
+
 
 def read_list(file: str | Path) -> list[ListedName]:
     """Read a list of inputs, one per line or separated by NUL bytes; `-` is the standard input.
 
     UTF-8 and UTF-16 with a byte order mark, which Windows PowerShell writes, are understood; without one, a name is
-    any bytes.
+    any bytes, and UTF-16 is refused: with its zeros as separators each letter would be a name.
 
     Raises:
         DataError: if it cannot be read or names nothing.
@@ -37,6 +42,8 @@ def read_list(file: str | Path) -> list[ListedName]:
         except UnicodeDecodeError:
             raise DataError(f"the list {file} is not whole UTF-16: save it as UTF-8") from None
     content = content.removeprefix(codecs.BOM_UTF8)
+    if _UTF16.search(content):
+        raise DataError(f"the list {file} is UTF-16 without a byte order mark: save it as UTF-8")
     separator = b"\0" if b"\0" in content else b"\n"
     names = [ListedName(os.fsdecode(line.removesuffix(b"\r"))) for line in content.split(separator) if line.strip()]
     if not names:

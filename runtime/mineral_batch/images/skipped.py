@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from mineral_batch.images.archives import OTHER_ARCHIVE_SUFFIXES, is_archive
@@ -95,8 +96,9 @@ def _kind(path: PurePath) -> tuple[str, str] | None:
 
 
 def _looks_like_image(path: PurePath) -> bool:
+    # Opening a pipe waits until somebody writes to it.
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - any path-like
+        with Path(path).open("rb") if Path(path).is_file() else io.BytesIO() as file:
             return file.read(8).startswith(_SIGNATURES)
     except OSError:
         return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mineral_batch import Failure
-from mineral_batch.errors import ImageError
+from mineral_batch.errors import DataError, ImageError
 from mineral_batch.images import names as names_module
 from mineral_batch.images.discover import find_images, find_sources
 from mineral_batch.images.lists import read_list
@@ -191,6 +191,27 @@ def test_a_list_from_powershell_is_read(tmp_path: Path, encoding: str) -> None:
     text = "a.jpg\r\nünï.jpg\r\n"
     (tmp_path / "list.txt").write_bytes((b"\xfe\xff" if encoding == "utf-16-be" else b"") + text.encode(encoding))
     assert read_list(tmp_path / "list.txt") == ["a.jpg", "ünï.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_refused_and_not_split_into_letters(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("photos/a.jpg\r\n".encode(encoding))
+    with pytest.raises(DataError, match="UTF-16 without a byte order mark: save it as UTF-8"):
+        read_list(tmp_path / "list.txt")
+
+
+def test_names_of_a_letter_or_two_may_end_with_zeros(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"0\x001\x002\0cc\0d\0.\0")
+    assert read_list(tmp_path / "list.txt") == ["0", "1", "2", "cc", "d", "."]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_without_a_suffix_does_not_hold_up_the_walk(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    skipped = Skipped()
+    assert [Path(one.name).name for one in find_sources([tmp_path], skipped)] == ["a.png"]
+    assert skipped.other == 1
 
 
 # ---- archives ------------------------------------------------------------------------------------------------------
