@@ -114,7 +114,7 @@ def deliver(
 
     \b
     excel          a workbook with filters: images, minerals, how it was made
-    csv-excel      semicolons and a byte order mark, for Excel in Europe
+    csv-excel      semicolons and decimal commas, for Excel in Europe
     xmp            sidecars with keywords for Lightroom, digiKam, darktable, ...
     folders        a tree by mineral, of links or copies
     geojson, gpkg  where the photographs were taken, for a map

@@ -14,7 +14,7 @@ from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.minerals.table import Table
 from mineral_batch.report.thumbnails import thumbnails
-from mineral_batch.results.csv import formula_safe_text
+from mineral_batch.results.csv import decimal_comma, formula_safe_text
 from mineral_batch.results.schema import SEPARATOR
 from mineral_batch.system import pip_install
 
@@ -70,7 +70,7 @@ def _cells(record: Record) -> list[Any]:
 
 
 def write_semicolons(delivery: Delivery, path: Path) -> None:
-    """Write a CSV with semicolons, a byte order mark and Windows line ends; numbers with a point.
+    """Write a CSV with semicolons, a byte order mark and Windows line ends; numbers with a comma.
 
     Excel opens it by a double click where the system's list separator is a semicolon, as in most of Europe.
 
@@ -91,7 +91,7 @@ def _all_rows(delivery: Delivery) -> Iterator[Sequence[Any]]:
 
 def _quoted(cell: object) -> str:
     if isinstance(cell, float):
-        return f"{cell:.7g}"
+        return decimal_comma(f"{cell:.7g}")
     text = formula_safe_text("" if cell is None else str(cell))
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ';"\r\n') else text
 

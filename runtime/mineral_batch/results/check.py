@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.errors import DataError, one_line
-from mineral_batch.results.csv import csv_records
+from mineral_batch.results.csv import csv_records, decimal_point
 from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
@@ -147,8 +147,10 @@ def _header(path: Path) -> list[str]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(where, cells) of every record."""
-    delimiter = ";" if path.name == CSV_EXCEL else ","
-    return ((f"line {line}", cells) for line, cells in csv_records(path, delimiter))
+    if path.name != CSV_EXCEL:
+        return ((f"line {line}", cells) for line, cells in csv_records(path))
+    records = csv_records(path, ";")
+    return ((f"line {line}", [*cells[:2], *map(decimal_point, cells[2:])]) for line, cells in records)
 
 
 def _check_csv(path: Path, expected: _Expected) -> Iterator[str]:

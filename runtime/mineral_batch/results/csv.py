@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _DELIMITERS = (",", ";", "\t")
 _LISTED = 8
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+(e[+-]?\d+)?")
 _NEEDS_QUOTES = re.compile(r'["\r\n]')
 
 
@@ -187,6 +188,16 @@ def csv_line(cells: Iterable[object]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL).writerow(row)
     return line.getvalue()[:-1]
+
+
+def decimal_comma(number: str) -> str:
+    """Return a number as a spreadsheet reads it where semicolons separate cells: of 0.995 it would make 995."""
+    return number.replace(".", ",")
+
+
+def decimal_point(cell: str) -> str:
+    """Undo `decimal_comma`; a cell that is no such number stays as it is."""
+    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def formula_safe_text(text: str) -> str:

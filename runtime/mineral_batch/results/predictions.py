@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
-from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
+from mineral_batch.results.csv import decimal_point, listed, open_csv, require_distinct, shown
 from mineral_batch.results.schema import SEPARATOR
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> Bools:
 
 def _read_calls(path: str | Path) -> tuple[tuple[str, ...], list[str], list[tuple[str, ...]]]:
     """The header, the paths and what is called present in each, checked to be columns."""
-    with open_csv(path, ("path", "minerals")) as table:
+    with open_csv(path, ("path", "minerals"), sniff=("path", "minerals")) as table:
         at, minerals = table.index("path"), table.index("minerals")
         columns = set(table.header[minerals + 1 :])
         paths, calls, lines = [], [], []
@@ -114,11 +114,11 @@ def _read_calls(path: str | Path) -> tuple[tuple[str, ...], list[str], list[tupl
 def _read_scores(path: str | Path, labels: Sequence[str]) -> NDArray[np.float64]:
     """The probabilities (N, L), by a second pass: the first one says which columns they are."""
     values = array("d")
-    with open_csv(path, labels) as table:
+    with open_csv(path, labels, sniff=labels) as table:
         columns = [table.index(name) for name in labels]
         for line, fields in table:
             try:
-                row = [float(fields[column]) for column in columns]
+                row = [float(decimal_point(fields[column])) for column in columns]
             except ValueError:
                 row = [np.nan]
             if not all(0.0 <= value <= 1.0 for value in row):
@@ -134,6 +134,6 @@ def _bad_probability(path: str | Path, line: int, labels: Sequence[str], cells: 
 
 def _is_probability(cell: str) -> bool:
     try:
-        return 0.0 <= float(cell) <= 1.0
+        return 0.0 <= float(decimal_point(cell)) <= 1.0
     except ValueError:
         return False

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from mineral_batch.files import atomic_file, atomic_folder, remove_leftovers, write_errors
 from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.contract import ModelContract
-from mineral_batch.results.csv import CsvWriter, csv_line, encode, formula_safe_text
+from mineral_batch.results.csv import CsvWriter, csv_line, decimal_comma, encode, formula_safe_text
 from mineral_batch.results.levels import Levels
 from mineral_batch.results.parquet import Parquet, import_pyarrow
 from mineral_batch.results.per_image import PerImageCsv
@@ -142,7 +142,7 @@ class PredictionsCsv:
 
 
 class ExcelCsv:
-    """Writes the rows of predictions.excel.csv, which Excel opens by a double click in most of Europe."""
+    """Writes the rows of predictions.excel.csv, with decimal commas, as Excel in most of Europe reads numbers."""
 
     def __init__(self, file: BinaryIO, contract: ModelContract, extra: Sequence[str] = ()) -> None:
         self._file = file
@@ -154,8 +154,9 @@ class ExcelCsv:
     def write(self, row: TableRow | Failure) -> None:
         """Append a row for a prediction."""
         if not isinstance(row, Failure):
-            extra = extra_values(row, self._extra, self._contract)
-            numbers = (f"{value:.7g}" for value in row.values)
+            values = extra_values(row, self._extra, self._contract)
+            extra = (decimal_comma(str(value)) if isinstance(value, float) else value for value in values)
+            numbers = (decimal_comma(format_number(value)) for value in row.values)
             self._line([row.result.path, SEPARATOR.join(row.minerals), *extra, *numbers])
 
     def _line(self, cells: Sequence[object]) -> None:

@@ -112,7 +112,7 @@ def test_semicolons_for_excel(results: Path, tmp_path: Path) -> None:
     assert content.startswith(b"\xef\xbb\xbfimage;")
     rows = semicolons(tmp_path / "x.csv")
     assert [(tuple(filter(None, row["minerals"].split(";"))), row["evidence"]) for row in rows] == EXPECTED
-    assert [float(row["malachite"]) for row in rows] == [values[2] for values in ROWS]
+    assert [float(row["malachite"].replace(",", ".")) for row in rows] == [values[2] for values in ROWS]
     assert content.count(b"\r\n") == 6
 
 

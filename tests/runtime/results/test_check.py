@@ -61,7 +61,7 @@ def test_what_a_run_wrote_has_no_problems(results: Path) -> None:
     for name in ("predictions.csv", "predictions.excel.csv", "predictions.jsonl", "failures.csv", "run.json"):
         assert list(check(results / name)) == [], name
     excel = results / "predictions.excel.csv"
-    excel.write_bytes(excel.read_bytes().replace(b"0.9", b"1.5", 1))
+    excel.write_bytes(excel.read_bytes().replace(b"0,9", b"1,5", 1))
     assert list(check(results)), "the numbers of this table are checked, too"
     (results / "run.json").unlink()  # a table by itself is checked, too
     assert list(check(results / "predictions.csv")) == []

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mineral_batch import DataError, Failure, ModelContract, Prediction
+from mineral_batch.results.csv import decimal_point
 from mineral_batch.results.per_image import mirrored
+from mineral_batch.results.predictions import read_predictions
 from mineral_batch.results.write import CSV_ONLY, Tables, require, sweep, write_partial, write_tables
 from mineral_batch.types import ExifInfo, labels_present
 
@@ -122,7 +124,12 @@ def test_excel_gets_semicolons_and_the_same_cells(tmp_path: Path) -> None:
     assert content.startswith(b"\xef\xbb\xbfpath;minerals;")
     assert content.count(b"\r\n") == 3
     cells = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=";"))
-    assert cells == rows(tmp_path / "predictions.csv")
+    assert cells[1][2:] == ["0,25", "0,75", "0,5"], "where semicolons separate, 0.25 is read as 25"
+    back = [cells[0], *([*row[:2], *map(decimal_point, row[2:])] for row in cells[1:])]
+    assert back == rows(tmp_path / "predictions.csv")
+    known = ("agate", "beryl, blue", "Größe °")
+    ours, theirs = (read_predictions(tmp_path / f"predictions{kind}.csv", known) for kind in ("", ".excel"))
+    assert (ours.paths, ours.labels, ours.scores.tolist()) == (theirs.paths, theirs.labels, theirs.scores.tolist())
 
 
 def test_each_picture_can_have_its_own_file(tmp_path: Path) -> None:
