@@ -63,6 +63,7 @@ def make_app(review: Review, token: str, port: int) -> ASGIApp:
         Route("/", pages.page),
         Route("/{name:str}.{ending:str}", pages.asset),
         Route("/api/state", pages.state),
+        Route("/api/left", pages.left),
         Route("/api/queue", pages.queue),
         Route("/api/item/{row:int}", pages.item),
         Route("/api/decide", pages.decide, methods=["POST"]),
@@ -154,6 +155,10 @@ class _Pages:
     @_answering
     async def state(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._review.state))
+
+    @_answering
+    async def left(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._review.left))
 
     @_answering
     async def queue(self, request: Request) -> Response:

@@ -94,11 +94,21 @@ class Review:
             "counts": self.counts(),
             "reviewer": self.reviewer,
             "page": _PAGE,
+            "maps": bool(self.maps.overlays),
         }
 
     def counts(self) -> dict[str, int]:
         """Status -> how many images have it."""
         return {status: self.decisions.counts[status] for status in STATUSES}
+
+    def left(self) -> dict[str, int]:
+        """Label of the model -> how many images it is reported in that have no decision and no existing label."""
+        predictions = self.results.predictions
+        is_open = np.ones(len(self.paths), bool)
+        known = [decision.path for decision in self.decisions] + list(self.given.labels)
+        is_open[[self._index[path] for path in known if path in self._index]] = False
+        counts = predictions.called[is_open].sum(axis=0).tolist()
+        return dict(zip(predictions.labels, counts, strict=True))
 
     def queue(
         self,

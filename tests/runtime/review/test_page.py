@@ -88,8 +88,14 @@ def test_the_grid_decides_a_page_and_what_is_below_the_threshold_begins_as_no(
     browser: Any, server: Server, results: Path
 ) -> None:
     page = opened(browser, server)
+    page.keyboard.press("Shift+M")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "mineral-batch explain" in page.text_content("#problem")
     page.keyboard.press("Shift+G")
     page.wait_for_selector("#below-field:not([hidden])")
+    page.wait_for_function("() => document.getElementById('question').textContent.includes('quartz')")
+    assert page.input_value("#mineral") == "quartz"  # the first with something left
+    assert page.locator("#mineral option").first.text_content() == "agate (0 left)"
     page.select_option("#mineral", "gold")
     page.wait_for_function("() => document.getElementById('done').textContent.includes('reports gold')")
     page.check("#below")

@@ -333,6 +333,18 @@ def test_a_page_of_decisions_is_taken_whole_or_not_at_all(shared: Server) -> Non
     assert shared.api("api/item/0")["decision"] is None
 
 
+def test_what_is_left_of_a_mineral_is_what_the_grid_shows(server: Server) -> None:
+    def shown(label: str) -> list[int]:
+        found = server.api(f"api/queue?order=mineral&label={label}&limit=100&undecided=1&called=1")
+        return [item["row"] for item in found["items"]]
+
+    left = server.api("api/left")
+    assert left == {label: len(shown(label)) for label in ("agate", "gold", "quartz")}
+    assert left["quartz"] > 0
+    server.api("api/decide", {"decisions": [labeled(shown("quartz")[0], "gold")]})
+    assert server.api("api/left") == {**left, "quartz": left["quartz"] - 1}
+
+
 def test_counts_are_those_of_the_decisions_in_force(server: Server) -> None:
     server.api("api/decide", {"decisions": [labeled(0, "gold"), {**labeled(1), "status": "unsure"}]})
     again = {"decisions": [{**labeled(0), "status": "unsure"}]}

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
 const page = {
-  labels: [], images: 0, counts: {}, size: 60,
+  labels: [], images: 0, counts: {}, size: 60, left: {}, hasMaps: false,
   items: [], at: 0, next: 0, edition: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
   chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false, confirming: null,
 };
@@ -74,6 +74,14 @@ async function restart() {
   $("below-field").hidden = !page.isGrid;
   await load();
   show();
+}
+
+/** How many photographs are left in each mineral, in the menu. */
+async function showLeft() {
+  page.left = await ask("api/left");
+  for (const entry of $("mineral").options) {
+    entry.textContent = page.left[entry.value] === undefined ? entry.value : `${entry.value} (${page.left[entry.value]} left)`;
+  }
 }
 
 const current = () => page.items[page.at];
@@ -156,6 +164,14 @@ function toggleMap(number) {
   page.map = page.map === number ? -1 : number;
   [...$("maps").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === page.map)));
   showPhoto();
+}
+
+function nextMap() {
+  const maps = current()?.maps ?? [];
+  if (maps.length) return toggleMap((page.map + 1) % maps.length);
+  fail(new Refused(page.hasMaps
+    ? "There is no map of this photograph."
+    : "There are no maps. Stop with Ctrl-C, make them with mineral-batch explain PHOTOS -o maps, and start the review again with --explained maps."));
 }
 
 function showChoice() {
@@ -246,6 +262,7 @@ const undo = () => act(async () => {
   const { row, counts } = await ask("api/undo", {});
   page.counts = counts;
   if (row === null) return showProgress();
+  if (page.isGrid) await showLeft();
   const fresh = await ask(`api/item/${row}`);
   const at = page.items.findIndex((item) => item.row === row);
   if (at >= 0) page.items[at] = { ...page.items[at], ...fresh };
@@ -299,6 +316,7 @@ const confirmPage = () => act(async () => {
   const { counts } = await ask("api/decide", { decisions });
   page.counts = counts;
   page.items = [];
+  await showLeft();
   if (!page.isEnd) await load();
   show();
 });
@@ -306,7 +324,12 @@ const confirmPage = () => act(async () => {
 const toggleGrid = () => act(async () => {
   page.isGrid = !page.isGrid;
   $("mode").textContent = page.isGrid ? "One by one" : "Grid";
-  if (page.isGrid) $("order").value = "mineral";
+  if (page.isGrid) {
+    $("order").value = "mineral";
+    await showLeft();
+    const first = page.labels.find((label) => page.left[label] > 0);
+    if (first && !page.left[$("mineral").value]) $("mineral").value = first;
+  }
   await restart();
 });
 
@@ -323,7 +346,7 @@ function zoomBy(factor) {
 }
 
 const SHIFTED = { U: () => decide("unsure", []), Z: undo, G: toggleGrid, H: () => $("keys").showModal(),
-  M: () => current()?.maps.length && toggleMap((page.map + 1) % current().maps.length) };
+  M: nextMap };
 const PAN = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
 
 function pressed(event) {
@@ -383,7 +406,7 @@ function fill(select, entries) {
 
 async function start() {
   const state = await ask("api/state");
-  Object.assign(page, { labels: state.labels, images: state.images, counts: state.counts, size: state.page });
+  Object.assign(page, { labels: state.labels, images: state.images, counts: state.counts, size: state.page, hasMaps: state.maps });
   fill($("order"), Object.entries(state.orders));
   fill($("mineral"), state.labels.map((label) => [label, label]));
   for (const id of ["order", "mineral", "undecided", "below"]) $(id).addEventListener("change", changed);
