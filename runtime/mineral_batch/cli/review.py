@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mineral_batch.cli.console import counted
+from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError, MineralError
 
@@ -61,6 +62,7 @@ def review(
     RESULTS/review.sqlite, with your name and the time. Stop with Ctrl-C: that writes RESULTS/labels.csv, for training
     and for evaluate, with all columns of the table of --labels. --export writes it at any time.
     """
+    say_edited(results, "the edited table is reviewed")
     if export is not None:
         _export(results, labels, export)
         return

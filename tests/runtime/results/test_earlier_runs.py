@@ -165,6 +165,7 @@ def test_a_table_that_was_edited_is_not_overwritten(predict: Any, restart: bool)
         ("deliver", "out", "--as", "csv-excel"),
         ("evaluate", "out/predictions.csv", "labels.csv"),
         ("audit", "labels.csv", "out"),
+        ("review", "out", "--export", "decided.csv"),
     ],
     ids=lambda words: words[0],
 )
