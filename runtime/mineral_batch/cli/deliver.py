@@ -30,15 +30,19 @@ _FILES = {
     "dwca": "dwca.zip",
 }
 _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
+# A folder of each, whose files only a delivery may replace.
+_TOOLS = ("label-studio", "cvat", "coco", "fiftyone")
 _EMBEDDED = "embedded"
 # How often a format reads the records.
-_PASSES = {"darwin-core": 6, "dwca": 4, "xmp": 2}
+_PASSES = {"darwin-core": 6, "dwca": 4, "xmp": 2, "label-studio": 2, "cvat": 3, "coco": 4, "fiftyone": 2}
 _REASONS = 5  # that are shown
 
 
 @click.command()
 @click.argument("results", type=LOCAL)
-@click.option("--as", "form", required=True, type=click.Choice([*_FILES, *_FOLDERS]), help="Format; see above.")
+@click.option(
+    "--as", "form", required=True, type=click.Choice([*_FILES, *_FOLDERS, *_TOOLS]), help="Format; see above."
+)
 @click.option("-o", "--output", type=LOCAL, help="File or folder to write. [default: in RESULTS]")
 @click.option(
     "--min-probability",
@@ -120,6 +124,9 @@ def deliver(
     geojson, gpkg  where the photographs were taken, for a map
     darwin-core    a Darwin Core Data Package (zip)
     dwca           a Darwin Core Archive (zip), for older systems
+    label-studio, cvat, coco, fiftyone
+                   for those who label there; evaluate, review --labels,
+                   audit and mineral-train read back what they export
 
     The photographs are never changed; --embed writes into copies, whose pixels stay as they are. With --join and --on,
     images get the row of the inventory whose number is in their path, and images of one number are one specimen of
@@ -134,8 +141,8 @@ def deliver(
         raise click.UsageError("--beside writes beside the photographs: leave -o out")
     if embed and (beside or form != "xmp"):
         raise click.UsageError("--embed is for --as xmp, in a folder of its own: leave --beside out")
-    if undo and form in _FILES:
-        raise click.UsageError(f"--undo is for xmp and folders; a file of --as {form} can be deleted")
+    if undo and form not in _FOLDERS:
+        raise click.UsageError(f"--undo is for xmp and folders; what --as {form} writes can be deleted")
     if (inventory is None) != (column is None) or (match and not inventory):
         raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
     say_edited(results, "the edited table is delivered")
@@ -146,10 +153,11 @@ def deliver(
         delivery = by_specimen(delivery, specimen)
     if names:
         delivery = replace(delivery, own_names=read_names(names, delivery.labels))
-    target = output or results / (_EMBEDDED if embed else _FILES.get(form) or _FOLDERS[form])
-    if form in _FILES:
-        require_not_read(target, (inventory, names, minerals), "deliver")
-        require_replaceable(results, target, "deliver")
+    target = output or results / (_EMBEDDED if embed else _FILES.get(form) or _FOLDERS.get(form, form))
+    written = _written(form, target)
+    for file in written:
+        require_not_read(file, (inventory, names, minerals), "deliver")
+        require_replaceable(results, file, "deliver")
     passes = _PASSES.get(form, 1) - embed
     write: dict[str, Callable[[], str]] = {
         "excel": lambda: _excel(delivery, target, thumbnails),
@@ -164,13 +172,23 @@ def deliver(
             else _xmp(delivery, None if beside else target, root, undo=undo, adobe=adobe_names)
         ),
         "folders": lambda: _folders(delivery, target, cast("Kind", link), undo=undo),
+        **dict.fromkeys(_TOOLS, lambda: _tool(delivery, target, form)),
     }
     with tqdm(total=passes * len(delivery), unit=" records", disable=None, leave=False) as bar:
         delivery = replace(delivery, on_record=bar.update)
         done = write[form]()
-    if form in _FILES:
-        note_written(results, target)
+    for file in written:
+        note_written(results, file)
     click.echo(done)
+
+
+def _written(form: str, target: Path) -> list[Path]:
+    """The files of which a delivery remembers that it wrote them."""
+    if form in _TOOLS:
+        from mineral_batch.deliver.labeling_tools import FILES
+
+        return [target / name for name in FILES[form]]
+    return [target] if form in _FILES else []
 
 
 def _summary(delivery: Delivery) -> str:
@@ -192,6 +210,13 @@ def _csv(delivery: Delivery, path: Path) -> str:
 
     write_semicolons(delivery, path)
     return f"{_summary(delivery)}: {path}"
+
+
+def _tool(delivery: Delivery, folder: Path, form: str) -> str:
+    from mineral_batch.deliver.labeling_tools import FILES, WRITERS
+
+    WRITERS[form](delivery, folder)
+    return f"{_summary(delivery)}: {', '.join(str(folder / name) for name in FILES[form])}"
 
 
 def _joined(delivery: Delivery, inventory: Path, column: str, match: str | None) -> Delivery:

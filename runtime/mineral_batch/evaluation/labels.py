@@ -1,7 +1,7 @@
 """Ground truth: the one reader of label tables, and the one matcher of its paths with those of images.
 
 A label table is a CSV with the columns `path`, `labels` (joined with `;`) and, if it has splits, `split`. It may come
-from a spreadsheet: see `read_labels`.
+from a spreadsheet, or from a labeling tool (`labeling_tools`): see `read_labels`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
+from mineral_batch.images.names import has_image_suffix
 from mineral_batch.minerals import canonical
 from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
 from mineral_batch.results.predictions import split_labels
@@ -36,7 +38,7 @@ COLUMN_NAMES = {
 
 
 class LabelRow(NamedTuple):
-    """One row of a label table; `line` is its place in the file."""
+    """One row of a label table; `line` is its place in the file, 0 in one that has no lines."""
 
     path: str
     labels: tuple[str, ...]
@@ -76,8 +78,9 @@ def read_labels(path: str | Path) -> list[LabelRow]:
     """Read a label table as people keep it.
 
     The columns are separated by `,`, `;` or tabs; the text is UTF-8 or UTF-16, with or without a byte order mark; the
-    headers are in any case, and `COLUMN_NAMES` has their other names. Names of labels stay as they are written;
-    `name_labels` gives them the names of a label set.
+    headers are in any case, and `COLUMN_NAMES` has their other names. JSON and XML are read as those of labeling tools
+    (`labeling_tools.read_tool_labels`). Names of labels stay as they are written; `name_labels` gives them the names
+    of a label set.
 
     Returns:
         The rows; without a column `split` every split is the empty string.
@@ -85,6 +88,8 @@ def read_labels(path: str | Path) -> list[LabelRow]:
     Raises:
         DataError: if the file is missing, has no column `path` or `labels`, or names an image twice.
     """
+    if is_tool_file(path):
+        return [LabelRow(*row, 0) for row in read_tool_labels(path)]
     with open_csv(path, ("path", "labels"), sniff=("path", "labels"), synonyms=COLUMN_NAMES) as table:
         at, labels = table.index("path"), table.index("labels")
         split = table.index("split") if "split" in table.header else None
@@ -151,13 +156,14 @@ def require_known(rows: Sequence[LabelRow], labels: Sequence[str], path: str | P
     Raises:
         DataError: naming the unknown labels with their lines and the nearest known ones.
     """
-    unknown = {name: row.line for row in reversed(rows) for name in row.labels if name not in labels}
+    unknown = {name: row for row in reversed(rows) for name in row.labels if name not in labels}
     if not unknown:
         return
     named = []
-    for name, line in sorted(unknown.items(), key=lambda item: item[1])[:5]:
+    for name, row in sorted(unknown.items(), key=lambda item: item[1].line)[:5]:
         near = difflib.get_close_matches(name, labels, n=1)
-        named.append(f"{shown(name)!r} (line {line}" + (f", did you mean {near[0]!r}?)" if near else ")"))
+        place = f"line {row.line}" if row.line else shown(row.path)
+        named.append(f"{shown(name)!r} ({place}" + (f", did you mean {near[0]!r}?)" if near else ")"))
     more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
     raise DataError(f"{path} has labels that {what}: {', '.join(named)}{more}; there are {listed(labels)}")
 
@@ -187,7 +193,8 @@ def match_paths(images: Sequence[str], labeled: Sequence[str]) -> Matches:
     Two paths match if they are equal after normalizing (`\` is `/`, `.` and leading `..` dropped, Unicode NFC),
     or one is the end of the other by whole components: `images/a.jpg` matches `/data/images/a.jpg`. Equal paths
     match first; of several ends the longest counts. What is left matches by file name, as after a folder was renamed,
-    if that name is in either list only once.
+    if that name is in either list only once; a labeled name without a suffix, as labeling tools write it, is any
+    image's of that name.
 
     Args:
         images: paths of N images.
@@ -204,6 +211,7 @@ def match_paths(images: Sequence[str], labeled: Sequence[str]) -> Matches:
     ends |= {(path, left_theirs[end]) for key, path in left_ours.items() if (end := _longest_end(key, left_theirs))}
     pairs |= _one_to_one(ends)
     by_name = _by_name(theirs, ours, pairs)
+    by_name |= _by_bare_name(theirs, ours, pairs | by_name)
     index = {path: i for i, path in enumerate(images)}
     return Matches({label: index[image] for label, image in (pairs | by_name).items()}, tuple(sorted(by_name)))
 
@@ -260,3 +268,16 @@ def _by_name(images: dict[Components, str], labeled: dict[Components, str], matc
         for key, path in labeled.items()
         if key and path not in matched and key[-1] in free and all(count[key[-1]] == 1 for count in counts)
     }
+
+
+def _by_bare_name(
+    images: dict[Components, str], labeled: dict[Components, str], matched: dict[str, str]
+) -> dict[str, str]:
+    """Labeled path without a suffix -> image, where the image's name without its suffix is in each list only once."""
+    names = [(posixpath.splitext(key[-1])[0], path) for key, path in images.items() if key]
+    counts = Counter(name for name, _ in names)
+    taken = {*matched.values()}
+    free = {name: path for name, path in names if counts[name] == 1 and path not in taken}
+    bare = [(key[-1], path) for key, path in labeled.items() if key and path not in matched]
+    counts = Counter(name for name, _ in bare if not has_image_suffix(name))
+    return {path: free[name] for name, path in bare if name in free and counts[name] == 1}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.calibration import probability_scores
+from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
 from mineral_batch.evaluation.thresholds import tune_thresholds
 from mineral_batch.files import write_file
@@ -172,6 +173,8 @@ def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[
     """The labels that occur: those of the old model first, in its order, then the others by name."""
     if source.is_dir():
         names = {name for name in folder_names(source) if not is_negative(name)}
+    elif is_tool_file(source):
+        names = {name for _, labels, _ in read_tool_labels(source, warn=False) for name in labels}
     else:
         header, records = read_table(source, [table.path_column, table.labels_column])
         if table.labels_column not in header:

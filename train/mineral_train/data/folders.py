@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import canonical
 from mineral_batch.types import Failure
@@ -109,7 +110,7 @@ def rows_from_table(
     """Make one row per record of a CSV with an image's path and its labels; other columns are kept.
 
     Args:
-        table: the CSV, UTF-8 with a header.
+        table: the CSV, UTF-8 with a header; or what a labeling tool exports (`read_tool_labels`).
         labels: the label set.
         columns: of the CSV.
         ignore_unknown: leave unknown labels out; the image stays with its others, or with none.
@@ -118,6 +119,8 @@ def rows_from_table(
         DataError: naming the column that is missing, the line that is wrong, or the labels that are unknown.
     """
     columns = columns or TableFormat()
+    if is_tool_file(table):
+        return _with_known_labels(_tool_rows(table, columns), labels, table, ignore_unknown)
     header, records = read_table(table, [columns.path_column, columns.labels_column])
     _require_columns(table, header, columns)
     if not records:
@@ -125,6 +128,15 @@ def rows_from_table(
     folder = (columns.root or table.parent).absolute()
     rows = [_table_row(record, columns, folder, f"{table}, line {line}") for line, record in records]
     return _with_known_labels(rows, labels, table, ignore_unknown)
+
+
+def _tool_rows(table: Path, columns: TableFormat) -> list[Row]:
+    folder = (columns.root or table.parent).absolute()
+    keeps = columns.split_column is not None
+    return [
+        Row(absolute_path(folder, path), names, _split(split, f"{table}, {path}") if keeps else "", {})
+        for path, names, split in read_tool_labels(table)
+    ]
 
 
 def _require_columns(table: Path, header: Sequence[str], columns: TableFormat) -> None:
