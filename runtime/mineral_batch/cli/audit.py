@@ -68,9 +68,10 @@ def audit(
 ) -> None:
     """Find existing labels that look wrong: the model finds another mineral much more likely.
 
-    LABELS is a CSV (path,labels). RESULTS is the output folder of predict on the same images, by a model that was not
-    trained on these labels. The table lists the worst first, with the mineral that the model suggests and with images
-    of that mineral that the model finds alike. `mineral-batch review RESULTS --labels LABELS` shows them in this order.
+    LABELS is a CSV (path,labels) or a labeling tool's file. RESULTS is the output folder of predict on the same
+    images, by a model that was not trained on these labels. The table lists the worst first, with the mineral that the
+    model suggests and with images of that mineral that the model finds alike. `mineral-batch review RESULTS --labels
+    LABELS` shows them in this order.
     """
     if features and specimen is not None:
         raise click.UsageError("--features compares photographs: leave --specimen out")

@@ -114,7 +114,7 @@ def evaluate(
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Compare PREDICTIONS with LABELS (CSV: path,labels[,split]).
+    """Compare PREDICTIONS with LABELS (CSV: path,labels[,split], or a labeling tool's file).
 
     PREDICTIONS is the output folder of `predict`, or its predictions.csv.
 

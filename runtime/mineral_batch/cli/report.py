@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=LOCAL, help="HTML file, or folder with --folder. [default: report.html or report in RESULTS]"
 )
-@click.option("--labels", type=MODEL, metavar="CSV", help="Labels (path,labels[,split]): adds the accuracy.")
+@click.option("--labels", type=MODEL, metavar="FILE", help="Labels (CSV or a labeling tool's file): adds the accuracy.")
 @click.option(
     "--split",
     metavar="NAME",

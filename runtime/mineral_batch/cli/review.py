@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("results", type=LOCAL)
-@click.option("--labels", type=LOCAL, metavar="CSV", help="Existing labels (path,labels) to show and to check.")
+@click.option(
+    "--labels", type=LOCAL, metavar="FILE", help="Existing labels (CSV: path,labels, or a labeling tool's file)."
+)
 @click.option(
     "--explained",
     type=LOCAL,

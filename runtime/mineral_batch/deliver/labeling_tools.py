@@ -83,11 +83,10 @@ def write_fiftyone(delivery: Delivery, folder: Path) -> None:
 
     FiftyOne takes the suffix off the names in `data.json`: they have it twice, so that `a.jpg` and `a.png` stay two.
     """
-    start = b'{"classes": ' + _json(_names(delivery)) + b',\n"labels": {'
+    classes = b'"classes": ' + _json(_names(delivery)) + b',\n"labels": {'
+    starts = (b"{" + classes, b'{"evidence": "machine", ' + classes, b"{")
     with _opened(folder, FILES["fiftyone"]) as files:
-        labels, predictions, data = (
-            _Members(file, start) for file, start in zip(files, (start, start, b"{"), strict=True)
-        )
+        labels, predictions, data = (_Members(file, start) for file, start in zip(files, starts, strict=True))
         for record in delivery.photographs():
             path = printable(record.path)
             if record.evidence == "human":
@@ -159,7 +158,7 @@ def _machine(record: Record, delivery: Delivery) -> list[tuple[str, float]]:
 
 
 def _prediction(name: str, probability: float, delivery: Delivery) -> dict[str, Any]:
-    return {"label": name, "confidence": probability, "attributes": {"evidence": "machine", "model": delivery.model}}
+    return {"label": name, "confidence": probability, "attributes": {"model": delivery.model}}
 
 
 # --- Label Studio --------------------------------------------------------------------------------------

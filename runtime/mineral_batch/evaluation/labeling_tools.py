@@ -8,8 +8,8 @@
 | FiftyOneImageClassificationDataset (`labels.json`), FiftyOneDataset (`samples.json`) | https://docs.voxel51.com |
 
 Only what a person said is a label. What `deliver` wrote as the model's answer is left out: Label Studio keeps it apart
-as a prediction; images of COCO and CVAT have `evidence`, and `path` beside their short name, which those tools drop
-when they export.
+as a prediction; elsewhere `evidence` says so, which those tools drop when they export. So they do with `path`, which
+images of COCO and CVAT have beside a short name.
 """
 
 from __future__ import annotations
@@ -253,11 +253,12 @@ def _fiftyone(document: dict[str, Any], folder: Path) -> Iterator[ToolLabels]:
     labels: dict[str, Any] = document["labels"]
     if not isinstance(labels, dict):
         raise ValueError("labels must be an object: name of an image -> its label")
+    is_open = document.get("evidence") in _NOT_DECIDED
     files = _data_files(folder)
     for name, given in labels.items():
         several = given if isinstance(given, list) else [given]
         names = None if given is None else tuple(_fiftyone_label(one, classes, name) for one in several)
-        yield ToolLabels(files.get(name, name), names)
+        yield ToolLabels(files.get(name, name), None if is_open else names)
 
 
 def _data_files(folder: Path) -> dict[str, str]:

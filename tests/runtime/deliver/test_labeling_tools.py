@@ -153,6 +153,9 @@ def test_fiftyone_finds_the_images_of_labels_and_predictions(results: Path) -> N
     assert predictions["classes"] == [*LABELS, "own <name>"]
     files = {name.rpartition(".")[0]: file for name, file in data.items()}  # as FiftyOne reads it
     assert [*files] == paths(results)
+    assert "no labels that a person gave" in run(
+        "evaluate", results / "predictions.csv", folder / "predictions.json", code=1
+    )
     assert all(
         Path(file).is_absolute() and file.endswith(name) for file, name in zip(files.values(), NAMES, strict=True)
     )
