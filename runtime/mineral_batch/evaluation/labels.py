@@ -105,11 +105,13 @@ def read_other_columns(path: str | Path) -> tuple[tuple[str, ...], dict[str, tup
     """Read what a label table has besides paths and labels: splits, specimens, notes.
 
     Returns:
-        The names of these columns, and path -> their cells.
+        The names of these columns, and path -> their cells; neither for a labeling tool's file.
 
     Raises:
         DataError: as `read_labels`.
     """
+    if is_tool_file(path):
+        return (), {}
     with open_csv(path, ("path", "labels"), sniff=("path", "labels"), synonyms=COLUMN_NAMES) as table:
         at = table.index("path")
         others = [place for place, name in enumerate(table.header) if name not in ("path", "labels")]

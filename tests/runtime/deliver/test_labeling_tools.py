@@ -46,7 +46,7 @@ def results(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (folder / "run.json").write_text(json.dumps({"model": model}))
     with Decisions(folder) as decisions:
         for row, names in DECIDED.items():
-            decisions.decide(paths[row], "labelled", names, machine=[], reviewer="Änne")
+            decisions.decide(paths[row], "labeled", names, machine=[], reviewer="Änne")
         decisions.decide(paths[2], "unsure", [], machine=[], reviewer="Änne")
     return folder
 
@@ -76,7 +76,7 @@ def test_only_files_of_a_delivery_are_replaced(results: Path, form: str) -> None
     run("deliver", results, "--as", form)
     edited = results / form / FILES[form]
     edited.write_bytes(edited.read_bytes() + b" ")
-    assert "was edited since it was delivered" in run("deliver", results, "--as", form, code=1)
+    assert "was edited since deliver wrote it" in run("deliver", results, "--as", form, code=1)
     assert "--undo is for xmp and folders" in run("deliver", results, "--as", form, "--undo", code=2)
 
 
@@ -168,7 +168,7 @@ def test_specimens_give_every_image_a_task(results: Path) -> None:
 
 def test_evaluate_and_review_read_a_tools_file_and_say_what_was_left_open(results: Path) -> None:
     with Decisions(results) as decisions:
-        decisions.decide(paths(results)[1], "labelled", ["agate"], machine=[], reviewer="Änne")
+        decisions.decide(paths(results)[1], "labeled", ["agate"], machine=[], reviewer="Änne")
     run("deliver", results, "--as", "cvat", "-o", results.parent / "cvat")
     file = results.parent / "cvat" / "annotations.xml"
     assert "3 images" in run("evaluate", results / "predictions.csv", file)

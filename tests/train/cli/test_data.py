@@ -1,6 +1,7 @@
 """`mineral-train data` as a user meets it: what it writes, prints and refuses."""
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -274,3 +275,19 @@ def test_a_manifest_that_somebody_edited_stays(download: Path, tmp_path: Path) -
     assert refused.exit_code == 1
     assert "was edited since mineral-train data wrote it" in refused.output
     assert path.read_text() == edited
+
+
+def test_the_export_of_a_labeling_tool_is_read_as_a_table(tmp_path: Path, save_photo) -> None:
+    for k in range(6):
+        save_photo(tmp_path / "photos" / f"{k}.jpg", k)
+    images = [{"id": k, "file_name": f"photos/{k}.jpg"} for k in range(6)]
+    annotations = [{"id": k, "image_id": k, "category_id": k % 2} for k in range(5)]
+    categories = [{"id": 0, "name": "Quartz"}, {"id": 1, "name": "gold"}]
+    export = tmp_path / "coco.json"
+    export.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
+
+    result = run(export, "-o", tmp_path / "m.csv")
+
+    assert result.exit_code == 0, result.output
+    found = {row.path.name: row.labels for row in read_manifest(tmp_path / "m.csv").rows}
+    assert found == {f"{k}.jpg": (("gold",) if k % 2 else ("quartz",)) if k < 5 else () for k in range(6)}

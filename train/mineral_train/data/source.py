@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labeling_tools import is_tool_file
 from mineral_train.data.folders import TableFormat, is_split_name
 from mineral_train.data.manifest import read_table
 
@@ -41,7 +42,7 @@ def specimen_column(source: Path, table: TableFormat) -> str | None:
 
 
 def _read(source: Path, table: TableFormat) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    if source.is_dir() or not source.exists():
+    if source.is_dir() or not source.exists() or is_tool_file(source):
         return [], []
     return read_table(source, [table.path_column, table.labels_column])
 
