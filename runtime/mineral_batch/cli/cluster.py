@@ -141,7 +141,7 @@ class OnCluster:
                 if first is None:
                     return PiecesSummary(stopped=True)
                 self._introduce(first, cluster, run)
-                plan = run.plan(partial(_given, first.identity), place, given)
+                plan = run.plan(partial(_given, first.identity), place, given, cluster.most or 1)
                 with run.progress(plan.images) as progress:
                     progress.count(reused=plan.images - sum(piece.images for piece in plan.to_do(place)))
 
@@ -160,15 +160,15 @@ class OnCluster:
         contract, model = ModelContract.from_json(first.identity.contract), Path(first.identity.model["file"])
         check_prevalence(contract, model, run.tables)
         if not run.quiet:
-            say(f"{describe_model(contract)}, {first.engine['backend']} on {first.engine['device']}", err=True)
+            run.log.line(f"{describe_model(contract)}, {first.engine['backend']} on {first.engine['device']}")
             for line in describe_passed_over(first.engine["passed_over"], has_gpu=bool(cluster.gpus)):
-                say(line, err=True)
+                run.log.line(line)
             share = describe_share(cluster.cpus or 0, cluster.gpus or 0)
-            say(f"Cluster {cluster.address}: at most {counted(cluster.most or 1, 'worker')} of {share}", err=True)
+            run.log.line(f"Cluster {cluster.address}: at most {counted(cluster.most or 1, 'worker')} of {share}")
             if self.model is None:
-                say(describe_starter(contract), err=True)
+                run.log.line(describe_starter(contract))
         if not first.is_calibrated:
-            say(describe_uncalibrated(model), err=True)
+            run.log.line(describe_uncalibrated(model))
 
 
 def _given(

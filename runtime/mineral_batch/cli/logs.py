@@ -33,6 +33,13 @@ class Log:
         if self.is_json:
             say(json.dumps({"time": timestamp(), "event": name, **values}), err=True)
 
+    def line(self, text: str) -> None:
+        """Write a line for people to standard error; as JSON an event `message`, so that every line is an object."""
+        if self.is_json:
+            self.event("message", text=text)
+        else:
+            say(text, err=True)
+
     def _progress(self, numbers: dict[str, Any]) -> None:
         self.event("progress", **numbers)
 

@@ -39,7 +39,7 @@ class PiecesRun:
     output: Path
     tables: Tables
     shard: str | None
-    piece_images: int
+    piece_images: int | None
     log: Log
     log_every: float
     quiet: bool
@@ -54,12 +54,12 @@ class PiecesRun:
         place, shard = self._checked()
         given = check_inputs(self.named)
         for warning in given.warnings():
-            say(f"Warning: {warning}", err=True)
+            self.log.line(f"Warning: {warning}")
         stop = Stop()
         summary = workers(self, place, shard, given, stop)
         self.log.event("shard", shard=str(shard), **vars(summary))
         if summary.stopped:
-            say(f"Stopped after {counted(summary.images)}. Rerun the same command to resume.", err=True)
+            self.log.line(f"Stopped after {counted(summary.images)}. Rerun the same command to resume.")
             return 128 + (stop.signal or signal.SIGINT)
         if summary.left:
             piece, reason = next(iter(summary.left.items()))
@@ -87,8 +87,8 @@ class PiecesRun:
         refuse_single_run(place)
         return place, shard
 
-    def plan(self, identify: Identify, place: Place, given: Inputs) -> Plan:
-        """Make the plan, or read the one that is there."""
+    def plan(self, identify: Identify, place: Place, given: Inputs, workers: int) -> Plan:
+        """Make the plan for a number of workers, or read the one that is there."""
         if self.restart:
             discard(place)
         return make_plan(
@@ -97,6 +97,7 @@ class PiecesRun:
             given,
             self.tables,
             piece_images=self.piece_images,
+            workers=workers,
             options=self.options,
             mixed=self.mixed,
             relist=self.shard is None,
@@ -140,8 +141,8 @@ class ThisProcess:
         with stop, self.open_predictor() as predictor:
             check_prevalence(predictor.contract, predictor.model, run.tables)
             for line in self.opening(predictor):
-                say(line, err=True)
-            plan = run.plan(partial(identify, predictor), place, given)
+                run.log.line(line)
+            plan = run.plan(partial(identify, predictor), place, given, shard.count)
             total = sum(piece.images for piece in shard.of(plan.pieces))
             with run.progress(total) as progress:
                 return work(

@@ -127,10 +127,9 @@ _SECTIONS = {
 )
 @click.option(
     "--piece-images",
-    default=2000,
-    show_default=True,
     type=click.IntRange(1, 1_000_000),
-    help="With --shard or an output by URL: images that are saved together, so the most that a crash can cost.",
+    help="With --shard or an output by URL: images that are saved together, so the most that a crash can cost. "
+    "[default: 2000, or fewer, so that no shard is idle]",
 )
 @cluster_options
 @click.option("--allow-mixed-engines", is_flag=True, help="Let the machines of one run use different engines.")
@@ -184,7 +183,7 @@ def predict(
     exact: bool,
     decode: str,
     shard: str | None,
-    piece_images: int,
+    piece_images: int | None,
     cluster: str | None,
     workers: tuple[int, int] | None,
     worker_cpus: float | None,
@@ -254,11 +253,11 @@ def predict(
     refuse_pieces(output)
     given, _ = runs.check_run(named, output, tables)
     for warning in given.warnings():
-        say(f"Warning: {warning}", err=True)
+        log.line(f"Warning: {warning}")
     with Predictor(model, **engine) as predictor:
         runs.check_prevalence(predictor.contract, predictor.model, tables)
         for line in describe_predictor(predictor, is_starter=model is None, quiet=quiet):
-            say(line, err=True)
+            log.line(line)
         with Stop() as stop, Progress(given.existing, log_every, quiet, log=log.progress) as progress:
             try:
                 summary = runs.run(
@@ -276,7 +275,7 @@ def predict(
             except KeyboardInterrupt:
                 summary = None
     if summary is None or not summary.complete:
-        say(_stopped(summary, output), err=True)
+        log.line(_stopped(summary, output))
         ctx.exit(128 + (stop.signal or signal.SIGINT))
     log.run_finished(summary, output)
     if summary.predicted and not quiet:

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from mineral_batch.cluster.parts import PlannedImage, encode_images
@@ -33,6 +33,8 @@ PLAN = "plan.json"
 IMAGES, PARTS, ATTEMPTS = "plan/", "parts/", "attempts/"
 #: Images in a piece: a minute or two of work, so that a crash costs little and a part is a few hundred KB.
 PIECE_IMAGES = 2000
+# So many names at most are held in memory to see whether there is a piece for each worker.
+_AHEAD = 200_000
 _VERSION = 1
 
 
@@ -138,17 +140,19 @@ def write_pieces(
     place: Place,
     sources: Iterable[Source | Failure],
     fingerprint: Mapping[str, str],
-    piece_images: int = PIECE_IMAGES,
+    piece_images: int | None = None,
     *,
+    workers: int = 1,
     dry: bool = False,
 ) -> list[Piece]:
-    """Write the lists of all pieces' images and return the pieces; only one piece is in memory at a time.
+    """Write the lists of all pieces' images and return the pieces; few pieces are in memory at a time.
 
     Args:
         place: of the run.
         sources: all images, each once, in the order of the tables.
         fingerprint: of the run.
-        piece_images: images in a piece.
+        piece_images: images in a piece; None: `PIECE_IMAGES`, fewer where some of the workers would get none.
+        workers: how many share the run.
         dry: write nothing.
 
     Raises:
@@ -156,7 +160,7 @@ def write_pieces(
     """
     run = hashlib.sha256(json.dumps(sorted(fingerprint.items())).encode()).digest()
     pieces = []
-    for index, images in enumerate(_stretches(sources, piece_images)):
+    for index, images in enumerate(_stretches(map(planned, sources), piece_images, workers)):
         digest = hashlib.sha256(run)
         for image in images:
             digest.update(repr(image).encode("utf-8", "surrogateescape"))
@@ -167,8 +171,12 @@ def write_pieces(
     return pieces
 
 
-def _stretches(sources: Iterable[Source | Failure], count: int) -> Iterator[list[PlannedImage]]:
-    images = map(planned, sources)
+def _stretches(images: Iterator[PlannedImage], count: int | None, workers: int) -> Iterator[list[PlannedImage]]:
+    if count is None:
+        most = min(PIECE_IMAGES * workers, _AHEAD)
+        ahead = list(islice(images, most))
+        count = PIECE_IMAGES if len(ahead) == most else max(1, -(-len(ahead) // workers))
+        images = chain(ahead, images)
     while stretch := list(islice(images, count)):
         yield stretch
 

@@ -114,7 +114,8 @@ def make_plan(
     inputs: Inputs,
     tables: Tables = CSV_ONLY,
     *,
-    piece_images: int = PIECE_IMAGES,
+    piece_images: int | None = None,
+    workers: int = 1,
     options: Mapping[str, Any] | None = None,
     mixed: bool = False,
     relist: bool = False,
@@ -126,7 +127,8 @@ def make_plan(
         place: of the run.
         inputs: of the run.
         tables: what is wanted of the images, and what a merge writes.
-        piece_images: images in a piece.
+        piece_images: images in a piece; None: see `write_pieces`.
+        workers: how many share the run.
         options: of the command, for run.json.
         mixed: see `PieceWorker`.
         relist: compare an earlier plan with the images that are there now.
@@ -137,7 +139,7 @@ def make_plan(
     found = read_plan(place)
     if found is None:
         identity, sources = identify(inputs.sources())
-        pieces = write_pieces(place, sources, identity.fingerprint, piece_images)
+        pieces = write_pieces(place, sources, identity.fingerprint, piece_images, workers=workers)
         named = without_secrets(inputs.named)
         mine = Plan(
             **vars(identity),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -282,3 +283,18 @@ def test_an_object_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
     assert place.get("parts/a") == b"one"
     assert list(place.keys("parts/")) == ["parts/a"]
     assert place.get("parts/b") is None
+
+
+def test_each_shard_of_a_small_run_has_images_by_default(album: Path, tmp_path: Path, command: Any) -> None:
+    said = [command(tmp_path / "out", album, "--shard", f"{n}/4").stdout for n in (1, 2, 3, 4)]
+    images = [int(re.search(r"Shard \d/4: (\d+) image", text)[1]) for text in said]  # type: ignore[index]
+    assert sum(images) == len(list(album.iterdir()))
+    assert min(images) >= 1
+    assert max(images) == 3
+
+
+def test_every_line_of_json_logs_is_an_object(album: Path, tmp_path: Path, command: Any) -> None:
+    for more in ((), ("--shard", "1/1")):
+        result = command(tmp_path / f"out{len(more)}", album, tmp_path / "absent", "--log-format", "json", *more)
+        events = [json.loads(line)["event"] for line in result.stderr.splitlines()]
+        assert "message" in events, result.stderr
