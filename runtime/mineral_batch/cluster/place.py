@@ -16,7 +16,7 @@ from typing import Protocol
 
 from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, cannot_write, write_errors
-from mineral_batch.storage.errors import NoSuchObjectError
+from mineral_batch.storage.errors import NoSuchBucketError, NoSuchObjectError
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import is_url, local_path, parse, redact, restored
 
@@ -148,9 +148,9 @@ class Prefix:
         """Read an object."""
         try:
             return self._store.get(self._prefix + key)
-        except NoSuchObjectError as error:
-            if "bucket" in str(error):
-                raise
+        except NoSuchBucketError:
+            raise
+        except NoSuchObjectError:
             return None
 
     def keys(self, prefix: str) -> Iterator[str]:

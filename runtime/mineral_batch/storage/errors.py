@@ -18,6 +18,10 @@ class NoSuchObjectError(StoreError):
     """There is no such object, or no such bucket."""
 
 
+class NoSuchBucketError(NoSuchObjectError):
+    """There is no such bucket or container."""
+
+
 class DeniedError(StoreError):
     """The credentials are missing, wrong, expired, or do not give the right to do it."""
 
@@ -34,7 +38,7 @@ class ExhaustedError(StoreError):
 _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     (
         ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"),
-        NoSuchObjectError,
+        NoSuchBucketError,
         "no such bucket",
     ),
     (("NotFoundError", "FileNotFoundError"), NoSuchObjectError, "no such object"),
@@ -90,21 +94,22 @@ def explained(error: Exception, where: str) -> StoreError:
     """Return one line for an error of obstore, whose own text holds addresses, headers and answers of the server."""
     if isinstance(error, StoreError):
         return error
-    text = f"{type(error).__name__}: {_without_key(str(error), where)}"
+    text = f"{type(error).__name__}: {_without_names(str(error), where)}"
     where = redact(where)
     for signs, kind, reason in _SIGNS:
         if any(sign in text for sign in signs):
-            named = "/".join(where.split("/")[:3]) if reason == "no such bucket" else where
-            return kind(f"{reason}: {named}" if kind is NoSuchObjectError else f"{named}: {reason}")
+            named = "/".join(where.split("/")[:3]) if kind is NoSuchBucketError else where
+            return kind(f"{reason}: {named}" if issubclass(kind, NoSuchObjectError) else f"{named}: {reason}")
     if refused := _REFUSED.search(text):
         code = _CODE.search(text)
         return StoreError(f"{where}: the store refuses it ({refused[1]}{f', {code[1]}' if code else ''})")
     return UnreachableError(f"{where}: the store does not answer as it should, after {RETRIES} more tries")
 
 
-def _without_key(text: str, where: str) -> str:
-    """The text of an error without the object's key, which may have any of the words above in it."""
-    key = "/".join(where.split("/")[3:])
+def _without_names(text: str, where: str) -> str:
+    """The text of an error without the bucket's name and the object's key, which may have any of the words above."""
+    _, _, bucket, *parts = where.split("/")
+    key = "/".join(parts)
     for form in (key, quote(key), quote(key, safe="")) if len(key) > 1 else ():
         text = text.replace(form, "")
-    return text
+    return re.sub(rf"\b{re.escape(bucket)}\b", "", text) if bucket else text

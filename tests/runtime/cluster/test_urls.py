@@ -200,6 +200,18 @@ def test_signed_urls_are_not_planned(s3: str, album: Path, tmp_path: Path, comma
     assert "hidden" not in refused.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["bucket", "my-credentials", "notfounderror"])
+def test_any_name_of_a_bucket_will_do(s3: str, album: Path, command: Any, bucket: str) -> None:
+    from mineral_batch.storage.store import open_store
+
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=bucket)
+    done = command(f"s3://{bucket}/out", album)
+    assert done.exit_code == 0, done.output
+    assert open_store(f"s3://{bucket}/out").get("out/predictions.csv")
+
+
 def test_a_bucket_that_is_not_there_is_one_line(s3: str, album: Path, command: Any) -> None:
     refused = command("s3://absent/out", album)
     assert refused.exit_code == 1
