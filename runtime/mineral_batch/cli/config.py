@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ COMMANDS = frozenset(
         "gpu-pieces",
     ]
 )
+#: The names of click's and our own types of paths.
+_PATHS = ("path", "file", "directory", "filename")
 #: Where a context's `meta` has the name of the file.
 CONFIG = "mineral_batch.config"
 
@@ -88,14 +91,17 @@ def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> 
         raise click.UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path} is not a TOML file: {error}") from None
+    except RecursionError:
+        raise click.UsageError(f"{path} is not a file of options: its values are nested too deeply") from None
     name = ctx.command.name or ""
     _check_tables(path, tables, name)
     values = tables.get(name, {})
     parameters = _parameters(ctx.command)
-    for key in values:
+    for key, value in values.items():
         if key.replace("_", "-") not in parameters:
             raise click.UsageError(_unknown(path, name, key, parameters))
-    ctx.default_map = {parameters[key.replace("_", "-")]: value for key, value in values.items()}
+        _check_value(path, name, key, value, parameters[key.replace("_", "-")])
+    ctx.default_map = {parameters[key.replace("_", "-")].name: value for key, value in values.items()}
     ctx.meta[CONFIG] = str(path)
 
 
@@ -112,20 +118,30 @@ def _check_tables(path: Path, tables: dict[str, Any], command: str) -> None:
             raise click.UsageError(f"{path}: no command is called {name}{guess}")
 
 
-def _parameters(command: click.Command) -> dict[str, str]:
-    """What a file may call the parameters (`batch-size`) -> their own names."""
+def _check_value(path: Path, command: str, key: str, value: object, parameter: click.Parameter) -> None:
+    """Refuse values that no command line could give: click converts text, and a number is no path."""
+    many = parameter.multiple or parameter.nargs != 1
+    parts = value if many and isinstance(value, list) else [value]
+    allowed = (str,) if parameter.type.name in _PATHS else (str, int, float)
+    if not all(isinstance(part, allowed) for part in parts):
+        wanted = "text in quotes" if allowed == (str,) else "text in quotes, a number, true or false"
+        raise click.UsageError(f"{path}: [{command}] {key} must be {wanted}{', or a list of them' if many else ''}")
+
+
+def _parameters(command: click.Command) -> dict[str, click.Parameter]:
+    """What a file may call the parameters (`batch-size`) -> the parameters."""
     names = {}
     for parameter in command.params:
         if parameter.name is None or parameter.name == "config":
             continue
         options = [option.lstrip("-") for option in (*parameter.opts, *parameter.secondary_opts)]
         for name in (*options, parameter.name.replace("_", "-")):
-            names[name] = parameter.name
+            names[name] = parameter
     return names
 
 
-def _unknown(path: Path, command: str, key: str, parameters: dict[str, str]) -> str:
-    near = difflib.get_close_matches(key.replace("_", "-"), parameters, n=1)
+def _unknown(path: Path, command: str, key: str, parameters: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key.replace("_", "-"), list(parameters), n=1)
     guess = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(parameters))}"
     return f"{path}: [{command}] has no option {key}{guess}"
 

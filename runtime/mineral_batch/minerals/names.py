@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from collections import Counter
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from mineral_batch.minerals.table import load_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 #: The 36 minerals in the paper's order (Wu et al. 2022, section 2), the canonical order of labels.
 MINERALS: tuple[str, ...] = (
@@ -52,10 +53,12 @@ def canonical(name: str, labels: Iterable[str]) -> str | None:
     return next((known[spelling] for spelling in (*candidates, *synonyms) if spelling in known), None)
 
 
-def _plain_names(labels: Sequence[str]) -> dict[str, str]:
+@lru_cache(maxsize=8)
+def _plain_names(labels: tuple[str, ...]) -> dict[str, str]:
     """The labels by their plain names, without those that numbering alone tells apart."""
     plain = [_plain(label) for label in labels]
-    return {name: label for name, label in zip(plain, labels, strict=True) if plain.count(name) == 1}
+    count = Counter(plain)
+    return {name: label for name, label in zip(plain, labels, strict=True) if count[name] == 1}
 
 
 def _plain(name: str) -> str:

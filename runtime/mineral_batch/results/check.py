@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.errors import DataError, one_line
-from mineral_batch.results.csv import csv_records, decimal_point
+from mineral_batch.results.csv import csv_records, decimal_point, repeated
 from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
@@ -182,7 +182,7 @@ def _check_header(header: Sequence[str], expected: _Expected) -> Iterator[str]:
         yield f"the columns must begin with path, minerals, then any of {', '.join(LEADING[2:])}"
     elif expected.labels is not None and tuple(header[len(wanted) :]) != expected.labels:
         yield f"the columns after {wanted[-1]} are not the labels of {RUN_MANIFEST}"
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    doubled = repeated(header)
     if doubled:
         yield f"duplicate column names: {', '.join(doubled)}"
 

@@ -80,6 +80,12 @@ def test_the_command_line_counts_more_than_the_environment_and_that_more_than_th
         ("predict = 3", "write the options of predict below a line [predict]"),
         ("[predict", "run.toml is not a TOML file"),
         ("[predict]\nbatch-size = 'many'", "'many' is not a valid"),
+        ("[predict]\noutput = 5", "run.toml: [predict] output must be text in quotes"),
+        ("[predict]\noutput = ['a']", "[predict] output must be text in quotes"),
+        ("[predict]\nmodel = 2026-01-02", "[predict] model must be text in quotes"),
+        ("[predict]\ninputs = ['a', 5]", "[predict] inputs must be text in quotes, or a list of them"),
+        ("[predict]\nbatch-size = [[1]]", "batch-size must be text in quotes, a number, true or false"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_with_the_fix(run: Any, config: str, message: str) -> None:

@@ -79,7 +79,7 @@ def load_recipe(name: str) -> dict[str, Any]:
     try:
         with Path(name).open("rb") as file:
             record = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
         why = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the recipe {name}: {why}; it has lines such as epochs = 20") from None
     return {key.replace("-", "_"): value for key, value in record.items()}
