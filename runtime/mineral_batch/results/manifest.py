@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import PIL
@@ -66,7 +66,7 @@ class RunManifest:
 def parse_manifest(content: bytes) -> RunManifest | str:
     """Return what the bytes of a run.json say, or in one line why they are not of this schema."""
     try:
-        record = json.loads(content)
+        record = json.loads(content, parse_constant=_refuse)
         return RunManifest(
             record=record,
             labels=tuple(map(str, record["model"]["labels"])),
@@ -78,6 +78,10 @@ def parse_manifest(content: bytes) -> RunManifest | str:
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"not a run.json of this schema ({one_line(error)})"
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def is_time(value: object) -> bool:

@@ -108,11 +108,12 @@ def read_results(folder: str | Path) -> Results:
     model = model if isinstance(model, dict) else {}
     with open_csv(table) as opened:
         header = list(opened.header)
-    labels = model.get("labels") if isinstance(model.get("labels"), list) else None
+    labels = model.get("labels")
+    labels = labels if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else None
     # Every column after the leading ones is a label, as `predict` writes them.
     labels = labels or [name for name in header if name not in LEADING]
     predictions = read_predictions(table, {*MINERALS}, exactly=labels)
-    thresholds = _thresholds(model.get("thresholds"), len(labels))
+    thresholds = _thresholds(folder / RUN_MANIFEST, model.get("thresholds"), len(labels))
     captured, places = _captures(table, header, len(predictions.paths))
     return Results(
         table=table,
@@ -139,9 +140,15 @@ def _manifest(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _thresholds(values: Any, count: int) -> NDArray[np.float64] | None:
+def _thresholds(manifest: Path, values: Any, count: int) -> NDArray[np.float64] | None:
     if not isinstance(values, list) or len(values) != count:
         return None
+    for value in values:
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise DataError(
+                f"cannot read {manifest}: the threshold {str(value)[:40]!r} is not a number from 0 to 1: rerun the "
+                "command of the run to write it again"
+            )
     return np.array(values, np.float64)
 
 

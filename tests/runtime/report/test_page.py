@@ -173,3 +173,15 @@ def test_page_says_how_the_thresholds_were_chosen(run: Path, rule: str | None, e
     (run / "run.json").write_text(json.dumps(manifest))
     report("-o", "page.html", "--thumbnails", "0")
     assert expected in Page(Path("page.html")).text
+
+
+@pytest.mark.parametrize("threshold", ["NaN", "1.5", '"high"', "null"])
+def test_thresholds_that_are_none_are_one_line(run: Path, threshold: str) -> None:
+    """A run.json from elsewhere, or edited by hand."""
+    manifest = json.loads((run / "run.json").read_text())
+    count = len(manifest["model"]["labels"])
+    manifest["model"]["thresholds"] = ["PLACE"] + [0.5] * (count - 1)
+    (run / "run.json").write_text(json.dumps(manifest).replace('"PLACE"', threshold))
+    done = CliRunner().invoke(main, ["report", "results", "-o", "page.html"])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert "is not a number from 0 to 1: rerun" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,7 @@ def test_damage_to_the_failures_is_reported(results: Path, text: str, expected: 
         ({"pictures": {"predicted": 3, "failed": 1, "failed_by_stage": {"read": 2}}}, "the failures by stage"),
         ({"pictures": {"predicted": "three", "failed": 1}}, "not a run.json of this schema"),
         ({"pictures": []}, "not a run.json of this schema"),
+        ({"seconds": math.nan}, "not a run.json of this schema (ValueError: NaN is no"),
         ({"tables": []}, "predictions.csv is not among its tables"),
     ],
 )
