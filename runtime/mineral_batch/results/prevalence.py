@@ -100,6 +100,17 @@ def shift_to_file(contract: ModelContract, path: str | Path) -> PrevalenceShift:
     return PrevalenceShift(str(path), contract.labels, trained, target)
 
 
+def require_prevalences(path: str | Path) -> None:
+    """Check what can be checked of a table of prevalences without a model.
+
+    Raises:
+        DataError: if there is no such file, or it has not the columns.
+    """
+    columns = ("mineral", "prevalence")
+    with open_csv(path, columns, sniff=columns, synonyms=_COLUMN_NAMES):
+        pass
+
+
 def read_prevalences(path: str | Path, labels: tuple[str, ...]) -> Mapping[str, float]:
     """Read a table of prevalences: label -> 0..1.
 

@@ -41,6 +41,7 @@ from mineral_batch.results.prevalence import (
     ESTIMATE,
     PrevalenceShift,
     require_calibrated,
+    require_prevalences,
     shift_by_estimate,
     shift_to_file,
 )
@@ -208,6 +209,8 @@ def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tup
     """
     given, tables = check_inputs(inputs), tables.including(folder)
     require(tables)
+    if tables.prevalence is not None and tables.prevalence != ESTIMATE:
+        require_prevalences(tables.prevalence)
     refuse_edited_tables(folder)
     return given, tables
 

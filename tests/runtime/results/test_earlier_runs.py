@@ -141,6 +141,8 @@ def test_a_list_given_as_an_image_names_the_option(predict: Any, arguments: list
 
 def test_wrong_inputs_are_reported_before_a_model_is_opened(predict: Any, tmp_path: Path) -> None:
     assert "no such file or folder: nothing" in predict("nothing", "-m", tmp_path / "no model.onnx").stderr
+    wrong = predict("day1", "-m", tmp_path / "no model.onnx", "--prevalence", "nothing.csv").stderr
+    assert "there is no file nothing.csv" in wrong
 
 
 @pytest.mark.parametrize("restart", [False, True])
