@@ -288,8 +288,9 @@ def _xmp(delivery: Delivery, tree: Path | None, root: str, *, undo: bool, adobe:
     if undo:
         removed = trees.remove_sidecars(delivery, tree, with_suffix=not adobe)
         if not removed:
-            raise DataError(f"nothing to undo: no sidecar of an earlier delivery {_where(tree)}")
-        return f"{counted(removed, 'sidecar')} cleaned {_where(tree)}"
+            hint = "" if tree is None else " (--undo --beside for those beside the photographs)"
+            raise DataError(f"nothing to undo: no sidecar of an earlier delivery {_where(tree)}{hint}")
+        return f"the answers were taken out of {counted(removed, 'sidecar')} {_where(tree)}; empty ones were removed"
     counts = trees.write_sidecars(delivery, tree, root, with_suffix=not adobe)
     new = f"{counted(counts.new, 'sidecar')} new, {counts.merged:,} merged with what was there, {_where(tree)}"
     return f"{new}; {counted(counts.missing)} not found as files" if counts.missing else new

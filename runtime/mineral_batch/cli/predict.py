@@ -335,7 +335,9 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: 
         [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
     )
     if reused:
-        lines.append(f"{counted(reused, 'more image' if new else 'image')} already done by an earlier run")
+        failed = 0 if summary.kept else summary.failed - summary.new_failed
+        of_these = f" ({failed:,} of them could not be read)" if failed > 0 else ""
+        lines.append(f"{counted(reused, 'more image' if new else 'image')} already done by an earlier run{of_these}")
     if summary.damaged:
         lines.append(f"{counted(summary.damaged, 'saved result')} damaged on disk; predicted again")
     if summary.kept:

@@ -166,6 +166,11 @@ def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -
     return [values[name] for name in names]
 
 
+def _difference(first: float, second: float) -> float:
+    """Of two probabilities as the table shows them: of rounded ones it has no more digits than they."""
+    return float(format_number(float(format_number(first)) - float(format_number(second))))
+
+
 def _best(row: TableRow, contract: ModelContract) -> dict[str, Any]:
     """The columns `best`; of equal probabilities the first label comes first."""
     first, *rest = sorted(range(len(row.values)), key=lambda index: -row.values[index])
@@ -173,6 +178,6 @@ def _best(row: TableRow, contract: ModelContract) -> dict[str, Any]:
     return {
         "best": contract.labels[first],
         "second": "" if second is None else contract.labels[second],
-        "margin": float(format_number(row.values[first] - (0.0 if second is None else row.values[second]))),
+        "margin": _difference(row.values[first], 0.0 if second is None else row.values[second]),
         "calibrated": "yes" if contract.is_calibrated else "no",
     }

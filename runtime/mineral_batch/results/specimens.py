@@ -44,6 +44,8 @@ _CATALOG = re.compile(
     r"(?:[a-z]|_\d{1,3}|[ _-][a-z]{1,12}\d{0,3}| ?\(\d{1,3}\))?",
     re.IGNORECASE,
 )
+# What cameras and telephones call their photographs: a running number, not that of a specimen.
+_CAMERA = re.compile(r"(?:_?img|_?dsc|_mg|dsc[fn]|pxl|gopr|dji|imgp|cimg)[_ -]?\d{3,}.*|p1\d{6}", re.IGNORECASE)
 _SYNONYMS = {
     **dict.fromkeys(("file", "filename", "file name", "image", "photo"), "path"),
     **dict.fromkeys(("catalogue number", "catalog number", "catalognumber", "inventory number"), "specimen"),
@@ -72,7 +74,8 @@ def specimen_rule(text: str) -> Rule:
 
 
 def _catalog_number(path: str) -> str | None:
-    found = _CATALOG.fullmatch(posixpath.splitext(posixpath.basename(path))[0])
+    name = posixpath.splitext(posixpath.basename(path))[0]
+    found = None if _CAMERA.fullmatch(name) else _CATALOG.fullmatch(name)
     return found["specimen"] if found else None
 
 

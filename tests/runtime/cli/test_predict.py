@@ -125,6 +125,15 @@ def test_a_bad_picture_is_a_row_of_its_own_and_exit_code_3(
     assert f"{len(damaged)} images could not be read" in result.output
 
 
+def test_a_rerun_says_how_many_of_the_images_done_were_not_readable(predict: Any, album: Path) -> None:
+    """The counts add up: an image that failed before is done, too."""
+    (album / "03.png").write_bytes(b"damaged")
+    assert predict(album).exit_code == 3
+    output = predict(album).output
+    assert "11 images already done by an earlier run (1 of them could not be read)" in output
+    assert "1 image could not be read" in output
+
+
 def test_a_clean_run_after_a_failed_one_leaves_no_failures(predict: Any, album: Path, tmp_path: Path) -> None:
     good = (album / "03.png").read_bytes()
     (album / "03.png").write_bytes(b"damaged")
@@ -405,6 +414,7 @@ def test_probabilities_are_rounded_on_request(
     assert predict(album, "--round", "2", "--format", "jsonl", "--columns", "best").exit_code == 0
     for row in table(tmp_path / "out" / "predictions.csv"):
         assert all(len(row[label]) <= 4 for label in contract.labels)
+        assert len(row["margin"]) <= 4, "the difference of two of these"
     assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["decimals"] == 2
 

@@ -151,9 +151,11 @@ def test_sidecars_in_a_tree_hold_keywords_and_evidence(results: Path, photos: Pa
     before = {path: path.read_bytes() for path in tree.rglob("*.xmp")}
     assert "0 sidecars new, 5 merged" in run(results, "--as", "xmp", "-o", tree)
     assert {path: path.read_bytes() for path in tree.rglob("*.xmp")} == before
-    assert "5 sidecars cleaned" in run(results, "--as", "xmp", "-o", tree, "--undo")
+    assert "the answers were taken out of 5 sidecars" in run(results, "--as", "xmp", "-o", tree, "--undo")
     assert not tree.exists()
-    assert "nothing to undo" in run(results, "--as", "xmp", "-o", tree, "--undo", code=1)
+    said = run(results, "--as", "xmp", "-o", tree, "--undo", code=1)
+    assert "nothing to undo" in said
+    assert "--undo --beside" in said
 
 
 FOREIGN = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

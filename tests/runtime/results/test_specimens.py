@@ -25,6 +25,9 @@ from mineral_batch.results.write import Tables
 pytest.importorskip("onnxruntime")
 
 
+CAMERA_NAMES = ("IMG_4711", "_MG_4711", "DSC_0001", "_DSC0001", "DSCF0001a", "P1010001", "PXL_20240517", "IMG 4711 (2)")
+
+
 @pytest.mark.parametrize(
     ("rule", "path", "specimen"),
     [
@@ -42,6 +45,9 @@ pytest.importorskip("onnxruntime")
         ("catalog", "2024-05-17 beach.jpg", None),
         ("catalog", "2024-05-17.jpg", None),
         ("catalog", "malachite.jpg", None),
+        *(("catalog", f"{name}.jpg", None) for name in CAMERA_NAMES),
+        ("catalog", "P-1010001.jpg", "P-1010001"),
+        ("catalog", "MG 4711.jpg", "MG 4711"),
         ("regex=no(\\d+)", "a/no17-2.jpg", "17"),
         ("regex=(a)/(?P<specimen>\\w+)", "a/no17-2.jpg", "no17"),
         ("regex=no\\d+", "a/no17-2.jpg", "no17"),

@@ -284,7 +284,9 @@ function showGrid() {
   page.wrong = new Set(page.items.filter((item) => !known(item).includes(mineral)).map(({ row }) => row));
   $("question").textContent = page.wrong.size
     ? `Which of these ${page.items.length} are ${mineral}? Faded: not ${mineral}. Select one to change it.`
-    : `Are these ${page.items.length} all ${mineral}? Select those that are not.`;
+    : page.items.length === 1
+      ? `Is this ${mineral}? Select it if it is not.`
+      : `Are these ${page.items.length} all ${mineral}? Select those that are not.`;
   $("tiles").replaceChildren(...page.items.map((item) => {
     const tile = element("button");
     tile.type = "button";
