@@ -103,7 +103,11 @@ def _decided(path: Path, tool: str, found: list[ToolLabels], *, warn: bool) -> l
     undecided = len({image for image, *_ in found} - rows.keys())
     if undecided and warn:
         _log.warning(
-            "%s (%s): %s labeled images; %s that nobody has labeled left out", path, tool, len(rows), undecided
+            "%s (%s): %d of %d images are labeled; nobody has labeled the others, which are left out",
+            path,
+            tool,
+            len(rows),
+            len(rows) + undecided,
         )
     return [*rows.values()]
 

@@ -166,12 +166,12 @@ def test_specimens_give_every_image_a_task(results: Path) -> None:
     assert len(json.loads((results / "label-studio" / "tasks.json").read_bytes())) == 6
 
 
-def test_evaluate_and_review_read_a_tools_file_and_say_what_was_left_open(results: Path) -> None:
+def test_evaluate_and_review_read_a_tools_file(results: Path) -> None:
     with Decisions(results) as decisions:
         decisions.decide(paths(results)[1], "labeled", ["agate"], machine=[], reviewer="Änne")
     run("deliver", results, "--as", "cvat", "-o", results.parent / "cvat")
     file = results.parent / "cvat" / "annotations.xml"
-    assert "3 images" in run("evaluate", results / "predictions.csv", file)
+    assert "3 images are in both" in run("evaluate", results / "predictions.csv", file)
     (results / "review.sqlite").unlink()
     run("review", results, "--labels", file, "--export", results / "labels.csv")
     expected = {paths(results)[row]: names for row, names in {**DECIDED, 1: ("agate",)}.items()}

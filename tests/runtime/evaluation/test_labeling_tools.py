@@ -97,7 +97,9 @@ def test_a_tools_file_is_known_by_its_content_and_reads_as_a_table(tmp_path, con
     assert {row.path: row.labels for row in read_labels(written(tmp_path, content))} == ROWS
 
 
-def test_label_studio_gives_what_people_said_with_the_paths_behind_its_addresses(tmp_path, caplog):
+def test_label_studio_gives_what_people_said_with_the_paths_behind_its_addresses(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(labeling_tools._log, "warning", lambda text, *values: said.append(text % values))
     rows = read_labels(written(tmp_path, json.dumps(LABEL_STUDIO).encode("utf-16")))
     assert {row.path: row.labels for row in rows} == {
         "photos/a b.jpg": ("quartz", "gold"),
@@ -105,6 +107,9 @@ def test_label_studio_gives_what_people_said_with_the_paths_behind_its_addresses
         "s3://bucket/c.jpg": ("pyrite",),
         "box.jpg": ("gold", "quartz"),
     }
+    assert [line.partition(" (")[2] for line in said] == [
+        "Label Studio): 4 of 6 images are labeled; nobody has labeled the others, which are left out"
+    ]
 
 
 def test_splits_of_cvat_and_fiftyone_are_kept(tmp_path):
