@@ -283,7 +283,8 @@ def _renamed(header: Sequence[str], synonyms: Mapping[str, str]) -> list[str]:
 
 
 def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
-    absent = [name for name in required if name not in header]
+    present = set(header)
+    absent = [name for name in required if name not in present]
     if absent:
         raise DataError(
             f"{shown(str(path))} has no column {listed(absent)}; its first line has {listed(header) or 'nothing'}"

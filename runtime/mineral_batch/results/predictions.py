@@ -70,12 +70,13 @@ def read_predictions(path: str | Path, known: Collection[str], exactly: Sequence
     candidates = header[header.index("minerals") + 1 :]
     named = {*known, *chain.from_iterable(calls)}
     labels = tuple(exactly or (name for name in candidates if name in named))
-    absent = [name for name in labels if name not in candidates]
+    present, wanted = set(candidates), set(labels)
+    absent = [name for name in labels if name not in present]
     if absent or not labels:
         raise DataError(f"{path} has no columns {listed(absent) or 'of minerals'}; it has {listed(candidates)}")
     # Decisions on labels that the caller leaves out are left out with them.
-    called = indicator([[name for name in names if name in labels] for names in calls], labels)
-    ignored = tuple(name for name in candidates if name not in labels)
+    called = indicator([[name for name in names if name in wanted] for names in calls], labels)
+    ignored = tuple(name for name in candidates if name not in wanted)
     return Predictions(tuple(paths), labels, _read_scores(path, labels), called, ignored)
 
 
@@ -104,6 +105,8 @@ def _read_calls(path: str | Path) -> tuple[tuple[str, ...], list[str], list[tupl
             if not columns.issuperset(names):
                 unknown = [name for name in names if name not in columns]
                 raise DataError(f"{path} line {line}: minerals names {listed(unknown)}, which is not a column")
+            if "\0" in fields[at]:
+                raise DataError(f"{path} line {line}: a NUL character in the path, which no file can have")
             paths.append(fields[at])
             calls.append(names)
             lines.append(line)
@@ -115,7 +118,8 @@ def _read_scores(path: str | Path, labels: Sequence[str]) -> NDArray[np.float64]
     """The probabilities (N, L), by a second pass: the first one says which columns they are."""
     values = array("d")
     with open_csv(path, labels, sniff=labels) as table:
-        columns = [table.index(name) for name in labels]
+        places = {name: place for place, name in enumerate(table.header)}
+        columns = [places[name] for name in labels]
         for line, fields in table:
             try:
                 row = [float(decimal_point(fields[column])) for column in columns]

@@ -434,6 +434,12 @@ def test_a_missing_column_names_those_there_are(world):
     assert "duplicate column names: agate" in fails(predictions, world.labels())
 
 
+def test_a_path_that_no_file_can_have_is_refused(world):
+    rows = world.prediction_rows
+    rows[2][0] = "a\0.jpg"
+    assert "line 4: a NUL character in the path" in fails(world.predictions(rows), world.labels())
+
+
 @pytest.mark.parametrize("cell", ["high", "", "nan", "1.5", "-0.1", "inf"])
 def test_a_bad_number_is_named_with_its_line_and_column(world, cell):
     rows = world.prediction_rows
