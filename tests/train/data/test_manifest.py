@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data.labels import label_faults, read_labels
-from mineral_train.data.manifest import SPLITS, Manifest, Row, read_manifest, write_manifest, write_table
+from mineral_train.data.manifest import SPLITS, Manifest, Row, read_manifest, read_table, write_manifest, write_table
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12).filter(
@@ -119,6 +119,13 @@ def test_unknown_labels_are_measured_against_the_set_that_was_given(tmp_path: Pa
     path = manifest_of(tmp_path, "path,labels,split\n1.jpg,gold,train\n")
     with pytest.raises(DataError, match=r"not among the 2 labels: 'gold' \(did you mean 'old'\?\)"):
         read_manifest(path, ["old", "new"])
+
+
+def test_columns_are_found_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "excel.csv").write_text("Path;LABELS;Note\na.png;gold;x\n", encoding="utf-8-sig")
+    header, records = read_table(tmp_path / "excel.csv", ["path", "labels"])
+    assert header == ["path", "labels", "Note"]
+    assert records == [(2, {"path": "a.png", "labels": "gold", "Note": "x"})]
 
 
 def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -191,12 +191,12 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> tuple[list[str]
 
     Args:
         path: the file.
-        columns: that it should have; they decide the delimiter (`,`, `;` or a tab).
+        columns: that it should have, in any case; they decide the delimiter (`,`, `;` or a tab).
 
     Raises:
         DataError: if the file is missing or not a CSV (see `mineral_batch.results.csv.open_csv`).
     """
-    with open_csv(path, sniff=columns, errors="strict") as table:
+    with open_csv(path, sniff=columns, synonyms={name.casefold(): name for name in columns}, errors="strict") as table:
         records = [(line, dict(zip(table.header, fields, strict=True))) for line, fields in table]
     return list(table.header), records
 
