@@ -36,12 +36,14 @@ from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
 from mineral_batch.results.csv import open_csv
+from mineral_batch.results.manifest import other_thresholds
 from mineral_batch.results.run import RunSummary
-from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS
+from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import keep_some_freed_memory
 
+_OTHER_THRESHOLDS = "The thresholds are not those of the earlier run: the column minerals was written anew by them\n"
 _SHOWN = 10
 
 
@@ -256,6 +258,7 @@ def predict(
         log.line(f"Warning: {warning}")
     with Predictor(model, **engine) as predictor:
         runs.check_prevalence(predictor.contract, predictor.model, tables)
+        changed = _OTHER_THRESHOLDS if other_thresholds(output, predictor.contract) else ""
         for line in describe_predictor(predictor, is_starter=model is None, quiet=quiet):
             log.line(line)
         with Stop() as stop, Progress(given.existing, log_every, quiet, log=log.progress) as progress:
@@ -279,7 +282,7 @@ def predict(
         ctx.exit(128 + (stop.signal or signal.SIGINT))
     log.run_finished(summary, output)
     if summary.predicted and not quiet:
-        say(_closing(summary, output, predictor.contract, tables.minerals))
+        say(changed + _closing(summary, output, predictor.contract, tables))
     _refuse_nothing(summary, output)
     if summary.failed and not exit_zero_on_failures:
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
@@ -329,7 +332,7 @@ def _stopped(summary: RunSummary | None, output: Path) -> str:
     return f"Stopped{done}. Results saved in {output}{partial}; rerun the same command to resume."
 
 
-def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: str | None) -> str:
+def _closing(summary: RunSummary, output: Path, contract: ModelContract, tables: Tables) -> str:
     new, reused = summary.new - summary.new_failed, summary.reused
     lines = (
         [f"{counted(new)} predicted in {summary.seconds:.1f} s ({new / summary.seconds:.1f} images/s)"] if new else []
@@ -354,7 +357,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: 
     lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:
         lines.append(f"  and {counted(len(minerals) - _SHOWN, 'more mineral')}")
-    lines += _hazard_lines(minerals, load_table(table))
+    lines += _hazard_lines(minerals, load_table(tables.minerals))
     if summary.counts and summary.counts.blank:
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "
@@ -367,4 +370,5 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, table: 
         )
     if not contract.is_calibrated:
         lines.append("The probabilities are not calibrated: see the warning above.")
+    lines += [] if tables.specimen is None else [f"Specimens: {output / SPECIMENS}"]
     return "\n".join([*lines, f"Table: {output / PREDICTIONS}"])

@@ -109,6 +109,17 @@ def edited_tables(folder: Path) -> list[str]:
     return edited
 
 
+def other_thresholds(folder: Path, contract: ModelContract) -> bool:
+    """Return whether the run in a folder had the same labels and other thresholds; no if there is none."""
+    try:
+        manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
+    except OSError:
+        return False
+    if not isinstance(manifest, RunManifest) or manifest.labels != contract.labels:
+        return False
+    return manifest.thresholds != tuple(contract.thresholds)
+
+
 def refuse_edited_tables(folder: Path) -> None:
     """Check that the tables that a run is going to replace are as the last one wrote them.
 

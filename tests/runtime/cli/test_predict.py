@@ -134,6 +134,21 @@ def test_a_rerun_says_how_many_of_the_images_done_were_not_readable(predict: Any
     assert "1 image could not be read" in output
 
 
+def test_other_thresholds_than_the_earlier_runs_are_said(
+    predict: Any, album: Path, model_path: Path, tmp_path: Path, contract: ModelContract
+) -> None:
+    """Nothing is predicted again, and yet the table changes."""
+    said = "The thresholds are not those of the earlier run"
+    first = predict(album, "--specimen", "catalog")
+    assert said not in first.output + predict(album).output
+    assert "Specimens: " in first.output
+    other = tmp_path / "other.onnx"
+    shutil.copy(model_path, other)
+    write_contract(other, contract.with_thresholds([0.99] * len(contract.labels)))
+    assert said in predict(album, model=other).output
+    assert said not in predict(album, model=other).output
+
+
 def test_a_clean_run_after_a_failed_one_leaves_no_failures(predict: Any, album: Path, tmp_path: Path) -> None:
     good = (album / "03.png").read_bytes()
     (album / "03.png").write_bytes(b"damaged")
