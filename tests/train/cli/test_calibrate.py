@@ -114,6 +114,20 @@ def test_an_onnx_file_answers_calibrated_and_keeps_its_form(onnx_file, colored_m
     assert ((answers(target, colored_manifest) >= contract.thresholds) == calls).all()
 
 
+def test_a_command_that_is_ended_between_graph_and_contract_leaves_the_file_as_it_was(
+    onnx_file, colored_manifest, monkeypatch
+):
+    def ended(*_):
+        raise SystemExit(143)
+
+    before = onnx_file.read_bytes()
+    files = sorted(path.name for path in onnx_file.parent.iterdir())
+    monkeypatch.setattr("mineral_train.training.calibrate.write_contract", ended)
+    assert CliRunner().invoke(main, ["calibrate", str(onnx_file), str(colored_manifest)]).exit_code == 143
+    assert onnx_file.read_bytes() == before
+    assert sorted(path.name for path in onnx_file.parent.iterdir()) == files
+
+
 def test_a_second_calibration_changes_next_to_nothing(onnx_file, colored_manifest):
     calibrate(onnx_file, colored_manifest)
     once = answers(onnx_file, colored_manifest)
@@ -152,7 +166,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, colored_ma
         (("{model}", "none.csv"), "there is no file none.csv"),
         (("{model}", "{manifest}", "--tune", "best"), "'best' is not a rule for thresholds"),
         (("{manifest}", "{manifest}"), "not an ONNX file"),
-        (("{model}", "{manifest}", "-o", "nowhere/x.onnx"), "cannot write nowhere/x.onnx"),
+        (("{model}", "{manifest}", "-o", "nowhere/x.onnx"), "no such folder: nowhere; create it first"),
         (("{model}", "{empty}"), "has no rows of split 'val'"),
         (("{model}", "{negative}"), "calibration needs images with a label and images without"),
     ],

@@ -23,6 +23,7 @@ from mineral_batch.evaluation.thresholds import (
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
+from mineral_export.verify.staging import staged_output
 from mineral_train.calibration import fit_calibration
 from mineral_train.training.onnx_values import graph_values
 
@@ -129,9 +130,10 @@ def calibrate_onnx(
     logits, truth = values[answered], truth[answered]
     calibration = fit_calibration(logits, truth, dataset=dataset)
     calibrated = calibrated_contract(contract, calibration, logits, truth, rule)
-    target = target or path
-    calibrate_graph(path, target, calibration.scale, calibration.bias)
-    write_contract(target, calibrated)
+    # Graph and contract appear together: a graph that is calibrated under the old contract would answer wrongly.
+    with staged_output(target or path) as staged:
+        calibrate_graph(path, staged, calibration.scale, calibration.bias)
+        write_contract(staged, calibrated)
     return calibrated, failures
 
 

@@ -11,6 +11,7 @@ from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.familiarity import add_familiarity, features_name
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
+from mineral_export.verify.staging import staged_output
 from mineral_train.familiarity import METHOD, fit_familiarity, percentiles
 from mineral_train.training.onnx_values import graph_values
 
@@ -60,9 +61,9 @@ def familiarize_onnx(
     features = features_of(images)
     others = features_of(held) if len(held) >= _LEAST_HELD else None
     score = fit_familiarity(features, held=others)
-    target = target or path
-    add_familiarity(path, target, score)
     method = METHOD + percentiles(0 if others is None else len(others))
     described = replace(contract, familiarity=Familiarity(method, dataset, len(features)))
-    write_contract(target, described)
+    with staged_output(target or path) as staged:  # graph and contract appear together
+        add_familiarity(path, staged, score)
+        write_contract(staged, described)
     return described
