@@ -166,7 +166,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(onnx_file, colored_ma
         (("{model}", "none.csv"), "there is no file none.csv"),
         (("{model}", "{manifest}", "--tune", "best"), "'best' is not a rule for thresholds"),
         (("{manifest}", "{manifest}"), "not an ONNX file"),
-        (("{model}", "{manifest}", "-o", "nowhere/x.onnx"), "no such folder: nowhere; create it first"),
+        (("{model}", "{manifest}", "-o", "nowhere/x.onnx"), "cannot write nowhere/x.onnx"),
         (("{model}", "{empty}"), "has no rows of split 'val'"),
         (("{model}", "{negative}"), "calibration needs images with a label and images without"),
     ],

@@ -23,9 +23,9 @@ from mineral_batch.evaluation.thresholds import (
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
-from mineral_export.verify.staging import staged_output
 from mineral_train.calibration import fit_calibration
 from mineral_train.training.onnx_values import graph_values
+from mineral_train.training.staged import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +131,7 @@ def calibrate_onnx(
     calibration = fit_calibration(logits, truth, dataset=dataset)
     calibrated = calibrated_contract(contract, calibration, logits, truth, rule)
     # Graph and contract appear together: a graph that is calibrated under the old contract would answer wrongly.
-    with staged_output(target or path) as staged:
+    with staged_file(target or path) as staged:
         calibrate_graph(path, staged, calibration.scale, calibration.bias)
         write_contract(staged, calibrated)
     return calibrated, failures

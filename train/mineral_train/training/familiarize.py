@@ -11,9 +11,9 @@ from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.familiarity import add_familiarity, features_name
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
-from mineral_export.verify.staging import staged_output
 from mineral_train.familiarity import METHOD, fit_familiarity, percentiles
 from mineral_train.training.onnx_values import graph_values
+from mineral_train.training.staged import staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def familiarize_onnx(
     score = fit_familiarity(features, held=others)
     method = METHOD + percentiles(0 if others is None else len(others))
     described = replace(contract, familiarity=Familiarity(method, dataset, len(features)))
-    with staged_output(target or path) as staged:  # graph and contract appear together
+    with staged_file(target or path) as staged:  # graph and contract appear together
         add_familiarity(path, staged, score)
         write_contract(staged, described)
     return described
