@@ -1,5 +1,8 @@
 #!/bin/bash
-# sbatch runtime/examples/slurm.sh PHOTOS OUTPUT: sixteen tasks share a run. When all have ended: mineral-batch merge OUTPUT
+# Sixteen tasks share a run, and one job writes the tables when all have ended:
+#   job=$(sbatch --parsable runtime/examples/slurm.sh PHOTOS OUTPUT)
+#   sbatch --dependency=afterok:$job --wrap "mineral-batch merge OUTPUT --exit-zero-on-failures"
+# mineral-batch must be on PATH: activate its environment before sbatch, or name its path below.
 #SBATCH --job-name=mineral-batch
 #SBATCH --array=0-15
 #SBATCH --cpus-per-task=16
