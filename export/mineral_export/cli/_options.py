@@ -94,47 +94,31 @@ def _grouped(name: str, kind: type, *options: Callable[[Command], Command]) -> C
     return decorate
 
 
+def _sample_options(default: str) -> Callable[[Command], Command]:
+    return _grouped(
+        "samples",
+        SampleOptions,
+        click.option("--count", type=click.IntRange(1), help="Compare on at most this many images. [default: all]"),
+        click.option(
+            "--split",
+            metavar="NAME",
+            help="Use only the rows of --labels with this value in the column `split`. [default: all]",
+        ),
+        click.option(
+            "--labels",
+            type=FILE,
+            metavar="CSV",
+            help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
+        ),
+        click.option("--photos", type=FILE, help=f"Compare on these photographs. [default: {default}]"),
+    )
+
+
 #: `--photos`, `--labels`, `--split`, `--count`, as `samples`.
-sample_options = _grouped(
-    "samples",
-    SampleOptions,
-    click.option("--count", type=click.IntRange(1), help="Compare on at most this many images. [default: all]"),
-    click.option(
-        "--split",
-        metavar="NAME",
-        help="Use only the rows of --labels with this value in the column `split`. [default: all]",
-    ),
-    click.option(
-        "--labels",
-        type=FILE,
-        metavar="CSV",
-        help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
-    ),
-    click.option("--photos", type=FILE, help="Compare on these photographs. [default: 8 synthetic images]"),
-)
+sample_options = _sample_options("8 synthetic images")
 
 #: The same for quantizers, which hold photographs out.
-held_out_sample_options = _grouped(
-    "samples",
-    SampleOptions,
-    click.option("--count", type=click.IntRange(1), help="Compare on at most this many images. [default: all]"),
-    click.option(
-        "--split",
-        metavar="NAME",
-        help="Use only the rows of --labels with this value in the column `split`. [default: all]",
-    ),
-    click.option(
-        "--labels",
-        type=FILE,
-        metavar="CSV",
-        help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
-    ),
-    click.option(
-        "--photos",
-        type=FILE,
-        help="Compare on these photographs. [default: some of --calibrate, held out of it]",
-    ),
-)
+held_out_sample_options = _sample_options("some of --calibrate, held out of it")
 
 #: `--points` and `--force`, as `limits`.
 budget_options = _grouped(
