@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,3 +137,36 @@ def _temporary(target: Path) -> Path:
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
+
+
+@contextmanager
+def staging_folder(parent: Path, kind: str) -> Iterator[Path]:
+    """Yield an empty folder in another one, removed when the block ends.
+
+    Of a process that was killed the folder stays until the next one comes; its name says whose it is.
+
+    Args:
+        parent: where the finished files go, so that they can be renamed.
+        kind: a word for the folder's name.
+    """
+    prefix = f".{kind}-{re.sub('[^A-Za-z0-9]', '', platform.node())}-"
+    with suppress(OSError):
+        for stale in parent.glob(f"{prefix}*"):
+            process = stale.name.removeprefix(prefix).partition("-")[0]
+            if process.isdigit() and not _is_running(int(process)):
+                shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f"{prefix}{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+def _is_running(process: int) -> bool:
+    """True also where that cannot be found out."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

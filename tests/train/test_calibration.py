@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -9,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.metrics import mean_average_precision
 from mineral_train.calibration import AffineMap, fit_calibration, fit_maps
+from mineral_train.training.staged import staged_file
 
 LABELS = 12
 
@@ -129,3 +133,21 @@ def test_images_without_both_kinds_of_decisions_are_refused(truth):
 def test_answers_that_are_not_numbers_are_refused():
     with pytest.raises(DataError, match="not finite"):
         fit_calibration(np.array([[np.nan], [1.0]]), np.array([[True], [False]]), dataset="val")
+
+
+def test_what_a_killed_calibration_left_is_removed_by_the_next(tmp_path):
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from mineral_train.training.staged import staged_file\n"
+        "with staged_file(Path(sys.argv[1])) as path:\n"
+        "    path.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"old")
+    subprocess.run([sys.executable, "-c", program, target], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    with staged_file(target) as path:
+        path.write_bytes(b"new")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"model.onnx": b"new"}

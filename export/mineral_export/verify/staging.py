@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
-import platform
-import re
-import shutil
-import tempfile
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import cannot_write, write_errors
+from mineral_batch.files import cannot_write, staging_folder, write_errors
 from mineral_batch.model.onnx_file import require_model_or_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FIX = "choose another place with -o"
-
-# Of a process that was killed the folder stays; its name says whose it is.
-_PREFIX = f".exporting-{re.sub('[^A-Za-z0-9]', '', platform.node())}-"
 
 # What a disk, a quota or a limit on file sizes refuses in the middle of writing.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -71,31 +63,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         raise DataError(f"{target} is a folder: name a file with -o, such as {target / 'model.onnx'}")
     if not target.parent.is_dir():
         raise DataError(f"no such folder: {target.parent}; create it first, or choose another with -o")
-    _remove_leftovers(target.parent)
     with ExitStack() as stack:
         with write_errors(target, fix=_FIX):
-            prefix = f"{_PREFIX}{os.getpid()}-"
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix))
-        yield Path(folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what exports on this machine left here whose process is gone."""
-    with suppress(OSError):
-        for stale in folder.glob(f"{_PREFIX}*"):
-            process = stale.name.removeprefix(_PREFIX).partition("-")[0]
-            if process.isdigit() and not _is_running(int(process)):
-                shutil.rmtree(stale, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    """True also where that cannot be found out."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+            folder = stack.enter_context(staging_folder(target.parent, "exporting"))
+        yield folder

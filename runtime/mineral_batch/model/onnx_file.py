@@ -80,10 +80,12 @@ def require_model_or_nothing(target: Path) -> None:
     Raises:
         DataError: if another file, of photographs or labels, would be replaced.
     """
-    if target.suffix == ".onnx" or not target.is_file():  # a damaged model may be replaced
-        return
     try:
+        if target.suffix == ".onnx" or not target.is_file():  # a damaged model may be replaced
+            return
         read_metadata(target)
+    except OSError:
+        return  # a name that is too long: said where it is written
     except ContractError:
         raise DataError(f"{target} is there already and is no ONNX file: move it, or name another file") from None
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mineral_batch.files import write_errors
+from mineral_batch.files import staging_folder, write_errors
 
 
 @contextmanager
@@ -20,8 +19,8 @@ def staged_file(target: Path) -> Iterator[Path]:
     """
     with write_errors(target):
         real = target.resolve()
-        with tempfile.TemporaryDirectory(dir=real.parent, prefix=".writing-") as folder:
-            staged = Path(folder, real.name)
+        with staging_folder(real.parent, "writing") as folder:
+            staged = folder / real.name
             yield staged
             if real.exists():
                 shutil.copymode(real, staged)
