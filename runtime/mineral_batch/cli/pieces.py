@@ -185,6 +185,8 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
             say(summary.not_read)
         if counts.further:
             say(counts.further_line())
+        if counts.specimens:
+            say(counts.specimens_line())
         say(f"Table: {place.name}/{PREDICTIONS}")
     if not counts.predicted:
         raise DataError(f"none of {counts.failed} images could be read: see {place.name}/failures.csv")

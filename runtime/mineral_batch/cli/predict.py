@@ -368,7 +368,7 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, tables:
             f"  {summary.counts.unfamiliar} of {summary.counts.familiar} images look like nothing the model was "
             f"trained on (familiarity below {UNFAMILIAR:g})"
         )
-    if not contract.is_calibrated:
-        lines.append("The probabilities are not calibrated: see the warning above.")
-    lines += [] if tables.specimen is None else [f"Specimens: {output / SPECIMENS}"]
+    lines += [] if contract.is_calibrated else ["The probabilities are not calibrated: see the warning above."]
+    if specimens := summary.counts.specimens_line() if summary.counts else "":
+        lines.append(f"{specimens}: {output / SPECIMENS}")
     return "\n".join([*lines, f"Table: {output / PREDICTIONS}"])

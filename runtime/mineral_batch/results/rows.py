@@ -12,7 +12,7 @@ import numpy as np
 
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
-from mineral_batch.results.csv import formula_safe_text
+from mineral_batch.results.csv import formula_safe_text, shown
 from mineral_batch.results.levels import Levels
 from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
@@ -50,6 +50,9 @@ class TableCounts:
         familiar: rows whose familiarity is known.
         damaged: rows of damaged images, predicted from what could be decoded.
         further: files with more photos, which were not read.
+        specimens: rows of specimens.csv.
+        unnamed: images that the rule for specimens says nothing about: each is one of its own.
+        unnamed_example: the path of one of them.
     """
 
     predicted: int = 0
@@ -60,6 +63,9 @@ class TableCounts:
     familiar: int = 0
     damaged: int = 0
     further: int = 0
+    specimens: int = 0
+    unnamed: int = 0
+    unnamed_example: str = ""
 
     @property
     def failed(self) -> int:
@@ -84,6 +90,16 @@ class TableCounts:
             return ""
         files = "1 file has" if self.further == 1 else f"{self.further:,} files have"
         return f"Not read: {files} further pages or images; only the first of each was predicted"
+
+    def specimens_line(self) -> str:
+        """Return one line for the user about specimens; empty if none were asked for."""
+        if not self.specimens:
+            return ""
+        line = f"{self.specimens:,} specimen{'s' if self.specimens != 1 else ''}"
+        if self.unnamed:
+            images = "1 image" if self.unnamed == 1 else f"{self.unnamed:,} images"
+            line += f", of which {images} without the name of one, such as {shown(self.unnamed_example)}"
+        return line
 
     def add(self, row: TableRow | Failure) -> None:
         """Count one row."""

@@ -153,6 +153,8 @@ class SpecimensCsv:
         self._thresholds = np.array(contract.thresholds)
         self._decimals = decimals
         self._rule = specimen_rule(rule)
+        #: Rows written; images that the rule says nothing about, and the path of the first.
+        self.specimens, self.unnamed, self.unnamed_example = 0, 0, ""
         self._numbers = ",%.7g" * len(contract.labels) + "\n"
         CsvWriter(file, [*SPECIMEN_COLUMNS, *contract.labels])
         with _disk_errors():
@@ -163,7 +165,11 @@ class SpecimensCsv:
         """Take the row of an image; failures are of no specimen."""
         if isinstance(row, Failure):
             return
-        name = self._rule(row.result.path) or row.result.path
+        name = self._rule(row.result.path)
+        if not name:
+            name = row.result.path
+            self.unnamed += 1
+            self.unnamed_example = self.unnamed_example or name
         values = np.array(row.values, np.float64).tobytes()
         with _disk_errors():
             self._images.execute("INSERT INTO image VALUES (?, NULL, ?)", (encode(name), values))
@@ -181,6 +187,7 @@ class SpecimensCsv:
         self._images.close()
 
     def _write(self, name: str, images: int, values: Floats) -> None:
+        self.specimens += 1
         values = values if self._decimals is None else values.round(self._decimals)
         order = np.argsort(-values, kind="stable").tolist()
         minerals = [self._labels[index] for index in order if values[index] >= self._thresholds[index]]

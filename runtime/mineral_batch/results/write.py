@@ -230,6 +230,8 @@ def write_tables(
             for sink in sinks:
                 if isinstance(sink, SpecimensCsv):
                     sink.finish()
+                    counts.specimens, counts.unnamed = sink.specimens, sink.unnamed
+                    counts.unnamed_example = sink.unnamed_example
         (folder / PARTIAL).unlink(missing_ok=True)
         if not counts.failed:
             (folder / FAILURES).unlink()

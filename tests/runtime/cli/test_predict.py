@@ -141,7 +141,7 @@ def test_other_thresholds_than_the_earlier_runs_are_said(
     said = "The thresholds are not those of the earlier run"
     first = predict(album, "--specimen", "catalog")
     assert said not in first.output + predict(album).output
-    assert "Specimens: " in first.output
+    assert "11 specimens: " in first.output
     other = tmp_path / "other.onnx"
     shutil.copy(model_path, other)
     write_contract(other, contract.with_thresholds([0.99] * len(contract.labels)))
@@ -552,3 +552,13 @@ def test_familiarity_from_python(album: Path, familiar: Path) -> None:
         for result in predictor.predict([album]):
             assert 0 < result.familiarity <= 1
             assert len(result.probabilities) == len(predictor.contract.labels)
+
+
+def test_the_closing_lines_count_specimens_and_images_without_one(predict: Any, album: Path) -> None:
+    for name in ("M-1235 front.png", "M-1235 back.png", "IMG_4711.png"):
+        shutil.copy(album / "00.png", album / name)
+    line = "13 specimens, of which 1 image without the name of one, such as"
+    for _ in range(2):  # also when there is nothing to do
+        output = predict(album, "--specimen", "catalog").output
+        assert line in output
+        assert "IMG_4711.png: " in output
