@@ -34,6 +34,7 @@ from mineral_batch.engines.registry import BACKENDS
 from mineral_batch.errors import BackendError
 from mineral_batch.images import remote
 from mineral_batch.images.remote import find_remote
+from mineral_batch.images.skipped import Skipped
 from mineral_batch.results.fingerprint import shared_fingerprint
 from mineral_batch.results.manifest import describe_engine, describe_software
 from mineral_batch.storage.interface import Check, Entry
@@ -185,6 +186,9 @@ class _Bucket:
     """What `make_plan` needs of inputs."""
 
     named = ("s3://simulated/photos/",)
+
+    def __init__(self) -> None:
+        self.skipped = Skipped()
 
     def sources(self) -> Iterator[Source | Failure]:
         return find_remote(self.named)

@@ -30,6 +30,7 @@ from mineral_batch.results.fingerprint import DECODER
 from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.journal import JOURNAL
 from mineral_batch.results.manifest import timestamp
+from mineral_batch.results.schema import PREDICTIONS, RUN_MANIFEST
 from mineral_batch.results.write import CSV_ONLY, Tables
 from mineral_batch.storage.urls import without_secrets
 from mineral_batch.types import Result
@@ -98,6 +99,9 @@ def refuse_single_run(place: Place) -> None:
     """
     if isinstance(place, Folder) and (place.folder / JOURNAL).exists():
         raise DataError(f"{place.name} holds the results of a run without --shard: choose another folder with -o")
+    is_ours = isinstance(place, Folder) and any((place.folder / name).exists() for name in (PLAN, RUN_MANIFEST))
+    if isinstance(place, Folder) and (place.folder / PREDICTIONS).exists() and not is_ours:
+        raise DataError(f"{place.name} holds a {PREDICTIONS} of something else: move it, or choose another with -o")
 
 
 def discard(place: Place) -> None:

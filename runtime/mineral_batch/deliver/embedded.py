@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mineral_batch.deliver.made import Made, read_made, write_made
+from mineral_batch.deliver.made import Made, begin_tree, write_made
 from mineral_batch.deliver.packets import PacketError, read_packet, with_packet
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.deliver.trees import inside
@@ -49,7 +49,7 @@ def write_copies(delivery: Delivery, tree: Path, root: str, *, with_suffix: bool
     Raises:
         DataError: if lxml is missing, a file of somebody else's is in the way, or the disk refuses.
     """
-    counts, made = EmbedCounts(), read_made(tree)
+    counts, made = EmbedCounts(), begin_tree(tree)
     with write_errors(tree):
         (tree / COPIES).mkdir(parents=True, exist_ok=True)
         try:

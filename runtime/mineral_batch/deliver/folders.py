@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
 
-from mineral_batch.deliver.made import Made, read_made, take_back, write_made
+from mineral_batch.deliver.made import Made, begin_tree, take_back, write_made
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.errors import DataError
 from mineral_batch.files import write_errors
@@ -45,7 +45,7 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
     Raises:
         DataError: if a file of somebody else's is in the way, or the disk refuses.
     """
-    counts, earlier = FoldersMade(), read_made(tree)
+    counts, earlier = FoldersMade(), begin_tree(tree)
     rows: dict[str, Made] = {}
     with write_errors(tree):
         tree.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from mineral_batch.errors import DataError
+from mineral_batch.files import write_errors
 from mineral_batch.images.names import DELIVERED
 from mineral_batch.results.csv import open_csv, write_csv
 
@@ -40,6 +41,27 @@ def read_made(tree: Path) -> dict[str, Made]:
     with open_csv(tree / MADE, _COLUMNS) as table:
         rows = (Made(row["file"], row["path"], row["kind"], int(row["bytes"])) for row in table.dicts())
         return {row.file: row for row in rows}
+
+
+def begin_tree(tree: Path) -> dict[str, Made]:
+    """Return what earlier deliveries made in a tree; begin its list where it is new.
+
+    `predict` reads nothing in the folders of such a tree, so it may hold nothing else at first.
+
+    Raises:
+        DataError: if it holds other files and no list, or cannot be written.
+    """
+    if (tree / MADE).is_file():
+        return read_made(tree)
+    if tree.is_dir() and any(tree.iterdir()):
+        raise DataError(
+            f"{tree} holds other files, which predict would no longer read beside a delivery: name a new or empty "
+            f"folder with -o"
+        )
+    with write_errors(tree):
+        tree.mkdir(parents=True, exist_ok=True)
+    write_made(tree, ())
+    return {}
 
 
 def write_made(tree: Path, rows: Iterable[Made]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from mineral_batch.errors import DataError, one_line
 from mineral_batch.files import write_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.predictor import Predictor
+from mineral_batch.results.csv import listed
 from mineral_batch.results.fingerprint import file_digest
 from mineral_batch.results.rows import TableCounts
 from mineral_batch.results.schema import PREDICTIONS, RUN_MANIFEST, SCHEMA_VERSION, STAGES
@@ -130,6 +131,35 @@ def refuse_edited_tables(folder: Path) -> None:
         raise DataError(
             f"{' and '.join(str(folder / name) for name in edited)} was edited since the last run and would be "
             f"overwritten: rename or move it, or choose another folder with -o"
+        )
+
+
+def refuse_foreign_tables(folder: Path, names: Iterable[str], *, has_journal: bool) -> None:
+    """Check that no file that a run is going to replace or remove is somebody else's.
+
+    Args:
+        folder: of the output.
+        names: files that the run writes, or removes if it has nothing to write there.
+        has_journal: whether a run of ours has begun there. Without its run.json it was killed while it wrote, and
+            nobody knows which of the tables are its own.
+
+    Raises:
+        DataError: naming them.
+    """
+    try:
+        manifest: RunManifest | str = parse_manifest((folder / RUN_MANIFEST).read_bytes())
+    except OSError:
+        manifest = ""
+    known: Container[str] = ()
+    if isinstance(manifest, RunManifest):
+        known = {*manifest.digests, *manifest.tables, RUN_MANIFEST}
+    elif has_journal:
+        return
+    foreign = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
+    if foreign:
+        raise DataError(
+            f"{listed([str(folder / name) for name in foreign])} is there already and was not written by predict: move "
+            f"it, or choose another folder with -o"
         )
 
 

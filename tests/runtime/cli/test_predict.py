@@ -310,8 +310,6 @@ def test_a_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
     interrupted: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "predictions.csv").write_text("an older table")
     code, lines = interrupted(number)
     assert code == 128 + number
     assert "Traceback" not in "".join(lines)
@@ -321,7 +319,7 @@ def test_a_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
         f"Stopped after {done} images. Results saved in {out} (so far: {out}/predictions.partial.csv); "
         f"rerun the same command to resume."
     )
-    assert (out / "predictions.csv").read_text() == "an older table"
+    assert not (out / "predictions.csv").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
@@ -562,3 +560,19 @@ def test_the_closing_lines_count_specimens_and_images_without_one(predict: Any, 
         output = predict(album, "--specimen", "catalog").output
         assert line in output
         assert "IMG_4711.png: " in output
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "failures.csv", "specimens.csv", "run.json"])
+def test_a_file_of_somebody_elses_is_neither_replaced_nor_removed(predict: Any, album: Path, name: str) -> None:
+    for text in ("before a run", "after a run"):
+        out = album.parent / text
+        if text == "after a run":
+            assert predict(album, "-o", out).exit_code == 0
+        out.mkdir(exist_ok=True)
+        if text == "after a run" and name in ("predictions.csv", "run.json"):
+            continue  # these are the run's own
+        (out / name).write_text(text)
+        refused = predict(album, "-o", out)
+        assert refused.exit_code == 1
+        assert "is there already and was not written by predict" in refused.stderr
+        assert (out / name).read_text() == text
