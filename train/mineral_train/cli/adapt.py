@@ -22,8 +22,9 @@ from mineral_batch.system import require_packages
 from mineral_batch.types import Failure
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
+from mineral_train.cli._table import table_options
 from mineral_train.data.folders import TableFormat
-from mineral_train.data.labels import SEPARATOR, read_labels
+from mineral_train.data.labels import read_labels
 from mineral_train.data.manifest import SPLITS, table_folder
 from mineral_train.data.source import specimen_column, split_column
 
@@ -48,21 +49,7 @@ _EXIT_INTERRUPTED = 130
     metavar="FILE",
     help="Your own label set: a text file with one name per line. [default: those in SOURCE]",
 )
-@click.option("--path-column", default="path", show_default=True, metavar="NAME", help="Column of paths in a CSV.")
-@click.option("--labels-column", default="labels", show_default=True, metavar="NAME", help="Column of labels in a CSV.")
-@click.option(
-    "--separator",
-    default=SEPARATOR,
-    show_default=True,
-    metavar="TEXT",
-    help="What separates two labels in a cell of a CSV.",
-)
-@click.option(
-    "--root",
-    type=LOCAL,
-    metavar="DIR",
-    help="Folder where a CSV's relative paths start. [default: the CSV's]",
-)
+@table_options
 @click.option(
     "--group-column",
     metavar="NAME",

@@ -15,10 +15,11 @@ from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.written import note_written, require_not_read, require_replaceable
+from mineral_train.cli._table import table_options
 from mineral_train.data import census
 from mineral_train.data.duplicates import MAX_DISTANCE, MIN_CORRELATION
 from mineral_train.data.folders import TableFormat, folder_names, is_negative
-from mineral_train.data.labels import SEPARATOR, label_faults, raise_faults, read_labels
+from mineral_train.data.labels import label_faults, raise_faults, read_labels
 from mineral_train.data.manifest import SPLITS, Manifest, write_manifest, write_table, write_text
 from mineral_train.data.prepare import Preparation, Prepared, prepare
 from mineral_train.data.source import specimen_column, split_column
@@ -53,21 +54,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 @click.option(
     "--imply-parents", is_flag=True, help="Label varieties with their species and group too: agate is quartz."
 )
-@click.option("--path-column", default="path", show_default=True, metavar="NAME", help="Column of paths in a CSV.")
-@click.option("--labels-column", default="labels", show_default=True, metavar="NAME", help="Column of labels in a CSV.")
-@click.option(
-    "--separator",
-    default=SEPARATOR,
-    show_default=True,
-    metavar="TEXT",
-    help="What separates two labels in a cell of a CSV.",
-)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder where a CSV's relative paths start. [default: the CSV's]",
-)
+@table_options
 @click.option(
     "--group-column",
     metavar="NAME",
