@@ -135,7 +135,8 @@ def _encode(rows: Sequence[Sequence[Any]], kinds: Mapping[str, Any], metadata: M
 def _decode(content: bytes, where: str) -> tuple[list[tuple[Any, ...]], Mapping[bytes, bytes]]:
     arrow, parquet = import_pyarrow()
     try:
-        table = parquet.read_table(io.BytesIO(content), page_checksum_verification=True)
+        # One thread: a part has a few hundred KB, and each of Arrow's threads would keep memory of its own.
+        table = parquet.read_table(io.BytesIO(content), page_checksum_verification=True, use_threads=False)
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True)), table.schema.metadata or {}
     except (arrow.ArrowException, OSError, ValueError):
         raise _damaged(where) from None
