@@ -10,6 +10,7 @@ from mineral_batch.errors import BackendError, ContractError, DataError, Mineral
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import MINERALS
+from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import InputSpec, Measured, ModelContract
 from mineral_batch.predictor import Input, Predictor
 from mineral_batch.types import Failure, Image, Prediction, Result
@@ -23,6 +24,7 @@ __all__ = [
     "Image",
     "Input",
     "InputSpec",
+    "Levels",
     "Measured",
     "MineralError",
     "ModelContract",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from mineral_batch.cli import main
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS, canonical, other_names
+from mineral_batch.minerals.sources import sources_of
 from mineral_batch.minerals.table import LANGUAGES, LEVELS, lineage, load_table, name_at, names_at
 
 
@@ -116,3 +120,134 @@ def test_a_group_or_class_shows_its_members(name: str, members: list[str]) -> No
     code, text = run(name)
     assert code == 0
     assert [line for line in text.splitlines() if line and not line.startswith(" ")] == members
+
+
+CLASSES = {
+    "1": "Elements",
+    "2": "Sulfides and sulfosalts",
+    "3": "Halides",
+    "4": "Oxides",
+    "5": "Carbonates",
+    "7": "Sulfates, molybdates and tungstates",
+    "8": "Phosphates, arsenates and vanadates",
+    "9": "Silicates",
+}
+DANGERS = {"Pb": "lead", "Hg": "mercury", "As": "arsenic", "Sb": "antimony", "U": "radioactive"}
+
+
+def composition(formula: str) -> Counter[str]:
+    """How many atoms of each element an ideal formula has; what colors a variety, in brackets at the end, is not in."""
+    total: Counter[str] = Counter()
+    for part in re.sub(r" \(.*\)$", "", formula).split("·"):
+        times, _, rest = re.match(r"((\d+)|n)?(.*)", part).group(1, 2, 3)
+        levels: list[Counter[str]] = [Counter()]
+        for token in re.findall(r"\(|\)[\d.]*|[A-Z][a-z]?[\d.]*", rest):
+            if token == "(":
+                levels.append(Counter())
+            elif token[0] == ")":
+                inner = levels.pop()
+                levels[-1].update({one: count * float(token[1:] or 1) for one, count in inner.items()})
+            else:
+                element, count = re.match(r"([A-Z][a-z]?)(.*)", token).groups()
+                levels[-1].update({element: float(count or 1)})
+        (only,) = levels
+        total.update({one: count * float(times if times and times != "n" else 1) for one, count in only.items()})
+    return total
+
+
+def test_a_composition_counts_every_atom() -> None:
+    assert composition("Cu(UO2)2(PO4)2·12H2O") == {"Cu": 1, "U": 2, "O": 24, "P": 2, "H": 24}
+    assert composition("Al2O3 (Fe, Ti)") == {"Al": 2, "O": 3}
+
+
+@pytest.mark.parametrize("name", sorted(load_table()))
+def test_the_class_follows_from_the_formula(name: str) -> None:
+    mineral = load_table()[name]
+    elements = set(composition(mineral.formula))
+    has_anion = {
+        "1": len(elements) == 1,
+        "2": "S" in elements and "O" not in elements,
+        "3": bool(elements & {"F", "Cl"}) and "O" not in elements,
+        "4": "O" in elements and (not elements & {"C", "S", "P", "Si"} or elements <= {"Si", "O", "H"}),
+        "5": "CO3" in mineral.formula,
+        "7": any(anion in mineral.formula for anion in ("SO4", "MoO4", "WO4")),
+        "8": "PO4" in mineral.formula,
+        "9": {"Si", "O"} < elements and not elements <= {"Si", "O", "H"},
+    }
+    assert has_anion[mineral.strunz[0]]
+    assert mineral.mineral_class == CLASSES[mineral.strunz[0]]
+
+
+def test_the_charges_of_every_formula_are_balanced() -> None:
+    """With the usual charges; iron makes up the difference, and must need 2 to 3 for that (disulfides: S of -1)."""
+    charges = {
+        "Na": 1, "Li": 1, "H": 1, "Cu": 2, "Pb": 2, "Hg": 2, "Zn": 2, "Mg": 2, "Ca": 2, "Mn": 2, "Be": 2, "Al": 3,
+        "B": 3, "As": 3, "Sb": 3, "Si": 4, "C": 4, "Sn": 4, "P": 5, "U": 6, "Mo": 6, "O": -2, "F": -1, "Cl": -1,
+    }  # fmt: skip
+    for mineral in load_table().values():
+        atoms = composition(mineral.formula)
+        if len(atoms) == 1:
+            continue
+        sulfur = 6 if "SO4" in mineral.formula else -1 if mineral.formula == "FeS2" else -2
+        rest = sum(count * (sulfur if one == "S" else charges[one]) for one, count in atoms.items() if one != "Fe")
+        assert 2 <= -rest / atoms["Fe"] <= 3 if "Fe" in atoms else rest == 0, mineral.name
+
+
+def test_what_a_formula_holds_is_warned_of() -> None:
+    for mineral in load_table().values():
+        elements = set(composition(mineral.formula))
+        expected = {danger for element, danger in DANGERS.items() if element in elements}
+        assert expected == ({mineral.danger} if mineral.danger else set()), mineral.name
+        must_name = {
+            "copper": "Cu" in elements and "C" in elements,
+            "beryllium": "Be" in elements,
+            "silica": mineral.formula == "SiO2",
+            "hydrogen fluoride": mineral.formula == "CaF2",
+            "sulfuric acid": mineral.formula == "FeS2",
+            "sulfur dioxide": mineral.formula == "S",
+            "uranium": "U" in elements,
+            **{danger: danger == mineral.danger for danger in DANGERS.values() if danger != "radioactive"},
+        }
+        for word, is_needed in must_name.items():
+            assert word in mineral.hazard or not is_needed, (mineral.name, word)
+
+
+def test_varieties_stand_where_their_species_do_and_groups_know_their_members() -> None:
+    table = load_table()
+    for mineral in table.values():
+        species = table[mineral.species]
+        for fact in ("group", "mineral_class", "strunz", "dana", "dana_class"):
+            assert getattr(mineral, fact) == getattr(species, fact), (mineral.name, fact)
+        assert composition(mineral.formula) == composition(species.formula)
+    symbols = [mineral.ima_symbol for mineral in table.values() if mineral.ima_symbol]
+    assert len(symbols) == len(set(symbols)) == sum(not mineral.is_variety for mineral in table.values())
+    for group in {mineral.group for mineral in table.values() if mineral.group}:
+        members = [mineral.name for mineral in table.values() if mineral.group == group]
+        assert names_at(table, "group")[group] == tuple(members)
+        assert len({table[name].mineral_class for name in members}) == 1
+    classes = {mineral.dana: mineral.dana_class for mineral in table.values()}
+    assert all(mineral.dana_class == classes[mineral.dana] for mineral in table.values())
+
+
+def test_every_fact_has_a_source_and_every_source_a_fact() -> None:
+    table = load_table()
+    for mineral in table.values():
+        for fact, text in mineral.facts.items():
+            assert sources_of(mineral.name, fact).given or not text, (mineral.name, fact)
+    text = (files("mineral_batch.minerals") / "sources.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        assert row["kind"] in ("given", "equal")
+        for name in row["names"].split(";"):
+            assert name == "*" or table[name].facts[row["fact"]], f"{row['fact']} of {name} is not in the table"
+    assert sources_of("schorl", "group").given.startswith("Henry"), "the work that names the mineral comes first"
+    assert sources_of("gold", "strunz").equal == ()
+
+
+def test_the_command_prints_the_sources() -> None:
+    code, text = run("--sources", "topaz")
+    assert code == 0
+    assert "formula: IMA-CNMNC List of Minerals" in text
+    assert "the same in: RRUFF" in " ".join(text.split())
+    (record,) = json.loads(run("--json", "topaz")[1])
+    assert record["sources"]["ima_symbol"]["given"].startswith("Warr 2021")
+    assert set(record["sources"]) >= {"formula", "strunz", "dana", "group"} - {"group"}

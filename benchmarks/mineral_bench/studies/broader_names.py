@@ -2,7 +2,7 @@
 
     python -m mineral_bench.studies.broader_names PREDICTIONS LABELS [SPLIT]
 
-What `mineral_batch.results.levels.union_probability` does was chosen by this table.
+What `mineral_batch.minerals.levels.union_probability` does was chosen by this table.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import click
 import numpy as np
 
 from mineral_batch.evaluation.evaluate import join
+from mineral_batch.minerals.levels import SURE, union_probability
 from mineral_batch.minerals.table import LEVELS, names_at
-from mineral_batch.results.levels import SURE, union_probability
 
 if TYPE_CHECKING:
     from collections.abc import Callable

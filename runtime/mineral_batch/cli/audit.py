@@ -83,7 +83,7 @@ def audit(
     require_not_read(target, (labels, table), "audit")
     require_replaceable(table.parent, target, "audit")
     say_edited(table, "the edited table is compared with the labels")
-    joined = join(table, labels, split)
+    joined = join(table, labels, split, keep_unlabeled=specimen is not None)
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(table))
     noun = "specimen" if specimen is not None else "image"

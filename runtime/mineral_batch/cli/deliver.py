@@ -29,6 +29,7 @@ _FILES = {
     "darwin-core": "darwin-core.zip",
     "dwca": "dwca.zip",
 }
+_DARWIN_CORE = ("darwin-core", "dwca")
 _FOLDERS = {"xmp": "xmp", "folders": "by-mineral"}
 # A folder of each, whose files only a delivery may replace.
 _TOOLS = ("label-studio", "cvat", "coco", "fiftyone")
@@ -72,6 +73,12 @@ _REASONS = 5  # that are shown
     help="Where no mineral is sure, answer with the species, group or class that is, up to this level.",
 )
 @click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@click.option(
+    "--id-prefix",
+    metavar="TEXT",
+    help="darwin-core, dwca: identifiers of specimens begin so, their number follows: https://museum.org/object/. "
+    "[default: UUIDs]",
+)
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
@@ -103,6 +110,7 @@ def deliver(
     specimen: str | None,
     level: Level | None,
     minerals: Path | None,
+    id_prefix: str | None,
     beside: bool,
     embed: bool,
     adobe_names: bool,
@@ -137,14 +145,15 @@ def deliver(
     from mineral_batch.deliver.specimens import by_specimen
     from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 
-    if beside and output:
-        raise click.UsageError("--beside writes beside the photographs: leave -o out")
-    if embed and (beside or form != "xmp"):
-        raise click.UsageError("--embed is for --as xmp, in a folder of its own: leave --beside out")
-    if undo and form not in _FOLDERS:
-        raise click.UsageError(f"--undo is for xmp and folders; what --as {form} writes can be deleted")
-    if (inventory is None) != (column is None) or (match and not inventory):
-        raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
+    _require_sensible(
+        form,
+        has_output=output is not None,
+        beside=beside,
+        embed=embed,
+        undo=undo,
+        id_prefix=id_prefix,
+        is_joined=(inventory is not None, column is not None, match is not None),
+    )
     say_edited(results, "the edited table is delivered")
     delivery = read_delivery(results, photos, least, level, minerals)
     if inventory and column:
@@ -175,11 +184,35 @@ def deliver(
         **dict.fromkeys(_TOOLS, lambda: _tool(delivery, target, form)),
     }
     with tqdm(total=passes * len(delivery), unit=" records", disable=None, leave=False) as bar:
-        delivery = replace(delivery, on_record=bar.update)
+        delivery = replace(delivery, on_record=bar.update, id_prefix=id_prefix)
         done = write[form]()
     for file in written:
         note_written(results, file)
     click.echo(done)
+
+
+def _require_sensible(
+    form: str,
+    *,
+    has_output: bool,
+    beside: bool,
+    embed: bool,
+    undo: bool,
+    id_prefix: str | None,
+    is_joined: tuple[bool, ...],
+) -> None:
+    """Refuse options that do not belong together."""
+    if beside and has_output:
+        raise click.UsageError("--beside writes beside the photographs: leave -o out")
+    if embed and (beside or form != "xmp"):
+        raise click.UsageError("--embed is for --as xmp, in a folder of its own: leave --beside out")
+    if id_prefix is not None and (form not in _DARWIN_CORE or not id_prefix.strip()):
+        raise click.UsageError("--id-prefix is for --as darwin-core and --as dwca, and not empty")
+    if undo and form not in _FOLDERS:
+        raise click.UsageError(f"--undo is for xmp and folders; what --as {form} writes can be deleted")
+    has_inventory, has_column, has_match = is_joined
+    if has_inventory != has_column or (has_match and not has_inventory):
+        raise click.UsageError("--join CSV and --on COLUMN belong together; --match needs them")
 
 
 def _written(form: str, target: Path) -> list[Path]:
@@ -237,7 +270,10 @@ def _darwin_core(delivery: Delivery, path: Path, form: str) -> str:
 
     written = (write_archive if form == "dwca" else write_data_package)(delivery, path)
     specimens = "" if delivery.has_specimens else f", {counted(written, 'specimen')}"
-    return f"{_summary(delivery)}{specimens}: {path}"
+    hint = ""
+    if delivery.id_prefix is None:
+        hint = "\nIdentifiers are UUIDs; --id-prefix makes them those of your collection (do it before you publish)"
+    return f"{_summary(delivery)}{specimens}: {path}{hint}"
 
 
 def _places(delivery: Delivery, path: Path, form: str) -> str:

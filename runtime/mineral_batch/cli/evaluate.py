@@ -140,7 +140,7 @@ def evaluate(
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     say_edited(predictions, "the edited table is evaluated")
-    joined = join(predictions, labels, split, known.labels if known else None)
+    joined = join(predictions, labels, split, known.labels if known else None, keep_unlabeled=specimen is not None)
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(predictions))
     if level != LEVELS[0]:

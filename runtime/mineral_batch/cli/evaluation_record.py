@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mineral_batch.cli.evaluation_text import Comparison, label_rows
 from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning
+from mineral_batch.evaluation.levels import readings_of
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6, PrecisionRecallF1
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def evaluation_record(
         "split": compared.split,
         "level": compared.level,
         "specimen": compared.specimen,
-        "images": len(joined.truth),
+        "images": joined.images or len(joined.truth),
+        "specimens": len(joined.truth) if joined.noun == "specimen" else None,
+        "varieties": [one._asdict() for one in readings_of(joined)],
         "predictions_without_labels": joined.unlabeled,
         "predictions_of_other_splits": joined.other_splits,
         "labeled_without_prediction": len(joined.missing),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mineral_batch.cli.console import counted
 from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning
-from mineral_batch.evaluation.levels import varieties_beside_their_species
+from mineral_batch.evaluation.levels import readings_of
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
 from mineral_batch.evaluation.thresholds import CONFIDENCE
 from mineral_batch.minerals.table import LEVELS, Level
@@ -47,22 +48,26 @@ def evaluation_lines(joined: Joined, result: Evaluation, compared: Comparison) -
         "",
         *_summary_lines(joined, result),
         "",
-        *_label_lines(result),
+        *_label_lines(result, joined.noun),
         "",
-        *_mean_ap_lines(result, compared.resamples),
+        *_mean_ap_lines(result, compared.resamples, joined.noun),
         "",
-        *_calibration_lines(result.calibration),
+        *_calibration_lines(result.calibration, joined.noun),
         "",
         *_decision_lines(result),
-        *_empty_lines(result),
+        *_empty_lines(result, joined.noun),
     ]
 
 
 def _join_text(joined: Joined, compared: Comparison) -> list[str]:
     of_split = f", split {compared.split}" if compared.split else ""
-    lines = [f"{len(joined.truth)} images are in both {compared.predictions} and {compared.labels}{of_split}."]
+    lines = [
+        f"{counted(len(joined.truth), joined.noun)} {'is' if len(joined.truth) == 1 else 'are'} in both "
+        f"{compared.predictions} and {compared.labels}{of_split}."
+    ]
     if joined.unlabeled:
-        lines.append(f"{joined.unlabeled} predictions have no labels and are ignored.")
+        ignored = "no labels and are ignored" if joined.noun == "image" else "no labels; those of these specimens count"
+        lines.append(f"{joined.unlabeled} predictions have {ignored}.")
     if joined.other_splits:
         lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
     if joined.missing:
@@ -93,12 +98,13 @@ def _summary_lines(joined: Joined, result: Evaluation) -> list[str]:
     truth, found = joined.truth, result.decisions
     shown = truth.any(axis=1)
     if not shown.any():
-        return ["No image in both tables has a label, so there is nothing to be right or wrong about but false alarms."]
+        nothing = "so there is nothing to be right or wrong about but false alarms"
+        return [f"No {joined.noun} in both tables has a label, {nothing}."]
     best = joined.predictions.scores.argmax(axis=1)
     right = truth[np.arange(len(truth)), best][shown]
     hits = round(float((found.recall * found.support).sum()))
     lines = [
-        f"Best guess: right for {_percent(int(right.sum()), len(right))} of the images that show one of these "
+        f"Best guess: right for {_percent(int(right.sum()), len(right))} of the {joined.noun}s that show one of these "
         f"{len(result.labels)} labels ({right.sum():,} of {len(right):,})."
     ]
     if called := int(found.called.sum()):
@@ -115,15 +121,14 @@ def _reading(joined: Joined, level: Level) -> list[str]:
     """How varieties beside their species are counted."""
     if level != LEVELS[0]:
         return [f"Labels are read at the level of {level}: {len(joined.predictions.labels)} names."]
-    pairs = varieties_beside_their_species(joined.predictions.labels)
-    if not pairs:
-        return []
-    named = ", ".join(f"{variety} alone is not {species}" for variety, species in pairs)
-    return [f"Labels are taken as written: {named} (--level species counts a variety as its species)."]
+    found = readings_of(joined)
+    lines = [f"Labels are taken as written: {one}." for one in found]
+    return [*lines, "--level species counts a variety as its species."] if lines else []
 
 
 CSV_COLUMNS = ("mineral", f"ap ({EQUATION_6})", "support", "called", "precision", "recall", "f1", "threshold")
-_COLUMNS = ("mineral", "AP", "photographs", "called", "precision", "recall", "F1", "threshold")
+_NOUNS = {"image": "photographs", "specimen": "specimens"}
+_COLUMNS = ("mineral", "AP", _NOUNS["image"], "called", "precision", "recall", "F1", "threshold")
 
 
 def label_rows(result: Evaluation) -> list[tuple[str, float, int, int, float, float, float, float]]:
@@ -141,9 +146,10 @@ def label_rows(result: Evaluation) -> list[tuple[str, float, int, int, float, fl
     return list(zip(result.labels, *(figure.tolist() for figure in figures), thresholds, strict=True))
 
 
-def _label_lines(result: Evaluation) -> list[str]:
+def _label_lines(result: Evaluation, noun: str) -> list[str]:
     width = max(len("mineral"), *(len(name) for name in result.labels))
-    columns = _COLUMNS if result.thresholds else _COLUMNS[:-1]
+    named = [_NOUNS[noun] if name == _NOUNS["image"] else name for name in _COLUMNS]
+    columns = named if result.thresholds else named[:-1]
     lines = ["  ".join([f"{columns[0]:<{width}}", *(f"{name:>{max(len(name), 6)}}" for name in columns[1:])])]
     for row in label_rows(result):
         if row[2] == row[3] == 0:
@@ -159,13 +165,13 @@ def _cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
-    lines = ["Mean average precision (mAP; 1 is perfect). Quote the first, by equation-6, with its number of images."]
+def _mean_ap_lines(result: Evaluation, resamples: int, noun: str) -> list[str]:
+    lines = [f"Mean average precision (mAP; 1 is perfect). Quote the first, by equation-6, with its number of {noun}s."]
     for name, figure in result.ap.items():
         interval, text = "", DEFINITIONS[name]
         if name == EQUATION_6 and result.interval:
             low, high = (_cell(value) for value in result.interval)
-            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the images)"
+            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the {noun}s)"
             text += f".{_LOPSIDED}" if _is_lopsided(figure.mean, *result.interval) else ""
         lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
         lines += textwrap.wrap(text, 100, initial_indent=" " * 12, subsequent_indent=" " * 12)
@@ -173,7 +179,7 @@ def _mean_ap_lines(result: Evaluation, resamples: int) -> list[str]:
 
 
 _LOPSIDED = (
-    " The interval reaches further down than up, because the AP of minerals in few images comes out too high, and the "
+    " The interval reaches further down than up, because the AP of rare minerals comes out too high, and the "
     "interval corrects that"
 )
 
@@ -182,7 +188,7 @@ def _is_lopsided(mean: float, low: float, high: float) -> bool:
     return mean - low > 1.5 * (high - mean)
 
 
-def _calibration_lines(figures: CalibrationFigures) -> list[str]:
+def _calibration_lines(figures: CalibrationFigures, noun: str) -> list[str]:
     rows = [
         f"{name:<9}{one:>10.4f}{'-' if name == 'ECE' else f'{base:.4f}':>12}"
         for name, one, base in zip(
@@ -191,7 +197,7 @@ def _calibration_lines(figures: CalibrationFigures) -> list[str]:
     ]
     return [
         "Calibration (do the probabilities mean what they say; lower is better), and what always predicting the",
-        "prevalence in these images would get:",
+        f"prevalence in these {noun}s would get:",
         f"{'':<9}{'model':>10}{'prevalence':>12}",
         *rows,
         *textwrap.wrap(
@@ -199,7 +205,7 @@ def _calibration_lines(figures: CalibrationFigures) -> list[str]:
             "decisions.",
             100,
         ),
-        f"Minerals per image: {figures.labels_predicted:.2f} by the sum of the probabilities, "
+        f"Minerals per {noun}: {figures.labels_predicted:.2f} by the sum of the probabilities, "
         f"{figures.labels_true:.2f} labeled.",
     ]
 
@@ -216,13 +222,13 @@ def _decision_lines(result: Evaluation) -> list[str]:
     ]
 
 
-def _empty_lines(result: Evaluation) -> list[str]:
+def _empty_lines(result: Evaluation, noun: str) -> list[str]:
     empty = [result.labels[index] for index in result.mean_ap.empty]
     if not empty:
         return []
     return [
         "",
-        f"In no image, so not evaluated ({len(empty)} of {len(result.labels)}): {', '.join(empty)}.",
+        f"In no {noun}, so not evaluated ({len(empty)} of {len(result.labels)}): {', '.join(empty)}.",
     ]
 
 

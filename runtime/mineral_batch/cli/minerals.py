@@ -13,6 +13,7 @@ import click
 
 from mineral_batch.errors import DataError
 from mineral_batch.minerals.names import canonical
+from mineral_batch.minerals.sources import sources_of
 from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
 
 
@@ -24,20 +25,24 @@ from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
     metavar="CSV",
     help="Your own table of minerals (name,species,...). [default: ours]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print every fact as JSON.")
-def minerals(names: tuple[str, ...], table: Path | None, as_json: bool) -> None:
+@click.option("--sources", is_flag=True, help="Also print where each fact comes from.")
+@click.option("--json", "as_json", is_flag=True, help="Print every fact as JSON, with its sources.")
+def minerals(names: tuple[str, ...], table: Path | None, sources: bool, as_json: bool) -> None:
     """Show formula, group, class, names and hazards of minerals.
 
     NAMES are minerals in English, German, French, Spanish or Italian, or groups and classes ("tourmaline", "oxides"),
     which stand for their members; default: a line for each mineral in the table.
     """
+    if sources and table is not None:
+        raise click.UsageError("--sources are those of our table: leave --table out")
     known = load_table(table)
     named = {one.name: one for name in names for one in _find(name, known)}
     found = list((named if names else known).values())
     if as_json:
-        click.echo(json.dumps([asdict(_plain(one)) for one in found], indent=2, ensure_ascii=False))
-    elif names:
-        click.echo("\n\n".join(describe(one) for one in found))
+        records = [asdict(_plain(one)) | ({} if table else {"sources": _sources(one)}) for one in found]
+        click.echo(json.dumps(records, indent=2, ensure_ascii=False))
+    elif names or sources:
+        click.echo("\n\n".join(describe(one) + ("\n" + _source_lines(one) if sources else "") for one in found))
     else:
         click.echo("\n".join(_line(one) for one in found))
 
@@ -46,6 +51,22 @@ def _plain(mineral: Mineral) -> Mineral:
     """With synonyms as a dict, which `asdict` can copy."""
     values = {name: getattr(mineral, name) for name in mineral.__dataclass_fields__}
     return Mineral(**(values | {"synonyms": dict(mineral.synonyms)}))
+
+
+def _sources(mineral: Mineral) -> dict[str, dict[str, str | list[str]]]:
+    """By fact, of those that are known: the work that it follows, and the lists that say the same."""
+    facts = mineral.facts
+    found = {fact: sources_of(mineral.name, fact) for fact, text in facts.items() if text}
+    return {fact: {"given": given, "equal": list(equal)} for fact, (given, equal) in found.items()}
+
+
+def _source_lines(mineral: Mineral) -> str:
+    lines = ["  sources"]
+    for fact in (fact for fact, text in mineral.facts.items() if text):
+        given, equal = sources_of(mineral.name, fact)
+        text = f"{fact}: {given}" + "".join(f"; the same in: {one}" for one in equal)
+        lines.append(textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="      "))
+    return "\n".join(lines)
 
 
 def _find(name: str, known: Table) -> list[Mineral]:

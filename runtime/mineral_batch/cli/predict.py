@@ -38,7 +38,7 @@ from mineral_batch.results import run as runs
 from mineral_batch.results.csv import open_csv
 from mineral_batch.results.manifest import other_thresholds
 from mineral_batch.results.run import RunSummary
-from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
+from mineral_batch.results.schema import BEST, FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import keep_some_freed_memory
@@ -359,9 +359,10 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, tables:
         lines.append(f"  and {counted(len(minerals) - _SHOWN, 'more mineral')}")
     lines += _hazard_lines(minerals, load_table(tables.minerals))
     if summary.counts and summary.counts.blank:
+        where = "column best has" if BEST in tables.columns else "--columns best shows"
         lines.append(
             f"  {summary.counts.blank} of {summary.counts.predicted} images have no mineral at or above its threshold "
-            "(--columns best shows the most probable)"
+            f"({where} the most probable)"
         )
     if summary.counts and summary.counts.familiar:
         lines.append(

@@ -16,10 +16,13 @@ from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError, MineralError
+from mineral_batch.minerals.table import LEVELS, load_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mineral_batch.minerals.levels import Levels
+    from mineral_batch.minerals.table import Level
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
 
@@ -41,6 +44,12 @@ if TYPE_CHECKING:
 @click.option(
     "-m", "--model", type=LOCAL, help="Model by whose features the order spreads. [default: the model of the run]"
 )
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    help="Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]",
+)
+@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
 @click.option("--reviewer", metavar="NAME", help="Your name, saved with your decisions. [default: your user name]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page. [default: any that is free]")
 @click.option("--no-browser", is_flag=True, help="Print the address without opening it.")
@@ -53,6 +62,8 @@ def review(
     explained: Path | None,
     photos: Path | None,
     model: Path | None,
+    level: Level | None,
+    minerals: Path | None,
     reviewer: str | None,
     port: int,
     no_browser: bool,
@@ -81,13 +92,23 @@ def review(
     base = photos or find_base(read.predictions.paths, [Path(), results, results.parent])
     with Decisions(results) as decisions:
         features, note = _features(read, base, model)
-        session = Review(read, decisions, base, reviewer or _user(), given, maps, features)
+        levels = _levels(read, level, minerals)
+        session = Review(read, decisions, base, reviewer or _user(), given, maps, features, levels)
         try:
             _serve(session, port, note, is_opened=not no_browser)
         finally:
             session.close()
         session.label_table().write(results / LABELS, decisions.recorded_labels())
         click.echo(_closing(decisions.counts, results / LABELS), err=True)
+
+
+def _levels(read: Results, level: Level | None, minerals: Path | None) -> Levels | None:
+    """The broader names up to the level that was asked for, else up to that of the run."""
+    from mineral_batch.minerals.levels import Levels
+
+    of_run = read.manifest.get("level")
+    broadest = level or (of_run if of_run in LEVELS else None)
+    return Levels(read.predictions.labels, broadest, load_table(minerals)) if broadest else None
 
 
 def _export(results: Path, labels: Path | None, table: Path) -> None:

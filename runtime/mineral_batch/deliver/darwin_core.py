@@ -1,8 +1,9 @@
 """Darwin Core: the data package (DwC-DP) and the older archive (DwC-A) of what the images show.
 
 Both hold the same: a material entity per specimen, its images, and one identification for the model's answer and one
-for a person's, with who, when and how probable. A specimen is an inventory number (`--join`), else an image. Where a
-photograph was taken is not written: in a collection that is the museum, not the locality of the specimen.
+for a person's, with who, when and how probable. A specimen is an inventory number (`--join`), else what `--specimen`
+names, else an image; `identifiers` has how they are named. Where a photograph was taken is not written: in a
+collection that is the museum, not the locality of the specimen.
 
 The data package follows the tables of the release candidate of DwC-DP 1.0 (tdwg/dwc, dwc-dp/table-schemas). Its table
 `geological-material` and the terms geologicalMaterialNames and geologicalMaterialNameTypes are proposed, not ratified
@@ -17,10 +18,11 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from mineral_batch.deliver.identifiers import catalog_number, identifiers_of
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.minerals.table import level_of
@@ -190,26 +192,33 @@ def _names(delivery: Delivery) -> dict[str, dict[str, str]]:
 
 
 def _material(delivery: Delivery) -> Iterator[list[str]]:
-    for specimen, record in _specimens(delivery):
-        yield [specimen, specimen, "non-biological", "Mineralogy", record.number]
+    ids = identifiers_of(delivery)
+    for _, record in _specimens(delivery):
+        key = ids.specimen(record)
+        yield [key, key, "non-biological", "Mineralogy", catalog_number(record)]
 
 
 def _geological(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     names = _names(delivery)
-    for specimen, _ in _specimens(delivery):
+    for specimen, record in _specimens(delivery):
         if found := names.get(specimen):
             kinds = [level_of(name, delivery.table) or "unspecified" for name in found]
-            yield [specimen, specimen, _LIST.join(found.values()), _LIST.join(kinds), _PHOTOGRAPH]
+            key = ids.specimen(record)
+            yield [key, key, _LIST.join(found.values()), _LIST.join(kinds), _PHOTOGRAPH]
 
 
 def _media(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     for record in delivery.photographs():
-        yield [record.path, record.path, "StillImage", PurePath(record.path).name, record.captured]
+        key = ids.image(record.path)
+        yield [key, key, "StillImage", ids.name(record.path), record.captured]
 
 
 def _material_media(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     for record in delivery.photographs():
-        yield [record.path, record.specimen]
+        yield [ids.image(record.path), ids.specimen(record)]
 
 
 def _protocol(_: Delivery) -> Iterator[list[str]]:
@@ -241,35 +250,45 @@ def _status(record: Record) -> str:
 
 
 def _remarks(record: Record, kind: str) -> str:
-    labels = record.machine if kind == "machine" else record.minerals
-    known = [f"{label} {record.probabilities[label]:.3f}" for label in labels if label in record.probabilities]
+    is_machine = kind == "machine" and (record.reviewer or record.evidence != "machine")
+    names = record.machine if is_machine else record.minerals
+    known = [f"{name} {value:.3f}" for name in names if (value := record.probability(name)) is not None]
     return f"probability by the model: {', '.join(known)}" if known else ""
 
 
 def _identification(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     for record, kind, by, date, names, accepted, status in _answers(delivery):
-        key = f"{record.path}#{kind}"
+        key = ids.identification(record, kind)
         found = _LIST.join(names)
         by_whom = (accepted, by, date, status, _remarks(record, kind))
-        media = record.images[0] if len(record.images) == 1 else ""  # of several, material-media has them
-        yield [key, key, "media", _PHOTOGRAPH, record.specimen, media, found, *by_whom, found]
+        # Of several images, material-media has them.
+        media = ids.image(record.images[0]) if len(record.images) == 1 else ""
+        specimen = ids.specimen(record)
+        yield [key, key, "media", _PHOTOGRAPH, specimen, media, found, *by_whom, found]
 
 
 def _occurrence(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     names = _names(delivery)
     for specimen, record in _specimens(delivery):
         found = _LIST.join(names.get(specimen, {}).values())
-        yield [specimen, specimen, "MaterialEntity", record.number, found]
+        key = ids.specimen(record)
+        yield [key, key, "MaterialEntity", catalog_number(record), found]
 
 
 def _history(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     for record, kind, by, date, names, _, status in _answers(delivery):
-        yield [record.specimen, f"{record.path}#{kind}", _LIST.join(names), by, date, status, _remarks(record, kind)]
+        key, about = ids.identification(record, kind), ids.specimen(record)
+        yield [about, key, _LIST.join(names), by, date, status, _remarks(record, kind)]
 
 
 def _multimedia(delivery: Delivery) -> Iterator[list[str]]:
+    ids = identifiers_of(delivery)
     for record in delivery.photographs():
-        yield [record.specimen, record.path, "StillImage", PurePath(record.path).name, record.captured]
+        key, about = ids.image(record.path), ids.specimen(record)
+        yield [about, key, "StillImage", ids.name(record.path), record.captured]
 
 
 def _dwc(name: str, text: str, *, type_: str = "string") -> _Field:
@@ -282,10 +301,10 @@ _PACKAGE = (
         "material",
         (
             _Field("materialEntity_pk", _ENTITY, _KEY, "primary"),
-            _dwc("materialEntityID", "Inventory number, or the image of the specimen."),
+            _dwc("materialEntityID", "Identifier of the specimen."),
             _dwc("materialEntityCategory", "What kind of thing it is."),
             _dwc("discipline", "Branch of knowledge."),
-            _dwc("catalogNumber", "Number in the inventory of the collection."),
+            _dwc("catalogNumber", "Number in the inventory of the collection, or name of the specimen."),
         ),
         _material,
     ),
@@ -293,7 +312,7 @@ _PACKAGE = (
         "geological-material",
         (
             _Field("materialEntity_fk", _ENTITY, "The specimen.", "material.materialEntity_pk"),
-            _dwc("materialEntityID", "Inventory number, or the image of the specimen."),
+            _dwc("materialEntityID", "Identifier of the specimen."),
             _dwc("geologicalMaterialNames", "What its images show; people's answers first. Proposed term."),
             _dwc("geologicalMaterialNameTypes", "variety, species, group or class, for each name. Proposed term."),
             _Field("mineralogicalAnalysisProtocol_fk", _PROTOCOL, "How it was found out.", "protocol.protocol_pk"),
@@ -304,9 +323,9 @@ _PACKAGE = (
         "media",
         (
             _Field("media_pk", _MEDIA, _KEY, "primary"),
-            _Field("mediaID", _MEDIA, "Path of the image."),
+            _Field("mediaID", _MEDIA, "Identifier of the image."),
             _Field("mediaType", f"{DCTERMS}type", "Always StillImage."),
-            _Field("title", f"{DCTERMS}title", "Name of the file."),
+            _Field("title", f"{DCTERMS}title", "Path of the file below the folder of the photographs."),
             _Field("createDate", "http://ns.adobe.com/xap/1.0/CreateDate", "When it was taken."),
         ),
         _media,
@@ -334,7 +353,7 @@ _PACKAGE = (
         "identification",
         (
             _Field("identification_pk", f"{DWC}identificationID", _KEY, "primary"),
-            _dwc("identificationID", "The image, and whose answer it is."),
+            _dwc("identificationID", "Its identifier."),
             _dwc("identificationType", "What it is based on: media."),
             _Field("identificationProtocol_fk", _PROTOCOL, "How it was made.", "protocol.protocol_pk"),
             _Field("materialEntity_fk", _ENTITY, "The specimen.", "material.materialEntity_pk"),

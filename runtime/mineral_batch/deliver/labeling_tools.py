@@ -153,8 +153,10 @@ class _Members:
 
 
 def _machine(record: Record, delivery: Delivery) -> list[tuple[str, float]]:
-    """What the model called present, with its probability."""
-    return [(delivery.name(label), record.probabilities[label]) for label in record.machine]
+    """What the model said, with its probability: its labels and, where nobody decided, broader names."""
+    names = record.minerals if record.evidence == "machine" and not record.reviewer else record.machine
+    known = ((name, record.probability(name)) for name in names)
+    return [(delivery.name(name), value) for name, value in known if value is not None]
 
 
 def _prediction(name: str, probability: float, delivery: Delivery) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def _coco_annotations(delivery: Delivery, category: dict[str, int]) -> Iterator[
         for label, name in zip(record.minerals, record.names, strict=True):
             number += 1
             annotation: dict[str, Any] = {"id": number, "image_id": image, "category_id": category[name]}
-            if record.evidence == "machine" and label in record.probabilities:
-                annotation["score"] = record.probabilities[label]
+            if record.evidence == "machine" and (value := record.probability(label)) is not None:
+                annotation["score"] = value
             yield annotation | {"attributes": {"evidence": record.evidence}}
 
 

@@ -80,7 +80,7 @@ def _identifier(name: str) -> str:
 def _row(record: Record, delivery: Delivery) -> Iterator[str | float | bytes | None]:
     assert record.place is not None
     latitude, longitude = record.place
-    best = [record.probabilities[label] for label in record.minerals if label in record.probabilities]
+    best = [value for name in record.minerals if (value := record.probability(name)) is not None]
     yield _point(longitude, latitude)
     yield from (printable(record.path), ";".join(record.names), max(best, default=None), record.evidence)
     yield from (record.reviewer or None, record.time or None, delivery.model, longitude, latitude)
@@ -132,7 +132,7 @@ def _feature(record: Record, delivery: Delivery) -> str:
         "decided": record.time or None,
         "captured": record.captured or None,
         "model": delivery.model,
-        "probabilities": {delivery.name(label): record.probabilities.get(label) for label in record.minerals},
+        "probabilities": {delivery.name(name): record.probability(name) for name in record.minerals},
         **(
             {"inventory": dict(zip(delivery.inventory_columns, record.inventory, strict=True))} if record.number else {}
         ),

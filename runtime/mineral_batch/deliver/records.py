@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mineral_batch.deliver.inventory import Joined
+from mineral_batch.minerals.levels import Levels, union_probability
 from mineral_batch.minerals.table import Level, Table, load_table
 from mineral_batch.report.thumbnails import find_base
-from mineral_batch.results.levels import Levels
 from mineral_batch.results.read import Results, read_results
 from mineral_batch.review.decisions import Decision, read_decisions
 
@@ -39,6 +40,7 @@ class Record:
         inventory: the cells of the inventory's row, empty without one.
         images: their paths; one, or those of the specimen.
         group: the specimen by the rule that joined the images; empty without one.
+        broader: probabilities of those of `minerals` that are broader names, by the model.
     """
 
     path: str
@@ -55,6 +57,11 @@ class Record:
     inventory: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     group: str = ""
+    broader: Mapping[str, float] = field(default_factory=dict)
+
+    def probability(self, name: str) -> float | None:
+        """By the model, of a label or of a broader name in the answer; None of what people added."""
+        return self.probabilities.get(name, self.broader.get(name))
 
     @property
     def specimen(self) -> str:
@@ -83,6 +90,7 @@ class Delivery:
         level: the broadest level at which the model's answers may be; None for its labels only.
         table: of minerals.
         on_record: called after each record that was read.
+        id_prefix: how identifiers of specimens begin in Darwin Core; None for UUIDs.
     """
 
     results: Results
@@ -96,6 +104,7 @@ class Delivery:
     level: Level | None = None
     table: Table = field(default_factory=load_table)
     on_record: Callable[[], object] = lambda: None
+    id_prefix: str | None = None
 
     @property
     def has_specimens(self) -> bool:
@@ -140,11 +149,20 @@ class Delivery:
         """The records in the order of the table."""
         table = self.results.predictions
         called = table.called if self.least is None else table.scores >= self.least
-        levels = None if self.level is None else Levels(table.labels, self.level, self.table)
-        answers = levels.answers(table.scores, called) if levels else None
+        answers = self._levels.answers(table.scores, called) if self._levels else None
         for row, path in enumerate(table.paths):
             yield self._record(row, path, called[row], answers[row] if answers else None)
             self.on_record()
+
+    @cached_property
+    def _levels(self) -> Levels | None:
+        return None if self.level is None else Levels(self.labels, self.level, self.table)
+
+    def _broader(self, row: int, names: Sequence[str]) -> dict[str, float]:
+        """The probabilities of those of the names that are unions of labels."""
+        unions = [union for name in names if self._levels and (union := self._levels.union(name))]
+        scores = self.results.predictions.scores[row]
+        return {one.name: float(union_probability(scores[np.newaxis, list(one.columns)])[0]) for one in unions}
 
     def photographs(self) -> Iterator[Record]:
         """The same for each image: those of a specimen have its answer."""
@@ -178,6 +196,7 @@ class Delivery:
             self.joined.row(path) if self.joined else (),
             self.images.get(path, (path,)),
             path if self.has_specimens else "",
+            self._broader(row, minerals),
         )
 
     def file(self, record: Record) -> Path:

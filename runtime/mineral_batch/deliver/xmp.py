@@ -258,7 +258,8 @@ def _write_facts(root: Any, record: Record, model: str, *, created: bool) -> Non
     if record.machine:
         _add(root, MB, "machine", record.machine)
     named = {*record.minerals, *record.machine, record.best}
-    probabilities = [f"{name} {value:.3f}" for name, value in record.probabilities.items() if name in named]
+    known = {**record.probabilities, **record.broader}
+    probabilities = [f"{name} {value:.3f}" for name, value in known.items() if name in named]
     _add(root, MB, "probabilities", sorted(probabilities, key=lambda text: text.rsplit(" ", 1)[1], reverse=True))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mineral_batch.evaluation.evaluate import Evaluation, evaluate, join
+from mineral_batch.evaluation.levels import readings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ class Accuracy:
         confusion: (L, L + 1) int64; see `confusion`.
         false_alarms: the wrong calls, the most confident first.
         missed: the labels that were not called, the most confidently absent first.
-        notes: what was left out of the comparison.
+        notes: what was left out of the comparison, and how varieties count.
     """
 
     source: str
@@ -111,7 +112,7 @@ def judge(results: Results, labels: Path, split: str | None) -> Accuracy:
         confusion=confusion(table.called, truth),
         false_alarms=alarms,
         missed=missed,
-        notes=(*(f"{n} {what}" for what, n in left_out.items() if n), *joined.notes),
+        notes=(*(f"{n} {what}" for what, n in left_out.items() if n), *joined.notes, *map(str, readings_of(joined))),
     )
 
 

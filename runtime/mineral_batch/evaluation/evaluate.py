@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class Joined:
         renamed: names in the label table that were read as another name of a label.
         notes: what else the user should know about the match.
         splits: the names in the column `split` of the rows that were judged.
+        beside: the predictions that have no labels, where `join` was asked to keep them.
+        noun: what a row is: an image or a specimen.
+        images: how many images the rows are of.
     """
 
     predictions: Predictions
@@ -64,6 +67,9 @@ class Joined:
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    beside: Predictions | None = None
+    noun: Literal["image", "specimen"] = "image"
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,12 @@ def tune(joined: Joined, thresholds: Sequence[float], rule: Rule) -> Tuning:
 
 
 def join(
-    predictions: str | Path, labels: str | Path, split: str | None = None, known: Sequence[str] | None = None
+    predictions: str | Path,
+    labels: str | Path,
+    split: str | None = None,
+    known: Sequence[str] | None = None,
+    *,
+    keep_unlabeled: bool = False,
 ) -> Joined:
     """Read both tables and match their rows by path (`match_paths`).
 
@@ -167,6 +178,7 @@ def join(
         split: judge only rows of this split; all rows when None.
         known: the labels to judge, in this order, each a column of the predictions. None takes the columns after
             `minerals` that are one of the 36 minerals, occur in the labels or are called present somewhere.
+        keep_unlabeled: keep the predictions without labels beside the others: specimens need them.
 
     Raises:
         DataError: when a table is unreadable, a label has no column, a match is ambiguous or nothing matches.
@@ -182,6 +194,7 @@ def join(
     if not pairs:
         raise DataError(_nothing_matches(predictions, labels, table.paths, rows))
     note = matches.note(table.paths)
+    labeled = {*matches.index.values()}
     return Joined(
         predictions=table.select([index for index, _ in pairs]),
         truth=indicator([row.labels for _, row in pairs], table.labels),
@@ -191,6 +204,8 @@ def join(
         renamed=renamed,
         notes=(note,) if note else (),
         splits=tuple(sorted({row.split for row in rows} - {""})),
+        beside=table.select([i for i in range(len(table.paths)) if i not in labeled]) if keep_unlabeled else None,
+        images=len(pairs),
     )
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.evaluate import Joined
-from mineral_batch.minerals.table import Level, Table, load_table, names_at
-from mineral_batch.results.levels import SURE, rolled_up
+from mineral_batch.minerals.levels import SURE, rolled_up
+from mineral_batch.minerals.reading import Reading, pairs, readings
+from mineral_batch.minerals.table import Level, Table, names_at
 
 
 def at_level(joined: Joined, level: Level, minerals: Table | None = None) -> Joined:
     """Return the same images with every label read as its name at a level.
 
-    A name is true where one of its labels is. Its probability is that of any of them (see `results.levels`), and it is
+    A name is true where one of its labels is. Its probability is that of any of them (see `minerals.levels`), and it is
     called present where one of them is or where the union is sure.
 
     Raises:
@@ -36,8 +36,9 @@ def at_level(joined: Joined, level: Level, minerals: Table | None = None) -> Joi
     return replace(joined, predictions=replace(table, labels=names, scores=scores, called=called), truth=truth)
 
 
-def varieties_beside_their_species(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of a variety and its species that are labels side by side: an image of one is a negative for the other."""
-    table = load_table()
-    known = [table[label] for label in labels if label in table]
-    return [(one.name, one.species) for one in known if one.is_variety and one.species in labels]
+def readings_of(joined: Joined) -> list[Reading]:
+    """How many images of a variety count as negatives for its species, by the labels as they are written."""
+    labels = joined.predictions.labels
+    narrower = [labels.index(label) for label, _ in pairs(labels)]
+    of_varieties = joined.truth[joined.truth[:, narrower].any(axis=1)]
+    return readings(labels, [{labels[index] for index in np.flatnonzero(row)} for row in of_varieties])

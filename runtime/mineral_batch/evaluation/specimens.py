@@ -18,10 +18,11 @@ from mineral_batch.results.specimens import combined, specimen_rule
 def by_specimen(joined: Joined, rule: str, thresholds: Mapping[str, float]) -> Joined:
     """Return the specimens of the images, in the order of their first ones.
 
-    A label is true of a specimen where it is of one of its images; the probabilities are those of specimens.csv.
+    A label is true of a specimen where it is of one of its images. Its probabilities are those of all its images, as in
+    specimens.csv, also of those without labels; not of those of other splits, which the model may have seen.
 
     Args:
-        joined: the images.
+        joined: the images, with those that have no labels (`join(..., keep_unlabeled=True)`).
         rule: as `predict --specimen` takes it.
         thresholds: by label, at which it is called present; one without is where an image of the specimen says so.
 
@@ -32,17 +33,28 @@ def by_specimen(joined: Joined, rule: str, thresholds: Mapping[str, float]) -> J
     members: dict[str, list[int]] = {}
     for index, path in enumerate(table.paths):
         members.setdefault(name(path) or path, []).append(index)
-    scores = np.stack([combined(table.scores[rows]) for rows in members.values()])
-    called = np.stack([table.called[rows].any(axis=0) for rows in members.values()])
+    labeled = {specimen: list(rows) for specimen, rows in members.items()}
+    every = table if joined.beside is None else table.extended(joined.beside)
+    for index, path in enumerate(every.paths[len(table.paths) :], len(table.paths)):
+        if (specimen := name(path)) in members:
+            members[specimen].append(index)
+    scores = np.stack([combined(every.scores[rows]) for rows in members.values()])
+    called = np.stack([every.called[rows].any(axis=0) for rows in members.values()])
     for column, label in enumerate(table.labels):
         if label in thresholds:
             called[:, column] = scores[:, column] >= thresholds[label]
-    note = f"{len(table.paths)} images of {len(members)} specimens: the figures below count specimens as images"
+    images = sum(map(len, members.values()))
+    without = images - len(table.paths)
+    note = f"The figures are of {len(members)} specimens, each judged by all its images ({images}"
+    note += f", {without} of them without labels)" if without else ")"
     return replace(
         joined,
         predictions=Predictions(tuple(members), table.labels, scores, called, table.ignored),
-        truth=np.stack([joined.truth[rows].any(axis=0) for rows in members.values()]),
+        truth=np.stack([joined.truth[rows].any(axis=0) for rows in labeled.values()]),
         notes=(*joined.notes, note),
+        beside=None,
+        noun="specimen",
+        images=images,
     )
 
 

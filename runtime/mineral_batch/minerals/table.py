@@ -1,21 +1,15 @@
 """What is known about each mineral: its formula, its place among the minerals, its names, its hazards.
 
 The table of the package (minerals.csv beside this file) has the 36 labels and the species that their varieties belong
-to. An empty cell means that the fact does not exist or was not checked. In 2026 the symbols of 27
-species were compared with a list that follows Warr 2021 and Whitney and Evans 2010 (not those of andradite, anglesite,
-schorl; fluorite is Fl there), and the codes of corundum, epidote, marcasite, orpiment, stibnite, torbernite and
-wulfenite with Wikipedia's articles (for orpiment not Dana's). Sources of its columns:
+to. An empty cell means that the fact does not exist or was not checked. sources.csv says for each fact which work it
+follows and which other lists were found to say the same (`sources.sources_of`). The label "sulfur" is spelled as in the
+paper; the IMA writes sulphur.
 
-| column | source |
-|---|---|
-| species, group | IMA-CNMNC List of Minerals; a variety (agate, demantoid, ruby, sapphire) is not on it and names its species; supergroups as approved: garnet (Grew et al. 2013), tourmaline (Henry et al. 2011), spinel (Bosi et al. 2019) |
-| formula | ideal, IMA-CNMNC List of Minerals, without the valences |
-| ima_symbol | Warr 2021, IMA-CNMNC approved mineral symbols, Mineralogical Magazine 85, 291-320 |
-| class, strunz | Strunz and Nickel 2001, Strunz Mineralogical Tables, 9th edition, as continued by Mindat ("Strunz 10") |
-| dana, dana_class | Gaines et al. 1997, Dana's New Mineralogy, 8th edition |
-| en, de, fr, es, it | names in use in collections, as Wikidata and Mindat list them; `;` between names |
-| danger, hazard, care | what curators' guides say of the substance (lead, mercury, arsenic, antimony, uranium, silica; pyrite decay, light) |
-"""  # noqa: E501 - a table
+Compared with other lists in 2026, all equal now: the formulas but those of epidote and gold (by elements where the
+order differs); the symbols but those of copper, epidote, gold, marcasite, stibnite and sulfur; the Strunz codes but
+that of gold; the Dana classes but those of gold and orpiment; 12 of the 28 groups. Not compared: the names of classes,
+the names in five languages, and the notes on hazards and care.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +76,13 @@ class Mineral:
     def ima_status(self) -> str:
         """Its status in words: on the list of the IMA, or not."""
         return f"not a species of the IMA: a variety of {self.species}" if self.is_variety else "species of the IMA"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Every fact by its column in the table, as text; the names of a language in one."""
+        texts = {name: str(getattr(self, name)) for name in ("species", *_TEXTS) if name != "class"}
+        texts["class"] = self.mineral_class
+        return texts | {language: f"{_SEPARATOR} ".join(names) for language, names in self.synonyms.items()}
 
     @property
     def lineage(self) -> tuple[str, ...]:

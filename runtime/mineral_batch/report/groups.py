@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mineral_batch.minerals.levels import Levels
 from mineral_batch.minerals.pairs import Pair, columns_of, implausible_pairs
 from mineral_batch.minerals.table import LEVELS, Level, Table, load_table, names_at
-from mineral_batch.results.levels import Levels
 from mineral_batch.results.read import Results
 from mineral_batch.results.specimens import combined, specimen_rule
 

@@ -54,6 +54,11 @@ class Predictions:
         paths = tuple(self.paths[row] for row in rows)
         return Predictions(paths, self.labels, self.scores[rows], self.called[rows], self.ignored)
 
+    def extended(self, more: Predictions) -> Predictions:
+        """The same table with the rows of another one, of the same labels, after its own."""
+        scores, called = np.concatenate([self.scores, more.scores]), np.concatenate([self.called, more.called])
+        return Predictions(self.paths + more.paths, self.labels, scores, called, self.ignored)
+
 
 def read_predictions(path: str | Path, known: Collection[str], exactly: Sequence[str] | None = None) -> Predictions:
     """Read a table of predictions.

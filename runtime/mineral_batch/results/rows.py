@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.results.csv import formula_safe_text, shown
-from mineral_batch.results.levels import Levels
 from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
 
@@ -28,7 +28,7 @@ class TableRow:
         result: the prediction.
         values: L, its probabilities.
         minerals: the labels at or above their thresholds, most probable first.
-        answer: the same with broader names where the labels are unsure (`mineral_batch.results.levels`); None without.
+        answer: the same with broader names where the labels are unsure (`mineral_batch.minerals.levels`); None without.
     """
 
     result: Prediction
@@ -177,7 +177,7 @@ def extra_values(row: TableRow, names: Sequence[str], contract: ModelContract) -
         "familiarity": None if result.familiarity is None else float(format_number(result.familiarity)),
         "answer": SEPARATOR.join(row.answer or ()),
         "damaged": formula_safe_text(result.damage or ""),
-        **(_best(row, contract) if "best" in names else {}),
+        **(best_columns(row.values, contract) if "best" in names else {}),
     }
     return [values[name] for name in names]
 
@@ -187,13 +187,13 @@ def _difference(first: float, second: float) -> float:
     return float(format_number(float(format_number(first)) - float(format_number(second))))
 
 
-def _best(row: TableRow, contract: ModelContract) -> dict[str, Any]:
-    """The columns `best`; of equal probabilities the first label comes first."""
-    first, *rest = sorted(range(len(row.values)), key=lambda index: -row.values[index])
+def best_columns(values: Sequence[float], contract: ModelContract) -> dict[str, Any]:
+    """The columns `best` of L probabilities; of equal ones the first label comes first."""
+    first, *rest = sorted(range(len(values)), key=lambda index: -values[index])
     second = rest[0] if rest else None
     return {
         "best": contract.labels[first],
         "second": "" if second is None else contract.labels[second],
-        "margin": _difference(row.values[first], 0.0 if second is None else row.values[second]),
+        "margin": _difference(values[first], 0.0 if second is None else values[second]),
         "calibrated": "yes" if contract.is_calibrated else "no",
     }

@@ -9,7 +9,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | predictions.excel.csv | `--format csv-excel`: the same with semicolons, a byte order mark, CRLF |
 | per-image/ | a CSV per predicted image in a copy of the tree: `mineral`, `probability`, `present` (0 or 1) |
 | predictions.partial.csv | what an interrupted run has so far, as predictions.csv |
-| specimens.csv | `--specimen`: a row per specimen: `specimen`, `images`, `minerals`, then one column per label |
+| specimens.csv | `--specimen`: a row per specimen: `specimen`, `images`, `minerals`, `answer`, `best`, labels |
 | run.json | how a complete run was made (`mineral_batch.results.manifest`); written last |
 
 | column | meaning |
@@ -53,17 +53,21 @@ RUN_MANIFEST = "run.json"
 FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET, "csv-excel": CSV_EXCEL}
 #: Added where damaged images are predicted, too.
 DAMAGED_COLUMN = "damaged"
+#: The most probable label, and the group of columns that it is in.
+BEST = "best"
 #: What `Tables.columns` may hold, and the columns of each.
 COLUMNS = {
     "size": ("width", "height"),
     "captured": ("captured",),
     "gps": ("latitude", "longitude"),
-    "best": ("best", "second", "margin", "calibrated"),
+    BEST: (BEST, "second", "margin", "calibrated"),
     "familiarity": ("familiarity",),
     DAMAGED_COLUMN: (DAMAGED_COLUMN,),
 }
 #: The column of the answers at a broader level.
 ANSWER = "answer"
+#: The extra columns that specimens.csv has, too, where they are asked for.
+SPECIMEN_EXTRA = (ANSWER, *COLUMNS[BEST])
 #: The columns in front of the labels, the extra ones included.
 LEADING = ("path", "minerals", ANSWER, *(name for names in COLUMNS.values() for name in names))
 FAILURE_COLUMNS = ("path", "stage", "reason")

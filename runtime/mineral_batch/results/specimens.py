@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
+from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter, csv_line, csv_records, encode, formula_safe_text, open_csv
-from mineral_batch.results.rows import TableRow
-from mineral_batch.results.schema import SEPARATOR, SPECIMEN_COLUMNS
+from mineral_batch.results.rows import TableRow, best_columns
+from mineral_batch.results.schema import ANSWER, BEST, SEPARATOR, SPECIMEN_COLUMNS, SPECIMEN_EXTRA
 from mineral_batch.types import Failure
 
 Floats = NDArray[np.float64]
@@ -145,18 +146,32 @@ class SpecimensCsv:
         contract: labels and thresholds.
         rule: as `--specimen` takes it.
         decimals: round to so many; None for seven significant digits.
+        extra: columns of the table of images; those of `SPECIMEN_EXTRA` are written here, too.
+        levels: the broader names that an `answer` may be.
     """
 
-    def __init__(self, file: BinaryIO, contract: ModelContract, rule: str, decimals: int | None = None) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        contract: ModelContract,
+        rule: str,
+        *,
+        decimals: int | None = None,
+        extra: Sequence[str] = (),
+        levels: Levels | None = None,
+    ) -> None:
         self._file = file
+        self._contract = contract
         self._labels = contract.labels
+        self._extra = [name for name in extra if name in SPECIMEN_EXTRA]
+        self._levels = levels
         self._thresholds = np.array(contract.thresholds)
         self._decimals = decimals
         self._rule = specimen_rule(rule)
         #: Rows written; images that the rule says nothing about, and the path of the first.
         self.specimens, self.unnamed, self.unnamed_example = 0, 0, ""
         self._numbers = ",%.7g" * len(contract.labels) + "\n"
-        CsvWriter(file, [*SPECIMEN_COLUMNS, *contract.labels])
+        CsvWriter(file, [*SPECIMEN_COLUMNS, *self._extra, *contract.labels])
         with _disk_errors():
             self._images = sqlite3.connect("")  # a temporary file that SQLite removes
             self._images.execute("CREATE TABLE image (specimen BLOB, number INTEGER PRIMARY KEY, probabilities BLOB)")
@@ -191,8 +206,16 @@ class SpecimensCsv:
         values = values if self._decimals is None else values.round(self._decimals)
         order = np.argsort(-values, kind="stable").tolist()
         minerals = [self._labels[index] for index in order if values[index] >= self._thresholds[index]]
-        leading = csv_line([formula_safe_text(name), images, SEPARATOR.join(minerals)])
+        leading = csv_line([formula_safe_text(name), images, SEPARATOR.join(minerals), *self._extra_cells(values)])
         self._file.write(encode(leading + self._numbers % tuple(values.tolist())))
+
+    def _extra_cells(self, values: Floats) -> list[str]:
+        """The answer and the most probable labels of a specimen, as far as they are asked for."""
+        cells = best_columns(values.tolist(), self._contract) if BEST in self._extra else {}
+        if self._levels is not None:
+            (answer,) = self._levels.answers(values[np.newaxis], values[np.newaxis] >= self._thresholds)
+            cells[ANSWER] = SEPARATOR.join(answer)
+        return [str(cells[name]) for name in self._extra]
 
 
 @contextmanager
@@ -219,17 +242,19 @@ def check_specimens(
     """
     records = csv_records(path)
     header = next(records, (0, []))[1]
-    if labels is not None and tuple(header[len(SPECIMEN_COLUMNS) :]) != labels:
-        yield f"the columns after {SPECIMEN_COLUMNS[-1]} are not the labels of run.json"
+    named = len(SPECIMEN_COLUMNS)
+    first = next((index for index, name in enumerate(header[named:], named) if name not in SPECIMEN_EXTRA), len(header))
+    known = tuple(header[first:])
+    if labels is not None and known != labels:
+        yield f"the columns after {header[first - 1]} are not the labels of run.json"
         return
-    known = tuple(header[len(SPECIMEN_COLUMNS) :])
     seen: set[str] = set()
     images = 0
     for line, cells in records:
         if len(cells) != len(header):
             yield f"line {line}: {len(cells)} fields instead of {len(header)}"
             continue
-        name, count, minerals = cells[: len(SPECIMEN_COLUMNS)]
+        name, count, minerals = cells[:named]
         if not name or name in seen:
             yield f"line {line}: {'duplicate specimen ' + repr(name) if name else 'no specimen'}"
         seen.add(name)
@@ -237,11 +262,19 @@ def check_specimens(
             yield f"line {line}: images {count!r} is not a number of images"
         else:
             images += int(count)
-        problem = _wrong(minerals.split(SEPARATOR) if minerals else [], known, cells[3:], thresholds)
-        if problem:
+        problem = _wrong(minerals.split(SEPARATOR) if minerals else [], known, cells[first:], thresholds)
+        extra = dict(zip(header[named:first], cells[named:first], strict=True))
+        if problem or (problem := _wrong_best(extra, known, cells[first:])):
             yield f"line {line}: {problem}"
     if predicted is not None and images != predicted:
         yield f"specimens of {images} images, run.json says {predicted}"
+
+
+def _wrong_best(extra: Mapping[str, str], labels: Sequence[str], cells: Sequence[str]) -> str:
+    """What is wrong with the column `best`; empty if nothing is, or if there is none."""
+    probabilities = dict(zip(labels, map(float, cells), strict=True))
+    is_wrong = BEST in extra and probabilities.get(extra[BEST]) != max(probabilities.values())
+    return f"{extra[BEST]} is not the most probable label" if is_wrong else ""
 
 
 def _wrong(minerals: list[str], labels: Iterable[str], cells: list[str], thresholds: tuple[float, ...]) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mineral_batch.files import atomic_file, atomic_folder, remove_leftovers, write_errors
+from mineral_batch.minerals.levels import Levels
 from mineral_batch.minerals.table import Level, load_table
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter, csv_line, decimal_comma, encode, formula_safe_text
-from mineral_batch.results.levels import Levels
 from mineral_batch.results.parquet import Parquet, import_pyarrow
 from mineral_batch.results.per_image import PerImageCsv
 from mineral_batch.results.rows import Sink, TableCounts, TableRow, extra_values, table_rows
@@ -268,7 +268,10 @@ def _open(stack: ExitStack, folder: Path, contract: ModelContract, tables: Table
         stack.callback(parquet.close)  # before its file gets its name
         sinks.append(parquet)
     if tables.specimen is not None:
-        specimens = SpecimensCsv(file(SPECIMENS), contract, tables.specimen, tables.decimals)
+        levels = tables.levels(contract.labels)
+        specimens = SpecimensCsv(
+            file(SPECIMENS), contract, tables.specimen, decimals=tables.decimals, extra=tables.extra, levels=levels
+        )
         stack.callback(specimens.close)
         sinks.append(specimens)
     if tables.per_image:

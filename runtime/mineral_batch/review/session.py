@@ -23,6 +23,7 @@ from mineral_batch.review.teaching import TeachingOrder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mineral_batch.minerals.levels import Levels
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
 
@@ -50,6 +51,7 @@ class Review:
         given: labels that exist already.
         maps: of `mineral-batch explain`.
         features: of the run's model, for the order that teaches most; None without the model.
+        levels: the broader names that are answers where no label is sure; None for labels only.
     """
 
     results: Results
@@ -59,6 +61,7 @@ class Review:
     given: GivenLabels = field(default_factory=GivenLabels)
     maps: Explained = field(default_factory=lambda: Explained({}, 0))
     features: FeatureStore | None = None
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         self._index = {path: row for row, path in enumerate(self.results.predictions.paths)}
@@ -78,11 +81,12 @@ class Review:
         return self.results.predictions.paths
 
     def labels(self) -> list[str]:
-        """The model's labels, then those that people added."""
+        """The model's labels, then the broader names that are answers, then those that people added."""
         added = {name for decision in self.decisions for name in decision.minerals}
         added |= {name for names in self.given.labels.values() for name in names}
-        model = self.results.predictions.labels
-        return [*model, *sorted(added - set(model))]
+        broader = self.levels.unions if self.levels else ()
+        known = [*self.results.predictions.labels, *(union.name for union in broader)]
+        return [*known, *sorted(added - set(known))]
 
     def state(self) -> dict[str, Any]:
         """What the page needs first."""
@@ -214,9 +218,12 @@ class Review:
         }
 
     def machine(self, row: int) -> list[str]:
-        """The labels that the model gave an image, as its table says."""
-        labels = self.results.predictions.labels
-        return [labels[index] for index in np.flatnonzero(self.results.predictions.called[row])]
+        """The labels that the model gave an image, as its table says; with levels, its answer with broader names."""
+        predictions = self.results.predictions
+        if self.levels is None:
+            return [predictions.labels[index] for index in np.flatnonzero(predictions.called[row])]
+        (answer,) = self.levels.answers(predictions.scores[row : row + 1], predictions.called[row : row + 1])
+        return list(answer)
 
     def decide(self, choices: Sequence[tuple[int, str, Sequence[str]]]) -> None:
         """Record decisions, all or none.

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import zipfile
 from pathlib import Path
+from urllib.parse import quote
 
 import openpyxl
 import pytest
@@ -305,13 +307,14 @@ def test_a_data_package_holds_the_answers_of_the_model_and_of_people(results: Pa
     assert len(tables["material.csv"]) == len(tables["media.csv"]) == len(tables["material-media.csv"]) == 5
     names = [row["geologicalMaterialNames"] for row in tables["geological-material.csv"]]
     assert names == ["galena", "agate | own name"]
-    answers = {row["identificationID"].rsplit("/", 1)[1]: row for row in tables["identification.csv"]}
-    human, machine = answers["ü;=1.png#human"], answers["ü;=1.png#machine"]
+    title = {row["media_pk"]: row["title"].rsplit("/", 1)[-1] for row in tables["media.csv"]}
+    answers = {(title[row["media_fk"]], row["identifiedBy"][:4]): row for row in tables["identification.csv"]}
+    human, machine = answers["ü;=1.png", "Änne"], answers["ü;=1.png", "tiny"]
     assert (human["identifiedBy"], human["isAcceptedIdentification"]) == ("Änne", "true")
     assert (machine["verbatimIdentification"], machine["isAcceptedIdentification"]) == ("malachite", "false")
     assert machine["identifiedBy"] == "tiny (abc123abc123)"
     assert machine["identificationRemarks"] == "probability by the model: malachite 0.950"
-    assert answers["a b.jpg#machine"]["identificationVerificationStatus"] == "unverified"
+    assert answers["a b.jpg", "tiny"]["identificationVerificationStatus"] == "unverified"
     before = path.read_bytes()
     run(results, "--as", "darwin-core", "-o", path)
     assert path.read_bytes() == before
@@ -334,6 +337,36 @@ def test_the_keys_of_a_data_package_agree(results: Path, tmp_path: Path) -> None
             (own,), (other,) = key["fields"], key["reference"]["fields"]
             targets = {row[other] for row in tables[f"{key['reference']['resource']}.csv"]}
             assert {row[own] for row in rows} <= targets
+
+
+UUID = r"urn:uuid:[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+
+
+@pytest.mark.parametrize(("form", "core"), [("darwin-core", "material.csv"), ("dwca", "occurrence.csv")])
+def test_identifiers_name_no_path_of_this_machine(form: str, core: str, results: Path, tmp_path: Path) -> None:
+    """Stable UUIDs, or a prefix of the collection's own with the number; every one of them once."""
+    text = run(results, "--as", form, "-o", tmp_path / "x.zip")
+    assert "--id-prefix makes them those of your collection" in text
+    tables = members(tmp_path / "x.zip")
+    cells = [cell for rows in tables.values() for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if str(results.parent) in cell]
+    key = next(iter(tables[core][0]))
+    plain = [row[key] for row in tables[core]]
+    assert all(re.fullmatch(UUID, one) for one in plain)
+    assert len(set(plain)) == len(plain)
+    run(results, "--as", form, "-o", tmp_path / "y.zip")
+    assert members(tmp_path / "y.zip") == tables, "the same at any time"
+    prefix, rule = "https://museum.example.org/object/", r"regex=([^/]+)\.(?:png|jpg)"
+    text = run(results, "--as", form, "-o", tmp_path / "z.zip", "--id-prefix", prefix, "--specimen", rule)
+    assert "--id-prefix" not in text
+    own = members(tmp_path / "z.zip")
+    named = [row["catalogNumber"] for row in own[core] if row["catalogNumber"]]
+    assert [row[key] for row in own[core] if row["catalogNumber"]] == [prefix + quote(name, safe="") for name in named]
+    assert len(named) > 1
+    assert all(row[key].startswith(prefix) and " " not in row[key] for row in own[core])
+    keys = {cell for row in own["multimedia.csv" if form == "dwca" else "media.csv"] for cell in row.values()}
+    assert not keys & {cell for row in tables.get("media.csv", []) for cell in row.values() if "uuid" in cell}
+    assert "--id-prefix is for" in run(results, "--as", "excel", "--id-prefix", prefix, code=2)
 
 
 @pytest.mark.slow
@@ -426,6 +459,7 @@ def test_an_inventory_is_joined_by_the_numbers_in_paths(results: Path, inventory
     run(results, "--as", "darwin-core", "-o", tmp_path / "dp.zip", "--join", inventory, "--on", "Inv")
     tables = members(tmp_path / "dp.zip")
     assert [row["catalogNumber"] for row in tables["material.csv"]] == ["X-90175", "", "", ""]
+    assert all(re.fullmatch(UUID, row["materialEntityID"]) for row in tables["material.csv"])
     assert len(tables["media.csv"]) == 5
 
 

@@ -100,10 +100,11 @@ def test_workbook_map_and_data_package_have_specimens(results: Path, tmp_path: P
             for name in package.namelist()
             if name.endswith(".csv")
         }
-    assert [row["materialEntityID"] for row in tables["material.csv"]] == ["X-10", "Y-20", "Z-33", "photos/c/loose.jpg"]
+    assert [row["catalogNumber"] for row in tables["material.csv"]] == ["X-10", "Y-20", "Z-33", ""]
+    number = {row["materialEntity_pk"]: row["catalogNumber"] for row in tables["material.csv"]}
     assert [row["createDate"] for row in tables["media.csv"]] == [f"2024-05-1{n}T10:00:00" for n in range(6)]
     assert len(tables["material-media.csv"]) == 6
-    found = {(row["materialEntity_fk"], row["identifiedBy"]): row for row in tables["identification.csv"]}
+    found = {(number[row["materialEntity_fk"]], row["identifiedBy"]): row for row in tables["identification.csv"]}
     assert found["Z-33", "Ada"]["isAcceptedIdentification"] == "true"
     machine = found["X-10", "tiny (abc123abc123)"]
     assert (machine["media_fk"], machine["verbatimIdentification"]) == ("", "galena")
@@ -172,11 +173,18 @@ def test_the_answer_of_the_model_says_what_a_person_made_of_it(results: Path, tm
         decisions.decide("photos/c/loose.jpg", "labeled", ["galena"], machine=["galena"], reviewer="Ada")
     run(results, "--as", "dwca", "-o", tmp_path / "x.zip")
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
-        rows = list(csv.DictReader(io.StringIO(archive.read("identification.csv").decode())))
-    found = {row["identificationID"]: row["identificationVerificationStatus"] for row in rows}
+        tables = {
+            name: list(csv.DictReader(io.StringIO(archive.read(f"{name}.csv").decode())))
+            for name in ("identification", "multimedia")
+        }
+    title = {row["coreid"]: row["title"] for row in tables["multimedia"]}
+    found = {
+        (title[row["coreid"]], row["identifiedBy"][:4]): row["identificationVerificationStatus"]
+        for row in tables["identification"]
+    }
     assert found == {
-        "photos/c/Z-33.jpg#human": "confirmed by a person",
-        "photos/c/Z-33.jpg#machine": "rejected by Ada",
-        "photos/c/loose.jpg#human": "confirmed by a person",
-        "photos/c/loose.jpg#machine": "confirmed by Ada",
+        ("photos/c/Z-33.jpg", "Ada"): "confirmed by a person",
+        ("photos/c/Z-33.jpg", "tiny"): "rejected by Ada",
+        ("photos/c/loose.jpg", "Ada"): "confirmed by a person",
+        ("photos/c/loose.jpg", "tiny"): "confirmed by Ada",
     }

@@ -17,7 +17,10 @@ from hypothesis.extra.numpy import arrays
 from mineral_batch import Predictor
 from mineral_batch.cli import main
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.evaluate import join
+from mineral_batch.evaluation.specimens import by_specimen
 from mineral_batch.results.check import check
+from mineral_batch.results.csv import write_csv
 from mineral_batch.results.run import run
 from mineral_batch.results.specimens import combined, specimen_rule
 from mineral_batch.results.write import Tables
@@ -182,9 +185,48 @@ def test_evaluate_counts_specimens(tmp_path: Path) -> None:
         main, ["evaluate", *tables, "--specimen", "catalog", "--json", str(tmp_path / "out.json")]
     )
     assert result.exit_code == 0, result.output
-    assert "3 images of 2 specimens" in result.output
+    assert result.output.startswith("2 specimens are in both")
+    assert "The figures are of 2 specimens, each judged by all its images (3)." in result.output
+    assert "photographs" not in result.output
     record = json.loads((tmp_path / "out.json").read_text())
-    assert record["images"] == 2
+    assert (record["images"], record["specimens"]) == (3, 2)
     assert {row["mineral"]: row["support"] for row in record["minerals"]} == {"gold": 1, "quartz": 1}
     refused = CliRunner().invoke(main, ["evaluate", *tables, "--specimen", "folder", "--record", "x.onnx"])
     assert refused.exit_code == 2
+
+
+def test_a_specimen_is_judged_by_its_photographs_without_labels_too(tmp_path: Path) -> None:
+    """As specimens.csv says it, not by the labeled ones alone; but not by those of another split."""
+    (tmp_path / "p.csv").write_text(
+        "path,minerals,gold,quartz\nX-10_1.jpg,,0.3,0.1\nX-10_2.jpg,gold,0.8,0.2\nX-10_3.jpg,quartz,0.1,0.9\n"
+        "X-11_1.jpg,quartz,0.1,0.8\nX-12_1.jpg,gold,0.9,0.1\n"
+    )
+    (tmp_path / "l.csv").write_text(
+        "path,labels,split\nX-10_1.jpg,gold,val\nX-10_3.jpg,quartz,train\nX-11_1.jpg,quartz,val\n"
+    )
+    joined = join(tmp_path / "p.csv", tmp_path / "l.csv", "val", keep_unlabeled=True)
+    found = by_specimen(joined, "catalog", {})
+    assert found.predictions.paths == ("X-10", "X-11"), "X-12 has no label"
+    np.testing.assert_allclose(found.predictions.scores[0], combined(np.array([[0.3, 0.1], [0.8, 0.2]])))
+    assert (found.images, found.noun) == (3, "specimen")
+    assert "judged by all its images (3, 1 of them without labels)" in found.notes[-1]
+
+
+def test_specimens_have_the_answer_and_the_most_probable_labels_of_the_images(
+    album: Path, tmp_path: Path, predictor: Predictor
+) -> None:
+    photos, out = named(album, tmp_path / "photos"), tmp_path / "out"
+    run(predictor, [photos], out, Tables(specimen="catalog", columns=("best", "size"), level="class"))
+    table = rows(out / "specimens.csv")
+    labels = predictor.contract.labels
+    extra = ["answer", "best", "second", "margin", "calibrated"]
+    assert list(table[0]) == ["specimen", "images", "minerals", *extra, *labels]
+    for row in table:
+        values = {label: float(row[label]) for label in labels}
+        assert values[row["best"]] == max(values.values())
+        assert row["answer"].startswith(row["minerals"])
+    assert list(check(out)) == []
+    path = out / "specimens.csv"
+    table[0]["best"] = min(labels, key=lambda label: float(table[0][label]))
+    write_csv(path, list(table[0]), (row.values() for row in table))
+    assert "not the most probable label" in "\n".join(check(path))

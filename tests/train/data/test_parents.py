@@ -21,12 +21,12 @@ def manifest(*labels: tuple[str, ...]) -> Manifest:
 
 def test_the_reading_is_counted() -> None:
     found = manifest(("agate",), ("agate", "quartz"), ("agate",), ("ruby",), ())
-    assert reading(found) == [
+    assert reading(LABELS, found.rows) == [
         "1 of 3 images of agate are labeled quartz, too; the other 2 are negatives for quartz "
         "(--imply-parents labels them)"
     ]
-    assert reading(imply_parents(found)) == ["3 of 3 images of agate are labeled quartz, too"]
-    assert reading(manifest(("ruby",), ("quartz",))) == [], "corundum is no label"
+    assert reading(LABELS, imply_parents(found).rows) == ["3 of 3 images of agate are labeled quartz, too"]
+    assert reading(LABELS, manifest(("ruby",), ("quartz",)).rows) == [], "corundum is no label"
 
 
 def test_parents_are_labeled_in_the_order_of_the_label_set() -> None:

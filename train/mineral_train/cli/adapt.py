@@ -26,6 +26,7 @@ from mineral_train.cli._table import table_options
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import read_labels
 from mineral_train.data.manifest import SPLITS, table_folder
+from mineral_train.data.parents import reading, with_parents
 from mineral_train.data.source import specimen_column, split_column
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
@@ -87,6 +88,9 @@ _EXIT_INTERRUPTED = 130
     type=LOCAL,
     metavar="DIR",
     help="Folder that keeps the features. [default: OUTPUT.features]",
+)
+@click.option(
+    "--imply-parents", is_flag=True, help="Label varieties with their species and group too: agate is quartz."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
@@ -196,7 +200,10 @@ def _group_column(source: Path, table: TableFormat, named: str | None) -> str | 
 
 def _read(source: Path, known: tuple[str, ...], table: TableFormat, chosen: dict[str, Any]) -> adapting.LabeledPhotos:
     labels = read_labels(chosen["labels"]) if chosen["labels"] else None
-    return adapting.read_photos(source, known, labels, table)
+    photos = adapting.read_photos(source, known, labels, table)
+    if not chosen["imply_parents"]:
+        return photos
+    return replace(photos, rows=tuple(with_parents(row, photos.labels) for row in photos.rows))
 
 
 def _candidates(
@@ -258,6 +265,7 @@ def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[s
         + (" and more" if len(own) > 5 else "")
         + (f"; {test:,} are held out as a test" if test else "")
     )
+    yield from reading(photos.labels, photos.rows)
     fitted = [row for row in photos.rows if row.split != "test"]
     counts = {label: sum(label in row.labels for row in fitted) for label in photos.labels}
     rare = [label for label, count in counts.items() if count < compare.FEW]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mineral_batch.minerals.reading import readings
 from mineral_batch.minerals.table import lineage
 from mineral_train.data.manifest import Manifest, Row
 
@@ -23,19 +24,10 @@ def imply_parents(manifest: Manifest) -> Manifest:
     return replace(manifest, rows=tuple(with_parents(row, manifest.labels) for row in manifest.rows))
 
 
-def reading(manifest: Manifest) -> list[str]:
+def reading(labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
     """A line for each label whose broader name is a label, too: for how many images it counts as that.
 
     An empty list where no label is broader than another, or no image has such a label.
     """
-    lines = []
-    for label in manifest.labels:
-        rows = [row for row in manifest.rows if label in row.labels]
-        for parent in lineage(label):
-            if parent not in manifest.labels or not rows:
-                continue
-            both = sum(parent in row.labels for row in rows)
-            negatives = f"the other {len(rows) - both:,} are negatives for {parent}" if both < len(rows) else ""
-            counted = f"{both:,} of {len(rows):,} images of {label} are labeled {parent}, too"
-            lines.append(f"{counted}; {negatives} (--imply-parents labels them)" if negatives else counted)
-    return lines
+    found = readings(labels, [row.labels for row in rows])
+    return [f"{one} (--imply-parents labels them)" if one.both < one.images else str(one) for one in found]

@@ -104,7 +104,7 @@ def fit(
         labels, parents = config.model.labels, config.imply_parents
         spec = None if options.skip_damaged else input_spec(config.model)
         source = TrainingManifest.read(manifest, labels, config.soft_targets, parents=parents, spec=spec)
-        for line in reading(source.manifest):
+        for line in reading(labels, source.manifest.rows):
             say(line)
         folder = RunFolder(Path(run), config, source.sha256)
         with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.main) as stop:

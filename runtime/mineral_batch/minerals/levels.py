@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mineral_batch.minerals.table import LEVELS, Level, Table, names_at
+from mineral_batch.types import Prediction
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 #: What a union needs to be an answer: the bar in use for "identified to genus" where species are unsure.
 SURE = 0.65
+_DIGITS = 1e-5  # more than seven digits of dozens of labels can change a union
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,22 @@ class Levels:
                     known.add(covered)
                     yield Union(name, tuple(self.labels.index(label) for label in covered))
 
+    def union(self, name: str) -> Union | None:
+        """The union of a name; None of a label, or of a name that is none."""
+        return next((union for union in self.unions if union.name == name), None)
+
+    def answer(self, prediction: Prediction) -> tuple[str, ...]:
+        """The answer for one prediction of a `Predictor` of the same labels; the column `answer` of the tables.
+
+        >>> from mineral_batch import Levels, Predictor
+        >>> with Predictor() as predictor:                                # doctest: +SKIP
+        ...     levels = Levels(predictor.contract.labels, "group")
+        ...     print([levels.answer(one) for one in predictor.predict("photos")])
+        """
+        values = prediction.probabilities.astype(np.float64)[np.newaxis]
+        (found,) = self.answers(values, values >= np.array(prediction.thresholds))
+        return found
+
     def answers(self, probabilities: Floats, present: Bools) -> list[tuple[str, ...]]:
         """The answer for each image: its labels, most probable first, then the unions that are sure without them.
 
@@ -74,11 +92,23 @@ class Levels:
         covered = present.copy()
         for union in self.unions:
             columns = list(union.columns)
-            is_sure = union_probability(probabilities[:, columns]) >= SURE
+            is_sure = _as_written(probabilities[:, columns]) >= SURE
             for index in np.flatnonzero(is_sure & ~covered[:, columns].any(axis=1)):
                 found[index].append(union.name)
                 covered[index, columns] = True
         return [tuple(names) for names in found]
+
+
+def _as_written(probabilities: Floats) -> Floats:
+    """The probability of a union; where it is near the bar, from the seven digits that tables have of each label.
+
+    So that a table's answers are those that a reader of the table finds.
+    """
+    unions = union_probability(probabilities)
+    for row in np.flatnonzero(np.abs(unions - SURE) < _DIGITS):
+        written = np.array([float(f"{value:.7g}") for value in probabilities[row].tolist()])
+        unions[row] = union_probability(written[np.newaxis])[0]
+    return unions
 
 
 def union_probability(probabilities: Floats) -> Floats:
