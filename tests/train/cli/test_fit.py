@@ -77,6 +77,7 @@ def test_options_reach_the_recipe(run, tmp_path):
         "--augment", "none", "--flip", "0", "--crop", "0.5", "--smoothing", "0.1", "--seed", "7",
         "--weight-decay", "0.2", "--freeze-norm", "--best", "loss", "--tune-thresholds", "--imply-parents",
         "--projection", "linear", "--dropout", "0.2", "--set", "mixup=0.5", "--set", "jitter=0.1",
+        "--set", "cutmix=0.3", "--set", "vertical-flip=0.1", "--set", "aux-weight=0.2", "--set", "aux-least=2",
         "--set", "repeat=0.1", "--set", "positive-cap=9", "--set", "soft-weight=0.5",
     ]  # fmt: skip
     result = run(tmp_path, *options)
@@ -84,7 +85,8 @@ def test_options_reach_the_recipe(run, tmp_path):
     record = json.loads((tmp_path / "config.json").read_text("utf-8"))["train"]
     defaults = TrainConfig(PRESETS["vit-b16-384"]).to_json()
     unchanged = {name for name, value in defaults.items() if record[name] == value}
-    assert unchanged == {"init", "soft_targets", "train_size"}  # tested in test_recipe_options.py
+    # Tested in test_recipe_options.py and test_auxiliary.py.
+    assert unchanged == {"init", "soft_targets", "train_size", "aux_column"}
     assert record["model"]["projection"] == "linear"
     assert record["augment"] == ""
 

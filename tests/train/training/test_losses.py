@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
 from mineral_train.model.backbones import import_timm
-from mineral_train.training.losses import LOSSES, MultiLabelLoss, make_loss
+from mineral_train.training.losses import LOSSES, EntropyLoss, HillLoss, MultiLabelLoss, make_loss
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 4 * torch.randn(5, 36, generator=GENERATOR, dtype=torch.float64)
@@ -22,9 +22,13 @@ VARIANTS = {
     "bce": LOSSES["bce"],
     "focal": LOSSES["focal"],
     "asymmetric": LOSSES["asymmetric"],
+    "hill": HillLoss,
+    "entropy": LOSSES["entropy"],
     "asymmetric, both gammas": partial(MultiLabelLoss, gamma_positive=1, gamma_negative=4),
     "asymmetric, root": partial(MultiLabelLoss, gamma_positive=0.5, gamma_negative=0.5),
 }
+#: Those of the paper, in which an absent label costs the more the surer the model is of it.
+PAPERS = ["asymmetric", "bce", "focal"]
 each_variant = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -45,6 +49,29 @@ def test_focal_is_the_equation_of_lin_et_al():
     p_t, alpha_t = np.where(y == 1, p, 1 - p), np.where(y == 1, 0.25, 0.75)
     expected = (-alpha_t * (1 - p_t) ** 2 * np.log(p_t)).sum(axis=1).mean()
     assert make_loss("focal")(LOGITS, TARGETS).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_hill_is_the_equation_of_zhang_et_al():
+    x, y = LOGITS.numpy(), TARGETS.numpy()
+    p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(1 - x))
+    expected = (-y * (1 - q) ** 2 * np.log(q) + (1 - y) * (1.5 - p) * p**2).sum(axis=1).mean()
+    assert make_loss("hill")(LOGITS, TARGETS).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_entropy_is_the_equation_of_zhou_et_al():
+    x, y = LOGITS.numpy(), TARGETS.numpy()
+    p = 1 / (1 + np.exp(-x))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    expected = (-y * np.log(p) - 0.1 * (1 - y) * entropy).sum(axis=1).mean()
+    assert make_loss("entropy")(LOGITS, TARGETS).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("make", [HillLoss, EntropyLoss])
+def test_a_label_that_may_be_missing_is_not_pushed_down_with_full_strength(make):
+    """The slope at an absent label of which the model is sure, against that of cross-entropy, which is 1."""
+    x = torch.tensor([[6.0]], dtype=torch.float64, requires_grad=True)
+    make()(x, torch.zeros(1, 1)).backward()
+    assert x.grad.item() < 0.02
 
 
 def test_focal_equals_torchvision():
@@ -104,7 +131,7 @@ def test_a_confident_mistake_still_pulls_with_full_strength(name):
     assert x.grad.item() == pytest.approx(-weight, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PAPERS)
 def test_half_precision_logits_are_summed_in_single_precision(name):
     x = torch.full((1, 4096), 60.0, dtype=torch.float16)
     expected = make_loss(name)(x.double(), torch.zeros(1, 4096)).item()
@@ -122,7 +149,7 @@ def test_scale_does_not_depend_on_the_batch(name):
 @given(
     logit=st.floats(-50, 50),
     step=st.floats(1e-3, 10),
-    name=st.sampled_from(sorted(LOSSES)),
+    name=st.sampled_from([*PAPERS, "hill"]),
     present=st.booleans(),
 )
 def test_never_negative_and_better_logits_cost_less(logit, step, name, present):

@@ -15,7 +15,7 @@ from mineral_train.cli import main
 from mineral_train.data.augment import Augment, vary
 from mineral_train.data.dataset import PhotoDataset
 from mineral_train.data.manifest import read_manifest
-from mineral_train.training import learner, sets
+from mineral_train.training import learner, mixing, sets
 from mineral_train.training.average import average
 from mineral_train.training.checkpoint import load_checkpoint, load_state, save_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
@@ -117,14 +117,81 @@ def test_mixup_blends_images_and_labels_alike():
     torch.manual_seed(0)
     pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 2, 2) * 50
     targets = torch.eye(4)
-    blended, soft = learner.mixed(pixels, targets, 1.0)
+    blended, soft = mixing.mixed(pixels, targets, 1.0)
     assert not torch.equal(soft, targets)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(4))
     assert (soft.diagonal() >= 0.5).all()
     torch.testing.assert_close(blended[:, 0, 0, 0], soft @ (torch.arange(4.0) * 50))
-    same, labels = learner.mixed(pixels, targets, 0.0)
+    same, labels = mixing.mixed(pixels, targets, 0.0)
     assert same is pixels
     assert labels is targets
+
+
+def test_cutmix_pastes_a_rectangle_and_its_share_of_the_labels():
+    torch.manual_seed(1)
+    pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 20, 30).contiguous()
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    targets = torch.eye(4)
+    pasted, soft = mixing.mixed(pixels, targets, 0.0, 1.0)
+    assert pasted.dtype == torch.uint8
+    assert pasted.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pixels[:, 0, 0, 0], torch.arange(4, dtype=torch.uint8))  # the batch itself is as it was
+    changed = 0
+    for image, labels, number in zip(pasted[:, 0], soft, range(4), strict=True):
+        shares = torch.bincount(image.flatten().long(), minlength=4) / image.numel()
+        torch.testing.assert_close(labels, shares)
+        assert labels[number] >= 0.5
+        rows, columns = torch.nonzero(image != number, as_tuple=True)
+        if len(rows):
+            changed += 1
+            assert len(rows) == (1 + rows.max() - rows.min()) * (1 + columns.max() - columns.min())
+    assert changed
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.5, 0.0), (0.0, 0.5), (0.3, 0.4)])
+def test_steps_are_mixed_as_often_as_the_recipe_says(mixup, cutmix):
+    torch.manual_seed(2)
+    pixels, targets = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.eye(2)
+    outcomes = [mixing.mixed(pixels, targets, mixup, cutmix) for _ in range(400)]
+    blended = sum(changed.dtype == torch.float32 for changed, _ in outcomes)
+    pasted = sum(changed.dtype == torch.uint8 and changed is not pixels for changed, _ in outcomes)
+    assert blended / 400 == pytest.approx(mixup, abs=0.07)
+    assert pasted / 400 == pytest.approx(cutmix, abs=0.07)
+
+
+def test_vertical_flip_turns_upside_down_and_leaves_other_draws_alone():
+    from mineral_batch.model.contract import InputSpec
+
+    pixels, spec = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8), InputSpec(9, 12)
+    turned = vary(pixels, Augment("", 0.0, vertical_flip=1.0), spec, np.random.default_rng(1))
+    assert np.array_equal(turned, pixels[::-1])
+    both = vary(pixels, Augment("", 1.0, vertical_flip=1.0), spec, np.random.default_rng(1))
+    assert np.array_equal(both, pixels[::-1, ::-1])
+    halves = [vary(pixels, Augment("", 0.0, vertical_flip=0.5), spec, np.random.default_rng(k)) for k in range(60)]
+    assert 15 < sum(np.array_equal(image, pixels) for image in halves) < 45
+    with pytest.raises(DataError, match="vertical_flip is a probability"):
+        Augment(vertical_flip=1.5)
+
+
+def test_head_dropout_acts_in_training_only(tiny_model, images):
+    model = tiny_model("test_efficientnet", method="pool", head_dropout=0.5)
+    model.backbone.eval()
+    with torch.no_grad():
+        tokens = model.features(images)
+        assert not torch.equal(model.classify(tokens), model.classify(tokens))
+        model.eval()
+        torch.testing.assert_close(model.classify(tokens), model.head(tokens.mean(dim=1)))
+    assert set(model.state_dict()) == set(tiny_model("test_efficientnet", method="pool").state_dict())
+
+
+def test_head_dropout_is_not_for_the_decoder(tiny_config):
+    with pytest.raises(DataError, match=r"for methods pool and fusion; the decoder has model\.dropout"):
+        tiny_config(head_dropout=0.1)
+
+
+def test_mixup_and_cutmix_share_the_steps(recipe):
+    with pytest.raises(MineralError, match="add up to at most 1"):
+        recipe(mixup=0.6, cutmix=0.5)
 
 
 def test_mixup_is_off_in_the_last_tenth(recipe, colored_manifest, tmp_path, monkeypatch):

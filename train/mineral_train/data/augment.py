@@ -1,4 +1,4 @@
-"""Random variations of training images: crop, mirror image, brightness and contrast, RandAugment."""
+"""Random variations of training images: crop, mirror image, upside down, brightness and contrast, RandAugment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_MARGIN = 2.0  # beyond twice the input's size, decoding costs more than the
 
 @dataclass(frozen=True)
 class Augment:
-    """How to vary training images, in this order: random crop, mirror image, brightness and contrast, RandAugment.
+    """How to vary training images, in this order: crop, mirror image, upside down, contrast and brightness, policy.
 
     Attributes:
         policy: timm's RandAugment configuration (Cubuk et al. 2020); empty for none. The paper names RandAugment
@@ -33,16 +33,19 @@ class Augment:
             3/4 to 4/3 of the image's. None, as in the paper, keeps the whole image.
         jitter: largest relative change of contrast and of brightness. All channels are changed alike, which leaves the
             hue as it is (but for values cut off at 0 and 255).
+        vertical_flip: probability of upside down: light comes from above, but a specimen lies as it was laid.
     """
 
     policy: str = "rand-m9-mstd0.5"
     flip: float = 0.5
     crop: tuple[float, float] | None = None
     jitter: float = 0.0
+    vertical_flip: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.flip <= 1:
-            raise DataError(f"flip is a probability, 0 to 1, not {self.flip}")
+        for name in ("flip", "vertical_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} is a probability, 0 to 1, not {getattr(self, name)}")
         if self.crop and not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise DataError(f"crop is a range of area shares, 0 < smallest <= largest <= 1, not {self.crop}")
 
@@ -55,6 +58,8 @@ def vary(pixels: Pixels, augment: Augment, spec: InputSpec, rng: np.random.Gener
         image = PILImage.fromarray(resize(image.crop(box), replace(spec, resize="squash")))
     if rng.random() < augment.flip:
         image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+    if augment.vertical_flip and rng.random() < augment.vertical_flip:
+        image = image.transpose(PILImage.Transpose.FLIP_TOP_BOTTOM)
     if augment.jitter:
         image = PILImage.fromarray(_jittered(np.asarray(image), augment.jitter, rng))
     if augment.policy:

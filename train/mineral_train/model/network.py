@@ -65,6 +65,7 @@ class MineralNet(nn.Module):
         tokens: `StageTokens` of several stages, else `nn.Identity`; it has nothing to learn.
         projection: `nn.Identity` for `pool`.
         decoder: `nn.Identity` but for `decoder`.
+        head_dropout: of the pooled features; does nothing in evaluation mode.
         head: to logits.
     """
 
@@ -76,6 +77,7 @@ class MineralNet(nn.Module):
         self.tokens: nn.Module = nn.Identity()
         self.projection: nn.Module = nn.Identity()
         self.decoder: nn.Module = nn.Identity()
+        self.head_dropout = nn.Dropout(config.head_dropout)
         {"decoder": self._add_decoder, "pool": self._add_pool, "fusion": self._add_fusion}[config.method]()
 
     def _add_decoder(self) -> None:
@@ -130,7 +132,7 @@ class MineralNet(nn.Module):
         if self.config.method == "decoder":
             logits: Tensor = self.head(self.decoder(self.projection(tokens), start))
         else:
-            logits = self.head(tokens.mean(dim=1))
+            logits = self.head(self.head_dropout(tokens.mean(dim=1)))
         return logits
 
     def forward(self, x: Tensor) -> Tensor:

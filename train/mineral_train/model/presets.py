@@ -44,6 +44,7 @@ class ModelConfig:
         heads: attention heads; must divide `width`.
         ffn: hidden width of the feed-forward network.
         dropout: probability, in the decoder only.
+        head_dropout: probability, of the pooled features before the linear layer of `pool` and `fusion`.
         drop_path: stochastic depth of the backbone, the highest probability.
         labels: L names in the order of the outputs.
 
@@ -62,6 +63,7 @@ class ModelConfig:
     heads: int = 4
     ffn: int = 8192
     dropout: float = 0.1
+    head_dropout: float = 0.0
     drop_path: float = 0.0
     labels: tuple[str, ...] = MINERALS
 
@@ -76,12 +78,16 @@ class ModelConfig:
                 type(value) is int and value >= 1,
                 f"model.{name} must be a whole number from 1, got {value!r}",
             )
-        for name in ("dropout", "drop_path"):
+        for name in ("dropout", "head_dropout", "drop_path"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"model.{name} must be from 0 to below 1, got {value!r}")
         _require(
             self.width % self.heads == 0,
             f"model.width must be a multiple of model.heads, got {self.width} and {self.heads}",
+        )
+        _require(
+            self.head_dropout == 0 or self.method != "decoder",
+            "model.head_dropout is for methods pool and fusion; the decoder has model.dropout",
         )
         _require(len(self.labels) > 0, "model.labels is empty: a model needs at least one label")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mineral_train.data.augment import Augment
 
-LossName = Literal["asymmetric", "focal", "bce"]
+LossName = Literal["asymmetric", "focal", "bce", "hill", "entropy"]
 PositiveWeight = Literal["none", "sqrt-inverse"]
 Schedule = Literal["constant", "cosine"]
 Best = Literal["map", "loss"]
@@ -44,20 +44,28 @@ class TrainConfig:
         model: the network.
         pretrained: `hub` for timm's published weights of the backbone, `none`, or the path of a weight file.
         init: where all weights come from: a checkpoint folder, an exported ONNX file, or `starter`; empty for none.
-        loss: which loss.
+        loss: which loss; `hill` and `entropy` are for images that name one of several minerals (see `losses`).
         positive_weight: `sqrt-inverse` multiplies the positive term of label k by sqrt(negatives_k / positives_k).
         positive_cap: largest such weight, 0 = no limit. Without one a label with three images of thousands weighs 30.
         repeat: images of labels rarer than this share are drawn more often, by the square root of the ratio (repeat
             factor sampling; Gupta et al. 2019, LVIS, section 4.3); 0 = every image once an epoch.
         mixup: probability that the images of a step are blended in pairs, with their labels (Zhang et al. 2018;
             Beta(0.4, 0.4)); off in the last tenth of the run, so that it ends on images as they are.
+        cutmix: probability that a rectangle of each image of a step is another image's, and so is its share of the
+            labels (CutMix, Yun et al. 2019); off in the last tenth, too. A step has one of the two at most.
         imply_parents: an image of a variety also gets its species and group, where they are labels: agate is quartz.
         soft_targets: a table of `mineral-batch predict`, whose probabilities are part of the targets (distillation);
             empty for none.
         soft_weight: their share; the labels have the rest.
+        aux_column: a column of the manifests whose names, several joined by `;`, are learned beside the labels:
+            rocks, other minerals, varieties. They teach the backbone and are dropped with the run (see `auxiliary`);
+            empty for none.
+        aux_weight: of their loss; that of the labels has 1.
+        aux_least: names in fewer training images are left out.
         smoothing: label smoothing e: targets become `y (1 - e) + e / 2`.
         augment: timm's RandAugment policy for training images, empty for none (see `augment.Augment`).
         flip: probability of the mirror image.
+        vertical_flip: probability of upside down.
         crop: smallest share of an image's area that a random crop keeps, 1 = the whole image, as in the paper.
         jitter: largest relative change of brightness and of contrast, each the same for all channels, so that the hue
             stays: color tells many minerals apart.
@@ -97,12 +105,17 @@ class TrainConfig:
     positive_cap: float = 0.0
     repeat: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
     imply_parents: bool = False
     soft_targets: str = ""
     soft_weight: float = 0.3
+    aux_column: str = ""
+    aux_weight: float = 0.4
+    aux_least: int = 8
     smoothing: float = 0.0
     augment: str = "rand-m9-mstd0.5"
     flip: float = 0.5
+    vertical_flip: float = 0.0
     crop: float = 1.0
     jitter: float = 0.0
     train_size: int = 0
@@ -133,7 +146,7 @@ class TrainConfig:
         _require_one_of("schedule", self.schedule, get_args(Schedule))
         _require_one_of("best", self.best, get_args(Best))
         _require_one_of("precision", self.precision, get_args(Precision))
-        for name in ("epochs", "batch", "accumulate"):
+        for name in ("epochs", "batch", "accumulate", "aux_least"):
             _require_range(name, getattr(self, name), 1)
         for name in ("weight_decay", "warmup_epochs", "clip", "freeze_epochs", "freeze_stages", "patience", "seed"):
             _require_range(name, getattr(self, name), 0)
@@ -143,8 +156,13 @@ class TrainConfig:
             _require(getattr(self, name) > 0, f"--{_option(name)} must be above 0, got {getattr(self, name)}")
         _require_range("layer_decay", self.layer_decay, 0, 1)
         _require_range("min_lr", self.min_lr, 0, 1)
-        for name in ("flip", "mixup", "soft_weight", "repeat", "jitter"):
+        for name in ("flip", "vertical_flip", "mixup", "cutmix", "soft_weight", "repeat", "jitter"):
             _require_range(name, getattr(self, name), 0, 1)
+        _require_range("aux_weight", self.aux_weight, 0)
+        _require(
+            self.mixup + self.cutmix <= 1,
+            f"a step has mixup or CutMix: the two shares add up to at most 1, got {self.mixup} and {self.cutmix}",
+        )
         _require_training_size(self.train_size, self.model)
         _require(0 < self.crop <= 1, f"--crop is a share of the area, above 0 and at most 1, got {self.crop}")
         _require(
@@ -179,11 +197,12 @@ class TrainConfig:
     @property
     def augmentation(self) -> Augment | None:
         """How to vary training images; None for not at all."""
-        if not self.augment and not self.flip and self.crop == 1 and not self.jitter:
+        if self.crop == 1 and not (self.augment or self.flip or self.vertical_flip or self.jitter):
             return None
         from mineral_train.data.augment import Augment
 
-        return Augment(self.augment, self.flip, None if self.crop == 1 else (self.crop, 1.0), self.jitter)
+        crop = None if self.crop == 1 else (self.crop, 1.0)
+        return Augment(self.augment, self.flip, crop, self.jitter, self.vertical_flip)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """List `option: theirs -> ours` for every field in which the recorded recipe `other` differs."""

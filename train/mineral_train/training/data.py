@@ -22,6 +22,7 @@ from mineral_train.data.labels import label_faults, raise_faults
 from mineral_train.data.manifest import Manifest, Row, inspect_manifest
 from mineral_train.data.parents import imply_parents
 from mineral_train.model.fetched import shown
+from mineral_train.training.auxiliary import AuxiliaryNames
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.sampling import Sampler
 from mineral_train.training.sets import set_names
@@ -100,12 +101,14 @@ class TrainingData:
         val: without.
         sampler: of the training images.
         val_sets: of each validation image, the name of its manifest.
+        auxiliary: (N, A) targets of the auxiliary names, which `train.targets` has behind the labels; None without.
     """
 
     train: PhotoDataset
     val: PhotoDataset
     sampler: Sampler
     val_sets: list[str]
+    auxiliary: torch.Tensor | None = None
 
     @classmethod
     def open(
@@ -123,8 +126,11 @@ class TrainingData:
         A run must not find out after its first epoch that it cannot validate.
 
         Raises:
-            DataError: naming the validation images that cannot be decoded, unless `options.skip_damaged`.
+            DataError: naming the validation images that cannot be decoded, unless `options.skip_damaged`; also if there
+                are no auxiliary names where the recipe wants them.
         """
+        labels, rows = source.manifest.labels, source.manifest.select("train")
+        auxiliary = _auxiliary(rows, config, labels, say)
         val = source.manifest.select("val")
         failures = images.undecodable(val, spec) if check else []
         if failures and not options.skip_damaged:
@@ -134,10 +140,9 @@ class TrainingData:
             raise DataError(f"{source.name}: no image of the split 'val' that can be decoded has a label")
         for failure in failures:
             say(f"skipped in val: {failure.path}: {failure.reason}")
-        labels = source.manifest.labels
         size = config.train_size or spec.height
         train = PhotoDataset(
-            source.manifest.select("train"),
+            rows,
             labels,
             replace(spec, height=size, width=size),
             config.augmentation,
@@ -147,9 +152,25 @@ class TrainingData:
         )
         if config.soft_targets:
             train.targets = soften(train, labels, fetch(config.soft_targets), config.soft_weight, say)
+        if auxiliary is not None:
+            train.targets = torch.cat([train.targets, auxiliary], dim=1)
         sampler = Sampler(train.truth.bool().numpy(), config.repeat, config.seed)
         dataset = PhotoDataset(val, labels, spec, cache=options.cache)
-        return cls(train, dataset, sampler, source.sets_of(dataset.paths))
+        return cls(train, dataset, sampler, source.sets_of(dataset.paths), auxiliary)
+
+
+def _auxiliary(
+    rows: list[Row], config: TrainConfig, labels: Sequence[str], say: Callable[[str], None]
+) -> torch.Tensor | None:
+    if not config.aux_column:
+        return None
+    found = AuxiliaryNames.read(rows, config.aux_column, config.aux_least, labels)
+    examples = ", ".join(found.names[:3]) + (", ..." if len(found.names) > 3 else "")
+    say(
+        f"{len(found.names)} auxiliary names from the column {config.aux_column!r} ({examples}), "
+        f"{int(found.targets.any(dim=1).sum()):,} of {len(rows):,} training images have one"
+    )
+    return found.targets
 
 
 def soften(

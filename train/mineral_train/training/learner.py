@@ -13,9 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mineral_batch.errors import MineralError
 from mineral_train.model.normalize import Normalize
 from mineral_train.training import checkpoint, optim
+from mineral_train.training.auxiliary import WithAuxiliary
 from mineral_train.training.distributed import share_batch_norm
 from mineral_train.training.initial import initial_model
 from mineral_train.training.losses import make_loss
+from mineral_train.training.mixing import mixed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from mineral_train.training.config import RunOptions, TrainConfig
     from mineral_train.training.distributed import MicroBatch, Process
 
-_MIXUP_BETA = 0.4
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,6 +41,7 @@ class Learner:
         spec: the model's input.
         targets: (N, L) float32 of the training split, for the weights of rare labels.
         factors: (N,) how often each of its images is drawn.
+        auxiliary: (N, A) float32, the targets of the auxiliary names; None without any.
         resumed: whether `restore` follows, so that no pretrained weights are needed.
 
     Attributes:
@@ -55,6 +57,7 @@ class Learner:
         spec: InputSpec,
         targets: torch.Tensor,
         factors: NDArray[np.float64],
+        auxiliary: torch.Tensor | None = None,
         *,
         resumed: bool,
     ) -> None:
@@ -68,6 +71,12 @@ class Learner:
         self.normalize = Normalize(spec).to(process.device)
         self.criterion = _criterion(config, targets, factors, process.device)
         self.optimizer = optim.make_optimizer(self.model, config)
+        # What learns: the model, or the model with a second head, which is not kept.
+        self.whole: nn.Module = self.model
+        if auxiliary is not None:
+            whole = WithAuxiliary(self.model, auxiliary, torch.from_numpy(factors).float()).to(process.device)
+            optim.add_layer(self.optimizer, whole.auxiliary, config)
+            self.whole, self._second = whole, _criterion(config, auxiliary, factors, process.device)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=config.precision == "fp16")
         self.ema = optim.make_ema(self.model, config.ema)
         optim.freeze_stages(self.model.backbone, config.freeze_stages)
@@ -75,9 +84,9 @@ class Learner:
         self._norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm)]
         self._backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         self._frozen: bool | None = None
-        self._parallel: nn.Module = self.model
+        self._parallel: nn.Module = self.whole
         if options.compile:
-            self.model.compile()
+            self.whole.compile()
 
     @property
     def kept(self) -> MineralNet:
@@ -94,9 +103,9 @@ class Learner:
             for parameter in self._backbone:
                 parameter.requires_grad_(not frozen)
             # DistributedDataParallel counts the parameters that learn, so it is made again.
-            self._parallel = self.process.wrap(self.model)
+            self._parallel = self.process.wrap(self.whole)
             self._frozen = frozen
-        optim.train_what_learns(self.model)
+        optim.train_what_learns(self.whole)
         if self.config.freeze_norm:
             optim.freeze_statistics(self.model.backbone)
 
@@ -113,10 +122,10 @@ class Learner:
 
         Args:
             pieces: this process's share of the batch.
-            batches: for each piece its pixels (n, 3, H, W) uint8 and targets (n, L), on the device.
+            batches: for each piece its pixels (n, 3, H, W) uint8 and targets (n, L + A), on the device.
             number: of the step in the whole run, from 0. Dropout depends on it and the seed alone.
             lr: multiplied by each group's own factor.
-            mix: whether mixup is on.
+            mix: whether mixup and CutMix are on.
 
         Returns:
             The sum of the losses of this process's images, float64, on the device.
@@ -126,7 +135,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         _seed(self.config.seed, number, self.process.rank)
         for piece, batch in zip(pieces, batches, strict=True):
-            pixels, targets = mixed(*batch, self.config.mixup) if mix else batch
+            pixels, targets = mixed(*batch, self.config.mixup, self.config.cutmix) if mix else batch
             loss = self._learn_from(pixels, targets, piece.weight, last=piece is pieces[-1])
             loss_sum += loss * len(piece.indices) * (piece.weight > 0)
         self._update(number)
@@ -144,8 +153,11 @@ class Learner:
         normalized = self.normalize(pixels)
         with torch.autocast(self.process.device.type, dtype, enabled=self.config.precision != "fp32"):
             logits = self._parallel(normalized)
-        smoothing = self.config.smoothing
-        loss: torch.Tensor = self.criterion(logits.float(), targets * (1 - smoothing) + smoothing / 2)
+        smoothing, own = self.config.smoothing, len(self.config.model.labels)
+        logits, targets = logits.float(), targets * (1 - smoothing) + smoothing / 2
+        loss: torch.Tensor = self.criterion(logits[:, :own], targets[:, :own])
+        if self.whole is not self.model:
+            loss = loss + self.config.aux_weight * self._second(logits[:, own:], targets[:, own:])
         return loss
 
     def _loss_of_one(self, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -163,7 +175,7 @@ class Learner:
                 norm.train()
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if self._parallel is self.model:
+        if self._parallel is self.whole:
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[None] = self._parallel.no_sync()  # type: ignore[operator]
         return context
@@ -171,7 +183,7 @@ class Learner:
     def _update(self, number: int) -> None:
         if self.config.clip:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            torch.nn.utils.clip_grad_norm_(self.whole.parameters(), self.config.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -180,8 +192,8 @@ class Learner:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Collect all tensors that a resumed run needs, as `part/name`."""
         parts = {
-            "model": self.model.state_dict(),
-            "optimizer": optim.named_state(self.model, self.optimizer),
+            "model": self.whole.state_dict(),
+            "optimizer": optim.named_state(self.whole, self.optimizer),
             "ema": {} if self.ema is None else self.ema.module.state_dict(),
         }
         return {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
@@ -196,8 +208,8 @@ class Learner:
         for name, tensor in tensors.items():
             part, _, inner = name.partition("/")
             parts[part][inner] = tensor
-        checkpoint.load_weights(self.model, parts["model"], source)
-        optim.restore_state(self.model, self.optimizer, parts["optimizer"])
+        checkpoint.load_weights(self.whole, parts["model"], source)
+        optim.restore_state(self.whole, self.optimizer, parts["optimizer"])
         if self.ema is not None:
             checkpoint.load_weights(self.ema.module, parts["ema"], source)
         self.scaler.load_state_dict(scaler)
@@ -224,28 +236,6 @@ def _require_statistics(model: MineralNet, config: TrainConfig, options: RunOpti
             f"--batch {config.batch} leaves each of {process.world} x {config.accumulate} micro-batches one image, "
             "too few for BatchNorm: use a larger --batch, a smaller --accumulate, or --freeze-norm"
         )
-
-
-def mixed(pixels: torch.Tensor, targets: torch.Tensor, probability: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each image of a batch with another one, and their targets alike (mixup, Zhang et al. 2018).
-
-    Args:
-        pixels: (N, 3, H, W) uint8.
-        targets: (N, L).
-        probability: of doing so; else the batch is returned as it is.
-
-    Returns:
-        Pixels, float32 if they were blended, and targets. The share of the image itself is at least one half: several
-        labels at once are common, so which of two is the first one must not be a matter of chance.
-    """
-    if float(torch.rand(())) >= probability:
-        return pixels, targets
-    share = float(torch.distributions.Beta(_MIXUP_BETA, _MIXUP_BETA).sample())
-    share = max(share, 1 - share)
-    other = torch.randperm(len(pixels)).to(pixels.device)
-    blended = share * pixels + (1 - share) * pixels[other]
-    # Indexing forgets the order in memory in which convolutions are fast.
-    return blended.contiguous(memory_format=torch.channels_last), share * targets + (1 - share) * targets[other]
 
 
 def _criterion(

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     Listener = Callable[[EpochRecord], None]
     Batch = tuple[torch.Tensor, torch.Tensor]
 
-_MIXED = 0.9  # of the run's steps have mixup
+_MIXED = 0.9  # of the run's steps have mixup or CutMix
 _ASK_EVERY = 16  # steps between two questions to all processes whether it is time to save, or to stop on a GPU
 _LOST_PEER = "another process of this run has ended (see its message); the same command resumes"
 
@@ -157,6 +157,7 @@ class Trainer:
             data.val.spec,
             data.train.truth,
             data.sampler.factors,
+            data.auxiliary,
             resumed=state is not None,
         )
         if state is None:
@@ -291,8 +292,8 @@ class Trainer:
                 raise RunStopped(number)
 
     def _mixes(self, step: int) -> bool:
-        """Whether mixup is on in this step of the run."""
-        return self.config.mixup > 0 and step < _MIXED * self.config.epochs * self._steps_per_epoch
+        """Whether mixup and CutMix are on in this step of the run."""
+        return self.config.mixup + self.config.cutmix > 0 and step < _MIXED * self.config.epochs * self._steps_per_epoch
 
     def _lr(self, step: int) -> float:
         return self.config.lr * optim.lr_factor(self.config, step, self._steps_per_epoch)

@@ -1,4 +1,4 @@
-"""The three losses of the paper's Table 4, for multi-label logits."""
+"""Losses for multi-label logits: the three of the paper's Table 4, and two for labels that are not complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MultiLabelLoss(nn.Module):
-    """One formula with all three losses as special cases.
+    """One formula with the paper's three losses as special cases; a subclass changes its two terms.
 
     With p = sigmoid(logit) and target y:
 
@@ -70,10 +70,44 @@ class MultiLabelLoss(nn.Module):
             raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} must both be (N, L)")
         x = logits if logits.dtype == torch.float64 else logits.float()
         y = targets.to(x.dtype)
+        present, absent = self.terms(x)
+        return (self.positive * y * present + self.negative * (1 - y) * absent).sum(dim=1).mean()
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what a present and an absent label cost at logits x, without their weights, each shaped like x."""
         # A power as exp(g log): its derivative is finite at probability 0, where pow's is not for g < 1.
         present = -torch.exp(self.gamma_positive * F.logsigmoid(-x)) * F.logsigmoid(x)
         absent = -torch.exp(self.gamma_negative * F.logsigmoid(x)) * F.logsigmoid(-x)
-        return (self.positive * y * present + self.negative * (1 - y) * absent).sum(dim=1).mean()
+        return present, absent
+
+
+class HillLoss(MultiLabelLoss):
+    """Hill loss, and the focal margin loss for present labels (Zhang et al. 2021, arXiv 2112.07368).
+
+    For labels that may be missing: an absent label costs `(1.5 - p) p^2`, whose slope falls again above p = 0.5, so
+    that labels which the model is sure of are not pushed down. A present one costs `-(1 - q)^2 log q` with
+    q = sigmoid(logit - 1). The constants are the paper's.
+    """
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what a present and an absent label cost."""
+        margin = x - 1
+        p = x.sigmoid()
+        return -((-margin).sigmoid() ** 2) * F.logsigmoid(margin), (1.5 - p) * p**2
+
+
+class EntropyLoss(MultiLabelLoss):
+    """Entropy maximization for images that name one label of several (Zhou et al. 2022, arXiv 2203.16219).
+
+    A present label costs `-log p`, one that is not named `-a H(p)`, with H the binary entropy and a = `negative`: it is
+    taken for unknown, not for absent. The loss can be below 0. Its probabilities are too high, more than those of other
+    losses, and want calibration.
+    """
+
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what a present and a label that is not named cost."""
+        p = x.sigmoid()
+        return -F.logsigmoid(x), p * F.logsigmoid(x) + (1 - p) * F.logsigmoid(-x)
 
 
 def binary_cross_entropy() -> MultiLabelLoss:
@@ -91,18 +125,25 @@ def asymmetric() -> MultiLabelLoss:
     return MultiLabelLoss(gamma_negative=1.0)
 
 
+def entropy() -> MultiLabelLoss:
+    """`EntropyLoss` with a = 0.1, its authors' value for COCO and NUS-WIDE."""
+    return EntropyLoss(negative=0.1)
+
+
 LOSSES: dict[str, Callable[[], MultiLabelLoss]] = {
     "asymmetric": asymmetric,
     "focal": focal,
     "bce": binary_cross_entropy,
+    "hill": HillLoss,
+    "entropy": entropy,
 }
 
 
 def make_loss(name: str) -> MultiLabelLoss:
-    """Make a loss (logits (N, L), targets (N, L)) -> scalar, with the paper's parameters.
+    """Make a loss (logits (N, L), targets (N, L)) -> scalar, with its paper's parameters.
 
     Args:
-        name: `asymmetric`, `focal` or `bce`.
+        name: one of `LOSSES`.
 
     Raises:
         DataError: if there is no such loss.

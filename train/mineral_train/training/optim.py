@@ -33,6 +33,12 @@ def make_optimizer(model: MineralNet, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
+def add_layer(optimizer: torch.optim.Optimizer, layer: nn.Module, config: TrainConfig) -> None:
+    """Let the optimizer also train a layer beside the model, as it trains what comes after the backbone."""
+    for group in _decay_groups(layer.named_parameters(), set(), config.weight_decay, config.head_lr):
+        optimizer.add_param_group(group)
+
+
 def _backbone_groups(backbone: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     if config.layer_decay == 1.0:
         return _decay_groups(backbone.named_parameters(), _undecayed(backbone), config.weight_decay, 1.0)
