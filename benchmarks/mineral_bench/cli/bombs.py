@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, output
+from mineral_bench.cli.options import PATH, engine, numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,16 +14,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option(
-    "--decoders",
-    multiple=True,
-    default=(2, 16),
-    show_default=True,
-    type=click.IntRange(1),
-    help="Decode threads, then decode processes. Repeatable.",
-)
+@numbers("--decoders", default=(2, 16), text="Decode threads, then decode processes.")
 @click.option("--bomb", "names", multiple=True, metavar="NAME", help="Only this one. Repeatable.")
-@click.option("--backend", default="onnx-cpu", show_default=True, help="Engine, as for mineral-batch predict.")
+@engine("onnx-cpu")
 @output
 def bombs(
     model: Path,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import output
+from mineral_bench.cli.options import numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,21 +15,16 @@ _COUNT = click.IntRange(1)
 
 
 @click.command()
-@click.option(
-    "--workers", multiple=True, default=(1, 2, 4, 8), show_default=True, type=_COUNT, help="Workers. Repeatable."
-)
+@numbers("--workers", default=(1, 2, 4, 8), text="Workers.")
 @click.option("--rate", default=3000.0, show_default=True, type=click.FloatRange(1), help="Images/s of an engine.")
 @click.option("--latency", default=0.03, show_default=True, type=click.FloatRange(0), help="Seconds of a request.")
 @click.option("--piece-images", default=2000, show_default=True, type=_COUNT, help="Images in a piece.")
 @click.option("--pieces", default=24, show_default=True, type=_COUNT, help="Pieces for each worker.")
 @click.option("--sample", default=20, show_default=True, type=_COUNT, help="Images that a simulated one stands for.")
-@click.option(
+@numbers(
     "--objects",
-    multiple=True,
     default=(10_000, 100_000, 1_000_000),
-    show_default=True,
-    type=_COUNT,
-    help="Objects in a bucket whose listing, resume and memory are measured. Repeatable.",
+    text="Objects in a bucket whose listing, resume and memory are measured.",
 )
 @output
 def cluster(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import output
+from mineral_bench.cli.options import numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,14 +40,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command()
-@click.option(
-    "--photos",
-    multiple=True,
-    default=(1_000_000, 50_000_000),
-    show_default=True,
-    type=click.IntRange(1),
-    help="Photographs. Repeatable.",
-)
+@numbers("--photos", default=(1_000_000, 50_000_000), text="Photographs.")
 @click.option(
     "--machine",
     "machines",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, output
+from mineral_bench.cli.options import PATH, engine, numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,18 +15,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, type=PATH)
-@click.option(
-    "--images",
-    "counts",
-    multiple=True,
-    default=(1000, 20_000),
-    show_default=True,
-    type=click.IntRange(1),
-    help="Images in a run. Repeatable.",
-)
-@click.option(
-    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
-)
+@numbers("--images", "counts", default=(1000, 20_000), text="Images in a run.")
+@engine()
 @click.option(
     "--decode-processes",
     type=click.IntRange(0),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 PATH = click.Path(path_type=Path)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def output(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,7 +21,25 @@ def output(command: Callable[..., Any]) -> Callable[..., Any]:
     return option("--json", "json_file", help="Write every figure to this file.")(command)
 
 
-def limit(seconds: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def limit(seconds: float) -> Decorator:
     """Add the option `--seconds`."""
     text = "Measure for at most this long; less if all figures are stable."
     return click.option("--seconds", default=seconds, show_default=True, type=click.FloatRange(0), help=text)
+
+
+def engine(default: str = "auto") -> Decorator:
+    """Add the option `--backend`."""
+    text = "Engine, as for mineral-batch predict."
+    return click.option("--backend", default=default, show_default=True, metavar="ENGINE", help=text)
+
+
+def numbers(*names: str, default: tuple[int, ...], text: str) -> Decorator:
+    """Add an option that may be repeated, with whole numbers above 0.
+
+    Args:
+        names: the option's, and the parameter's if it is another.
+        default: what is measured without it.
+        text: its help.
+    """
+    help_ = f"{text} Repeatable."
+    return click.option(*names, multiple=True, default=default, show_default=True, type=click.IntRange(1), help=help_)

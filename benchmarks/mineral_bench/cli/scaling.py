@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_bench.cli.options import PATH, engine, limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.option(
-    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
-)
+@engine()
 @click.option(
     "--per-day",
     multiple=True,

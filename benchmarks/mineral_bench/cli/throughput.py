@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_bench.cli.options import PATH, engine, limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option(
-    "--backend", default="auto", show_default=True, metavar="ENGINE", help="Engine, as for mineral-batch predict."
-)
+@engine()
 @click.option("--device", type=click.IntRange(0), help="GPU by index. [default: the first]")
 @click.option(
     "--precision",
