@@ -11,6 +11,7 @@ import numpy as np
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
+from mineral_batch.cli.grouping_options import JUDGED, specimen_option
 from mineral_batch.cli.paths import LOCAL, refuse_swapped
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
@@ -37,11 +38,7 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.option(
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )
-@click.option(
-    "--specimen",
-    metavar="RULE",
-    help="Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV.",
-)
+@specimen_option(JUDGED)
 @click.option(
     "--features", is_flag=True, help="Find look-alikes by what the model sees in the photographs, not by its answers."
 )

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
+from mineral_batch.cli.grouping_options import level_options, specimen_option
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
-from mineral_batch.minerals.table import LEVELS
 
 if TYPE_CHECKING:
     from mineral_batch.deliver.folders import Kind
@@ -62,17 +62,10 @@ _REASONS = 5  # that are shown
     "--match", metavar="REGEX", help="Finds the inventory number in a path. [default: any number of the inventory]"
 )
 @click.option("--names", type=LOCAL, metavar="CSV", help="The collection's names: columns mineral and name.")
-@click.option(
-    "--specimen",
-    metavar="RULE",
-    help="A record per specimen: folder, catalog, regex=PATTERN, a CSV (path,specimen), or inventory (of --join).",
+@specimen_option(
+    "A record per specimen: folder, catalog, regex=PATTERN, a CSV (path,specimen), or inventory (of --join)."
 )
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    help="Where no mineral is sure, answer with the species, group or class that is, up to this level.",
-)
-@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@level_options("Where no mineral is sure, answer with the species, group or class that is, up to this level.")
 @click.option(
     "--id-prefix",
     metavar="TEXT",

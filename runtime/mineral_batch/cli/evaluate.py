@@ -13,6 +13,7 @@ import click
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
+from mineral_batch.cli.grouping_options import JUDGED, specimen_option
 from mineral_batch.cli.paths import MODEL, refuse_swapped
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
@@ -64,11 +65,7 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     show_default=True,
     help="Judge at this level: agate counts as quartz at species, as an oxide at class.",
 )
-@click.option(
-    "--specimen",
-    metavar="RULE",
-    help="Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV.",
-)
+@specimen_option(JUDGED)
 @click.option(
     "--minerals", type=_FILE, metavar="CSV", help="With --level: your own table of minerals (name,species,...)."
 )

@@ -10,6 +10,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.edited import say_edited
+from mineral_batch.cli.grouping_options import SHOWN, level_options, specimen_option
 from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
@@ -60,17 +61,10 @@ if TYPE_CHECKING:
 @click.option(
     "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
 )
-@click.option(
-    "--specimen",
-    metavar="RULE",
-    help="Show the photographs of a specimen together, with one answer. RULE as for predict. [default: as in the run]",
+@specimen_option(
+    "Show the photographs of a specimen together, with one answer. RULE as for predict. [default: as in the run]"
 )
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    help="Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]",
-)
-@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@level_options(SHOWN)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def report(
     results: Path,

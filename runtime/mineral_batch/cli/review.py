@@ -14,6 +14,7 @@ import click
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
+from mineral_batch.cli.grouping_options import SHOWN, level_options
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.minerals.table import LEVELS, load_table
@@ -44,12 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "-m", "--model", type=LOCAL, help="Model by whose features the order spreads. [default: the model of the run]"
 )
-@click.option(
-    "--level",
-    type=click.Choice(LEVELS),
-    help="Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]",
-)
-@click.option("--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...).")
+@level_options(SHOWN)
 @click.option("--reviewer", metavar="NAME", help="Your name, saved with your decisions. [default: your user name]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the page. [default: any that is free]")
 @click.option("--no-browser", is_flag=True, help="Print the address without opening it.")

@@ -1,0 +1,32 @@
+"""Options that say what an answer is for, an image or a specimen, and how broad a name it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mineral_batch.cli.paths import LOCAL
+from mineral_batch.minerals.table import LEVELS
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+#: Help of `--specimen` where answers are compared with labels.
+JUDGED = "Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV."
+#: Help of `--level` where answers are shown.
+SHOWN = "Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]"
+
+
+def specimen_option(text: str) -> Decorator:
+    """Give a command the option `--specimen` with this help."""
+    return click.option("--specimen", metavar="RULE", help=text)
+
+
+def level_options(text: str) -> Decorator:
+    """Give a command the options `--level`, with this help, and `--minerals`."""
+    level = click.option("--level", type=click.Choice(LEVELS), help=text)
+    minerals = click.option(
+        "--minerals", type=LOCAL, metavar="CSV", help="Your own table of minerals (name,species,...)."
+    )
+    return lambda command: level(minerals(command))
