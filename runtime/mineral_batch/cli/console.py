@@ -19,8 +19,10 @@ from mineral_batch.cli.help import shorten_placeholders
 from mineral_batch.errors import MineralError
 from mineral_batch.system import pip_install
 
+#: Exit codes beside 0, 1 (an error) and 2 (wrong usage). The last two are 128 and the number of SIGINT or SIGTERM.
 EXIT_SOME_IMAGES_FAILED = 3
-_EXIT_TERMINATED = 143
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 _STDERR = 2
 
 
@@ -110,7 +112,7 @@ class TerminableGroup(LazyGroup):
 def _terminate(*_: object) -> NoReturn:
     with suppress(OSError):
         os.write(_STDERR, b"\nstopped by SIGTERM; run the same command again\n")  # a signal may arrive within a print
-    sys.exit(_EXIT_TERMINATED)
+    sys.exit(EXIT_TERMINATED)
 
 
 def _name_environment(command: click.Command, prefix: str) -> None:

@@ -24,8 +24,6 @@ from mineral_train.training.config import RunOptions, TrainConfig
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
-EXIT_INTERRUPTED = 130
-
 _RECIPE_DEFAULTS = {f.name: f.default for f in fields(TrainConfig) if f.name != "model"}
 _MODEL_DEFAULTS = {f.name: f.default for f in fields(ModelConfig) if f.name not in ("labels", "backbone")}
 _RUN_FIELDS = {f.name for f in fields(RunOptions)}

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_SOME_IMAGES_FAILED, counted
 from mineral_batch.cli.paths import LOCAL, MODEL
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
@@ -31,7 +31,6 @@ from mineral_train.data.source import specimen_column, split_column
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
 _AUTO, _NONE = "auto", "none"
-_EXIT_INTERRUPTED = 130
 
 
 @click.command()
@@ -122,7 +121,7 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
         result = _adapted(base, output, photos, features, source, chosen)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on with the features kept in {features}", err=True)
-        raise SystemExit(_EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
     click.echo(f"next: mineral-batch predict PHOTOS -m {output} -o results")
     click.echo("then: mineral-batch evaluate results LABELS.csv   (best with photographs that are new to the model)")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import ContractError, DataError, MineralError
 from mineral_batch.minerals import MINERALS
@@ -24,7 +25,6 @@ from mineral_train.training.config import STARTER, TrainConfig
 from mineral_train.training.recipes import STARTER_MODEL, default_recipe, load_recipe
 
 _SIGTERM = 15
-_EXIT_TERMINATED = 143
 
 
 def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -90,11 +90,11 @@ def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
     except RunStopped as stopped:
         if is_main:
             click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
-        raise SystemExit(_EXIT_TERMINATED if stopped.number == _SIGTERM else _options.EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_TERMINATED if stopped.number == _SIGTERM else EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
         if is_main:
             click.echo(f"\nstopped; {_what_is_saved(run, again)}", err=True)
-        raise SystemExit(_options.EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     if is_main:
         click.echo(f"next: mineral-export onnx {run} -o model.onnx")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.console import EXIT_INTERRUPTED
 from mineral_batch.cli.help import SectionedCommand
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.errors import DataError
@@ -74,7 +75,7 @@ def tables(manifest: Path, folder: Path, **chosen: Any) -> None:
         text = _fill(rows, configs, manifest, folder, _options.make_options(chosen))
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on; what is finished is in {folder / 'tables.md'}", err=True)
-        raise SystemExit(_options.EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     click.echo(text)
 
 
