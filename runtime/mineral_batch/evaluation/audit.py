@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mineral_batch.evaluation.curves import log_odds
 from mineral_batch.evaluation.metrics import Bools, Floats
+from mineral_batch.model.calibration import log_odds
 
 #: What "given nothing" is called.
 NONE = "none"

@@ -12,6 +12,7 @@ import numpy as np
 
 from mineral_batch.evaluation.evaluate import Evaluation, evaluate, join
 from mineral_batch.evaluation.levels import readings_of
+from mineral_batch.model.calibration import log_odds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,6 @@ _WORST = 12
 _RESAMPLES = 1000
 # Beyond this many images the interval is narrow and its thousand resamples take minutes.
 _RESAMPLED_UP_TO = 20_000
-_TINY = 1e-9
 
 
 class Curve(NamedTuple):
@@ -190,12 +190,6 @@ def _farthest(chosen: Bools, key: NDArray[np.float64], count: int) -> tuple[Mist
         if len(found) == count:
             break
     return tuple(found.values())
-
-
-def log_odds(probability: Floats, least: float = _TINY) -> NDArray[np.float64]:
-    """log(p / (1 - p)), finite also at 0 and 1: `p` is taken as at least `least`, and as far from 1."""
-    p = np.clip(np.asarray(probability, np.float64), least, 1 - least)
-    return np.log(p) - np.log1p(-p)
 
 
 def _ratio(part: NDArray[np.generic], whole: NDArray[np.generic]) -> NDArray[np.float64]:

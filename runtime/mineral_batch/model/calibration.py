@@ -6,8 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mineral_batch.errors import ContractError
 from mineral_batch.model.checks import floats, is_int, require
+
+# Beside 0 and 1, which no images can show to be exact.
+_LEAST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,10 @@ def uncalibrated(model: object) -> str:
         f"{model} is not calibrated: its probabilities rank images, but 0.8 does not mean right in eight of ten. "
         f"Calibrate it once, with labeled images that it was not trained on: {calibrate_command(model)}"
     )
+
+
+def log_odds(probability: NDArray[np.floating], least: float = _LEAST) -> NDArray[np.float64]:
+    """Return log(p / (1 - p)), finite also at 0 and 1: p is taken as at least `least`, and as far from 1."""
+    p = np.clip(np.asarray(probability, np.float64), least, 1 - least)
+    odds: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return odds

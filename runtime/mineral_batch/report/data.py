@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.evaluation.curves import log_odds
+from mineral_batch.model.calibration import log_odds
 from mineral_batch.model.familiarity import UNFAMILIAR
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.minerals import canonical
-from mineral_batch.model.calibration import calibrate_command
+from mineral_batch.model.calibration import calibrate_command, log_odds
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import listed, open_csv, shown
 from mineral_batch.types import Prediction, Result
@@ -29,8 +29,6 @@ _COLUMN_NAMES = {
     **dict.fromkeys(("mineral", "label", "name"), "mineral"),
     **dict.fromkeys(("prevalence", "share", "frequency"), "prevalence"),
 }
-# Beside 0 and 1, which no images can show to be exact.
-_LEAST = 1e-9
 _LARGEST_STEP = 1e-7
 _STEPS = 500
 
@@ -55,7 +53,7 @@ class PrevalenceShift:
 
     def __call__(self, results: Iterable[Result]) -> Iterator[Result]:
         """Yield the results with corrected probabilities; failures as they are."""
-        change = _log_odds(self.target) - _log_odds(self.trained)
+        change = log_odds(self.target) - log_odds(self.trained)
         for result in results:
             if isinstance(result, Prediction):
                 moved = _shifted(result.probabilities[None], change)[0].astype(np.float32)
@@ -152,7 +150,7 @@ def shift_by_estimate(contract: ModelContract, results: Iterable[Result]) -> Pre
         return PrevalenceShift(ESTIMATE, contract.labels, trained, trained)
     probabilities, target = np.stack(rows).astype(np.float64), trained
     for _ in range(_STEPS):
-        corrected = _shifted(probabilities, _log_odds(target) - _log_odds(trained))
+        corrected = _shifted(probabilities, log_odds(target) - log_odds(trained))
         before, target = target, (corrected.sum(axis=0) + trained) / (len(rows) + 1)
         if np.abs(target - before).max() < _LARGEST_STEP:
             break
@@ -173,12 +171,6 @@ def _shifted(probabilities: NDArray[np.floating], change: Floats) -> Floats:
     ratio = np.exp(change)
     shifted: Floats = p * ratio / (1 - p + p * ratio)
     return shifted
-
-
-def _log_odds(p: Floats) -> Floats:
-    inside = np.clip(p, _LEAST, 1 - _LEAST)
-    odds: Floats = np.log(inside) - np.log1p(-inside)
-    return odds
 
 
 def _fraction(text: str, where: str) -> float:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from mineral_batch.evaluation.curves import log_odds
 from mineral_batch.explain.explainer import open_explainer
+from mineral_batch.model.calibration import log_odds
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_export.onnx.export import export_onnx
 from mineral_export.precision.fp16 import to_fp16

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from mineral_batch import InputSpec, ModelContract, Predictor
-from mineral_batch.evaluation.curves import log_odds
+from mineral_batch.model.calibration import log_odds
 from mineral_batch.model.onnx_file import read_contract, read_graph, write_contract
 from mineral_train.cli import main
 from mineral_train.data.dataset import PhotoDataset

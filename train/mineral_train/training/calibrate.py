@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.curves import log_odds
 from mineral_batch.evaluation.thresholds import (
     CONFIDENCE,
     promise_thresholds,
     tune_thresholds,
 )
+from mineral_batch.model.calibration import log_odds
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_batch.model.onnx_graph import load_graph
