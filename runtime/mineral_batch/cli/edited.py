@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mineral_batch.cli.console import say
-from mineral_batch.results.manifest import edited_tables
+from mineral_batch.results.written import edited_tables
 
 if TYPE_CHECKING:
     from pathlib import Path

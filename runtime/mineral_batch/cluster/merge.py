@@ -20,11 +20,12 @@ from mineral_batch.cluster.run import refuse_single_run, with_options
 from mineral_batch.cluster.work import MAY_DIFFER
 from mineral_batch.errors import DataError
 from mineral_batch.results.csv import listed
-from mineral_batch.results.manifest import describe_software, refuse_edited_tables, timestamp, write_manifest
+from mineral_batch.results.manifest import describe_software, timestamp, write_manifest
 from mineral_batch.results.rows import TableCounts
 from mineral_batch.results.run import adjusted, check_prevalence, prevalence_shift
 from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION, SPECIMENS
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
+from mineral_batch.results.written import refuse_edited_tables, refuse_foreign_tables
 from mineral_batch.types import Result
 
 _NAMED = 5
@@ -95,6 +96,7 @@ def merge(place: Place, tables: Tables = CSV_ONLY, *, mixed: bool = False) -> Me
     if isinstance(place, Folder):
         wanted = wanted.including(place.folder)
         refuse_edited_tables(place.folder)
+        refuse_foreign_tables(place.folder, wanted.replaced, "merge", has_begun=True)
         return _write(plan, place, place.folder, wanted, mixed=mixed)
     with tempfile.TemporaryDirectory(prefix="mineral-batch-") as name:
         folder = Path(name)

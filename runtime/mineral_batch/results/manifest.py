@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -15,11 +15,10 @@ from typing import Any, NoReturn
 import numpy as np
 import PIL
 
-from mineral_batch.errors import DataError, one_line
+from mineral_batch.errors import one_line
 from mineral_batch.files import write_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.predictor import Predictor
-from mineral_batch.results.csv import listed
 from mineral_batch.results.fingerprint import file_digest
 from mineral_batch.results.rows import TableCounts
 from mineral_batch.results.schema import PREDICTIONS, RUN_MANIFEST, SCHEMA_VERSION, STAGES
@@ -94,73 +93,21 @@ def is_time(value: object) -> bool:
     return True
 
 
-def edited_tables(folder: Path) -> list[str]:
-    """Return the names of the tables that were changed since the run wrote them, by hand or by another program."""
+def read_manifest(folder: Path) -> RunManifest | None:
+    """Return the run.json of a folder; None if it is not there, damaged or of another release."""
     try:
         manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
     except OSError:
-        return []
-    if isinstance(manifest, str):  # damaged or of another release: nothing is known about the tables
-        return []
-    edited = []
-    for name, digest in manifest.digests.items():
-        with suppress(FileNotFoundError):
-            if file_digest(folder / name) != digest:
-                edited.append(name)
-    return edited
+        return None
+    return manifest if isinstance(manifest, RunManifest) else None
 
 
 def other_thresholds(folder: Path, contract: ModelContract) -> bool:
     """Return whether the run in a folder had the same labels and other thresholds; no if there is none."""
-    try:
-        manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
-    except OSError:
-        return False
-    if not isinstance(manifest, RunManifest) or manifest.labels != contract.labels:
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.labels != contract.labels:
         return False
     return manifest.thresholds != tuple(contract.thresholds)
-
-
-def refuse_edited_tables(folder: Path) -> None:
-    """Check that the tables that a run is going to replace are as the last one wrote them.
-
-    Raises:
-        DataError: naming the tables that were edited.
-    """
-    if edited := edited_tables(folder):
-        raise DataError(
-            f"{' and '.join(str(folder / name) for name in edited)} was edited since the last run and would be "
-            f"overwritten: rename or move it, or choose another folder with -o"
-        )
-
-
-def refuse_foreign_tables(folder: Path, names: Iterable[str], *, has_journal: bool) -> None:
-    """Check that no file that a run is going to replace or remove is somebody else's.
-
-    Args:
-        folder: of the output.
-        names: files that the run writes, or removes if it has nothing to write there.
-        has_journal: whether a run of ours has begun there. Without its run.json it was killed while it wrote, and
-            nobody knows which of the tables are its own.
-
-    Raises:
-        DataError: naming them.
-    """
-    try:
-        manifest: RunManifest | str = parse_manifest((folder / RUN_MANIFEST).read_bytes())
-    except OSError:
-        manifest = ""
-    known: Container[str] = ()
-    if isinstance(manifest, RunManifest):
-        known = {*manifest.digests, *manifest.tables, RUN_MANIFEST}
-    elif has_journal:
-        return
-    foreign = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
-    if foreign:
-        raise DataError(
-            f"{listed([str(folder / name) for name in foreign])} is there already and was not written by predict: move "
-            f"it, or choose another folder with -o"
-        )
 
 
 def written_counts(folder: Path, key: str, tables: Tables) -> TableCounts | None:
@@ -171,11 +118,8 @@ def written_counts(folder: Path, key: str, tables: Tables) -> TableCounts | None
         key: a digest of everything that the tables depend on.
         tables: to be written; images' own tables are always written, because no digest covers them.
     """
-    try:
-        manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
-    except OSError:
-        return None
-    if isinstance(manifest, str) or manifest.record.get("tables_key") != key or tables.per_image:
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.record.get("tables_key") != key or tables.per_image:
         return None
     if set(manifest.digests) != set(manifest.tables) or not all((folder / name).is_file() for name in manifest.tables):
         return None

@@ -13,7 +13,6 @@ from mineral_batch.errors import DataError
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import open_csv
-from mineral_batch.results.manifest import edited_tables
 from mineral_batch.results.predictions import Predictions, read_predictions
 from mineral_batch.results.schema import (
     DAMAGED_COLUMN,
@@ -24,6 +23,7 @@ from mineral_batch.results.schema import (
     PREDICTIONS,
     RUN_MANIFEST,
 )
+from mineral_batch.results.written import edited_tables
 from mineral_batch.types import Failure
 
 if TYPE_CHECKING:

@@ -32,8 +32,6 @@ from mineral_batch.results.manifest import (
     describe_engine,
     describe_model,
     describe_software,
-    refuse_edited_tables,
-    refuse_foreign_tables,
     timestamp,
     write_manifest,
     written_counts,
@@ -47,8 +45,9 @@ from mineral_batch.results.prevalence import (
     shift_to_file,
 )
 from mineral_batch.results.rows import TableCounts, rounded
-from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS, SCHEMA_VERSION, SPECIMENS
+from mineral_batch.results.schema import FAILURES, PARTIAL, SCHEMA_VERSION
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_partial, write_tables
+from mineral_batch.results.written import refuse_edited_tables, refuse_foreign_tables
 from mineral_batch.storage.urls import without_secrets
 from mineral_batch.system import peak_memory_mib
 from mineral_batch.types import Failure, Result, Source
@@ -213,8 +212,7 @@ def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tup
     if tables.prevalence is not None and tables.prevalence != ESTIMATE:
         require_prevalences(tables.prevalence)
     refuse_edited_tables(folder)
-    replaced = (PREDICTIONS, FAILURES, SPECIMENS, *tables.files)
-    refuse_foreign_tables(folder, dict.fromkeys(replaced), has_journal=(folder / JOURNAL).exists())
+    refuse_foreign_tables(folder, tables.replaced, "predict", has_begun=(folder / JOURNAL).exists())
     return given, tables
 
 

@@ -94,6 +94,11 @@ class Tables:
         named = tuple(file for name, file in FORMATS.items() if name in self.formats or name == "csv")
         return named + (SPECIMENS,) * (self.specimen is not None) + (PER_IMAGE,) * self.per_image
 
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The files that a run writes, or removes where it has nothing to write into them."""
+        return tuple(dict.fromkeys((*self.files, FAILURES, SPECIMENS)))
+
     def marking_damaged(self) -> Tables:
         """Return these with the column `damaged`."""
         return self if DAMAGED_COLUMN in self.columns else replace(self, columns=(*self.columns, DAMAGED_COLUMN))
