@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mineral_batch.images.processes.shared_memory import SharedMemory
     from mineral_batch.images.processes.task import Task
 
+# More than one image may take: on a busy machine, or from a slow file system, Python itself needs a while to start.
+_SECONDS_TO_START = 120.0
 _SECONDS_TO_END = 5.0
 # A process may be killed while it starts; one that never starts is an error.
 _FAILED_STARTS = 3
@@ -155,9 +157,9 @@ class Supervisor:
         """
         try:
             if not self._has_answered:
-                self._wait()
+                self._wait(_SECONDS_TO_START)
                 self._has_answered = True
-            return cast("Answer", self._wait())
+            return cast("Answer", self._wait(self._limit))
         except (EOFError, _TooSlowError) as error:
             death = self._death(error)
             self._end()
@@ -169,16 +171,16 @@ class Supervisor:
             self._start()
             raise death from error
 
-    def _wait(self) -> object:
+    def _wait(self, limit: float) -> object:
         """Read a message; a process that finishes no image for `limit` seconds is given up."""
         poll = select.poll()
         poll.register(self._output, select.POLLIN | select.POLLHUP)
         progress, since = b"", time.monotonic()
-        while not poll.poll(min(1000.0, 1000 * self._limit)):
+        while not poll.poll(min(1000.0, 1000 * limit)):
             now = self._memory.counters[self._setup.number].tobytes()
             if now != progress:
                 progress, since = now, time.monotonic()
-            elif time.monotonic() - since >= self._limit:
+            elif time.monotonic() - since >= limit:
                 raise _TooSlowError
         return receive(partial(_read_exactly, self._output.fileno()))
 
