@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from mineral_batch.engines.registry import open_backend
 from mineral_batch.images.processes.pool import is_supported
 from mineral_batch.model.contract import InputSpec
 from mineral_batch.system import cpu_count
-from mineral_bench.measure import Plan
+from mineral_batch.types import Image
+from mineral_bench.measure import Plan, Times
 from mineral_bench.process.isolated import Isolated
 from mineral_bench.process.runner import Runner
 from mineral_bench.studies import memory, scaling
@@ -60,10 +62,17 @@ def test_every_study_runs(model_path: Path) -> None:
     assert "6" in counts.table().markdown()
 
 
-def test_larger_pictures_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "_DECODED", ((64, 48), (1600, 1200)))
-    found = scaling.by_picture_size(InputSpec(height=32, width=32), Plan(least=3, most=3, seconds=0, warm_up=1))
-    assert found.line.each > 0
+def test_the_time_of_each_image_stands_beside_its_own_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that gives a tenth of a second, and one more for each megapixel that was decoded."""
+
+    def timed(decode: Callable[[], Image]) -> Times:
+        image = decode()
+        return Times(0.1 + image.width * image.height / 1e6, 1.0)
+
+    monkeypatch.setattr("mineral_bench.measure.timed", timed)
+    monkeypatch.setattr(scaling, "_DECODED", ((64, 48), (640, 480), (1600, 1200)))
+    found = scaling.by_picture_size(InputSpec(height=32, width=32), SHORT)
+    assert (found.line.fixed, found.line.each) == pytest.approx((0.1, 1.0))
 
 
 def test_fewer_cores_are_really_fewer(model_path: Path) -> None:

@@ -79,7 +79,7 @@ def run(interpreter: Path, libraries: list[Path], task: str, *arguments: Any) ->
         "PYTHONPATH": os.pathsep.join(roots),
     }
     command = [str(interpreter), str(_CHILD), task, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
     if done.returncode == -signal.SIGSEGV:
         return DIED, done.stderr.splitlines()
     assert done.returncode == 0, done.stderr

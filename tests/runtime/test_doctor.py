@@ -56,7 +56,7 @@ def test_every_engine_is_tried_and_one_answers(report: Any) -> None:
     assert list(engines) == list(BACKENDS)
     cpu = engines["onnx-cpu"]
     assert (cpu["works"], cpu["device"], cpu["difference"]) == (True, "CPU, float32", 0.0)
-    assert 0 < cpu["seconds"] < 60
+    assert cpu["seconds"] > 0
     for engine in engines.values():
         assert engine["works"] or len(engine["reason"].splitlines()) == 1
 

@@ -17,9 +17,9 @@ pytest.importorskip("onnxruntime")
 @pytest.mark.parametrize(
     ("mutants", "processes", "seconds"),
     [
-        (300, 0, 120),
-        pytest.param(300, 2, 240, marks=pytest.mark.slow),
-        pytest.param(5000, 0, 1800, marks=pytest.mark.soak),
+        (300, 0, 600),
+        pytest.param(300, 2, 900, marks=pytest.mark.slow),
+        pytest.param(5000, 0, 3600, marks=pytest.mark.soak),
     ],
     ids=["300", "300 in processes", "5000"],
 )

@@ -32,7 +32,7 @@ def test_exception_ends_the_map_and_cancels_what_waits() -> None:
     def work(item: int) -> None:
         if item == 0:
             raise ValueError("broken")
-        gate.wait(5)
+        gate.wait(120)
         done.append(item)
 
     results = bounded_map(work, range(100), threads=1)

@@ -29,7 +29,7 @@ def wait() -> None:
     with staged_output(Path("model.onnx")) as path:
         path.write_bytes(b"half")
         print("begun", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 main._table["wait"] = ("wait_command:wait", "")
@@ -58,7 +58,7 @@ def test_a_terminated_export_leaves_nothing_behind(tmp_path: Path, number: signa
         assert child.stdout.readline() == "begun\n"
         assert len(list(tmp_path.iterdir())) == 2
         child.send_signal(number)
-        assert child.wait(30) == code
+        assert child.wait(300) == code
         assert child.stderr is not None
         (line,) = [line for line in child.stderr.read().splitlines() if line]
     assert line == ("Aborted!" if number == signal.SIGINT else "stopped by SIGTERM; run the same command again")

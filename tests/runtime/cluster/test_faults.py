@@ -189,7 +189,7 @@ def test_the_same_shard_twice_at_once_gives_the_tables_of_one(
     output = tmp_path / "out" if where == "a folder" else OUTPUT
     both = [start(output, album, model_path, "--shard", "1/1") for _ in range(2)]
     for process in both:
-        said = process.communicate(timeout=120)
+        said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     place = open_place(output)
     assert len(list(place.keys("parts/"))) == 11

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 from mineral_batch.cluster.place import open_place
 
 COMMAND = [sys.executable, "-m", "mineral_batch", "predict", "--backend", "onnx-cpu"]
-_SECONDS = 240
+_SECONDS = 900
 
 
 class Nodes:
@@ -47,7 +47,7 @@ class Nodes:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(_SECONDS)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -201,7 +201,7 @@ def test_ctrl_c_leaves_the_pieces_in_hand_and_no_process(
     in_workers: Callable[[str], Path], album: Path, model_path: Path, tmp_path: Path
 ) -> None:
     psutil = pytest.importorskip("psutil")
-    folder = in_workers("time.sleep(0.3)")
+    folder = in_workers("time.sleep(1)")
     options = [album, "--cluster", "local", "--piece-images", 2, "--workers", 1, "--log-format", "json"]
     process = start(tmp_path / "out", model_path, *options)
     assert process.stderr is not None

@@ -44,7 +44,7 @@ def test_an_exclusive_holder_waits_for_sharers_and_keeps_new_ones_out() -> None:
     def share() -> None:
         with lock.shared():
             inside.set()
-            assert leave.wait(10)
+            assert leave.wait(120)
             order.append("shared")
 
     def exclude() -> None:
@@ -53,7 +53,7 @@ def test_an_exclusive_holder_waits_for_sharers_and_keeps_new_ones_out() -> None:
 
     first, second = threading.Thread(target=share), threading.Thread(target=exclude)
     first.start()
-    assert inside.wait(10)
+    assert inside.wait(120)
     second.start()
     leave.set()
     first.join()

@@ -60,7 +60,7 @@ def expected(model_path: Path, pixels: NDArray[np.uint8]) -> Any:
 
 
 def becomes_true(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while not condition() and time.monotonic() < until:
         time.sleep(0.001)
     return condition()

@@ -117,11 +117,11 @@ def test_memory_is_given_back_when_nobody_uses_it_any_more(runtime: Runtime) -> 
     def use() -> None:
         with staging.filled_with(images(4)):
             is_inside.set()
-            assert leaves.wait(20)
+            assert leaves.wait(120)
 
     with ThreadPoolExecutor(2) as pool:
         used = pool.submit(use)
-        assert is_inside.wait(20)
+        assert is_inside.wait(120)
         closing = pool.submit(staging.close)
         assert not is_soon_true(closing.done)
         assert "free" not in runtime.cuda.log

@@ -70,7 +70,7 @@ def test_large_images_wait_for_each_other_and_small_ones_do_not(monkeypatch: pyt
     def hold() -> None:
         with budget.reserve(80):
             entered.set()
-            release.wait(10)
+            release.wait(120)
             order.append("first")
 
     def wait() -> None:
@@ -79,13 +79,13 @@ def test_large_images_wait_for_each_other_and_small_ones_do_not(monkeypatch: pyt
 
     threads = [threading.Thread(target=hold), threading.Thread(target=wait)]
     threads[0].start()
-    entered.wait(10)
+    assert entered.wait(120)
     threads[1].start()
     with budget.reserve(9):
         order.append("small")
     release.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert order == ["small", "first", "second"]
     with budget.reserve(100):
         pass

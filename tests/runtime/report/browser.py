@@ -69,7 +69,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while not self.evaluate(expression):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.02)
@@ -136,5 +136,5 @@ def browser(folder: Path) -> Iterator[Browser]:
     finally:
         os.close(our_out)
         process.terminate()
-        process.wait(20)
+        process.wait(120)
         driver._from.close()

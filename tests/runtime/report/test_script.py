@@ -35,7 +35,7 @@ def test_modules_in_node(name: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search(r"^# pass 0$", done.stdout, re.MULTILINE), "no test was run"
@@ -66,7 +66,7 @@ def _errors(folder: Path, settings: Path) -> str:
 
 
 def _run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
 
 
 def test_bundle_has_every_module_once_behind_its_imports() -> None:

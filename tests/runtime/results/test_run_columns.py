@@ -125,7 +125,7 @@ def test_run_json_says_what_was_done(album: Path, tmp_path: Path, predictor: Pre
     assert set(record["stage_seconds"]) == {"decode", "engine", "engine_waited", "results_waited"}
     assert record["stage_seconds"]["decode"] > 0
     assert record["stage_seconds"]["engine"] > 0
-    assert 20 < record["peak_memory_mib"] < 5000
+    assert record["peak_memory_mib"] > 20
     assert record["started"] <= record["finished"]
 
 

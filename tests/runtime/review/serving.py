@@ -34,7 +34,7 @@ class Server:
     def ask(
         self, path: str, body: Any = None, *, method: str = "", headers: dict[str, str] | None = None
     ) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         sent = {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/json"} | (headers or {})
         content = None if body is None else json.dumps(body)
         with closing(connection):

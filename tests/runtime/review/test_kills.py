@@ -52,7 +52,8 @@ def test_no_answered_decision_is_lost_however_often_the_server_is_killed(results
         with serving(results) as server:
             poster = threading.Thread(target=posted, args=[server, before * 10, answered])
             poster.start()
-            while len(answered) == before:  # it has begun
+            while len(answered) == before:  # it has not begun
+                assert poster.is_alive(), "the first decision was not taken"
                 time.sleep(0.001)
             time.sleep(rng.random() * 0.2)
             server.process.kill()

@@ -90,7 +90,7 @@ def test_decided_images_leave_the_queue_and_labels_come_out_at_any_moment(server
 def test_ctrl_c_leaves_a_table_of_labels_that_evaluate_reads(server: Server, results: Path) -> None:
     server.api("api/decide", {"decisions": [labeled(row, "quartz") for row in range(3)]})
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(30) == 0, server.process.stderr.read()
+    assert server.process.wait(300) == 0, server.process.stderr.read()
     done = CliRunner().invoke(
         main, ["evaluate", str(results / "predictions.csv"), str(results / "labels.csv"), "--bootstrap", "0"]
     )

@@ -58,7 +58,7 @@ class _Halves(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.do_HEAD()
-        type(self).together.wait(20)
+        type(self).together.wait(120)
         if type(self).broken > 0:
             type(self).broken -= 1
             self.wfile.write(self.content[: 2**21])

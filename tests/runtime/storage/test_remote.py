@@ -162,7 +162,7 @@ def reads(monkeypatch):
         with lock:
             state["now"] += 1
             state["most"] = max(state["most"], state["now"])
-        state["go"].wait(10)
+        state["go"].wait(120)
         with lock:
             state["now"] -= 1
         return name.encode()

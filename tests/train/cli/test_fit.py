@@ -156,7 +156,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(run, colored_man
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (tmp_path / "killed" / STATE).exists() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -41,7 +41,7 @@ def _fit(manifest, labels, folder, program, *more):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,13 +32,20 @@ _FIT = [
 ]  # fmt: skip
 
 
+def _free_port() -> int:
+    """A port below those that the system hands out by itself, so that nobody else gets it before the nodes do."""
+    while True:
+        port = random.SystemRandom().randint(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class _Nodes:
     """The torchruns of two nodes."""
 
     def __init__(self, folder: Path, arguments: list[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         self._logs = [folder / f"node{node}.txt" for node in (0, 1)]
         self.processes = [self._start(node, port, arguments) for node in (0, 1)]
 
@@ -49,7 +57,7 @@ class _Nodes:
             return subprocess.Popen([sys.executable, *launcher, *arguments], stdout=log, stderr=log, env=environment)
 
     def wait_for(self, text: str) -> None:
-        end = time.monotonic() + 240
+        end = time.monotonic() + 900
         while text not in self.said(0):
             assert self.processes[0].poll() is None, self.said(0)
             assert time.monotonic() < end, self.said(0)
@@ -57,7 +65,7 @@ class _Nodes:
 
     def end(self) -> list[int]:
         try:
-            return [process.wait(240) for process in self.processes]
+            return [process.wait(900) for process in self.processes]
         finally:
             for process in self.processes:
                 with suppress(ProcessLookupError):
@@ -76,7 +84,7 @@ def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(colored_manifest, t
     labels.write_text("agate\ngold\npyrite\nquartz\n", encoding="utf-8")
     common = [*_FIT, str(colored_manifest), "--labels", str(labels), "-o"]
     alone = [sys.executable, *common, str(tmp_path / "one")]
-    subprocess.run(alone, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    subprocess.run(alone, check=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     arguments = [*common, str(tmp_path / "two")]
 
     nodes = _Nodes(tmp_path, arguments)

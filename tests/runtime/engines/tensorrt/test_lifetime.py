@@ -51,13 +51,13 @@ def test_closing_waits_for_who_computes_and_refuses_who_comes_later(
 
     def slow(batch: np.ndarray) -> np.ndarray:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(120)
         return compute(batch)
 
     machine.tensorrt.compute = slow
     with ThreadPoolExecutor(2) as pool:
         answer = pool.submit(backend.infer, pixels)
-        assert inside.wait(10)
+        assert inside.wait(120)
         closing = pool.submit(backend.close)
         leave.set()
         closing.result()

@@ -40,7 +40,7 @@ def test_an_error_of_the_caller_ends_a_run_with_pictures_still_on_their_way(
                 raise ValueError("the caller's")
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="the caller's"):
-        pool.submit(run).result(60)
+        pool.submit(run).result(600)
 
 
 def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
