@@ -26,9 +26,9 @@ from mineral_batch.cluster.work import PieceReport
 from mineral_batch.cluster.worker import Opened, WorkerOptions
 from mineral_batch.images.decoder import AUTO
 from mineral_batch.model.contract import ModelContract
+from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.manifest import describe_software
-from mineral_batch.results.run import check_prevalence
 from mineral_batch.storage.urls import is_url, restored
 from mineral_batch.types import Failure, Source
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from mineral_batch.cli.console import say
 from mineral_batch.cluster.work import PieceReport
+from mineral_batch.results.attempt import RunSummary
 from mineral_batch.results.manifest import timestamp
-from mineral_batch.results.run import RunSummary
 from mineral_batch.results.schema import RUN_MANIFEST
 
 LOG_FORMATS = ("text", "json")

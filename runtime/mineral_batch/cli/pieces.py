@@ -24,8 +24,8 @@ from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_
 from mineral_batch.cluster.shards import Shard, parse_shard
 from mineral_batch.errors import DataError
 from mineral_batch.predictor import Predictor
+from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.inputs import Inputs, check_inputs
-from mineral_batch.results.run import check_prevalence
 from mineral_batch.results.schema import PREDICTIONS
 from mineral_batch.results.write import Tables, require
 from mineral_batch.storage.urls import redact, restored

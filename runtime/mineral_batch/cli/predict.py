@@ -35,9 +35,10 @@ from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
+from mineral_batch.results.attempt import RunSummary
+from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.csv import open_csv
 from mineral_batch.results.manifest import other_thresholds
-from mineral_batch.results.run import RunSummary
 from mineral_batch.results.schema import BEST, FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
@@ -257,7 +258,7 @@ def predict(
     for warning in given.warnings():
         log.line(f"Warning: {warning}")
     with Predictor(model, **engine) as predictor:
-        runs.check_prevalence(predictor.contract, predictor.model, tables)
+        check_prevalence(predictor.contract, predictor.model, tables)
         changed = _OTHER_THRESHOLDS if other_thresholds(output, predictor.contract) else ""
         for line in describe_predictor(predictor, is_starter=model is None, quiet=quiet):
             log.line(line)

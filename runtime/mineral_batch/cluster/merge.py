@@ -16,13 +16,14 @@ from typing import Any
 from mineral_batch.cluster.parts import Part, decode_part
 from mineral_batch.cluster.place import Folder, Place
 from mineral_batch.cluster.plan import PLAN, Piece, Plan, read_plan
-from mineral_batch.cluster.run import refuse_single_run, with_options
+from mineral_batch.cluster.run import refuse_single_run, refuse_unplanned_columns, with_options
 from mineral_batch.cluster.work import MAY_DIFFER
 from mineral_batch.errors import DataError
+from mineral_batch.results.corrections import adjusted, check_prevalence, prevalence_shift
 from mineral_batch.results.csv import listed
 from mineral_batch.results.manifest import describe_software, timestamp, write_manifest
+from mineral_batch.results.prevalence import PrevalenceShift
 from mineral_batch.results.rows import TableCounts
-from mineral_batch.results.run import adjusted, check_prevalence, prevalence_shift
 from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION, SPECIMENS
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
 from mineral_batch.results.written import refuse_edited_tables, refuse_foreign_tables
@@ -91,7 +92,7 @@ def merge(place: Place, tables: Tables = CSV_ONLY, *, mixed: bool = False) -> Me
     refuse_single_run(place)
     _refuse_missing(plan, place)
     wanted = with_options(plan, tables)
-    _refuse_unplanned_columns(plan, wanted, place)
+    refuse_unplanned_columns(plan, place, wanted)
     require(wanted)
     if isinstance(place, Folder):
         wanted = wanted.including(place.folder)
@@ -109,22 +110,12 @@ def _refuse_missing(plan: Plan, place: Place) -> None:
     missing = plan.to_do(place)
     if missing:
         images = sum(piece.images for piece in missing)
-        names = listed([piece.id for piece in missing[:_NAMED]])
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        names = listed([piece.id for piece in missing], _NAMED)
         raise DataError(
             f"{len(missing)} of {len(plan.pieces)} pieces ({images} images) are not done in {place.name}: "
-            f"{names}{more}; rerun the same predict command, with --shard 1/1 to do all that is missing, then "
+            f"{names}; rerun the same predict command, with --shard 1/1 to do all that is missing, then "
             f"merge again"
         )
-
-
-def _refuse_unplanned_columns(plan: Plan, wanted: Tables, place: Place) -> None:
-    for column in ("captured", "gps", "familiarity"):
-        if column in wanted.columns and column not in plan.tables.columns:
-            raise DataError(
-                f"the run in {place.name} was planned without the column {column}: name it in --columns of predict, "
-                f"with another output"
-            )
 
 
 def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: bool) -> MergeSummary:
@@ -134,7 +125,17 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
     # The estimate needs all results before the first row is written; the tables are streamed a second time.
     shift = prevalence_shift(contract, tables, _Reader(plan, place, mixed=mixed).results)
     counts = write_tables(folder, adjusted(reader.results(), shift, tables), contract, tables)
-    record = {
+    write_manifest(folder, _record(plan, reader.workers, counts, tables, shift))
+    return MergeSummary(
+        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line
+    )
+
+
+def _record(
+    plan: Plan, workers: _Workers, counts: TableCounts, tables: Tables, shift: PrevalenceShift | None
+) -> dict[str, Any]:
+    """Return what run.json says of the merged run."""
+    return {
         "schema": SCHEMA_VERSION,
         "started": plan.started,
         "finished": max(timestamp(), plan.started),  # the plan may be of a machine whose clock is ahead
@@ -146,7 +147,7 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "columns": list(tables.columns),
         "model": dict(plan.model),
         "fingerprint": dict(plan.fingerprint),
-        "workers": reader.workers.record(),
+        "workers": workers.record(),
         "pictures": {
             "predicted": counts.predicted,
             "failed": counts.failed,
@@ -154,8 +155,8 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
             "failed_by_stage": dict(sorted(counts.failures.items())),
         },
         "pieces": len(plan.pieces),
-        "worker_seconds": round(reader.workers.seconds.total(), 3),
-        "stage_seconds": {name: round(value, 3) for name, value in sorted(reader.workers.stages.items())},
+        "worker_seconds": round(workers.seconds.total(), 3),
+        "stage_seconds": {name: round(value, 3) for name, value in sorted(workers.stages.items())},
         "versions": describe_software(),
         "machine": {"system": platform.platform(), "processor": platform.machine()},
         "prevalence": shift and shift.record(),
@@ -164,10 +165,6 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         "specimen": tables.specimen,
         "table_counts": counts.record(),
     }
-    write_manifest(folder, record)
-    return MergeSummary(
-        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line
-    )
 
 
 class _Reader:

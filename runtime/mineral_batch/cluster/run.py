@@ -172,10 +172,20 @@ def _check_wanted(plan: Plan, place: Place, inputs: Inputs, tables: Tables) -> N
             f"the run in {place.name} was planned for other inputs ({', '.join(plan.inputs[:3])}): name the same, in "
             f"the same order, or choose another output with -o"
         )
+    refuse_unplanned_columns(plan, place, tables)
+
+
+def refuse_unplanned_columns(plan: Plan, place: Place, tables: Tables) -> None:
+    """Check that the parts of a run have the columns that are wanted of them.
+
+    Raises:
+        DataError: naming the column that they lack.
+    """
     for column in ("captured", "gps", "familiarity"):
         if column in tables.columns and column not in plan.tables.columns:
             raise DataError(
-                f"the run in {place.name} was planned without the column {column}: choose another output with -o"
+                f"the run in {place.name} was planned without the column {column}: run predict with --columns {column} "
+                f"into another output"
             )
 
 

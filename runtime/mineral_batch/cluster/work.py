@@ -28,6 +28,8 @@ from mineral_batch.results.fingerprint import DECODER, LIMIT, refuse_other, shar
 from mineral_batch.results.manifest import describe_engine, describe_software
 from mineral_batch.types import Failure, Result
 
+#: What `--allow-mixed-engines` lets differ between the workers of a run.
+MAY_DIFFER = ("engine", DECODER)
 # Processes that may die over a piece before it is halved: a machine that is taken away is no fault of a picture.
 _DEATHS_OF_A_PIECE = 2
 _DEATHS_OF_A_PICTURE = 2
@@ -106,8 +108,8 @@ class PieceWorker:
         content = self._place.get(piece.planned)
         if content is None:
             raise DataError(
-                f"{self._place.name}/{piece.planned} is gone, without which nobody knows the images of that piece: "
-                f"start over with another output"
+                f"{self._place.name}/{piece.planned}, which lists the images of a piece, is missing: start over with "
+                f"another output"
             )
         images = decode_images(content, f"{self._place.name}/{piece.planned}")
         try:
@@ -187,10 +189,6 @@ def check_fingerprint(plan: Plan, found: Mapping[str, str], place: Place, *, mix
     compared = {name: value for name, value in found.items() if not (mixed and name in MAY_DIFFER)}
     # Plans of earlier releases had no other limit than the default.
     refuse_other(place.name, {LIMIT: str(MAX_PIXELS), **plan.fingerprint}, compared)
-
-
-#: What `--allow-mixed-engines` lets differ between the workers of a run.
-MAY_DIFFER = ("engine", DECODER)
 
 
 def forget_deaths(place: Place, piece: Piece) -> None:

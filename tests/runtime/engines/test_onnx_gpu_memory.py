@@ -13,6 +13,7 @@ import pytest
 from mineral_batch import BackendError, Predictor
 from mineral_batch.engines.registry import open_backend
 from mineral_batch.results import run as runs
+from mineral_batch.results.attempt import RunSummary
 
 from .conftest import expected, images
 
@@ -99,7 +100,7 @@ def test_a_run_that_went_on_with_smaller_batches_says_so(
 def test_the_same_command_goes_on_with_a_run_however_much_memory_is_free(
     model_path: Path, runtime: Runtime, album: Path, tmp_path: Path, devices: list[int]
 ) -> None:
-    def part(enough: int, fits: int) -> runs.Report:
+    def part(enough: int, fits: int) -> RunSummary:
         runtime.fits = fits
         drawn = itertools.count()
         with Predictor(model_path, backend="onnx-cuda", batch_size=4, devices=devices) as predictor:

@@ -23,7 +23,7 @@ from PIL import Image as PILImage
 
 from mineral_batch import DataError, Predictor
 from mineral_batch.images.processes.pool import is_supported
-from mineral_batch.results import run as run_module
+from mineral_batch.results import attempt
 from mineral_batch.results.check import check
 from mineral_batch.results.journal import Journal
 from mineral_batch.results.run import run
@@ -133,7 +133,7 @@ def test_a_clock_that_goes_back_leaves_a_run_json_that_is_right(
         def now(cls, tz: Any = None) -> datetime:
             return datetime.now(tz) + timedelta(hours=1)
 
-    monkeypatch.setattr(run_module, "datetime", Ahead)  # for the start; the clock is put right before the end
+    monkeypatch.setattr(attempt, "datetime", Ahead)  # for the start; the clock is put right before the end
     run(predictor, [album], tmp_path / "out")
     assert list(check(tmp_path / "out")) == []
 

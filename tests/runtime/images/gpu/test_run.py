@@ -14,6 +14,7 @@ from mineral_batch import BackendError, DataError, Failure, Predictor, doctor
 from mineral_batch.images.gpu import decoder as decoder_module
 from mineral_batch.images.gpu import jpeg as jpeg_module
 from mineral_batch.results import run as runs
+from mineral_batch.results.attempt import RunSummary
 
 from .conftest import jpeg
 
@@ -70,7 +71,7 @@ def test_a_run_keeps_its_order_and_tells_what_was_decoded_where(
 def test_a_run_that_loses_its_gpu_keeps_what_is_done(
     machine: Machine, model_path: Path, jpegs: Path, tmp_path: Path
 ) -> None:
-    def run(folder: str, lists_left: int | None = None) -> runs.Report:
+    def run(folder: str, lists_left: int | None = None) -> RunSummary:
         options: dict[str, Any] = {"decode": "gpu", "decode_threads": 1, "batch_size": 1}
         with Predictor(model_path, backend="onnx-cpu", **options) as predictor:
             machine.lists_left = lists_left
