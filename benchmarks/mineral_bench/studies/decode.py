@@ -28,7 +28,7 @@ from mineral_bench.measure import Plan, Rounds, interleave, ratio
 from mineral_bench.report import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from mineral_batch.model.contract import InputSpec
@@ -150,13 +150,13 @@ class Group:
     is_jpeg: bool
 
 
-def generated(names: Iterable[str] = images.FORMATS, sizes: Iterable[str] = images.SIZES) -> list[Group]:
+def generated() -> list[Group]:
     """Make one rendered image per size and format that Pillow writes here."""
-    drawn = {size: images.photograph(*images.SIZES[size]) for size in sizes}
+    drawn = {size: images.photograph(*images.SIZES[size]) for size in images.SIZES}
     return [
         Group(f"{name}, {size}", (images.encode(picture, name),), name.startswith("JPEG"))
         for size, picture in drawn.items()
-        for name in filter(images.can_encode, names)
+        for name in filter(images.can_encode, images.FORMATS)
     ]
 
 

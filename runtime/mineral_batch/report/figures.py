@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FEWEST = 5
 
 _NOTHING = "nothing"
+# Rows of the charts of minerals found together and of confusions.
+_PAIRS, _LOOK_ALIKES = 10, 15
 
 
 def all_charts(results: Results, accuracy: Accuracy | None) -> Iterator[Chart]:
@@ -117,13 +119,13 @@ def co_occurrence(results: Results) -> Heatmap:
     )
 
 
-def pairs(together: Heatmap, limit: int = 10) -> Bars | None:
+def pairs(together: Heatmap) -> Bars | None:
     """Chart the minerals that are found together most often; None if no two are."""
     found = [
         (f"{together.rows[i]} with {together.rows[j]}", int(together.counts[i, j]))
         for i, j in np.argwhere(np.triu(together.counts, 1)).tolist()
     ]
-    rows = sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+    rows = sorted(found, key=lambda pair: (-pair[1], pair[0]))[:_PAIRS]
     if not rows:
         return None
     return Bars(
@@ -265,7 +267,7 @@ class LookAlike(NamedTuple):
     labeled: int
 
 
-def look_alikes(accuracy: Accuracy, limit: int = 15) -> list[LookAlike]:
+def look_alikes(accuracy: Accuracy) -> list[LookAlike]:
     """List the most frequent confusions, by number of images and then by share of the mineral's images."""
     table = accuracy.confusion[:, :-1].copy()
     np.fill_diagonal(table, 0)
@@ -273,7 +275,7 @@ def look_alikes(accuracy: Accuracy, limit: int = 15) -> list[LookAlike]:
     found = [
         LookAlike(labels[t], labels[j], int(table[t, j]), int(positives[t])) for t, j in np.argwhere(table > 0).tolist()
     ]
-    return sorted(found, key=lambda pair: (-pair.images, pair.labeled, pair.mineral, pair.instead))[:limit]
+    return sorted(found, key=lambda pair: (-pair.images, pair.labeled, pair.mineral, pair.instead))[:_LOOK_ALIKES]
 
 
 def look_alike_bars(accuracy: Accuracy) -> Bars | None:

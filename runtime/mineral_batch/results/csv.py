@@ -160,13 +160,13 @@ class CsvWriter:
         self._file.write(encode(csv_line(cells) + "\n"))
 
 
-def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]], *, fix: str = "") -> None:
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a CSV file atomically.
 
     Raises:
         DataError: if it cannot be written; a file that was there is untouched.
     """
-    with write_errors(path, fix=fix), atomic_file(path) as file:
+    with write_errors(path), atomic_file(path) as file:
         writer = CsvWriter(file, header)
         for row in rows:
             writer.write(row)

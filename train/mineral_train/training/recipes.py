@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mineral_batch.errors import DataError
 from mineral_train.model.presets import ModelConfig
-from mineral_train.training.config import STARTER, TrainConfig
+from mineral_train.training.config import STARTER
 
 Recipe = Literal["few", "paper"]
 
@@ -83,10 +82,3 @@ def load_recipe(name: str) -> dict[str, Any]:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the recipe {name}: {why}; it has lines such as epochs = 20") from None
     return {key.replace("-", "_"): value for key, value in record.items()}
-
-
-def settings_keys() -> tuple[str, ...]:
-    """The names that a recipe file and `--set` know."""
-    recipe = [f.name for f in fields(TrainConfig) if f.name != "model"]
-    model = [f.name for f in fields(ModelConfig) if f.name not in ("labels", "backbone")]
-    return ("preset", "backbone", *model, *recipe)

@@ -59,7 +59,6 @@ class Scan:
         start, end: offsets of its entropy-coded data.
         components: in the order of their blocks in an MCU.
         first_coefficient: 0 for a scan with DC coefficients.
-        is_refinement: whether it adds bits to coefficients of earlier scans.
         restart_interval: MCUs between restart markers; 0 for none.
     """
 
@@ -67,7 +66,6 @@ class Scan:
     end: int
     components: tuple[Component, ...]
     first_coefficient: int
-    is_refinement: bool
     restart_interval: int
 
 
@@ -183,8 +181,8 @@ class _Walk:
         if len(header) >= 4 + 2 * number:
             names = [(header[i], header[i + 1]) for i in range(1, 1 + 2 * number, 2)]
             components = tuple(self._component(name, tables, alone=number == 1) for name, tables in names)
-            first, _, bits = header[1 + 2 * number : 4 + 2 * number]
-            scan = Scan(start, end, components, first, bits >> 4 > 0, self._restart_interval)
+            first = header[1 + 2 * number]
+            scan = Scan(start, end, components, first, self._restart_interval)
             self._structure.scans.append(scan)
         return end
 
