@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image as PILImage
+from click.testing import CliRunner
 
 from mineral_batch import BackendError, Predictor
 from mineral_batch.cli import main
 from mineral_batch.engines.onnx_cpu import OnnxCpuEngine
-from mineral_batch.model.contract import Familiarity
 from mineral_batch.model.onnx_file import write_contract
+
+from .helpers import assert_one_line_error, table
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,30 +26,6 @@ if TYPE_CHECKING:
     from mineral_batch import ModelContract
 
 onnxruntime = pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture
-def predict(model_path: Path, tmp_path: Path) -> Any:
-    """Run the command in this process, into tmp_path/out, with the tiny model on the CPU unless told otherwise."""
-
-    def run(*arguments: object, model: Path | None = model_path, backend: str = "onnx-cpu") -> Result:
-        options = ["-o", tmp_path / "out", "--backend", backend, *(["-m", model] if model else [])]
-        return CliRunner().invoke(main, ["predict", *map(str, [*options, *arguments])])
-
-    return run
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file, strict=True))
-
-
-def assert_one_line_error(result: Result, *said: str) -> None:
-    assert result.exit_code == 1
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
-    assert all(words in lines[0] for words in said), lines[0]
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -263,74 +234,6 @@ def test_an_engine_that_fails_midway_leaves_the_older_table(
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
-# A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that; the command's own process
-# mends it, since code between fork and exec would run among the threads that this process has.
-HEEDING_INTERRUPTS = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from mineral_batch.cli import main; main(sys.argv[1:])"
-)
-
-
-@pytest.fixture
-def interrupted(model_path: Path, tmp_path: Path) -> Any:
-    """Start the command on some ten seconds of work, send it signals once it works; gives exit code and error lines."""
-    folder, out = tmp_path / "many", tmp_path / "out"
-    folder.mkdir()
-    PILImage.effect_noise((2500, 2500), 60).save(tmp_path / "large.jpg")
-    for index in range(200):
-        (folder / f"{index}.jpg").symlink_to(tmp_path / "large.jpg")
-    options = ["-o", out, "-m", model_path, "--backend", "onnx-cpu", "--batch-size", "1", "--exact"]
-    options += ["--decode-threads", "1"]  # more CPUs are not faster
-
-    def run(*signals: signal.Signals, options: list[Any] = options) -> tuple[int, list[str]]:
-        program = [sys.executable, "-c", HEEDING_INTERRUPTS, "predict"]
-        program += map(str, [*options, "--log-every", 0, folder])
-        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            try:
-                lines = [process.stderr.readline(), process.stderr.readline()]  # the opening and the first picture
-                for number in signals[:-1]:
-                    process.send_signal(number)
-                    lines += iter(process.stderr.readline, FINISHING)
-                process.send_signal(signals[-1])
-                lines += process.stderr.readlines()
-            except BaseException:
-                process.kill()
-                raise
-        return process.returncode, [line.rstrip("\n") for line in lines if line.strip()]
-
-    return run
-
-
-FINISHING = "finishing the images in flight; press Ctrl-C again to stop at once\n"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
-    interrupted: Any, tmp_path: Path, number: signal.Signals
-) -> None:
-    out = tmp_path / "out"
-    code, lines = interrupted(number)
-    assert code == 128 + number
-    assert "Traceback" not in "".join(lines)
-    done = len(table(out / "predictions.partial.csv"))
-    assert 1 <= done < 200
-    assert lines[-1] == (
-        f"Stopped after {done} images. Results saved in {out} (so far: {out}/predictions.partial.csv); "
-        f"rerun the same command to resume."
-    )
-    assert not (out / "predictions.csv").exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
-def test_a_second_signal_ends_it_at_once(interrupted: Any, tmp_path: Path) -> None:
-    code, lines = interrupted(signal.SIGINT, signal.SIGINT)
-    assert code == 128 + signal.SIGINT
-    assert "Traceback" not in "".join(lines)
-    assert lines[-1].startswith("Stopped")
-
-
 def test_a_log_gets_a_line_now_and_then(predict: Any, album: Path) -> None:
     (album / "04.png").write_bytes(b"damaged")
     lines = predict(album, "--log-every", 0, "--batch-size", 1).stderr.splitlines()[1:]
@@ -404,153 +307,10 @@ def test_the_command_works_in_a_process_of_its_own(album: Path, model_path: Path
     assert "2 images" in done.stdout
 
 
-def test_the_columns_best_show_the_two_most_probable_minerals(
-    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
-) -> None:
-    assert predict(album, "--columns", "best").exit_code == 0
-    for row in table(tmp_path / "out" / "predictions.csv"):
-        values = {label: float(row[label]) for label in contract.labels}
-        first, second = sorted(values, key=lambda label: -values[label])[:2]
-        assert (row["best"], row["second"], row["calibrated"]) == (first, second, "yes")
-        assert float(row["margin"]) == pytest.approx(values[first] - values[second], abs=1e-6)
-    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
-
-
 def test_images_without_a_mineral_are_counted_at_the_end(predict: Any, album: Path, tmp_path: Path) -> None:
     output = predict(album).output
     blank = sum(not row["minerals"] for row in table(tmp_path / "out" / "predictions.csv"))
     assert (f"{blank} of 11 images have no mineral at or above its threshold" in output) == (blank > 0)
-
-
-def test_probabilities_are_rounded_on_request(
-    predict: Any, album: Path, tmp_path: Path, contract: ModelContract
-) -> None:
-    assert predict(album, "--round", "2", "--format", "jsonl", "--columns", "best").exit_code == 0
-    for row in table(tmp_path / "out" / "predictions.csv"):
-        assert all(len(row[label]) <= 4 for label in contract.labels)
-        assert len(row["margin"]) <= 4, "the difference of two of these"
-    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["decimals"] == 2
-
-
-@pytest.mark.parametrize("source", ["estimate", "file"])
-def test_prevalences_correct_the_tables_and_not_the_journal(
-    predict: Any, album: Path, tmp_path: Path, contract: ModelContract, source: str
-) -> None:
-    results = tmp_path / "out"
-    assert predict(album).exit_code == 0
-    plain = (results / "predictions.csv").read_bytes()
-    label = contract.labels[0]
-    csv_file = tmp_path / "prevalence.csv"
-    csv_file.write_text(f'mineral,prevalence\n"{label}",0.9\n', encoding="utf-8")
-    assert predict(album, "--prevalence", source if source == "estimate" else csv_file).exit_code == 0
-    assert (results / "predictions.csv").read_bytes() != plain
-    record = json.loads((results / "run.json").read_text())["prevalence"]
-    assert record["source"] == (source if source == "estimate" else str(csv_file))
-    assert set(record["minerals"]) == set(contract.labels)
-    assert CliRunner().invoke(main, ["check", str(results)]).exit_code == 0
-    assert predict(album).exit_code == 0
-    assert (results / "predictions.csv").read_bytes() == plain
-    assert json.loads((results / "run.json").read_text())["prevalence"] is None
-
-
-@pytest.fixture
-def uncalibrated(model_path: Path, tmp_path: Path, contract: ModelContract) -> Path:
-    path = tmp_path / "uncalibrated.onnx"
-    shutil.copy(model_path, path)
-    write_contract(path, replace(contract, calibration=None))
-    return path
-
-
-def test_a_model_that_is_not_calibrated_is_used_with_a_warning_and_marked(
-    predict: Any, album: Path, tmp_path: Path, uncalibrated: Path
-) -> None:
-    result = predict(album, "--model", uncalibrated, "--columns", "best", "--quiet")
-    assert result.exit_code == 0
-    assert f"Warning: {uncalibrated} is not calibrated" in result.stderr
-    assert f"mineral-train calibrate {uncalibrated} MANIFEST.csv --split val" in result.stderr
-    assert {row["calibrated"] for row in table(tmp_path / "out" / "predictions.csv")} == {"no"}
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["model"]["calibration"] is None
-
-
-def test_prevalences_of_a_model_that_is_not_calibrated_are_refused_before_the_run(
-    predict: Any, album: Path, tmp_path: Path, uncalibrated: Path
-) -> None:
-    result = predict(album, "--model", uncalibrated, "--prevalence", "estimate")
-    assert_one_line_error(result, "is not calibrated", "mineral-train calibrate")
-    assert not (tmp_path / "out" / "predictions.csv").exists()
-
-
-@pytest.fixture
-def familiar(model_path: Path, tmp_path: Path, contract: ModelContract) -> Path:
-    """The tiny model with an output `familiarity`: the mean brightness of the image, 0..1."""
-    model = onnx.load(model_path)
-    source = model.graph.input[0].name
-    model.graph.node.extend(
-        [
-            onnx.helper.make_node("Cast", [source], ["bright/floats"], to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Flatten", ["bright/floats"], ["bright/flat"]),
-            onnx.helper.make_node("MatMul", ["bright/flat", "bright/share"], ["familiarity"]),
-        ]
-    )
-    share = np.full((int(np.prod(contract.input.shape)), 1), 1 / 255 / np.prod(contract.input.shape), np.float32)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(share, "bright/share"))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("familiarity", onnx.TensorProto.FLOAT, ["N", 1]))
-    path = tmp_path / "familiar.onnx"
-    onnx.save(model, path)
-    write_contract(path, replace(contract, familiarity=Familiarity("brightness", "nothing", 1)))
-    return path
-
-
-def test_familiarity_is_a_column_and_strange_images_are_counted(
-    predict: Any, album: Path, tmp_path: Path, familiar: Path
-) -> None:
-    PILImage.new("RGB", (40, 40)).save(album / "black.png")
-    plain = predict(album, model=familiar)
-    assert "look like nothing" not in plain.output
-    probabilities = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    result = predict(album, "--columns", "familiarity,best", model=familiar)
-    assert result.exit_code == 0, result.output
-    assert "1 of 12 images look like nothing the model was trained on (familiarity below 0.05)" in result.output
-    rows = {Path(row["path"]).name: row for row in table(tmp_path / "out" / "predictions.csv")}
-    assert float(rows["black.png"]["familiarity"]) == 0.0
-    assert all(0.05 < float(row["familiarity"]) <= 1 for name, row in rows.items() if name != "black.png")
-    assert CliRunner().invoke(main, ["check", str(tmp_path / "out")]).exit_code == 0
-    predict(album, model=familiar)
-    assert (tmp_path / "out" / "predictions.csv").read_text().splitlines() == probabilities
-
-
-def test_a_model_without_familiarity_is_refused_with_the_command(predict: Any, album: Path, model_path: Path) -> None:
-    result = predict(album, "--columns", "familiarity")
-    assert_one_line_error(result, "has no familiarity", f"mineral-train familiarity {model_path} MANIFEST.csv")
-
-
-def test_openvino_gives_the_same_familiarity(predict: Any, album: Path, familiar: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    found = []
-    for options in ({"backend": "onnx-cpu"}, {"backend": "openvino"}):
-        precision = ["--restart", "--precision", "float32"] if options["backend"] == "openvino" else []
-        result = predict(album, "--columns", "familiarity", *precision, model=familiar, **options)
-        assert result.exit_code == 0, result.output
-        rows = table(tmp_path / "out" / "predictions.csv")
-        found.append({row["path"]: float(row["familiarity"]) for row in rows})
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
-
-
-def test_an_engine_that_gives_no_familiarity_is_refused(
-    predict: Any, album: Path, familiar: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("openvino")
-    monkeypatch.setattr("mineral_batch.engines.openvino.OpenVinoEngine.gives_familiarity", False)
-    result = predict(album, "--columns", "familiarity", model=familiar, backend="openvino")
-    assert_one_line_error(result, "openvino does not give the familiarity of images", "--backend onnx-cpu")
-
-
-def test_familiarity_from_python(album: Path, familiar: Path) -> None:
-    with Predictor(familiar, backend="onnx-cpu", familiarity=True) as predictor:
-        for result in predictor.predict([album]):
-            assert 0 < result.familiarity <= 1
-            assert len(result.probabilities) == len(predictor.contract.labels)
 
 
 def test_the_closing_lines_count_specimens_and_images_without_one(predict: Any, album: Path) -> None:
