@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from .web_server import address, serving
 
 
 @dataclass
@@ -88,14 +90,9 @@ def faulty_store(behind: str) -> Iterator[Faults]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    faults.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield faults
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-        pool.clear()
+    with serving(Handler) as server:
+        faults.address = address(server)
+        try:
+            yield faults
+        finally:
+            pool.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import tempfile
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,20 +62,31 @@ class _TorchLoader:
             yield batch.numpy()
 
 
-class _SimpleJpeg:
-    """simplejpeg in threads: libjpeg-turbo without Pillow, scaled by the decoder, then resized."""
+class _Threads(ABC):
+    """Batches (B, side, side, 3) uint8 whose images are decoded in threads."""
 
     def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
-        try:
-            self._decode = importlib.import_module("simplejpeg").decode_jpeg
-        except ImportError:
-            raise BackendError(f"simplejpeg does not load: {pip_install('cpu')}") from None
         self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
         self._side, self._pool = side, ThreadPoolExecutor(workers)
 
     def __iter__(self) -> Iterator[Pixels]:
         for paths in self._batches:
             yield np.stack(list(self._pool.map(self._load, paths)))
+
+    @abstractmethod
+    def _load(self, path: str) -> Pixels:
+        """Decode one image: (side, side, 3) uint8."""
+
+
+class _SimpleJpeg(_Threads):
+    """simplejpeg: libjpeg-turbo without Pillow, scaled by the decoder, then resized."""
+
+    def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
+        try:
+            self._decode = importlib.import_module("simplejpeg").decode_jpeg
+        except ImportError:
+            raise BackendError(f"simplejpeg does not load: {pip_install('cpu')}") from None
+        super().__init__(paths, side, batch, workers)
 
     def _load(self, path: str) -> Pixels:
         pixels: Pixels = self._decode(Path(path).read_bytes(), min_height=self._side, min_width=self._side)
@@ -84,8 +96,8 @@ class _SimpleJpeg:
         return np.asarray(small)
 
 
-class _Torchvision:
-    """torchvision's own JPEG decoder and antialiased resize, in threads."""
+class _Torchvision(_Threads):
+    """torchvision's own JPEG decoder and antialiased resize."""
 
     def __init__(self, paths: Sequence[str], side: int, batch: int, workers: int) -> None:
         try:
@@ -94,12 +106,7 @@ class _Torchvision:
         except ImportError:
             raise BackendError(f"torchvision is not installed: {pip_command()} install torchvision") from None
         importlib.import_module("torch").set_num_threads(1)  # one thread for each image
-        self._batches = [paths[start : start + batch] for start in range(0, len(paths), batch)]
-        self._side, self._pool = side, ThreadPoolExecutor(workers)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for paths in self._batches:
-            yield np.stack(list(self._pool.map(self._load, paths)))
+        super().__init__(paths, side, batch, workers)
 
     def _load(self, path: str) -> Pixels:
         image = self._io.decode_jpeg(self._io.read_file(path), self._io.ImageReadMode.RGB)

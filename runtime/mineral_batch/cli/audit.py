@@ -11,8 +11,8 @@ import numpy as np
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.grouping_options import JUDGED, specimen_option
 from mineral_batch.cli.paths import LOCAL, refuse_swapped
+from mineral_batch.cli.shared_options import JUDGED, specimen_option
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.grouping_options import level_options, specimen_option
 from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.shared_options import level_options, photos_option, specimen_option
 from mineral_batch.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ _REASONS = 5  # that are shown
     type=click.FloatRange(0, 1, min_open=True),
     help="Take the model's answers of this probability or more. [default: the model's thresholds]",
 )
-@click.option(
-    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
-)
+@photos_option
 @click.option(
     "--join", "inventory", type=LOCAL, metavar="CSV", help="Inventory of the collection, joined to the images."
 )

@@ -13,8 +13,8 @@ import click
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
-from mineral_batch.cli.grouping_options import JUDGED, specimen_option
 from mineral_batch.cli.paths import MODEL, refuse_swapped
+from mineral_batch.cli.shared_options import JUDGED, specimen_option
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge

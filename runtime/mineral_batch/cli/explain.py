@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import INPUT, LOCAL, MODEL
+from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.errors import DataError
-from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
 
@@ -54,13 +54,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --score: also measure deletion and insertion, which is slow.",
 )
-@click.option(
-    "--max-pixels",
-    default=MAX_PIXELS,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Refuse to decode images of more pixels.",
-)
+@max_pixels_option
 @click.option("--threads", type=click.IntRange(1, 1024), help="Images in work at once. [default: one per CPU]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.pass_context

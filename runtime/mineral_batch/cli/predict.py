@@ -20,6 +20,7 @@ from mineral_batch.cli.opening import describe_predictor
 from mineral_batch.cli.paths import INPUT
 from mineral_batch.cli.pieces import PiecesRun, ThisProcess, Workers
 from mineral_batch.cli.progress import Progress
+from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cli.table_options import TABLE_OPTIONS, table_options
 from mineral_batch.cluster.on_ray import ClusterOptions
@@ -28,7 +29,6 @@ from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
-from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.images.lists import read_list
 from mineral_batch.minerals.table import Table, load_table
 from mineral_batch.model.contract import ModelContract
@@ -152,13 +152,7 @@ _SECTIONS = {
     help="What to do with a damaged image. refuse: a row of failures.csv. predict: predict it from what can be "
     "decoded, and say so in the column `damaged`.",
 )
-@click.option(
-    "--max-pixels",
-    default=MAX_PIXELS,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Refuse to decode images of more pixels.",
-)
+@max_pixels_option
 @click.option(
     "--log-every",
     default=60.0,

@@ -10,8 +10,8 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.grouping_options import SHOWN, level_options, specimen_option
 from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
+from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option, specimen_option
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
 from mineral_batch.report.build import GENERATOR, INDEX, ReportOptions, write_file, write_folder
@@ -58,9 +58,7 @@ if TYPE_CHECKING:
     help="Longest side of the small images, pixels; 0: no images.",
 )
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file: for large runs.")
-@click.option(
-    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
-)
+@photos_option
 @specimen_option(
     "Show the photographs of a specimen together, with one answer. RULE as for predict. [default: as in the run]"
 )

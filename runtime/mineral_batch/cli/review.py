@@ -14,8 +14,8 @@ import click
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.grouping_options import SHOWN, level_options
 from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.minerals.table import LEVELS, load_table
 
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Output folder of mineral-batch explain: shows maps of where the model looks.",
 )
-@click.option(
-    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
-)
+@photos_option
 @click.option(
     "-m", "--model", type=LOCAL, help="Model by whose features the order spreads. [default: the model of the run]"
 )

@@ -8,7 +8,7 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +20,8 @@ from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.stream import Stream
+
+from ...fakes.web_server import address, serving
 
 
 @pytest.mark.slow
@@ -74,13 +76,8 @@ class _Halves(BaseHTTPRequestHandler):
 def halves(monkeypatch, tmp_path):
     pytest.importorskip("urllib3")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Halves)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/m.onnx"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(_Halves) as server:
+        yield f"{address(server)}/m.onnx"
 
 
 def test_an_interrupted_download_leaves_nothing_wrong(halves, tmp_path, monkeypatch):
@@ -172,19 +169,13 @@ class _Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     constants = pytest.importorskip("huggingface_hub.constants")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(_Hub) as server:
+        server.asked = []
+        template = address(server) + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", address(server))
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
+        yield server
 
 
 @pytest.mark.slow
@@ -204,7 +195,7 @@ def test_models_of_the_hub(hub):
 @pytest.mark.slow
 def test_a_mirror_and_a_token_are_taken_from_the_environment_as_by_the_hubs_own_tools(hub, tmp_path):
     environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_ENDPOINT": address(hub),
         "HF_TOKEN": "hf_hidden",
         "HF_HOME": str(tmp_path / "home"),
     }

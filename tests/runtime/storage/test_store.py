@@ -1,12 +1,13 @@
 """The interface to object stores and web servers, against servers on this machine."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
 from mineral_batch.storage.store import open_store
+
+from ...fakes.web_server import address, serving
 
 
 @pytest.mark.slow
@@ -82,13 +83,8 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(_Answers) as server:
+        yield address(server)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Options that say what an answer is for, an image or a specimen, and how broad a name it may be."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mineral_batch.cli.paths import LOCAL
+from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.minerals.table import LEVELS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -16,6 +17,17 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 JUDGED = "Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV."
 #: Help of `--level` where answers are shown.
 SHOWN = "Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]"
+
+photos_option = click.option(
+    "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
+)
+max_pixels_option = click.option(
+    "--max-pixels",
+    default=MAX_PIXELS,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Refuse to decode images of more pixels.",
+)
 
 
 def specimen_option(text: str) -> Decorator:
