@@ -25,8 +25,10 @@ from PIL import features
 from mineral_batch.cuda.probe import DriverError, Gpu, cuda_version, gpus
 from mineral_batch.engines.registry import engine_names, open_backend
 from mineral_batch.errors import MineralError
+from mineral_batch.files import cache_folder
 from mineral_batch.images.decoder import GPU, DecodeOptions
 from mineral_batch.images.decoders import open_decoder
+from mineral_batch.storage import cache
 from mineral_batch.system import cpu_count, cpu_flags, cpu_name, pip_command, pip_install
 
 if TYPE_CHECKING:
@@ -123,12 +125,30 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """The user's folder for what can be made or fetched again.
+
+    Attributes:
+        folder: where it is; it need not exist.
+        copies: bytes of models and tables that were named by URL.
+        most_copies: bytes that they may take, see `mineral_batch.storage.cache`.
+        others: bytes of everything else, such as engines that were built here.
+    """
+
+    folder: str
+    copies: int
+    most_copies: int
+    others: int
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The whole diagnosis."""
 
     machine: Machine
     engines: Sequence[EngineTrial]
     gpu_decoding: GpuDecoding
+    cache: Cache
     findings: Sequence[Finding] = field(default_factory=list)
 
     @property
@@ -146,7 +166,7 @@ def examine(model: Path | None) -> Diagnosis:
     machine = inspect_machine()
     tried = _with_differences([_try_engine(name, model) for name in engine_names()]) if model else []
     engines = [engine for engine, _ in tried]
-    return Diagnosis(machine, engines, _try_decoding(), list(findings(machine, engines)))
+    return Diagnosis(machine, engines, _try_decoding(), inspect_cache(), list(findings(machine, engines)))
 
 
 def inspect_machine() -> Machine:
@@ -165,6 +185,16 @@ def inspect_machine() -> Machine:
         return replace(machine, cuda=cuda_version(), gpus=tuple(gpus()))
     except DriverError as error:
         return replace(machine, no_gpu=str(error))
+
+
+def inspect_cache() -> Cache:
+    """Return what is in the user's cache.
+
+    Raises:
+        DataError: if its limit in the environment is no number.
+    """
+    folder, copies = cache_folder(), cache.size(cache.copies_folder())
+    return Cache(str(folder), copies, cache.limit(), cache.size(folder) - copies)
 
 
 def findings(machine: Machine, engines: Sequence[EngineTrial]) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from mineral_batch.images.decoder import CPU, PREDICT, REFUSE, DecodeOptions, De
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import MAX_PIXELS
+from mineral_batch.images.lists import NameList
 from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.images.remote import read_ahead
 from mineral_batch.model.starter import starter_path
@@ -44,9 +45,9 @@ _log = logging.getLogger("mineral_batch")
 # With fewer, the engine's thread and the tables take so much of the machine that processes gain nothing.
 _CPUS_FOR_PROCESSES = 4
 
-#: What can be predicted: names of folders and files; images in memory, as the bytes of a file, a binary file object, a
-#: PIL image or an array (H, W, 3) of uint8, RGB; sources; failures, which are passed on.
-Input = str | Path | bytes | BinaryIO | PILImage.Image | Pixels | Source | Failure
+#: What can be predicted: names of folders and files, and lists of names; images in memory, as the bytes of a file, a
+#: binary file object, a PIL image or an array (H, W, 3) of uint8, RGB; sources; failures, which are passed on.
+Input = str | Path | NameList | bytes | BinaryIO | PILImage.Image | Pixels | Source | Failure
 
 _CLOSED = "this Predictor is closed: open a new one"
 
@@ -398,9 +399,9 @@ class _SharedEngine:
 def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
     """Images in memory one by one, names in the stretches between them, so that each file still comes once."""
     numbers = itertools.count()
-    for are_names, stretch in itertools.groupby(inputs, key=lambda value: isinstance(value, (str, Path))):
+    for are_names, stretch in itertools.groupby(inputs, key=lambda value: isinstance(value, (str, Path, NameList))):
         if are_names:
-            yield from find_sources(cast("Iterator[str | Path]", stretch))
+            yield from find_sources(cast("Iterator[str | Path | NameList]", stretch))
             continue
         for value in stretch:
             yield value if isinstance(value, (Source, Failure)) else _in_memory(f"picture {next(numbers)}", value)

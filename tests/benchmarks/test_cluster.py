@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "benchmarks/SIZING.md"
 
 
 def test_a_machine_is_as_fast_as_its_slower_part() -> None:
-    cost = ImageCost(core_ms=1, engine_core_ms=9, vcpu_share=0.5, efficiency=1)
+    cost = ImageCost(core_ms=1, engine_core_ms=9, vcpu_share=0.5, efficiency=1, request_price=0)
     assert cost.rate(Machine("gpu", 2, 100, 32, 1)) == (200, "GPUs")
     assert cost.rate(Machine("few CPUs", 8, 3000, 4, 1)) == (2000, "CPUs, which decode")
     assert cost.rate(Machine("no GPU", 0, 0, 20, 1)) == (1000, "CPUs, which also compute")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ import click
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.metrics import EQUATION_6
 from mineral_batch.files import atomic_file
+from mineral_batch.storage.models import fetch
 from mineral_train.data.manifest import write_table
+from mineral_train.model.fetched import shown
 from mineral_train.model.presets import PAPER_PARAMETERS, PRESETS
 
 if TYPE_CHECKING:
@@ -139,7 +142,7 @@ def row_config(
     return replace(recipe, model=model, loss=row.loss, pretrained=pretrained)  # type: ignore[arg-type]
 
 
-def finished_row(folder: Path, config: TrainConfig, manifest: Path) -> RowResult | None:
+def finished_row(folder: Path, config: TrainConfig, manifest: Path | str) -> RowResult | None:
     """Read the result of a run that finished with this recipe on this manifest, None if there is none."""
     try:
         record = json.loads((folder / RESULT).read_text("utf-8"))
@@ -150,19 +153,25 @@ def finished_row(folder: Path, config: TrainConfig, manifest: Path) -> RowResult
     return None
 
 
-def train_row(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions) -> RowResult:
+def train_row(config: TrainConfig, manifest: Path | str, folder: Path, options: RunOptions) -> RowResult:
     """Train one row in its own process, so that peak memory is its own, and evaluate it on the test split.
 
     Raises:
         DoesNotFitError: if the GPU's memory is too small.
+        DataError: if the process is killed.
         MineralError: as `loop.fit`.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        return pool.submit(_train_here, config, manifest, folder, options).result()
+        try:
+            return pool.submit(_train_here, config, manifest, folder, options).result()
+        except BrokenProcessPool:
+            raise DataError(
+                f"the training in {folder} was killed, most likely for want of memory: free some, and rerun the command"
+            ) from None
 
 
-def _train_here(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions) -> RowResult:
+def _train_here(config: TrainConfig, manifest: Path | str, folder: Path, options: RunOptions) -> RowResult:
     from mineral_train.model.network import parameters_like_the_paper
     from mineral_train.training.loop import fit
 
@@ -185,7 +194,7 @@ def _train_here(config: TrainConfig, manifest: Path, folder: Path, options: RunO
     return result
 
 
-def _test(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions) -> tuple[float, int]:
+def _test(config: TrainConfig, manifest: Path | str, folder: Path, options: RunOptions) -> tuple[float, int]:
     from mineral_batch.evaluation.metrics import mean_average_precision
     from mineral_train.data.dataset import PhotoDataset
     from mineral_train.data.manifest import read_manifest
@@ -201,7 +210,7 @@ def _test(config: TrainConfig, manifest: Path, folder: Path, options: RunOptions
     return mean_average_precision(scores, truth).mean, len(rows)
 
 
-def require_test_split(manifest: Path, labels: tuple[str, ...]) -> None:
+def require_test_split(manifest: Path | str, labels: tuple[str, ...]) -> None:
     """Refuse a manifest that has nothing to test on, before hours of training.
 
     Raises:
@@ -210,13 +219,13 @@ def require_test_split(manifest: Path, labels: tuple[str, ...]) -> None:
     from mineral_train.data.manifest import read_manifest
 
     if not read_manifest(manifest, labels).targets("test").any():
-        raise DataError(f"{manifest}: no image of the split 'test' has a label; the tables report the test mAP")
+        raise DataError(f"{shown(manifest)}: no image of the split 'test' has a label; the tables report the test mAP")
 
 
-def _identity(config: TrainConfig, manifest: Path) -> dict[str, Any]:
+def _identity(config: TrainConfig, manifest: Path | str) -> dict[str, Any]:
     from hashlib import sha256
 
-    return {"train": config.to_json(), "manifest_sha256": sha256(manifest.read_bytes()).hexdigest()}
+    return {"train": config.to_json(), "manifest_sha256": sha256(fetch(manifest).read_bytes()).hexdigest()}
 
 
 def write_tables(folder: Path, results: Mapping[Row, RowResult | str]) -> str:

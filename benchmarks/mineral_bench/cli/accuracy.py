@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, output
+from mineral_batch.cli.paths import FETCHED, LOCAL
+from mineral_bench.cli.options import SUBJECT, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("labels", type=PATH)
-@click.argument("root", metavar="PHOTOS", type=PATH)
-@click.argument("artifacts", nargs=-1, required=True, type=PATH, metavar="ARTIFACT...")
+@click.argument("labels", type=FETCHED)
+@click.argument("root", metavar="PHOTOS", type=LOCAL)
+@click.argument("artifacts", nargs=-1, required=True, type=SUBJECT, metavar="ARTIFACT...")
 @click.option(
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )

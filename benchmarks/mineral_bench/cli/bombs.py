@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, engine, numbers, output
+from mineral_batch.cli.paths import FETCHED
+from mineral_bench.cli.options import engine, numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=FETCHED)
 @numbers("--decoders", default=(2, 16), text="Decode threads, then decode processes.")
 @click.option("--bomb", "names", multiple=True, metavar="NAME", help="Only this one. Repeatable.")
 @engine("onnx-cpu")

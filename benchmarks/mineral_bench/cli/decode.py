@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_batch.cli.paths import FETCHED, LOCAL
+from mineral_bench.cli.options import limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("photos", nargs=-1, type=PATH)
+@click.argument("photos", nargs=-1, type=LOCAL)
 @click.option(
     "--size", default=384, show_default=True, type=click.IntRange(8), help="Side of the model's input, pixels."
 )
 @click.option(
-    "-m", "--model", type=PATH, help="ONNX file: also show what the decoders change in its output; sets --size."
+    "-m", "--model", type=FETCHED, help="ONNX file: also show what the decoders change in its output; sets --size."
 )
 @click.option(
     "--labels",
-    type=PATH,
+    type=LOCAL,
     metavar="CSV",
     help="Labels of PHOTOS (path,labels[,split]): also show what the decoders change in mAP.",
 )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_batch.cli.paths import LOCAL
+from mineral_bench.cli.options import limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, metavar="A B...")
-@click.option("--photos", type=PATH, help="Measure on these photographs. [default: synthetic images]")
+@click.option("--photos", type=LOCAL, help="Measure on these photographs. [default: synthetic images]")
 @click.option("--batch", type=click.IntRange(1), help="Images in a batch. [default: what suits the engine]")
 @click.option(
     "--images",

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_batch.cli.paths import LOCAL
+from mineral_bench.cli.options import limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("photos", nargs=-1, type=PATH)
+@click.argument("photos", nargs=-1, type=LOCAL)
 @click.option(
     "--side", default=384, show_default=True, type=click.IntRange(8), help="Side of the engine's input, pixels."
 )

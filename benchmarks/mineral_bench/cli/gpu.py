@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH
+from mineral_batch.cli.paths import LOCAL
 from mineral_bench.gpu.plan import MINUTES, STAGES
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--out", type=PATH, required=True, metavar="DIR", help="Folder of the results; an earlier run there is continued."
+    "--out", type=LOCAL, required=True, metavar="DIR", help="Folder of the results; an earlier run there is continued."
 )
 @click.option(
-    "--wheels", type=PATH, metavar="DIR", help="Folder of wheels, sdists, .tar.xz archives and pieces NAME.part00, ..."
+    "--wheels", type=LOCAL, metavar="DIR", help="Folder of wheels, sdists, .tar.xz archives and pieces NAME.part00, ..."
 )
-@click.option("--photos", type=PATH, help="Verify on these photographs. [default: synthetic images]")
+@click.option("--photos", type=LOCAL, help="Verify on these photographs. [default: synthetic images]")
 @click.option(
     "--minutes", default=MINUTES, show_default=True, type=click.FloatRange(0), help="Time limit of the run, minutes."
 )

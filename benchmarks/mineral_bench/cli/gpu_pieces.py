@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH
+from mineral_batch.cli.paths import LOCAL
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +23,9 @@ def _checked(_context: click.Context, _option: click.Parameter, value: str | Non
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=PATH)
+@click.argument("folder", metavar="DIR", type=LOCAL)
 @click.option(
-    "--wheels", type=PATH, metavar="DIR", help="Folder of wheels to pack. [default: download ONNX Runtime for CUDA]"
+    "--wheels", type=LOCAL, metavar="DIR", help="Folder of wheels to pack. [default: download ONNX Runtime for CUDA]"
 )
 @click.option(
     "--piece-mb", default=45.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Size of a piece, MB."

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, engine, numbers, output
+from mineral_batch.cli.paths import FETCHED, LOCAL
+from mineral_bench.cli.options import engine, numbers, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("model", type=PATH)
-@click.argument("photos", nargs=-1, type=PATH)
+@click.argument("model", type=FETCHED)
+@click.argument("photos", nargs=-1, type=LOCAL)
 @numbers("--images", "counts", default=(1000, 20_000), text="Images in a run.")
 @engine()
 @click.option(

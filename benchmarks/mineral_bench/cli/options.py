@@ -9,16 +9,27 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from mineral_batch.cli.paths import LOCAL, FetchedBy
+from mineral_train.model.fetched import fetch_model
+
+#: A checkpoint's folder, a file or the name of a preset, or a URL.
+SUBJECT = FetchedBy(fetch_model)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options `--json` and `--markdown`, as parameters `json_file` and `markdown_file`."""
-    option = partial(click.option, type=click.Path(path_type=Path, dir_okay=False))
+    option = partial(click.option, type=LOCAL, callback=_refuse_folder)
     command = option("--markdown", "markdown_file", help="Also write the tables to this file.")(command)
     return option("--json", "json_file", help="Write every figure to this file.")(command)
+
+
+def _refuse_folder(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Before minutes of measuring."""
+    if path is not None and path.is_dir():
+        raise click.BadParameter(f"{path} is a folder: name a file")
+    return path
 
 
 def limit(seconds: float) -> Decorator:

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, limit, output
+from mineral_batch.cli.paths import FETCHED, LOCAL
+from mineral_bench.cli.options import SUBJECT, limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("model", type=PATH)
-@click.argument("photos", nargs=-1, required=True, type=PATH)
-@click.option("--onnx", type=PATH, metavar="FILE", help="ONNX export of the checkpoint. [default: export it now]")
+@click.argument("model", type=SUBJECT)
+@click.argument("photos", nargs=-1, required=True, type=LOCAL)
+@click.option("--onnx", type=FETCHED, metavar="FILE", help="ONNX export of the checkpoint. [default: export it now]")
 @click.option("--engines-only", is_flag=True, help="Measure the engines alone, on decoded images.")
 @click.option("--compile", "compiled", is_flag=True, help="Include torch.compile, which warms up for minutes.")
 @click.option(

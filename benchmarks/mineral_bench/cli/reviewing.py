@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, output
+from mineral_batch.cli.paths import FETCHED, LOCAL
+from mineral_bench.cli.options import output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("manifest", type=PATH)
-@click.argument("model", type=PATH)
-@click.option("--features", required=True, type=PATH, metavar="DIR", help="Where features are kept.")
+@click.argument("manifest", type=LOCAL)
+@click.argument("model", type=FETCHED)
+@click.option("--features", required=True, type=LOCAL, metavar="DIR", help="Where features are kept.")
 @click.option("--rounds", default=12, show_default=True, type=click.IntRange(1), help="Rounds of labeling.")
 @click.option("--size", default=100, show_default=True, type=click.IntRange(10), help="Photographs in a round.")
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Repetitions.")
 @click.option("--order", "names", multiple=True, metavar="NAME", help="Study this order; repeatable. [default: all]")
 @click.option("--split", default="test", show_default=True, help="Split of MANIFEST that mAP is computed on.")
-@click.option("--plot", "plot_file", type=PATH, help="Draw the curves into this file (.svg or .png).")
+@click.option("--plot", "plot_file", type=LOCAL, help="Draw the curves into this file (.svg or .png).")
 @output
 def reviewing(
     manifest: Path,

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, engine, limit, output
+from mineral_batch.cli.paths import FETCHED
+from mineral_bench.cli.options import engine, limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=FETCHED)
 @engine()
 @click.option(
     "--per-day",

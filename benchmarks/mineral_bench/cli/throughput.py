@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, engine, limit, output
+from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
+from mineral_bench.cli.options import engine, limit, output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("model", type=PATH)
-@click.argument("photos", nargs=-1, required=True, type=PATH)
+@click.argument("model", type=FETCHED)
+@click.argument("photos", nargs=-1, required=True, type=INPUT)
 @engine()
 @click.option("--device", type=click.IntRange(0), help="GPU by index. [default: the first]")
 @click.option(
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
 @click.option(
     "--exact", is_flag=True, help="Decode large JPEGs at full resolution: slower, for nearly the same pixels."
 )
-@click.option("--compare", "saved", type=PATH, help="A file of --json: show what changed since, beyond noise.")
+@click.option("--compare", "saved", type=LOCAL, help="A file of --json: show what changed since, beyond noise.")
 @limit(120)
 @output
 def throughput(
     model: Path,
-    photos: tuple[Path, ...],
+    photos: tuple[Path | str, ...],
     backend: str,
     device: int | None,
     precision: str,
@@ -57,7 +58,9 @@ def throughput(
     from itertools import islice
 
     from mineral_batch.engines.registry import open_backend
+    from mineral_batch.errors import DataError
     from mineral_batch.images.discover import find_sources
+    from mineral_batch.storage.urls import without_secrets
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.measure import Plan
     from mineral_bench.report import BenchmarkReport, load_figures
@@ -66,12 +69,15 @@ def throughput(
     earlier = load_figures(saved, "throughput") if saved else None
     devices = [] if device is None else [device]
     with closing(open_backend(model, backend, devices=devices, batch_size=batch, precision=precision)) as engine:
-        sources = bench.readable(list(islice(find_sources(photos), 2000)), engine)
+        found = list(islice(find_sources(photos), 2000))
+        if not found:
+            raise DataError(f"no images in {', '.join(without_secrets(map(str, photos)))}")
+        sources = bench.readable(found, engine)
         facts = {"data": f"{len(sources)} different images", "engine": f"{engine.name}, {engine.version}"}
         before = conditions(**model_facts(model), **facts, batch=batch or engine.batch_size)
         load = bench.make_load(sources, engine, batch, decode_threads, seconds / 40, exact)
-        found = bench.measure(engine, load, Plan(seconds=seconds))
-        report = BenchmarkReport("throughput", before, bench.figures(found, load), bench.tables(found, engine, load))
+        result = bench.measure(engine, load, Plan(seconds=seconds))
+        report = BenchmarkReport("throughput", before, bench.figures(result, load), bench.tables(result, engine, load))
     if earlier:
         change = bench.compare(json.loads(report.json()), earlier)
         report = BenchmarkReport("throughput", before, report.figures, [*report.tables, change])

@@ -48,9 +48,9 @@ class ImageCost:
 
     core_ms: float
     engine_core_ms: float
-    vcpu_share: float = 0.6
-    efficiency: float = 0.95
-    request_price: float = 0.0004
+    vcpu_share: float
+    efficiency: float
+    request_price: float
 
     @property
     def fed_by_vcpu(self) -> float:
@@ -66,8 +66,14 @@ class ImageCost:
         return self.efficiency * min(by_cpus, by_gpus), "GPUs" if by_gpus <= by_cpus else "CPUs, which decode"
 
 
-def by_machine(machines: Sequence[Machine], cost: ImageCost) -> Table:
-    """Return one row per machine: rates in the terms that others publish, and dollars for a million images."""
+def by_machine(machines: Sequence[Machine], cost: ImageCost, notes: Sequence[str] = ()) -> Table:
+    """Return one row per machine: rates in the terms that others publish, and dollars for a million images.
+
+    Args:
+        machines: to compare.
+        cost: of an image.
+        notes: lines below the table, such as where the prices are from.
+    """
     rows = []
     for machine in machines:
         rate, limit = cost.rate(machine)
@@ -76,7 +82,7 @@ def by_machine(machines: Sequence[Machine], cost: ImageCost) -> Table:
         fed = cost.fed_by_vcpu if machine.gpus else "-"
         rows.append((machine.name, machine.price, rate, per_gpu, rate / machine.vcpus, fed, limit, dollars))
     columns = ("machine", "$ an hour", "images/s", "per GPU", "per vCPU", "a vCPU can feed", "limit", "$ for a million")
-    return Table("Machines", columns, rows, [_assumptions(cost)])
+    return Table("Machines", columns, rows, [_assumptions(cost), *notes])
 
 
 def by_task(photographs: Sequence[int], machines: Sequence[Machine], cost: ImageCost, hours: float) -> Table:
@@ -96,6 +102,7 @@ def by_task(photographs: Sequence[int], machines: Sequence[Machine], cost: Image
 def _assumptions(cost: ImageCost) -> str:
     return (
         f"{cost.core_ms:g} core-milliseconds an image, "
-        f"{cost.engine_core_ms:g} core-milliseconds to predict one without; a vCPU does {cost.vcpu_share:g} of a core; "
-        f"a cluster keeps {cost.efficiency:.0%}; ${cost.request_price:g} for 1,000 objects read."
+        f"{cost.engine_core_ms:g} core-milliseconds to predict one where there is no GPU; a vCPU does "
+        f"{cost.vcpu_share:g} of a core; a cluster keeps {cost.efficiency:.0%}; "
+        f"${cost.request_price:g} for 1,000 objects read."
     )

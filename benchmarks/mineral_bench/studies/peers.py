@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mineral_batch.engines.registry import engine_names
 from mineral_batch.errors import DataError
 from mineral_batch.images.decode import load_image
+from mineral_batch.storage.urls import is_url
 from mineral_batch.types import Failure
 from mineral_bench import comparison
 from mineral_bench.baselines.ours import MineralBatch
@@ -25,6 +27,7 @@ from mineral_bench.comparison import Comparison, compare
 from mineral_bench.process.isolated import Isolated, IsolatedError
 from mineral_bench.report import Table
 from mineral_export.verify.samples import image_files
+from mineral_train.model.fetched import fetch_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +90,8 @@ def baselines(subject: Subject, options: PeerOptions) -> dict[str, Callable[[], 
 def _file_and_engine(name: str) -> tuple[Path, str]:
     """Take `FILE[@ENGINE]` apart; a file whose own name has an `@` is taken as it is."""
     file, _, engine = name.rpartition("@")
-    return (Path(file), engine) if file and not Path(name).exists() else (Path(name), "onnx-cpu")
+    is_whole = not file or Path(name).exists() or (is_url(name) and engine not in engine_names())
+    return (fetch_model(name), "onnx-cpu") if is_whole else (fetch_model(file), engine)
 
 
 def photographs(inputs: Sequence[Path], spec: InputSpec, count: int) -> list[str]:

@@ -191,7 +191,7 @@ class _Bucket:
         self.skipped = Skipped()
 
     def sources(self) -> Iterator[Source | Failure]:
-        return find_remote(self.named)
+        return find_remote([self.named])
 
 
 def simulate(simulation: Simulation) -> dict[str, float]:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from mineral_batch.cli.paths import LOCAL, FetchedBy
+from mineral_train.model.fetched import fetch_model
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
-FILE = click.Path(path_type=Path)
+#: A checkpoint's folder or a file, or its URL.
+CHECKPOINT = FetchedBy(fetch_model)
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,11 @@ def _sample_options(default: str) -> Callable[[Command], Command]:
         ),
         click.option(
             "--labels",
-            type=FILE,
+            type=LOCAL,
             metavar="CSV",
             help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
         ),
-        click.option("--photos", type=FILE, help=f"Compare on these photographs. [default: {default}]"),
+        click.option("--photos", type=LOCAL, help=f"Compare on these photographs. [default: {default}]"),
     )
 
 
@@ -141,7 +145,7 @@ calibration_options = _grouped(
     ),
     click.option(
         "--calibrate",
-        type=FILE,
+        type=LOCAL,
         metavar="DIR",
         required=True,
         help="Folder of photographs like those that the model will see.",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_export.cli._options import FILE, budget_options, echo_exported, sample_options
+from mineral_batch.cli.paths import FETCHED, LOCAL, require_output
+from mineral_export.cli._options import budget_options, echo_exported, sample_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=FILE)
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.fp16.onnx]")
+@click.argument("model", type=FETCHED)
+@click.option("-o", "--output", type=LOCAL, metavar="FILE", help="ONNX file to write. [default: MODEL.fp16.onnx]")
 @sample_options
 @budget_options
 def fp16(model: Path, output: Path | None, samples: SampleOptions, limits: BudgetOptions) -> None:
@@ -29,6 +30,7 @@ def fp16(model: Path, output: Path | None, samples: SampleOptions, limits: Budge
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.fp16 import to_fp16
 
-    target, compared_on = output or model.with_suffix(".fp16.onnx"), samples.load(read_contract(model))
+    target = require_output(model, output, model.with_suffix(".fp16.onnx"))
+    compared_on = samples.load(read_contract(model))
     exported = to_fp16(model, target, samples=compared_on, budget=limits.budget("float16"), force=limits.force)
     echo_exported(exported, model)

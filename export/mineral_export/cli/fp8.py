@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import FETCHED, LOCAL, require_output
 from mineral_export.cli._options import (
-    FILE,
     ProgressPhases,
     budget_options,
     calibration_options,
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=FETCHED)
 @calibration_options
 @quiet_option
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.fp8.onnx]")
+@click.option("-o", "--output", type=LOCAL, metavar="FILE", help="ONNX file to write. [default: MODEL.fp8.onnx]")
 @held_out_sample_options
 @budget_options
 def fp8(
@@ -49,7 +49,7 @@ def fp8(
     from mineral_export.precision.fp8 import to_fp8
     from mineral_export.verify.staging import require_writable
 
-    contract, target = read_contract(model), output or model.with_suffix(".fp8.onnx")
+    contract, target = read_contract(model), require_output(model, output, model.with_suffix(".fp8.onnx"))
     require_writable(target)  # before photographs are decoded
     images = calibration.load(contract.input, hold_out=not samples.are_named)
     with ProgressPhases(quiet=quiet) as phases:

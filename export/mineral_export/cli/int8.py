@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import FETCHED, LOCAL, require_output
 from mineral_batch.system import require_packages
 from mineral_export.cli._options import (
-    FILE,
     ProgressPhases,
     budget_options,
     calibration_options,
@@ -27,13 +27,13 @@ _ENGINES = ("onnxruntime", "openvino", "tensorrt")
 
 
 @click.command()
-@click.argument("model", type=FILE)
+@click.argument("model", type=FETCHED)
 @calibration_options
 @quiet_option
 @click.option(
     "--target", type=click.Choice(_ENGINES), default="onnxruntime", show_default=True, help="Engine that will run it."
 )
-@click.option("-o", "--output", type=FILE, metavar="FILE", help="ONNX file to write. [default: MODEL.int8.onnx]")
+@click.option("-o", "--output", type=LOCAL, metavar="FILE", help="ONNX file to write. [default: MODEL.int8.onnx]")
 @held_out_sample_options
 @budget_options
 def int8(
@@ -57,7 +57,7 @@ def int8(
     from mineral_export.precision.int8 import to_int8
     from mineral_export.verify.staging import require_writable
 
-    contract, place = read_contract(model), output or model.with_suffix(".int8.onnx")
+    contract, place = read_contract(model), require_output(model, output, model.with_suffix(".int8.onnx"))
     require_writable(place)  # before photographs are decoded
     images = calibration.load(contract.input, hold_out=not samples.are_named)
     with ProgressPhases(quiet=quiet) as phases:

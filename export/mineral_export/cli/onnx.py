@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mineral_batch.cli.paths import LOCAL, require_output
 from mineral_batch.explain.maps import GRAD_CAM, METHODS
-from mineral_export.cli._options import sample_options
+from mineral_export.cli._options import CHECKPOINT, sample_options
 from mineral_export.onnx.defaults import NEWEST_OPSET, OLDEST_OPSET, OPSET, TOP
 from mineral_export.verify.budget import TOLERANCE
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=CHECKPOINT)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     metavar="FILE",
     help="ONNX file to write. [default: CHECKPOINT/model.onnx]",
 )
@@ -85,7 +86,7 @@ def onnx(
 
     model, contract = load_checkpoint(checkpoint)
     contract = replace(contract, name=name or contract.name, license=license_text or contract.license)
-    target = output or checkpoint / "model.onnx"
+    target = require_output(checkpoint, output, checkpoint / "model.onnx", "CHECKPOINT")
     exported = export_onnx(
         model,
         contract,

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mineral_export.cli._options import FILE
+from mineral_batch.cli.paths import FETCHED, LOCAL
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=FILE)
-@click.option("-m", "--model", type=FILE, required=True, help="ONNX file, or TensorRT engine of mineral-export trt.")
+@click.argument("folder", metavar="DIR", type=LOCAL)
+@click.option("-m", "--model", type=FETCHED, required=True, help="ONNX file, or TensorRT engine of mineral-export trt.")
 @click.option("--name", default="minerals", show_default=True, metavar="NAME", help="Name of the model in the server.")
 @click.option("--max-batch", default=64, show_default=True, type=click.IntRange(1), help="Largest batch size.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mineral_batch.cli.help import NumberFormat
+from mineral_batch.cli.paths import FETCHED, LOCAL, require_output
 from mineral_batch.engines.tensorrt.library import RUNTIMES
 from mineral_batch.engines.tensorrt.plan import Profile, sidecar_path
 from mineral_export.cli._options import ProgressPhases, budget_options, quiet_option, sample_options
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Engine to write. [default: MODEL.plan]"
-)
+@click.argument("model", type=FETCHED)
+@click.option("-o", "--output", type=LOCAL, metavar="FILE", help="Engine to write. [default: MODEL.plan]")
 @click.option(
     "--precision",
     default="fp16",
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path),
+    type=LOCAL,
     metavar="FILE",
     help="File that makes later builds faster; read and written.",
 )
@@ -116,7 +115,7 @@ def trt(
         hardware_compatible,
         timing_cache,
     )
-    target = output or model.with_suffix(".plan")
+    target = require_output(model, output, model.with_suffix(".plan"))
     with ProgressPhases(quiet=quiet, unit=" steps") as phases:
         engine = export_engine(
             model,

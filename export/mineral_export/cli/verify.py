@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mineral_batch.cli.help import NumberFormat
-from mineral_export.cli._options import FILE, sample_options
+from mineral_batch.cli.paths import LOCAL
+from mineral_export.cli._options import sample_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ _EXIT_BEYOND = 1
     help="Accept what this precision may differ by. [default: the less exact of A and B]",
 )
 @click.option("--points", type=float, help="Points of mAP that may be lost. [default: the precision's budget]")
-@click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write every figure to this file.")
+@click.option("--json", "json_file", type=LOCAL, metavar="FILE", help="Write every figure to this file.")
 def verify(
     one: str,
     other: str,
@@ -44,7 +45,8 @@ def verify(
     """Compare the output of A and B: the same model as a checkpoint, an ONNX file or an engine.
 
     A and B are PATH or PATH@ENGINE[:PRECISION], such as model.onnx@openvino:bfloat16. If no engine is named, an ONNX
-    file runs on onnx-cpu and a checkpoint folder on torch. Without --photos or --labels the images are synthetic.
+    file runs on onnx-cpu and a checkpoint folder on torch. PATH may be a URL. Without --photos or --labels the images
+    are synthetic.
 
     With labels the loss of mAP from A to B decides, and for a calibrated model the rise of its calibration error;
     without them the differences of the probabilities. The exit code

@@ -13,7 +13,9 @@ import numpy as np
 from mineral_batch.engines.base import PRECISIONS, Engine, EngineInfo
 from mineral_batch.engines.registry import engine_names, open_backend
 from mineral_batch.errors import ContractError, DataError
+from mineral_batch.storage.urls import is_url
 from mineral_export.verify.budget import least_exact
+from mineral_train.model.fetched import fetch_model, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,15 +107,16 @@ def parse_artifact(name: str | Path) -> ArtifactSpec:
 
 def _parts(name: str) -> tuple[Path, str, str]:
     """Split into path, engine (empty if none is named) and precision; a name that exists as a path is a path."""
-    if "@" not in name or Path(name).exists():
-        return Path(name), "", "auto"
     path, _, rest = name.rpartition("@")
     engine, _, precision = rest.partition(":")
+    is_whole = not path or Path(name).exists() or (is_url(name) and engine not in engine_names())
+    if is_whole:  # the @ of a URL may be that of a user or a revision
+        return fetch_model(name), "", "auto"
     if engine not in engine_names():
         raise DataError(f"{name}: no engine is called '{engine}'; there are: {', '.join(engine_names())}")
     if precision and precision not in PRECISIONS:
-        raise DataError(f"{name}: no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
-    return Path(path), engine, precision or "auto"
+        raise DataError(f"{shown(name)}: no precision is called '{precision}'; there are: {', '.join(PRECISIONS)}")
+    return fetch_model(path), engine, precision or "auto"
 
 
 @contextmanager
@@ -136,7 +139,7 @@ def open_artifact(name: str | Path, batch_size: int | None = None) -> Iterator[A
     else:
         backend = open_backend(spec.path, spec.engine, batch_size=batch_size, precision=spec.precision)
     try:
-        yield _artifact(str(name), backend)
+        yield _artifact(shown(name), backend)
     finally:
         backend.close()
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from mineral_batch.cluster.worker import Opened, WorkerOptions
 from mineral_batch.images.decoder import AUTO
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.corrections import check_prevalence
-from mineral_batch.results.inputs import Inputs
+from mineral_batch.results.inputs import Inputs, expand_lists
 from mineral_batch.results.manifest import describe_software
 from mineral_batch.storage.urls import is_url, restored
 from mineral_batch.types import Failure, Source
@@ -153,7 +154,8 @@ class OnCluster:
                     return work_on_cluster(crew, place, plan, finished=finished, stop=stop)
 
     def _worker_options(self, run: PiecesRun, given: Inputs) -> WorkerOptions:
-        local = [name for name in given.existing[:_CHECKED_INPUTS] if not is_url(name) and Path(name).exists()]
+        first = islice(expand_lists(given.existing), _CHECKED_INPUTS)
+        local = [name for name in first if not is_url(name) and Path(name).exists()]
         return WorkerOptions(restored(run.output), str(Path.cwd()), local, self.model, self.engine, run.mixed)
 
     def _introduce(self, first: Opened, cluster: ClusterOptions, run: PiecesRun) -> None:

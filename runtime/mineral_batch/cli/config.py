@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mineral_batch.cli.paths import LOCAL
 from mineral_batch.storage.urls import redact
 
 #: The commands of all four programs, which may share one file.
@@ -69,7 +70,7 @@ def add_config_option(command: click.Command) -> click.Command:
     if all(parameter.name != "config" for parameter in command.params):
         option = click.Option(
             ["--config"],
-            type=click.Path(path_type=Path),
+            type=LOCAL,
             is_eager=True,
             expose_value=False,
             callback=_read,

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.paths import MODEL
-from mineral_batch.doctor import Diagnosis, EngineTrial, Machine, examine
+from mineral_batch.cli.paths import FETCHED
+from mineral_batch.doctor import Cache, Diagnosis, EngineTrial, Machine, examine
 from mineral_batch.engines.registry import AUTO_ORDER
 from mineral_batch.errors import ContractError, MineralError
 from mineral_batch.model.starter import starter_path
+from mineral_batch.storage.cache import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
 @click.command()
-@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL. [default: the starter model]")
+@click.option("-m", "--model", type=FETCHED, help="ONNX file or its URL. [default: the starter model]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(model: Path | None, as_json: bool) -> None:
     """Show what is installed, try every engine on one image, and say what to install.
@@ -42,6 +43,7 @@ def doctor(model: Path | None, as_json: bool) -> None:
 
 def _text(diagnosis: Diagnosis) -> Iterator[str]:
     yield from _machine_lines(diagnosis.machine)
+    yield _cache_line(diagnosis.cache)
     yield ""
     yield from map(_engine_line, diagnosis.engines)
     yield from _auto_line(diagnosis.engines)
@@ -67,6 +69,14 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     absent = [name for name, is_there in machine.codecs.items() if not is_there]
     there = [name for name, is_there in machine.codecs.items() if is_there]
     yield f"Pillow     {' '.join(there)}" + (f"; not {' '.join(absent)}" if absent else "")
+
+
+def _cache_line(cache: Cache) -> str:
+    copies, most, others = (f"{size / 2**30:.1f}" for size in (cache.copies, cache.most_copies, cache.others))
+    return (
+        f"cache      {cache.folder}: {copies} GiB copied from URLs (at most {most}: {LIMIT}), {others} GiB of engines "
+        f"and the like"
+    )
 
 
 def _auto_line(engines: Sequence[EngineTrial]) -> Iterator[str]:

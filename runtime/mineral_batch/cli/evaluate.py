@@ -13,7 +13,7 @@ import click
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
-from mineral_batch.cli.paths import MODEL, refuse_swapped
+from mineral_batch.cli.paths import FETCHED, LOCAL, LOCAL_TEXT, refuse_swapped
 from mineral_batch.cli.shared_options import JUDGED, specimen_option
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
@@ -39,22 +39,20 @@ if TYPE_CHECKING:
     from mineral_batch.model.contract import ModelContract
 
 
-_FILE = click.Path(path_type=Path)
-
-
 def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> Path:
     """The table, also where its folder was named."""
     return table_in(path) if path.is_dir() else path
 
 
 @click.command()
-@click.argument("predictions", callback=_table, type=MODEL)
-@click.argument("labels", type=MODEL)
+@click.argument("predictions", callback=_table, type=FETCHED)
+@click.argument("labels", type=FETCHED)
 @click.option(
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )
 @click.option(
     "--thresholds",
+    type=LOCAL_TEXT,
     metavar="NUMBER|MODEL",
     help="Apply one threshold (0.5), or those of an ONNX file. [default: what the column `minerals` says]",
 )
@@ -67,19 +65,19 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
 )
 @specimen_option(JUDGED)
 @click.option(
-    "--minerals", type=_FILE, metavar="CSV", help="With --level: your own table of minerals (name,species,...)."
+    "--minerals", type=FETCHED, metavar="CSV", help="With --level: your own table of minerals (name,species,...)."
 )
 @click.option("--tune", metavar="RULE", help="Choose new thresholds for the model: f1, precision=0.9 or recall=0.9.")
-@click.option("--model", type=_FILE, help="With --tune: the ONNX file that predicted. [default: the starter model]")
+@click.option("--model", type=LOCAL, help="With --tune: the ONNX file that predicted. [default: the starter model]")
 @click.option(
     "-o",
     "--output",
-    type=_FILE,
+    type=LOCAL,
     help="With --tune: file for the model with its new thresholds. [default: in place of the model]",
 )
 @click.option("--force", is_flag=True, help="With --tune: write thresholds even if no mineral gets the guarantee.")
 @click.option(
-    "--record", type=_FILE, metavar="MODEL", help="Write the mAP and the AP of each mineral into this ONNX file."
+    "--record", type=LOCAL, metavar="MODEL", help="Write the mAP and the AP of each mineral into this ONNX file."
 )
 @click.option(
     "--dataset", metavar="TEXT", help="With --record: what the images are, in words. [default: the name of LABELS]"
@@ -91,8 +89,8 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     type=click.IntRange(0),
     help="Resamples for the 95 % interval of the mAP; 0: no interval.",
 )
-@click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write every figure to this file.")
-@click.option("--csv", "csv_file", type=_FILE, metavar="FILE", help="Write the table of the minerals to this file.")
+@click.option("--json", "json_file", type=LOCAL, metavar="FILE", help="Write every figure to this file.")
+@click.option("--csv", "csv_file", type=LOCAL, metavar="FILE", help="Write the table of the minerals to this file.")
 def evaluate(
     predictions: Path,
     labels: Path,

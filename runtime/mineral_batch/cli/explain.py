@@ -11,11 +11,12 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
-from mineral_batch.cli.paths import INPUT, LOCAL, MODEL
+from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
 from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.errors import DataError
 from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
+from mineral_batch.storage.urls import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("inputs", nargs=-1, type=INPUT)
 @click.option("-o", "--output", default="explained", show_default=True, type=LOCAL, help="Output folder.")
-@click.option("-m", "--model", type=MODEL, help="ONNX file or its URL. [default: the starter model]")
+@click.option("-m", "--model", type=FETCHED, help="ONNX file or its URL. [default: the starter model]")
 @click.option("--list", "list_file", type=INPUT, help="File that names inputs, one per line; - for standard input.")
 @click.option("--top", type=click.IntRange(1), help="Show at most this many minerals of an image. [default: all]")
 @click.option(
@@ -83,7 +84,7 @@ def explain(
     from mineral_batch.explain.run import ExplainOptions, run
 
     warnings.filterwarnings("ignore", module="PIL")
-    all_inputs: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
+    all_inputs = [*inputs, *([read_list(list_file)] if list_file else [])]
     if not all_inputs:
         raise click.UsageError("no inputs: name folders or files, or use --list")
     if options["score_deletion"] and masks is None:
@@ -99,6 +100,8 @@ def explain(
             result = run(explainer, all_inputs, output, explain_options, threads=threads, on_image=bar.update)
     if not quiet:
         click.echo(_closing(result, output, explainer))
+    if not result.images and not result.failures:
+        raise DataError(f"no images in {', '.join(without_secrets(map(str, inputs[:3]))) or list_file}")
     if not result.images:
         raise DataError(f"none of {len(result.failures)} images could be read: see {output / 'failures.csv'}")
     if result.failures:

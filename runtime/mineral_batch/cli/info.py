@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.paths import MODEL
+from mineral_batch.cli.paths import FETCHED
 from mineral_batch.engines.registry import PLAN_SUFFIXES
 from mineral_batch.engines.tensorrt.plan import read_record
 from mineral_batch.model.calibration import calibrate_command
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False, type=MODEL)
+@click.argument("model", required=False, type=FETCHED)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(model: Path | None, as_json: bool) -> None:
     """Show the labels, thresholds, input and origin of MODEL (default: the starter model).

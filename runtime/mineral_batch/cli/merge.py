@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.paths import INPUT
 from mineral_batch.cli.pieces import say_merged
 from mineral_batch.cli.table_options import table_options
 from mineral_batch.cluster.merge import merge as merge_parts
@@ -14,7 +15,7 @@ from mineral_batch.results.write import Tables
 
 
 @click.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=INPUT)
 @table_options
 @click.option("--allow-mixed-engines", is_flag=True, help="Merge parts that were made with different engines.")
 @click.option("--exit-zero-on-failures", is_flag=True, help="Exit with 0 even if some images could not be read.")
@@ -22,7 +23,7 @@ from mineral_batch.results.write import Tables
 @click.pass_context
 def merge(
     ctx: click.Context,
-    output: Path,
+    output: Path | str,
     tables: Tables,
     allow_mixed_engines: bool,
     exit_zero_on_failures: bool,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.paths import FETCHED
 from mineral_batch.errors import DataError
 from mineral_batch.minerals.names import canonical
 from mineral_batch.minerals.sources import sources_of
@@ -21,7 +22,7 @@ from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
 @click.argument("names", nargs=-1)
 @click.option(
     "--table",
-    type=click.Path(path_type=Path),
+    type=FETCHED,
     metavar="CSV",
     help="Your own table of minerals (name,species,...). [default: ours]",
 )

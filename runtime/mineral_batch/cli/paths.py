@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from mineral_batch.errors import DataError
 from mineral_batch.results.schema import FAILURES, PARTIAL, PREDICTIONS, RUN_MANIFEST
-from mineral_batch.storage.models import fetch, fetch_folder
-from mineral_batch.storage.urls import is_url, redact, restored
+from mineral_batch.storage.models import fetch, fetch_folder, is_copy
+from mineral_batch.storage.urls import is_url, local_path, redact, restored
+
+T = TypeVar("T")
 
 
-class PathOrUrl(click.ParamType[Path | str]):
-    """A path, or the text of a URL as it was written."""
+class _PathType(click.ParamType[T]):
+    """A type that a shell completes with the names of files."""
 
     name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the one item that stands for files and folders."""
+        return click.Path().shell_complete(ctx, param, incomplete)
+
+
+class PathOrUrl(_PathType[Path | str]):
+    """A path, or the text of a URL as it was written."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Return a `Path`, or a URL's text."""
@@ -24,45 +37,62 @@ class PathOrUrl(click.ParamType[Path | str]):
         return value if isinstance(value, Path) or is_url(value) else Path(value)
 
 
-class Fetched(click.ParamType[Path]):
-    """A file that is read: a path, or a URL whose content is copied into the user's cache."""
+class FetchedBy(_PathType[Path]):
+    """What is read: a path, or a URL whose content is copied into the user's cache.
 
-    name = "path"
+    Args:
+        fetch: makes the path on this machine of either.
+    """
+
+    def __init__(self, fetch: Callable[[str], Path]) -> None:
+        self._fetch = fetch
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path of the file on this machine."""
-        if ctx is not None and ctx.resilient_parsing:
-            return Path(value)
+        """Return the path on this machine."""
         del param
-        return fetch(value)
+        return Path(value) if ctx is not None and ctx.resilient_parsing else self._fetch(value)
 
 
-class LocalPath(click.ParamType[Path]):
+class LocalPath(_PathType[Path]):
     """A path on this machine; a URL is refused, for a folder called `s3:` is not what was meant."""
-
-    name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return a `Path`."""
-        if is_url(value):
-            self.fail(f"{redact(restored(value))} is a URL: name a file or folder on this machine", param, ctx)
-        return Path(value)
+        _refuse_url(self, value, param, ctx)
+        return local_path(value) or Path(value)
 
 
-class FetchedResults(click.ParamType[Path]):
-    """The output folder of a run: a path, or a URL whose tables are copied into the user's cache."""
+class LocalText(_PathType[str]):
+    """A word, a rule, or a path on this machine; a URL is refused."""
 
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path of the folder on this machine."""
-        if ctx is not None and ctx.resilient_parsing:
-            return Path(value)
-        del param
-        return fetch_folder(value, [PREDICTIONS, RUN_MANIFEST], optional=[FAILURES])
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        _refuse_url(self, value, param, ctx)
+        return str(value)
 
 
-INPUT, MODEL, LOCAL, RESULTS = PathOrUrl(), Fetched(), LocalPath(), FetchedResults()
+def _refuse_url(
+    kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
+) -> None:
+    if is_url(value) and local_path(value) is None:
+        kind.fail(f"{redact(restored(value))} is a URL: name a file or folder on this machine", param, ctx)
+
+
+#: What every command's parameters that are paths are of: never `click.Path`, which makes a folder `s3:` of a URL.
+INPUT, FETCHED, LOCAL, LOCAL_TEXT = PathOrUrl(), FetchedBy(fetch), LocalPath(), LocalText()
+#: The output folder of a run, whose tables are copied.
+RESULTS = FetchedBy(partial(fetch_folder, files=[PREDICTIONS, RUN_MANIFEST], optional=[FAILURES]))
+
+
+def require_output(given: Path, output: Path | None, default: Path, parameter: str = "MODEL") -> Path:
+    """Return where a command writes: `output`, or by default beside what it reads.
+
+    Raises:
+        click.UsageError: if there is no `output`, and what is read is a copy of what a URL names.
+    """
+    if output is None and is_copy(given):
+        raise click.UsageError(f"{parameter} is a URL, beside which nothing is written: say with -o what to write")
+    return output or default
 
 
 def refuse_swapped(command: str, labels: Path, results: Path) -> None:

@@ -23,19 +23,20 @@ from mineral_batch.cluster.plan import Plan
 from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_single_run, work
 from mineral_batch.cluster.shards import Shard, parse_shard
 from mineral_batch.errors import DataError
+from mineral_batch.images.lists import NameList
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.corrections import check_prevalence
-from mineral_batch.results.inputs import Inputs, check_inputs
+from mineral_batch.results.inputs import Inputs, check_inputs, expand_lists
 from mineral_batch.results.schema import PREDICTIONS
 from mineral_batch.results.write import Tables, require
-from mineral_batch.storage.urls import redact, restored
+from mineral_batch.storage.urls import redact
 
 
 @dataclass(frozen=True)
 class PiecesRun:
     """The options of the command; calling it with workers does the run and returns the exit code."""
 
-    named: Sequence[str | Path]
+    named: Sequence[str | Path | NameList]
     output: Path
     tables: Tables
     shard: str | None
@@ -53,6 +54,7 @@ class PiecesRun:
         """Predict this shard's pieces; write the tables if it is the only one."""
         place, shard = self._checked()
         given = check_inputs(self.named)
+        _refuse_signed(given)
         for warning in given.warnings():
             self.log.line(f"Warning: {warning}")
         stop = Stop()
@@ -71,11 +73,6 @@ class PiecesRun:
 
     def _checked(self) -> tuple[Place, Shard]:
         shard = Shard(1, 1) if self.shard is None else parse_shard(self.shard, os.environ)
-        if signed := [text for text in map(restored, self.named) if redact(text) != text]:
-            raise click.UsageError(
-                f"{redact(signed[0])} has a password or a signature, which a plan that others read must not hold: give "
-                f"the rights by the environment"
-            )
         if self.prune:
             raise click.UsageError("--prune is for a run on one machine, into a folder")
         if self.restart and self.shard is not None:
@@ -155,6 +152,16 @@ class ThisProcess:
                     finished=run.log.piece,
                     stop=stop,
                 )
+
+
+def _refuse_signed(given: Inputs) -> None:
+    """A plan holds the names of all images, for others to read."""
+    signed = next((name for name in expand_lists(given.named) if "://" in name and redact(name) != name), None)
+    if signed is not None:
+        raise click.UsageError(
+            f"{redact(signed)} has a password or a signature, which a plan that others read must not hold: give the "
+            f"rights by the environment"
+        )
 
 
 def _closing(summary: PiecesSummary, shard: Shard, place: Place) -> str:

@@ -57,7 +57,6 @@ def _indices(ctx: click.Context, parameter: click.Parameter, value: str) -> tupl
     return tuple(map(int, words))
 
 
-_PATH = click.Path(path_type=Path)
 _SECTIONS = {
     "Tables": TABLE_OPTIONS,
     "Engine": ("backend", "devices", "precision", "batch_size"),
@@ -77,7 +76,7 @@ _SECTIONS = {
 
 @click.command(cls=SectionedCommand, sections=_SECTIONS)
 @click.argument("inputs", nargs=-1, type=INPUT)
-@click.option("-o", "--output", default="results", show_default=True, type=_PATH, help="Folder or URL for the tables.")
+@click.option("-o", "--output", default="results", show_default=True, type=INPUT, help="Folder or URL for the tables.")
 @click.option(
     "-m", "--model", type=INPUT, help="ONNX file or TensorRT engine, or its URL. [default: the starter model]"
 )
@@ -209,7 +208,7 @@ def predict(
     # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
     keep_some_freed_memory()
-    named: list[str | Path] = [*inputs, *(read_list(list_file) if list_file else [])]
+    named = [*inputs, *([read_list(list_file)] if list_file else [])]
     if not named:
         raise click.UsageError("nothing to predict: name folders or files, or use --list")
     log = Log(log_format)
@@ -260,7 +259,7 @@ def predict(
             try:
                 summary = runs.run(
                     predictor,
-                    named,
+                    given,
                     output,
                     tables,
                     restart=restart,

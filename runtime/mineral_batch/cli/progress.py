@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mineral_batch.cli.console import say
 from mineral_batch.errors import MineralError
 from mineral_batch.images.discover import count_sources
+from mineral_batch.images.lists import NameList
 from mineral_batch.types import Failure, Result
 
 
@@ -34,7 +35,7 @@ class Progress:
 
     def __init__(
         self,
-        inputs: Sequence[str | Path],
+        inputs: Sequence[str | Path | NameList],
         log_every: float,
         quiet: bool,
         *,
@@ -51,7 +52,7 @@ class Progress:
         if total is None and not quiet:
             threading.Thread(target=self._count, args=(inputs,), daemon=True, name="count").start()
 
-    def _count(self, inputs: Sequence[str | Path]) -> None:
+    def _count(self, inputs: Sequence[str | Path | NameList]) -> None:
         # The run itself reports what is wrong with the inputs.
         with suppress(MineralError, OSError):
             self._total = self._bar.total = count_sources(inputs)

@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.edited import say_edited
-from mineral_batch.cli.paths import LOCAL, MODEL, RESULTS
+from mineral_batch.cli.paths import FETCHED, LOCAL, RESULTS
 from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option, specimen_option
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=LOCAL, help="HTML file, or folder with --folder. [default: report.html or report in RESULTS]"
 )
-@click.option("--labels", type=MODEL, metavar="FILE", help="Labels (CSV or a labeling tool's file): adds the accuracy.")
+@click.option(
+    "--labels", type=FETCHED, metavar="FILE", help="Labels (CSV or a labeling tool's file): adds the accuracy."
+)
 @click.option(
     "--split",
     metavar="NAME",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import LOCAL, LOCAL_TEXT
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.minerals.table import LEVELS
 
@@ -32,7 +32,7 @@ max_pixels_option = click.option(
 
 def specimen_option(text: str) -> Decorator:
     """Give a command the option `--specimen` with this help."""
-    return click.option("--specimen", metavar="RULE", help=text)
+    return click.option("--specimen", type=LOCAL_TEXT, metavar="RULE", help=text)
 
 
 def level_options(text: str) -> Decorator:

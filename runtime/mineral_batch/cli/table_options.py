@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mineral_batch.cli.paths import LOCAL_TEXT
 from mineral_batch.minerals.table import LEVELS
 from mineral_batch.results.prevalence import ESTIMATE
 from mineral_batch.results.schema import COLUMNS, FORMATS, PER_IMAGE
@@ -43,6 +44,7 @@ _OPTIONS = (
     ),
     click.option(
         "--prevalence",
+        type=LOCAL_TEXT,
         metavar=f"FILE|{ESTIMATE}",
         help="Correct the probabilities for how frequent the minerals are in your images: by a CSV "
         f"(mineral,prevalence), or {ESTIMATE}: as estimated from the images.",
@@ -54,11 +56,14 @@ _OPTIONS = (
     ),
     click.option(
         "--specimen",
+        type=LOCAL_TEXT,
         metavar="RULE",
         help="Also write specimens.csv, with one answer for all images of a specimen. RULE says which belong together: "
         "folder; catalog (the number in the file name: X-90175_1.jpg); regex=PATTERN; or a CSV (path,specimen).",
     ),
-    click.option("--minerals", metavar="CSV", help="Your own table of minerals (name,species,...), for --level."),
+    click.option(
+        "--minerals", type=LOCAL_TEXT, metavar="CSV", help="Your own table of minerals (name,species,...), for --level."
+    ),
     click.option("--round", "decimals", type=click.IntRange(0, 7), help="Round probabilities to this many decimals."),
 )
 

@@ -139,8 +139,8 @@ def _record(
         "schema": SCHEMA_VERSION,
         "started": plan.started,
         "finished": max(timestamp(), plan.started),  # the plan may be of a machine whose clock is ahead
-        "inputs": list(plan.inputs[:100]),
-        "inputs_named": len(plan.inputs),
+        "inputs": list(plan.inputs),
+        "inputs_named": plan.inputs_named,
         "not_read": dict(plan.not_read),
         "options": dict(plan.options),
         "tables": [*tables.files, *([FAILURES] if counts.failed else [])],

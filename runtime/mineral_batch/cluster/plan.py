@@ -35,7 +35,7 @@ IMAGES, PARTS, ATTEMPTS = "plan/", "parts/", "attempts/"
 PIECE_IMAGES = 2000
 # So many names at most are held in memory to see whether there is a piece for each worker.
 _AHEAD = 200_000
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class Plan:
         fingerprint: as `mineral_batch.results.fingerprint` makes it.
         model: the model's part of run.json.
         contract: of the model, as JSON.
-        inputs: as they were named, without secrets.
+        inputs: the first of them, as they were named, without secrets.
+        inputs_named: how many there are.
+        inputs_digest: of all of them, see `Inputs.digest`.
         tables: what to write when all pieces are done, unless the merge says otherwise.
         started: when the plan was made, ISO 8601.
         pieces: all of them, in the order of the tables' rows.
@@ -82,6 +84,8 @@ class Plan:
     model: Mapping[str, Any]
     contract: str
     inputs: Sequence[str]
+    inputs_named: int
+    inputs_digest: str
     tables: Tables
     started: str
     pieces: Sequence[Piece]

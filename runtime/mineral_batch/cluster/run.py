@@ -27,12 +27,11 @@ from mineral_batch.cluster.work import PieceReport, PieceWorker, check_fingerpri
 from mineral_batch.errors import DataError
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.fingerprint import DECODER
-from mineral_batch.results.inputs import Inputs
+from mineral_batch.results.inputs import INPUTS_IN_MANIFEST, Inputs
 from mineral_batch.results.journal import JOURNAL
 from mineral_batch.results.manifest import timestamp
 from mineral_batch.results.schema import PREDICTIONS, RUN_MANIFEST
 from mineral_batch.results.write import CSV_ONLY, Tables
-from mineral_batch.storage.urls import without_secrets
 from mineral_batch.types import Result
 
 
@@ -144,10 +143,11 @@ def make_plan(
     if found is None:
         identity, sources = identify(inputs.sources())
         pieces = write_pieces(place, sources, identity.fingerprint, piece_images, workers=workers)
-        named = without_secrets(inputs.named)
         mine = Plan(
             **vars(identity),
-            inputs=named,
+            inputs=inputs.first_named(INPUTS_IN_MANIFEST),
+            inputs_named=inputs.count_named(),
+            inputs_digest=inputs.digest(),
             tables=tables,
             started=timestamp(),
             pieces=pieces,
@@ -167,7 +167,7 @@ def make_plan(
 
 
 def _check_wanted(plan: Plan, place: Place, inputs: Inputs, tables: Tables) -> None:
-    if list(plan.inputs) != without_secrets(inputs.named):
+    if plan.inputs_digest != inputs.digest():
         raise DataError(
             f"the run in {place.name} was planned for other inputs ({', '.join(plan.inputs[:3])}): name the same, in "
             f"the same order, or choose another output with -o"

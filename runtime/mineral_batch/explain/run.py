@@ -28,6 +28,7 @@ from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.geometry import visible_box
 from mineral_batch.images.limits import MAX_PIXELS
+from mineral_batch.images.lists import NameList
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
 from mineral_batch.types import Failure
@@ -105,7 +106,7 @@ class _ImageResult(NamedTuple):
 
 def run(
     explainer: Explainer,
-    inputs: Iterable[str | Path],
+    inputs: Iterable[str | Path | NameList],
     folder: Path,
     options: ExplainOptions = ExplainOptions(),
     *,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import heapq
 import os
 import stat
-from functools import partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,24 +22,28 @@ from mineral_batch.images.archives import (
     refuse_archive,
     signed_64_bits,
 )
+from mineral_batch.images.expand import expand_once
 from mineral_batch.images.limits import read_file
-from mineral_batch.images.lists import expand
+from mineral_batch.images.lists import NameList
 from mineral_batch.images.names import OUTPUT_ENTRIES, SYSTEM_FOLDERS, formula_safe, has_image_suffix, output_folders
 from mineral_batch.images.parquet import SUFFIXES as PARQUET_SUFFIXES
 from mineral_batch.images.parquet import is_parquet, parquet_rows
 from mineral_batch.images.remote import find_remote
+from mineral_batch.images.seen import SeenNames
 from mineral_batch.images.skipped import Skipped
-from mineral_batch.storage.urls import is_url
+from mineral_batch.storage.urls import is_url, local_path
 from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
+#: Why a name that leads nowhere is a failure.
+NOT_THERE = "no such file or folder"
 # Of files that are not images themselves.
 _CONTAINER_SUFFIXES = (*ARCHIVE_SUFFIXES, *OTHER_ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)
 
 
-def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+def find_sources(inputs: Iterable[str | Path | NameList], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
     """Find the images under inputs, lazily, each once and in a fixed order.
 
     Folders are walked as `find_images` does; a file is read whatever its name; an archive named directly gives its
@@ -49,23 +53,23 @@ def find_sources(inputs: Iterable[str | Path], skipped: Skipped | None = None) -
     an archive the last counts; in a tar that is compressed or at a URL the first is read, and the others are failures.
 
     Args:
-        inputs: names of folders, files, archives, and globs.
+        inputs: names of folders, files, archives, and globs, and lists of names.
         skipped: counts what is in folders and archives and not read.
 
     Raises:
-        DataError: if an input does not exist or a glob matches nothing.
+        DataError: if an input does not exist or a glob matches nothing; a name in a list that does not exist is a
+            failure.
     """
     skipped = skipped if skipped is not None else Skipped()
-    names = list(expand(inputs))
-    urls = [str(name) for name in names if is_url(name)]
-    for found in _find((name for name in names if not is_url(name)), skipped):
+    parts = expand_once(inputs)
+    for found in _find(parts, skipped):
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
         elif found.lower().endswith(_CONTAINER_SUFFIXES):
             yield from _contained(found, skipped)
         else:
             yield _file(found)
-    yield from find_remote(urls, skipped)
+    yield from find_remote(parts, skipped)
 
 
 def _contained(name: str, skipped: Skipped) -> Iterator[Source | Failure]:
@@ -78,22 +82,25 @@ def _contained(name: str, skipped: Skipped) -> Iterator[Source | Failure]:
         yield Failure(formula_safe(name), "read", refuse_archive(name))
 
 
-def count_sources(inputs: Iterable[str | Path]) -> int | None:
+def count_sources(inputs: Iterable[str | Path | NameList]) -> int | None:
     """Count what `find_sources` finds; None if that takes too long: for URLs, compressed tars and Parquet files.
 
     Raises:
         DataError: as `find_sources` does.
     """
-    names = list(expand(inputs))
-    if any(is_url(name) or is_parquet(str(name)) for name in names):
-        return None
-    if any(is_archive(str(name)) and not str(name).lower().endswith((".zip", ".tar")) for name in names):
+    parts = expand_once(inputs)
+    if any(map(_takes_long, chain.from_iterable(parts))):
         return None
     # The files are not looked at: a million are counted beside a run that waits for the same interpreter.
-    found = _find(names, None)
+    found = _find(parts, None)
     return sum(
         sum(1 for _ in members(Path(name))) if isinstance(name, str) and is_archive(name) else 1 for name in found
     )
+
+
+def _takes_long(name: str | Path) -> bool:
+    text = str(name)
+    return is_url(name) or is_parquet(text) or (is_archive(text) and not text.lower().endswith((".zip", ".tar")))
 
 
 def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) -> Iterator[Path | Failure]:
@@ -111,27 +118,54 @@ def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) ->
     Raises:
         DataError: if an input does not exist.
     """
-    return (found if isinstance(found, Failure) else Path(found) for found in _find(inputs, skipped))
+    found = _find([list(inputs)], skipped)
+    return (one if isinstance(one, Failure) else Path(one) for one in found)
 
 
-def _find(inputs: Iterable[str | Path], skipped: Skipped | None) -> Iterator[str | Failure]:
-    """Do what `find_images` does, without a path object for each file: there may be a million."""
+def _find(parts: Iterable[NameList | list[str | Path]], skipped: Skipped | None) -> Iterator[str | Failure]:
+    """Do what `find_images` does, without a path object for each file: there may be a million. URLs are passed over."""
     seen, skipped = _Seen(), skipped if skipped is not None else Skipped()
     # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
-    for name, is_folder in [(Path(name), _is_existing_folder(Path(name))) for name in inputs]:
+    looked = [part if isinstance(part, NameList) else list(map(_look, filter(_is_local, part))) for part in parts]
+    for name, is_folder in chain.from_iterable(_listed(one) if isinstance(one, NameList) else one for one in looked):
         if is_folder:
             yield from _walk(name, seen, skipped)
+        elif is_folder is None:
+            yield Failure(str(name), "read", NOT_THERE)
         elif seen.is_new_file(name):
             yield str(name)
 
 
-def _is_existing_folder(name: Path) -> bool:
+def _is_local(name: str | Path) -> bool:
+    return not is_url(name)
+
+
+def _look(name: str | Path) -> tuple[Path, bool]:
+    path = Path(name)
     try:
-        return stat.S_ISDIR(name.stat().st_mode)
+        return path, _is_folder_there(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no such file or folder: {name} (current folder: {Path.cwd()})") from None
+        raise DataError(f"{NOT_THERE}: {path} (current folder: {Path.cwd()})") from None
     except OSError as error:
-        raise DataError(f"cannot read {name}: {one_line(error)}") from None
+        raise DataError(f"cannot read {path}: {one_line(error)}") from None
+
+
+def _listed(names: NameList) -> Iterator[tuple[Path, bool | None]]:
+    """The names of a list on this machine, and whether each is a folder; None if it is not there."""
+    for name in names:
+        path = local_path(name) if is_url(name) else Path(name)
+        if path is None:
+            continue
+        try:
+            yield path, _is_folder_there(path)
+        except (FileNotFoundError, NotADirectoryError):
+            yield path, None
+        except OSError:  # its row says why, when the file is looked at
+            yield path, False
+
+
+def _is_folder_there(path: Path) -> bool:
+    return stat.S_ISDIR(path.stat().st_mode)
 
 
 class _Seen:
@@ -142,23 +176,33 @@ class _Seen:
 
     def __init__(self) -> None:
         self._listed: set[str] = set()
-        self._named: dict[str, set[str]] = {}
+        self._named, self._folders = SeenNames(), set[str]()
+        self._real_path = lru_cache(1024)(os.path.realpath)  # of folders: a list names many files of each
 
     def list_folder(self, folder: Path, real: str) -> _Listing | None:
         """Return a folder's entries that are still to come; None the second time, in a loop of links for example."""
         if real in self._listed:
             return None
-        listing = _Listing(folder, real, self._named.get(real, set()))
+        listing = _Listing(folder, real, _Below(self._named, real) if real in self._folders else ())
         self._listed.add(real)
         return listing
 
     def is_new_file(self, file: Path) -> bool:
         """Return whether a file that is named directly was neither named before nor found in a folder."""
-        folder = os.path.realpath(file.parent)
-        named = self._named.setdefault(folder, set())
-        is_new = file.name not in named
-        named.add(file.name)
+        folder = self._real_path(file.parent)
+        self._folders.add(folder)
+        is_new = self._named.add(os.path.join(folder, file.name))  # noqa: PTH118 - see find_images
         return is_new and not (folder in self._listed and has_image_suffix(file.name))
+
+
+class _Below:
+    """The files of one folder that were named directly."""
+
+    def __init__(self, named: SeenNames, folder: str) -> None:
+        self._named, self._prefix = named, os.path.join(folder, "")  # noqa: PTH118 - ends with a separator
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self._prefix}{name}" in self._named
 
 
 # Neither can be in a name. The marks sort before every other character, so that they do not change the order of names.
@@ -169,7 +213,7 @@ _NAMES_IN_A_RUN = 4096
 class _Listing:
     """A folder's entries in order, read at once; iterating gives (name, mark) of each."""
 
-    def __init__(self, folder: Path, real: str, named: set[str]) -> None:
+    def __init__(self, folder: Path, real: str, named: Container[str]) -> None:
         self.folder, self.real = folder, real
         self.prefix = "" if folder == Path() else os.path.join(folder, "")  # noqa: PTH118 - ends with a separator
         self._named = named

@@ -1,115 +1,216 @@
-"""Names of inputs: lists of them in a file, and globs."""
+"""Lists of inputs (`--list`): names in a file, read as they are needed, so that there may be fifty million of them."""
 
 from __future__ import annotations
 
 import codecs
-import glob
+import gzip
+import hashlib
 import os
 import re
+import stat
 import sys
+import tempfile
+import threading
+import weakref
+import zlib
+from contextlib import ExitStack
+from copy import copy
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mineral_batch.errors import DataError, one_line
+from mineral_batch.files import write_errors
 from mineral_batch.images.names import ListedName
-from mineral_batch.storage.store import open_store
-from mineral_batch.storage.urls import expand_ranges, is_url, local_path, parse, restored
+from mineral_batch.storage.download import download
+from mineral_batch.storage.urls import is_url, local_path, parse, redact, restored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 # A dot, a slash or a line end between two single characters, with a zero behind each: text in UTF-16. Split at its
 # zeros, a path would become names of one letter, and its slashes the root folder.
-_UTF16 = re.compile(rb"(?:\A|\0)[^\0]\0[./\\\n]\0[^\0]\0")
+_UTF16 = rb"[^\0]\0[./\\\n]\0[^\0]\0"
+_UTF16_FIRST, _UTF16_LATER = re.compile(rb"(?:\A|\0)" + _UTF16), re.compile(rb"\0" + _UTF16)
+_OVERLAP = 6
+_BLOCK = 2**20
+_GZIP = b"\x1f\x8b"
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# From this size on, bytes, a list on disk is not copied.
+_LARGE = 64 * 2**20
+_COPY, _MAKE_ROOM = "a temporary copy of the list", "free some space, or set TMPDIR to another folder"
 
 
-def read_list(file: str | Path) -> list[ListedName]:
-    """Read a list of inputs, one per line or separated by NUL bytes; `-` is the standard input.
+class NameList:
+    """The names in a list, which may be gone through many times, also by several threads; none is held in memory.
+
+    Args:
+        content: of the list.
+
+    Attributes:
+        sha256: of the content, in hexadecimal.
+    """
+
+    def __init__(self, content: _Content) -> None:
+        self._content = content
+        self._left_out: frozenset[str] = frozenset()
+        self._separator, self.sha256 = content.survey()
+
+    def without(self, names: frozenset[str]) -> NameList:
+        """Return the same list, in which some names are passed over."""
+        other = copy(self)
+        other._left_out = names
+        return other
+
+    def first(self, count: int) -> list[ListedName]:
+        """Return the first names."""
+        return list(islice(self, count))
+
+    def count(self) -> int:
+        """Return how many names there are; reads the whole list."""
+        return sum(1 for _ in (self if self._left_out else self._lines()))
+
+    def __iter__(self) -> Iterator[ListedName]:
+        for line in self._lines():
+            name = ListedName(os.fsdecode(line.removesuffix(b"\r")))
+            if name not in self._left_out:
+                yield name
+
+    def _lines(self) -> Iterator[bytes]:
+        return (line for line in self._content.split(self._separator) if line.strip())
+
+
+class _Content:
+    """The bytes of a list, read from a file that stays as it is: that is checked.
+
+    Args:
+        source: how the list is called in messages.
+        file: closed when nobody needs it any more.
+    """
+
+    def __init__(self, source: str, file: BinaryIO) -> None:
+        self._source, self._file, self._lock = source, file, threading.Lock()
+        weakref.finalize(self, file.close)
+        file.flush()
+        self._version = self._status()
+        self._start = len(codecs.BOM_UTF8) if self._read(0, 3) == codecs.BOM_UTF8 else 0
+
+    def split(self, separator: bytes) -> Iterator[bytes]:
+        rest = b""
+        for block in self._blocks():
+            *lines, rest = (rest + block).split(separator)
+            yield from lines
+            if len(rest) > _BLOCK:
+                raise DataError(f"the list {self._source} has a line of over {_BLOCK:,} bytes: it is no list of names")
+        yield rest
+
+    def survey(self) -> tuple[bytes, str]:
+        """Return what separates the names, and the SHA-256 of all bytes."""
+        separator, digest, last, pattern = b"\n", hashlib.sha256(), b"", _UTF16_FIRST
+        for block in self._blocks():
+            if b"\0" in block:
+                separator = b"\0"
+                if pattern.search(last + block):
+                    raise DataError(f"the list {self._source} is UTF-16 without a byte order mark: save it as UTF-8")
+            digest.update(block)
+            last, pattern = block[-_OVERLAP:], _UTF16_LATER
+        return separator, digest.hexdigest()
+
+    def _blocks(self) -> Iterator[bytes]:
+        at = self._start
+        while block := self._read(at, _BLOCK):
+            yield block
+            at += len(block)
+        # Half an old and half a new list would be two wrong ones.
+        if self._status() != self._version:
+            raise DataError(f"the list {self._source} has changed while it was read: rerun the command")
+
+    def _read(self, at: int, size: int) -> bytes:
+        try:
+            with self._lock:
+                self._file.seek(at)
+                return self._file.read(size)
+        except OSError as error:
+            raise DataError(f"cannot read the list {self._source}: {one_line(error)}") from None
+
+    def _status(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+
+def read_list(file: str | Path) -> NameList:
+    """Open a list of inputs, one per line or separated by NUL bytes; `-` is the standard input.
 
     UTF-8 and UTF-16 with a byte order mark, which Windows PowerShell writes, are understood; without one, a name is
-    any bytes, and UTF-16 is refused: with its zeros as separators each letter would be a name.
+    any bytes, and UTF-16 is refused: with its zeros as separators each letter would be a name. It may be compressed
+    with gzip. What is not a large file on this machine is copied to a temporary file first.
 
     Raises:
-        DataError: if it cannot be read or names nothing.
+        DataError: if it cannot be read whole or names nothing.
     """
+    source = redact(restored(file)) if is_url(file) else str(file)
     try:
-        content = _read(file)
+        names = NameList(_Content(source, _plain(_opened(file))))
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise DataError(f"the list {source} is damaged: its gzip stream is not whole") from None
+    except UnicodeDecodeError:
+        raise DataError(f"the list {source} is not whole UTF-16: save it as UTF-8") from None
     except OSError as error:
-        raise DataError(f"cannot read the list {file}: {one_line(error)}") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        try:
-            content = content.decode("utf-16").encode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            raise DataError(f"the list {file} is not whole UTF-16: save it as UTF-8") from None
-    content = content.removeprefix(codecs.BOM_UTF8)
-    if _UTF16.search(content):
-        raise DataError(f"the list {file} is UTF-16 without a byte order mark: save it as UTF-8")
-    separator = b"\0" if b"\0" in content else b"\n"
-    names = [ListedName(os.fsdecode(line.removesuffix(b"\r"))) for line in content.split(separator) if line.strip()]
-    if not names:
-        raise DataError(f"the list {file} is empty: it needs one file or folder a line")
+        raise DataError(f"cannot read the list {source}: {one_line(error)}") from None
+    if not names.first(1):
+        raise DataError(f"the list {source} is empty: it needs one file or folder a line")
     return names
 
 
-def _read(file: str | Path) -> bytes:
+def _opened(file: str | Path) -> BinaryIO:
+    """The list as a file that can be read more than once."""
     if str(file) == "-":
-        return sys.stdin.buffer.read()
-    if is_url(file) and local_path(file) is None:
-        url = parse(file)
-        return open_store(url).get(url.key)
-    return (local_path(file) or Path(file)).read_bytes()
+        return _copied(sys.stdin.buffer.read)
+    path = local_path(file) if is_url(file) else Path(file)
+    if path is None:
+        with ExitStack() as stack, write_errors(_COPY, fix=_MAKE_ROOM):
+            copied = stack.enter_context(_temporary())
+            download(parse(file), copied)
+            stack.pop_all()
+        return copied
+    opened = path.open("rb")
+    status = os.fstat(opened.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size > _LARGE:
+        return opened
+    with opened:  # a pipe, or so small that it may as well be edited while the run goes on
+        return _copied(opened.read)
 
 
-def is_glob(name: str | Path) -> bool:
-    """Return whether a name is a pattern: it has `*`, `?` or `[`, does not exist, and does not come from a list."""
-    return (
-        not isinstance(name, ListedName)
-        and not is_url(name)
-        and not os.path.lexists(name)
-        and glob.has_magic(str(name))
-    )
+def _plain(file: BinaryIO) -> BinaryIO:
+    """The list as bytes that only need to be split."""
+    file.seek(0)
+    head = file.read(2)
+    file.seek(0)
+    if head == _GZIP:
+        with file, gzip.GzipFile(fileobj=file) as unpacked:
+            return _plain(_copied(unpacked.read))
+    if head not in _UTF16_MARKS:
+        return file
+    decoder = codecs.getincrementaldecoder("utf-16")()
+
+    def transcoded(size: int) -> bytes:
+        block = file.read(size)
+        return decoder.decode(block, final=not block).encode("utf-8", "surrogatepass")
+
+    with file:
+        return _copied(transcoded)
 
 
-def expand_glob(pattern: str) -> Iterator[str]:
-    """Return what matches a pattern, in no order; folders in it that exist are taken literally, whatever is in a name.
-
-    `**` crosses folders.
-    """
-    base, rest = _literal_part(pattern)
-    escaped = os.path.join(glob.escape(base), rest) if base else rest  # noqa: PTH118 - keeps `./`
-    return glob.iglob(escaped, recursive=True)  # noqa: PTH207 - pathlib refuses absolute patterns
-
-
-def expand(inputs: Iterable[str | Path]) -> Iterator[str | Path]:
-    """Return the inputs with each glob replaced by what it matches, sorted; `{000..099}` by its numbers.
-
-    Raises:
-        DataError: if a glob matches nothing, or a URL is not one.
-    """
-    for name in inputs:
-        if is_url(name):
-            yield from _urls(restored(name), is_listed=isinstance(name, ListedName))
-            continue
-        if not is_glob(name):
-            yield from [name] if isinstance(name, ListedName) else expand_ranges(str(name))
-            continue
-        matches = sorted(expand_glob(str(name)))
-        if not matches:
-            raise DataError(f"nothing matches {name} (current folder: {Path.cwd()})")
-        yield from matches
+def _copied(read: Callable[[int], bytes]) -> BinaryIO:
+    with ExitStack() as stack:
+        copied = stack.enter_context(_temporary())
+        while block := read(_BLOCK):
+            with write_errors(_COPY, fix=_MAKE_ROOM):
+                copied.write(block)
+        stack.pop_all()  # it stays open
+    return copied
 
 
-def _urls(name: str, *, is_listed: bool) -> Iterator[str | Path]:
-    for url in [name] if is_listed else expand_ranges(name):
-        if not is_listed and not parse(url).is_web and "*" in url:
-            raise DataError(f"patterns are not expanded in URLs: name the prefix, or its objects in a --list ({url})")
-        yield local_path(url) or url
-
-
-def _literal_part(pattern: str) -> tuple[str, str]:
-    """Return the longest beginning of a pattern that exists, and the rest."""
-    base, rest = "", pattern
-    for at, character in enumerate(pattern):
-        if character in (os.sep, os.altsep) and at and os.path.lexists(pattern[:at]):
-            base, rest = pattern[:at], pattern[at + 1 :]
-    return base, rest
+def _temporary() -> BinaryIO:
+    with write_errors(_COPY, fix=_MAKE_ROOM):
+        return cast("BinaryIO", tempfile.TemporaryFile())

@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -17,19 +17,22 @@ from mineral_batch.errors import ImageError
 from mineral_batch.images.archives import is_archive, refuse_archive
 from mineral_batch.images.inventory import inventory_objects, is_inventory
 from mineral_batch.images.limits import MAX_BYTES, check_bytes
+from mineral_batch.images.lists import NameList
 from mineral_batch.images.names import SYSTEM_FOLDERS, has_image_suffix
 from mineral_batch.images.parquet import is_parquet, parquet_rows
+from mineral_batch.images.seen import SeenNames
 from mineral_batch.images.shards import shard_members
 from mineral_batch.images.skipped import Skipped
 from mineral_batch.images.versions import same_version, version_of
 from mineral_batch.storage.errors import DeniedError, NoSuchObjectError, StoreError, UnreachableError
 from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.store import open_store
-from mineral_batch.storage.urls import Url, parse
+from mineral_batch.storage.urls import Url, is_url, local_path, parse
 from mineral_batch.types import Failure, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 #: Objects that are read at once, and the bytes that may wait for a decoder: 64 requests of 30 ms give 2,000 images a
 #: second (see benchmarks/README.md).
@@ -40,7 +43,9 @@ _GUESS = 4 * 2**20
 _LOOKS_AHEAD = 64
 
 
-def find_remote(names: Iterable[str], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+def find_remote(
+    parts: Iterable[NameList | Sequence[str | Path]], skipped: Skipped | None = None
+) -> Iterator[Source | Failure]:
     """Find the images at URLs, lazily, each once and in a fixed order.
 
     A prefix that ends with `/`, or under whose name there is no object, gives the images below it as a folder does;
@@ -48,16 +53,22 @@ def find_remote(names: Iterable[str], skipped: Skipped | None = None) -> Iterato
     the report lists; any other object is read whatever its name.
 
     Args:
-        names: URLs.
+        parts: URLs, among names on this machine, which are passed over.
         skipped: counts what is below prefixes and in archives and not read.
 
     Raises:
         DataError: if a URL is not one, a bucket does not exist, or may not be listed.
     """
-    urls = [parse(name) for name in names]
+    # Those that were named one by one are all taken apart before the first is read.
+    urls = [part if isinstance(part, NameList) else list(_urls(part)) for part in parts]
     walk = _Walk(skipped if skipped is not None else Skipped())
-    for url, found in _looked_at(urls):
+    each = chain.from_iterable(_urls(one) if isinstance(one, NameList) else one for one in urls)
+    for url, found in _looked_at(each):
         yield from walk.images(url, found)
+
+
+def _urls(names: Iterable[str | Path]) -> Iterator[Url]:
+    return (parse(name) for name in names if is_url(name) and local_path(name) is None)
 
 
 def is_prefix(name: str) -> bool:
@@ -146,18 +157,18 @@ def _is_remote(source: Source | Failure) -> bool:
 _Found = Entry | StoreError | None
 
 
-def _looked_at(urls: list[Url]) -> Iterator[tuple[Url, _Found]]:
+def _looked_at(urls: Iterator[Url]) -> Iterator[tuple[Url, _Found]]:
     """Each URL with what its store says of it, asked for ahead; None where nothing was asked."""
-    if len(urls) == 1:
-        yield urls[0], _look(urls[0])
+    first = list(islice(urls, 2 * _LOOKS_AHEAD))
+    if len(first) <= 1:
+        yield from ((url, _look(url)) for url in first)
         return
-    remaining = iter(urls)
     with ThreadPoolExecutor(_LOOKS_AHEAD, thread_name_prefix="look") as pool:
-        waiting = deque((url, pool.submit(_look, url)) for url in islice(remaining, 2 * _LOOKS_AHEAD))
+        waiting = deque((url, pool.submit(_look, url)) for url in first)
         try:
             while waiting:
                 url, future = waiting.popleft()
-                waiting.extend((following, pool.submit(_look, following)) for following in islice(remaining, 1))
+                waiting.extend((following, pool.submit(_look, following)) for following in islice(urls, 1))
                 yield url, future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -186,8 +197,8 @@ class _Walk:
     """
 
     skipped: Skipped
-    _prefixes: list[tuple[str, str]] = field(default_factory=list)
-    _named: set[str] = field(default_factory=set)
+    _prefixes: set[tuple[str, str]] = field(default_factory=set)
+    _named: SeenNames = field(default_factory=SeenNames)
     _folder: str = ""
 
     def images(self, url: Url, found: _Found) -> Iterator[Source | Failure]:
@@ -197,29 +208,34 @@ class _Walk:
             yield from self._reported(url)
         elif found is None and not url.is_web:
             yield from self._below(url)
-        elif str(url) not in self._named and not self._is_walked(url):
-            self._named.add(str(url))
+        elif not self._is_walked(url) and self._named.add(str(url)):
             yield from _object(url, found, self.skipped)
 
     def _is_walked(self, url: Url) -> bool:
-        is_below = any(url.root == root and url.key.startswith(prefix) for root, prefix in self._prefixes)
-        return is_below and has_image_suffix(url.key.rpartition("/")[2])
+        return has_image_suffix(url.key.rpartition("/")[2]) and self._is_below(url.root, url.key)
+
+    def _is_below(self, root: str, key: str) -> bool:
+        """Whether a key is below a prefix that was walked: all of them end with a slash, or are empty."""
+        ends = (at for at, character in enumerate(key, 1) if character == "/")
+        return bool(self._prefixes) and any((root, key[:end]) in self._prefixes for end in (0, *ends))
 
     def _below(self, url: Url) -> Iterator[Source | Failure]:
-        if any(url.root == root and url.key.startswith(prefix) for root, prefix in self._prefixes):
+        if self._is_below(url.root, url.key):
             return
-        inner = tuple(prefix for root, prefix in self._prefixes if root == url.root)
         for entry in open_store(url).list(url.key):
             found = replace(url, key=entry.key)
-            if self._is_image(entry.key, url.key) and not entry.key.startswith(inner) and str(found) not in self._named:
+            if self._is_image(entry.key, url.key) and self._is_new(found):
                 yield _source(found, entry)
-        self._prefixes.append((url.root, url.key))
+        self._prefixes.add((url.root, url.key))
 
     def _reported(self, url: Url) -> Iterator[Source | Failure]:
         for bucket, entry in inventory_objects(url):
             found = Url("s3", f"s3://{bucket}", entry.key)
-            if self._is_image(entry.key, "") and str(found) not in self._named and not self._is_walked(found):
+            if self._is_image(entry.key, "") and self._is_new(found):
                 yield _source(found, entry)
+
+    def _is_new(self, url: Url) -> bool:
+        return not self._is_below(url.root, url.key) and str(url) not in self._named
 
     def _is_image(self, key: str, prefix: str) -> bool:
         *folders, name = key[len(prefix) :].split("/")

@@ -20,7 +20,7 @@ from mineral_batch.pipeline import StageTimes
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.corrections import adjusted, prevalence_shift
 from mineral_batch.results.fingerprint import ENGINE_LATER, file_digest
-from mineral_batch.results.inputs import InputRoots, Inputs
+from mineral_batch.results.inputs import INPUTS_IN_MANIFEST, InputRoots, Inputs
 from mineral_batch.results.journal import Journal
 from mineral_batch.results.manifest import (
     describe_engine,
@@ -38,8 +38,6 @@ from mineral_batch.storage.urls import without_secrets
 from mineral_batch.system import peak_memory_mib
 from mineral_batch.types import Failure, Result, Source
 
-# Of the inputs named, so many are in the manifest.
-_INPUTS_IN_MANIFEST = 100
 _NEXT = "; "
 
 
@@ -219,10 +217,10 @@ class Attempt:
             "started": timestamp(self._started),
             # Not by the clock, which may have been put back meanwhile.
             "finished": timestamp(self._started + timedelta(seconds=summary.seconds)),
-            "inputs": without_secrets(self._inputs.named[:_INPUTS_IN_MANIFEST]),
-            "inputs_named": len(self._inputs.named),
+            "inputs": self._inputs.first_named(INPUTS_IN_MANIFEST),
+            "inputs_named": self._inputs.count_named(),
             "inputs_missing": len(self._inputs.missing),
-            "inputs_without_images": without_secrets(self._inputs.empty[:_INPUTS_IN_MANIFEST]),
+            "inputs_without_images": without_secrets(self._inputs.empty[:INPUTS_IN_MANIFEST]),
             "not_read": self._inputs.skipped.record(),
             "options": dict(options),
             "tables": [*self._tables.files, *([FAILURES] if counts.failed else [])],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mineral_batch.errors import DataError, MineralError
+from mineral_batch.images.lists import NameList
 from mineral_batch.images.names import formula_safe
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.attempt import Attempt, RunSummary
@@ -28,7 +29,7 @@ from mineral_batch.types import Failure, Result, Source
 
 def run(
     predictor: Predictor,
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | NameList] | Inputs,
     folder: Path,
     tables: Tables = CSV_ONLY,
     *,
@@ -45,7 +46,8 @@ def run(
 
     Args:
         predictor: the open model.
-        inputs: see `mineral_batch.images.discover.find_sources`; one that does not exist is a row of failures.csv.
+        inputs: see `mineral_batch.images.discover.find_sources`, or what `check_run` made of them; one that does not
+            exist is a row of failures.csv.
         folder: where the tables go; made if absent.
         tables: which ones; those that an earlier run left are brought up to date, too.
         restart: do everything again and forget the rows of earlier runs.
@@ -91,13 +93,14 @@ def run(
         return attempt.write(journal, options or {})
 
 
-def check_run(inputs: Sequence[str | Path], folder: Path, tables: Tables) -> tuple[Inputs, Tables]:
+def check_run(inputs: Sequence[str | Path | NameList] | Inputs, folder: Path, tables: Tables) -> tuple[Inputs, Tables]:
     """Find before a model is opened what would stop a run; return the inputs, and the tables to write.
 
     Raises:
         DataError: as `run` does.
     """
-    given, tables = check_inputs(inputs), tables.including(folder)
+    given = inputs if isinstance(inputs, Inputs) else check_inputs(inputs)
+    tables = tables.including(folder)
     require(tables)
     if tables.prevalence is not None and tables.prevalence != ESTIMATE:
         require_prevalences(tables.prevalence)

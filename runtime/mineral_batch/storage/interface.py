@@ -25,12 +25,14 @@ class Entry:
         size: bytes; -1 where the store does not say.
         modified: nanoseconds since 1970; 0 where the store does not say.
         etag: changes with the content; empty where the store has none.
+        is_delimited: whether it is noticed if the content breaks off: not if a server gives no length and no chunks.
     """
 
     key: str
     size: int
     modified: int
     etag: str
+    is_delimited: bool = True
 
 
 #: Called with what a store says of the object that is being read, before its content; what it raises ends the reading.

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file, cache_folder, write_errors, write_file
-from mineral_batch.storage.errors import NoSuchObjectError, StoreError, UnreachableError
+from mineral_batch.files import atomic_file, write_errors, write_file
+from mineral_batch.storage import cache
+from mineral_batch.storage.download import download
+from mineral_batch.storage.errors import NoSuchObjectError, UnreachableError
 from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import Url, is_url, local_path, parse, restored
 from mineral_batch.system import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mineral_batch.storage.interface import Entry
 
@@ -29,10 +31,8 @@ _log = logging.getLogger("mineral_batch")
 _HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)(?:@([^/\s]+))?(?:/(.+))?")
 #: The file of a repository on the Hub that is taken where none is named.
 HUB_FILE = "model.onnx"
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_SUFFIX = ".sha256"
-_BLOCK = 2**20
 _STALE_SECONDS = 24 * 3600
 
 
@@ -41,7 +41,8 @@ def fetch(name: str | os.PathLike[str]) -> Path:
 
     A path stays one. A URL's content is copied into the user's cache if what the store says of it (ETag, size, time) is
     new; without an answer from the store, the copy that was made last is used. The copy's SHA-256 is compared at each
-    use. `hf://OWNER/NAME[@REVISION][/FILE]` is a file of the Hugging Face Hub, in its own cache.
+    use. Copies that were not used for long are removed when new ones need the room, see `mineral_batch.storage.cache`.
+    `hf://OWNER/NAME[@REVISION][/FILE]` is a file of the Hugging Face Hub, in its own cache.
 
     Raises:
         DataError: if it is not there, may not be read, is damaged on the way, or the extra `cloud` is not installed.
@@ -78,7 +79,8 @@ def fetch_folder(name: str | os.PathLike[str], files: Sequence[str], optional: S
         with suppress(NoSuchObjectError):
             copies.append(fetch(f"{text}/{file}"))
     digest = hashlib.sha256("|".join(map(str, copies)).encode()).hexdigest()[:16]
-    folder = cache_folder() / "files" / digest / Path(text).name
+    folder = cache.copies_folder() / digest / Path(text).name
+    cache.hold(folder)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for copy in copies:
@@ -99,11 +101,11 @@ def _link(copy: Path, link: Path) -> None:
 
 def is_copy(path: Path) -> bool:
     """Return whether a file is a copy of what a URL names: nothing is written into it."""
-    return cache_folder() / "files" in path.parents or "huggingface" in path.parts
+    return cache.copies_folder() in path.parents or "huggingface" in path.parts
 
 
 def _from_store(url: Url) -> Path:
-    folder = cache_folder() / "files" / hashlib.sha256(str(url).encode()).hexdigest()[:16]
+    folder = cache.copies_folder() / hashlib.sha256(str(url).encode()).hexdigest()[:16]
     name = Path(url.path).name
     if not name:
         raise DataError(f"{url} names no file")
@@ -111,14 +113,17 @@ def _from_store(url: Url) -> Path:
         store = open_store(url)
         entry = store.head(url.key)
         target = folder / _version(entry) / name
+        cache.hold(target.parent)
         if not _is_whole(target):
             _copy(url, entry, target)
+            cache.prune()
     except UnreachableError as error:
         copies = [file for file in folder.glob(f"*/{name}") if _is_whole(file)]
         if not copies:
             raise
         _log.warning("%s; using the copy made earlier", error)
-        return max(copies, key=lambda file: file.stat().st_mtime)
+        target = max(copies, key=lambda file: file.stat().st_mtime)
+        cache.hold(target.parent)
     return target
 
 
@@ -127,35 +132,13 @@ def _version(entry: Entry) -> str:
 
 
 def _copy(url: Url, entry: Entry, target: Path) -> None:
-    """Copy an object whole or not at all; its size and, where the ETag is one, its MD5 must be the store's."""
-    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+    """Copy an object whole or not at all."""
     with write_errors(target, fix="free some space, or set XDG_CACHE_HOME to another folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
         with atomic_file(target) as file:
-            for block in _blocks(url, entry):
-                for digest in (sha256, md5):
-                    digest.update(block)
-                size += file.write(block)
-            stated = _MD5.fullmatch(entry.etag) if url.scheme == "s3" else None
-            if entry.size not in (-1, size) or (stated and stated[1] != md5.hexdigest()):
-                raise StoreError(f"{url} was damaged on the way: try again")
-    write_file(target.with_name(name_of_digest(target)), sha256.hexdigest())
-
-
-def _blocks(url: Url, entry: Entry) -> Iterator[bytes]:
-    """Read an object a block at a time, so that a model of gigabytes is never in memory."""
-
-    def check(now: Entry) -> None:
-        if entry.etag and now.etag not in ("", entry.etag):
-            raise StoreError(f"{url} has changed while it was read: try again")
-
-    try:
-        with open_store(url).open(url.key, check) as file:
-            while block := file.read(_BLOCK):
-                yield block
-    except OSError as error:  # `write_errors` would take it for the disk's
-        raise UnreachableError(str(error)) from None
+            digest = download(url, file, entry)
+    write_file(target.with_name(name_of_digest(target)), digest)
 
 
 def _remove_stale(folder: Path) -> None:

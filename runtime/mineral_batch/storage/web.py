@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _CONNECTIONS = 256
+_REDIRECTS = 10
 _AGAIN = (429, 500, 502, 503, 504)
 _NOT_THERE, _DENIED = (404, 410), (401, 403)
 
@@ -106,6 +107,8 @@ class WebStore:
 
     def _explained(self, error: Exception, key: str) -> StoreError:
         reason = getattr(error, "reason", None) or error
+        if "redirect" in str(reason):
+            return _RefusedError(f"{self._shown(key)}: redirected more than {_REDIRECTS} times")
         kind = type(reason).__name__.removesuffix("Error")
         return UnreachableError(f"{self._shown(key)}: no answer from the server ({kind}), after {RETRIES} more tries")
 
@@ -114,10 +117,14 @@ class WebStore:
 
 
 def _entry(key: str, headers: Any) -> Entry:
-    size, modified = headers.get("Content-Length", ""), 0
+    length, modified = headers.get("Content-Length", ""), 0
     with suppress(TypeError, ValueError):
         modified = int(parsedate_to_datetime(headers.get("Last-Modified")).timestamp()) * 10**9
-    return Entry(key, int(size) if size.isdecimal() else -1, modified, headers.get("ETag", ""))
+    # The length of a compressed body is not the size of the file, which urllib3 unpacks.
+    is_plain = headers.get("Content-Encoding", "identity").lower() == "identity"
+    size = int(length) if length.isdecimal() and is_plain else -1
+    is_delimited = length.isdecimal() or "chunked" in headers.get("Transfer-Encoding", "").lower()
+    return Entry(key, size, modified, headers.get("ETag", ""), is_delimited)
 
 
 class _RefusedError(StoreError):
@@ -131,7 +138,12 @@ def _pool(scheme: str, host: str, process: int) -> Any:
 
     del process
     retries = urllib3.Retry(
-        RETRIES,
+        RETRIES + _REDIRECTS,
+        connect=RETRIES,
+        read=RETRIES,
+        status=RETRIES,
+        other=RETRIES,
+        redirect=_REDIRECTS,
         backoff_factor=0.1,
         backoff_jitter=0.1,
         backoff_max=RETRY_SECONDS / RETRIES,

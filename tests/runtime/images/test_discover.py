@@ -90,7 +90,7 @@ def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -
 )
 def test_a_list_is_one_name_a_line_or_between_nul_bytes(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(text)
-    assert read_list(tmp_path / "list.txt") == ["a.jpg", "b c.jpg"]
+    assert list(read_list(tmp_path / "list.txt")) == ["a.jpg", "b c.jpg"]
 
 
 def test_a_list_separated_by_nul_holds_any_name(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_list_separated_by_nul_holds_any_name(tmp_path: Path) -> None:
 
 def test_a_list_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\nb.jpg\n")))
-    assert read_list("-") == ["a.jpg", "b.jpg"]
+    assert list(read_list("-")) == ["a.jpg", "b.jpg"]
 
 
 def test_an_empty_or_missing_list_is_said(tmp_path: Path) -> None:

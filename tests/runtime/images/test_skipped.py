@@ -190,7 +190,7 @@ def test_the_lines_of_a_list_are_taken_literally(tmp_path: Path) -> None:
 def test_a_list_from_powershell_is_read(tmp_path: Path, encoding: str) -> None:
     text = "a.jpg\r\nünï.jpg\r\n"
     (tmp_path / "list.txt").write_bytes((b"\xfe\xff" if encoding == "utf-16-be" else b"") + text.encode(encoding))
-    assert read_list(tmp_path / "list.txt") == ["a.jpg", "ünï.jpg"]
+    assert list(read_list(tmp_path / "list.txt")) == ["a.jpg", "ünï.jpg"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -202,7 +202,7 @@ def test_utf16_without_a_mark_is_refused_and_not_split_into_letters(tmp_path: Pa
 
 def test_names_of_a_letter_or_two_may_end_with_zeros(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"0\x001\x002\0cc\0d\0.\0")
-    assert read_list(tmp_path / "list.txt") == ["0", "1", "2", "cc", "d", "."]
+    assert list(read_list(tmp_path / "list.txt")) == ["0", "1", "2", "cc", "d", "."]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

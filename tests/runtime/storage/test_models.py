@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mineral_batch.cli import main
 from mineral_batch.errors import DataError
-from mineral_batch.storage import models
+from mineral_batch.storage import download, models
 from mineral_batch.storage.interface import Entry
 from mineral_batch.storage.models import fetch
 from mineral_batch.storage.store import open_store
@@ -122,7 +122,8 @@ def test_a_large_model_is_never_in_memory(tmp_path, monkeypatch):
         def open(self, key, check=None):
             return Stream((bytes(2**20) for _ in range(blocks)), lambda error: error)
 
-    monkeypatch.setattr(models, "open_store", lambda url: Big())
+    for module in (models, download):
+        monkeypatch.setattr(module, "open_store", lambda url: Big())
     tracemalloc.start()
     try:
         copy = fetch("s3://models/big.onnx")

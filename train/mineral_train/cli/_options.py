@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from mineral_batch.cli.help import NumberFormat
+from mineral_batch.cli.paths import FETCHED
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data.labels import nearest, read_labels
@@ -58,7 +58,7 @@ def setting(flag: str, text: str, choices: Any = None, *, shown: bool = False) -
 
 labels_option = click.option(
     "--labels",
-    type=click.Path(path_type=Path),
+    type=FETCHED,
     metavar="FILE",
     help="Your own label set: a text file with one name per line. [default: the paper's 36]",
 )

@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_SOME_IMAGES_FAILED, counted
-from mineral_batch.cli.paths import LOCAL, MODEL
+from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
 from mineral_batch.model.starter import starter_path
@@ -34,18 +34,18 @@ _AUTO, _NONE = "auto", "none"
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=INPUT)
 @click.option("-o", "--output", required=True, type=LOCAL, metavar="FILE", help="ONNX file to write.")
 @click.option(
     "--from",
     "base",
-    type=MODEL,
+    type=FETCHED,
     metavar="MODEL",
     help="ONNX file to adapt, or its URL. [default: the starter model]",
 )
 @click.option(
     "--labels",
-    type=click.Path(path_type=Path),
+    type=FETCHED,
     metavar="FILE",
     help="Your own label set: a text file with one name per line. [default: those in SOURCE]",
 )
@@ -77,7 +77,7 @@ _AUTO, _NONE = "auto", "none"
 )
 @click.option(
     "--weights",
-    type=MODEL,
+    type=FETCHED,
     metavar="FILE",
     help="With one --backbone: its weights, in place of the hub's.",
 )
@@ -93,7 +93,7 @@ _AUTO, _NONE = "auto", "none"
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the folds.")
 @click.option("--force", is_flag=True, help="Write the model even if it is worse than the old one.")
-def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
+def adapt(source: Path | str, output: Path, base: Path | None, **chosen: Any) -> None:
     """Fit a model to the labeled photographs in SOURCE, starting from the model that comes with the package.
 
     SOURCE is a CSV with columns path and labels, or its URL, or a folder with one folder of photographs per label
@@ -108,7 +108,7 @@ def adapt(source: Path, output: Path, base: Path | None, **chosen: Any) -> None:
     base = base or starter_path()
     if is_url(source):  # its photographs are on this machine
         chosen["root"] = chosen["root"] or table_folder(source)
-        source = fetch(source)
+    source = fetch(source)
     features = chosen["features"] or output.with_name(f"{output.name}.features")
     _require_usable(output, features)
     known = read_contract(base).labels

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
 from mineral_train.model.fetched import fetch_model
 
 
 @click.command()
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=INPUT)
 @click.option("-o", "--output", required=True, type=LOCAL, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint that is in the folder.")
-def average(runs: tuple[Path, ...], output: Path, force: bool) -> None:
+def average(runs: tuple[Path | str, ...], output: Path, force: bool) -> None:
     """Average the weights of two or more RUNs (folders of `fit`) that began with the same weights.
 
     For runs that differ in their seed, recipe or photographs. Whether the mean is better than each of them only a

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.thresholds import Rule
 from mineral_train.data.manifest import SPLITS, read_manifest
@@ -25,8 +25,8 @@ _SHOWN = 5
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("model", type=INPUT)
+@click.argument("manifest", type=INPUT)
 @click.option(
     "--split",
     default="val",
@@ -41,7 +41,13 @@ _SHOWN = 5
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
 @click.pass_context
 def calibrate(
-    context: click.Context, model: Path, manifest: Path, split: str, output: Path | None, tune: str | None, quiet: bool
+    context: click.Context,
+    model: Path | str,
+    manifest: Path | str,
+    split: str,
+    output: Path | None,
+    tune: str | None,
+    quiet: bool,
 ) -> None:
     """Calibrate MODEL (a run's folder or an ONNX file, or its URL) on a split of MANIFEST that it was not trained on.
 
@@ -95,15 +101,15 @@ def _without_promise(names: object, contract: ModelContract) -> str:
     return f"; no promise for {len(names)} of {len(contract.labels)} minerals" if isinstance(names, list) else ""
 
 
-def _rows_of(manifest: Path, labels: tuple[str, ...], split: str) -> Manifest:
+def _rows_of(manifest: Path | str, labels: tuple[str, ...], split: str) -> Manifest:
     table = read_manifest(manifest, labels)
     if not table.select(split):
-        raise DataError(f"{manifest} has no rows of split {split!r}: name another with --split")
+        raise DataError(f"{shown(manifest)} has no rows of split {split!r}: name another with --split")
     return table
 
 
 def _checkpoint(
-    folder: Path, manifest: Path, split: str, output: Path | None, rule: Rule | None, quiet: bool
+    folder: Path, manifest: Path | str, split: str, output: Path | None, rule: Rule | None, quiet: bool
 ) -> tuple[ModelContract, list[Failure]]:
     from mineral_train.data.dataset import PhotoDataset
     from mineral_train.training.calibrate import calibrate_checkpoint
@@ -117,12 +123,12 @@ def _checkpoint(
     dataset = PhotoDataset(table.select(split), table.labels, contract.input, None)
     device = choose_device("auto")
     logits = predict_logits(model.to(device), dataset, Process(0, 1, device), batch=16, workers=0)
-    words = f"split {split} of {manifest.name}"
+    words = f"split {split} of {Path(manifest).name}"
     return calibrate_checkpoint(folder, logits.numpy(), table.targets(split), words, target=output, rule=rule), []
 
 
 def _onnx(
-    path: Path, manifest: Path, split: str, output: Path | None, rule: Rule | None, quiet: bool
+    path: Path, manifest: Path | str, split: str, output: Path | None, rule: Rule | None, quiet: bool
 ) -> tuple[ModelContract, list[Failure]]:
     from tqdm import tqdm
 
@@ -138,7 +144,7 @@ def _onnx(
     if output is not None:
         require_model_or_nothing(output)
     table = _rows_of(manifest, read_contract(path).labels, split)
-    words = f"split {split} of {manifest.name}"
+    words = f"split {split} of {Path(manifest).name}"
     return calibrate_onnx(
         path, table.select(split), table.targets(split), words, target=output, rule=rule, progress=progress
     )

@@ -11,7 +11,7 @@ import click
 from tqdm import tqdm
 
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import LOCAL, LOCAL_TEXT
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.written import note_written, require_not_read, require_replaceable
@@ -46,6 +46,7 @@ def _shares(_context: click.Context, _option: click.Parameter, text: str) -> tup
 @click.option(
     "--labels",
     "label_set",
+    type=LOCAL_TEXT,
     metavar=f"FILE|{FOLDERS}",
     help=f"Your own label set: a text file with one name per line, or `{FOLDERS}`: the names of the folders. "
     "[default: the paper's 36]",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_train.data.manifest import read_manifest
 from mineral_train.model.fetched import fetch_model, shown
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("model", type=INPUT)
+@click.argument("manifest", type=INPUT)
 @click.option(
     "-o",
     "--output",
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="ONNX file to write. [default: in place of MODEL]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
-def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -> None:
+def familiarity(model: Path | str, manifest: Path | str, output: Path | None, quiet: bool) -> None:
     """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
 
     Afterwards `mineral-batch predict --columns familiarity` says for every image how many training images look stranger
@@ -53,7 +53,7 @@ def familiarity(model: Path, manifest: Path, output: Path | None, quiet: bool) -
         require_model_or_nothing(output)
     table = read_manifest(manifest, read_contract(model).labels)
     train, held = ([row.path for row in table.select(split)] for split in ("train", "val"))
-    words = f"split train of {manifest.name}"
+    words = f"split train of {Path(manifest).name}"
     contract = familiarize_onnx(model, train, held, words, target=output, progress=progress)
     assert contract.familiarity is not None
     click.echo(f"{output or model} has a familiarity, fitted to {contract.familiarity.images} images ({words})")

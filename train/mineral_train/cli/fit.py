@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import INPUT, LOCAL, LOCAL_TEXT
 from mineral_batch.errors import ContractError, DataError, MineralError
 from mineral_batch.minerals import MINERALS
 from mineral_batch.model.onnx_file import read_contract
@@ -34,10 +34,11 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 
 
 @click.command()
-@click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("manifests", metavar="MANIFEST...", nargs=-1, required=True, type=INPUT)
 @click.option("-o", "--output", "run", required=True, type=LOCAL, metavar="DIR", help="Folder of the run.")
 @click.option(
     "--recipe",
+    type=LOCAL_TEXT,
     metavar="few|paper|FILE",
     help="few: for up to 20,000 images, starts from the starter model. paper: as in Wu et al. 2022. FILE: your own, "
     "TOML with lines key = value. [default: by the number of training images]",
@@ -64,7 +65,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
 @click.option("--settings", "_", is_flag=True, is_eager=True, expose_value=False, callback=_print_settings,
               help="List all settings with the paper's values, and exit.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Delete the run in the folder and start over.")
-def fit(manifests: tuple[Path, ...], run: Path, **chosen: Any) -> None:
+def fit(manifests: tuple[Path | str, ...], run: Path, **chosen: Any) -> None:
     """Train a model on MANIFEST (or several, or their URLs) and keep the best epoch by its validation split.
 
     The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...

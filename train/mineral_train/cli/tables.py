@@ -9,8 +9,9 @@ import click
 
 from mineral_batch.cli.console import EXIT_INTERRUPTED
 from mineral_batch.cli.help import SectionedCommand
-from mineral_batch.cli.paths import LOCAL
+from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
+from mineral_batch.storage.models import fetch
 from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
 from mineral_train.model.presets import PRESETS, ModelConfig
@@ -33,7 +34,7 @@ _SECTIONS = {
 
 
 @click.command(cls=SectionedCommand, sections=_SECTIONS)
-@click.argument("manifest", type=click.Path(path_type=Path))
+@click.argument("manifest", type=INPUT)
 @click.option(
     "-o",
     "--output",
@@ -56,13 +57,16 @@ _SECTIONS = {
     help="In the row of PRESET train another backbone of timm. Repeatable.",
 )
 @click.option(
-    "--weights", multiple=True, metavar="PRESET=FILE", help="Weights of a backbone, in place of the hub's. Repeatable."
+    "--weights",
+    multiple=True,
+    metavar="PRESET=FILE",
+    help="Weights of a backbone, in place of the hub's. Repeatable.",
 )
 @_options.labels_option
 @_options.model_options(shown=True)
 @_options.recipe_options(shown=True)
 @_options.run_options(shown=True)
-def tables(manifest: Path, folder: Path, **chosen: Any) -> None:
+def tables(manifest: Path | str, folder: Path, **chosen: Any) -> None:
     """Train and print the paper's Tables 3, 4 and 5 on MANIFEST, beside the paper's figures.
 
     Each row is a run in its own folder; the same command reads the finished ones and goes on with the rest. Writes
@@ -87,6 +91,9 @@ def _configs(rows: list[paper.Row], chosen: dict[str, Any]) -> dict[str, TrainCo
     recipe = _options.make_recipe(settings, ModelConfig(labels=_options.chosen_labels(chosen)))
     changes = {name: value for name, value in settings.items() if hasattr(recipe.model, name)}
     stand_ins, weights = _pairs("--stand-in", chosen["stand_in"]), _pairs("--weights", chosen["weights"])
+    absent = [name for name in weights.values() if not fetch(name).is_file()]
+    if absent:  # before hours of training
+        raise DataError(f"--weights: there is no file {absent[0]}")
     return {row.run: paper.row_config(row, recipe, changes, stand_ins, weights) for row in rows}
 
 
@@ -99,7 +106,7 @@ def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _fill(
-    rows: list[paper.Row], configs: dict[str, TrainConfig], manifest: Path, folder: Path, options: RunOptions
+    rows: list[paper.Row], configs: dict[str, TrainConfig], manifest: Path | str, folder: Path, options: RunOptions
 ) -> str:
     """Train what is missing, writing the tables after each run; the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +120,7 @@ def _fill(
     return paper.write_tables(folder, {row: results[row.run] for row in rows})
 
 
-def _train(config: TrainConfig, manifest: Path, run: Path, options: RunOptions) -> paper.RowResult | str:
+def _train(config: TrainConfig, manifest: Path | str, run: Path, options: RunOptions) -> paper.RowResult | str:
     try:
         return paper.train_row(config, manifest, run, options)
     except DoesNotFitError as error:
