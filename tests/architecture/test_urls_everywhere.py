@@ -57,7 +57,7 @@ def parameters() -> Iterator[tuple[str, click.Command, click.Parameter]]:
 def is_path_by_its_name(parameter: click.Parameter) -> bool:
     """Whether the help shows a text where a file belongs."""
     is_text = isinstance(parameter.type, click.types.StringParamType)
-    return is_text and bool(re.search(r"FILE|CSV|DIR|PATH|MODEL|RUN|RULE", parameter.metavar or ""))
+    return is_text and bool(re.search(r"FILE|CSV|DIR|PATH|MODEL", parameter.metavar or ""))
 
 
 def test_every_path_is_of_our_types() -> None:
