@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -176,6 +177,24 @@ def test_memory_for_two_lists_of_pictures_stays_with_the_process_while_it_decode
 SIZE = 90 * 60
 
 
+def hold_until(count: int, decoder: GpuDecoder, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the workers finish no list before so many pictures were queued, whatever the order of the threads."""
+    put, resample = decoder._queue.put, machine.resample
+    queued, all_queued = itertools.count(1), threading.Event()
+
+    def counting(picture: Any) -> None:
+        put(picture)
+        if next(queued) == count:
+            all_queued.set()
+
+    def waiting(*args: Any) -> Any:
+        assert all_queued.wait(120)
+        return resample(*args)
+
+    monkeypatch.setattr(decoder._queue, "put", counting)
+    machine.kernels["resample"] = waiting
+
+
 @pytest.mark.parametrize(("free", "most"), [(0, 1), (16 * 3 * (3 * SIZE + 10), 3)])
 def test_memory_is_bounded_by_pixels_however_many_wait(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, most: int
@@ -187,14 +206,7 @@ def test_memory_is_bounded_by_pixels_however_many_wait(
     machine.batches.clear()
     machine.most_pixels_alive = 0
     contents = [jpeg(seed=seed) for seed in range(40)]
-    with_worker = threading.Event()
-    slow = machine.resample
-
-    def resample(*args: Any) -> Any:
-        with_worker.wait(0.01)  # lets the others queue up
-        return slow(*args)
-
-    machine.kernels["resample"] = resample
+    hold_until(len(contents), decoder, machine, monkeypatch)
     threads = [threading.Thread(target=decoded, args=(decoder, content)) for content in contents]
     for thread in threads:
         thread.start()
@@ -224,6 +236,7 @@ def test_weights_of_more_sizes_than_there_is_room_for_replace_each_other(
     decoder = GpuDecoder(SPEC, CpuDecoder(SPEC))
     machine.batches.clear()
     contents = [jpeg(60 + 7 * seed, 50 + 11 * (seed % 3), seed) for seed in range(8)] * 3
+    hold_until(len(contents), decoder, machine, monkeypatch)
     with ThreadPoolExecutor(len(contents)) as pool:
         for content, image in zip(contents, pool.map(partial(decoded, decoder), contents), strict=True):
             assert_alike(image, decoded(CpuDecoder(SPEC, exact=True), content))
