@@ -119,6 +119,8 @@ def disturb(nodes: Nodes, process: subprocess.Popen[str], events: list[str], pau
             break
         if events[0] == "driver":
             process.kill()
+            if process.wait() == 0:  # it was done a moment before
+                break
         elif not nodes(events[0]):
             continue  # there is nothing to kill yet
         happened.append(events.pop(0))
