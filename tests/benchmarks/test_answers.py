@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from mineral_batch.cli import main
 from mineral_batch.results.csv import write_csv
 from mineral_bench.studies import broader_names, label_errors, specimens
 
@@ -42,6 +44,49 @@ def test_a_change_takes_one_label_and_gives_another() -> None:
         assert which.sum() == 5
         assert (after.sum(axis=1) == 1).all()
         assert ((after != truth).any(axis=1) == which).all()
+
+
+def test_a_swap_keeps_how_frequent_labels_are() -> None:
+    truth = np.eye(4, dtype=bool)[np.arange(40) % 4]
+    after, which = label_errors.swapped(np.random.default_rng(1).random((40, 4)), truth, 0.2, np.random.default_rng(2))
+    assert which.sum() == 8
+    assert (after.sum(axis=0) == truth.sum(axis=0)).all()
+    assert ((after != truth).any(axis=1) == which).all()
+
+
+def test_the_nearest_images_vote_and_what_they_contradict_comes_first() -> None:
+    """Four clusters of features; two images whose labels were swapped are outvoted by their neighbors."""
+    truth = np.eye(4, dtype=bool)[np.arange(48) % 4]
+    features = 5.0 * truth + np.random.default_rng(0).normal(0, 0.3, truth.shape)
+    votes = label_errors.nearest_votes(features, truth)
+    assert (votes.argmax(axis=1) == np.arange(48) % 4).all()
+    after = truth.copy()
+    after[[0, 1]] = truth[[1, 0]]
+    which = (after != truth).any(axis=1)
+    found = label_errors.WITH_FEATURES["by features: 10 nearest"](np.full(truth.shape, 0.5), features, after)
+    assert label_errors.first(found, which) == [2, 2, 2]
+    assert set(np.argsort(-found)[:2].tolist()) == {0, 1}
+
+
+@pytest.mark.slow
+def test_the_features_of_a_run_are_computed_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    colors = {"gold": (220, 180, 40), "azurite": (20, 60, 200), "malachite": (20, 150, 70)}
+    rows = []
+    for number in range(12):
+        label = [*colors][number % 3]
+        Image.new("RGB", (64, 48), tuple(value - number for value in colors[label])).save(photos / f"{number}.jpg")
+        rows.append((str(photos / f"{number}.jpg"), label))
+    write_csv(tmp_path / "labels.csv", ("path", "labels"), rows)
+    done = CliRunner().invoke(main, ["predict", str(photos), "-o", str(tmp_path / "run"), "-q"])
+    assert done.exit_code == 0, done.output
+    label_errors.compare_features(str(tmp_path / "run"), str(tmp_path / "labels.csv"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 images with a label")
+    assert sum("by answers" in line or "both" in line or "by features" in line for line in lines) == 5
+    assert (tmp_path / "run" / "review-features.sqlite").is_file()
 
 
 def test_unions_are_compared_at_every_level(tables: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:

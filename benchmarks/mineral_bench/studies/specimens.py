@@ -5,7 +5,8 @@
 
 `views` makes three synthetic views of each of COUNT photographs, and a table of them, views.csv; predict them with
 `mineral-batch predict FOLDER`. `join` reads such a table, or one of real specimens (columns path, labels, split,
-specimen). The exponent is fitted on the split VALIDATION. `results.specimens.combined` was chosen by this.
+specimen). The dependence, an exponent, is fitted on the split VALIDATION. `results.specimens.combined`, which has a
+dependence of 1, was chosen by this.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
 from mineral_batch.results.csv import write_csv
+from mineral_batch.results.specimens import combined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,7 +131,8 @@ def compare(predictions: str, labels: str, validation: str, *tests: str) -> None
     """Print the table."""
     values, truth = read_specimens(predictions, labels, validation)
     best = fitted(values, truth)
-    rules = CANDIDATES | {f"1 - prod(1 - p)^(n^-{best:.2f})": lambda several: dependent_or(several, best)}
+    fit: dict[str, Join] = {f"1 - prod(1 - p)^(n^-{best:.2f})": lambda several: dependent_or(several, best)}
+    rules = CANDIDATES | fit | {"1 - prod(1 - p)^(1/n)": combined}
     for split in (validation, *tests):
         values, truth = read_specimens(predictions, labels, split)
         click.echo(

@@ -3,9 +3,10 @@
 A rule names the specimen of an image from its path: its folder, a pattern in its file name, or a table. An image that
 the rule says nothing about is a specimen of its own, under its path.
 
-The probabilities are joined by a calibrated noisy-or (`combined`). Its one number was fitted on validation images, on
-which it had a lower log loss than the largest probability, the means of probabilities and of logits, and the plain
-noisy-or; benchmarks/README.md has the figures, in which the mean of logits was better on the few real specimens.
+The probability that a specimen shows a mineral is one less the geometric mean of the probabilities that its images do
+not (`combined`): a noisy-or in which n images count as one, so that a photograph that is there twice changes nothing.
+benchmarks/README.md compares it with the largest probability, the means of probabilities and of logits, and the plain
+noisy-or, by log loss on real specimens and on synthetic views.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ _SYNONYMS = {
     **dict.fromkeys(("file", "filename", "file name", "image", "photo"), "path"),
     **dict.fromkeys(("catalogue number", "catalog number", "catalognumber", "inventory number"), "specimen"),
 }
-# How much less than independent the images of a specimen are: 0 for a noisy-or, 1 for a geometric mean.
-_DEPENDENCE = 0.65
 # Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
 _ROUNDING = 1e-6
 
@@ -120,7 +119,7 @@ def _normal(path: str) -> str:
 
 
 def combined(probabilities: Floats) -> Floats:
-    """The probabilities of a specimen from those of its images: 1 - prod(1 - p) ** (N ** -0.65).
+    """The probabilities of a specimen from those of its images: 1 - prod(1 - p) ** (1 / N).
 
     Args:
         probabilities: (N, L), N at least 1.
@@ -131,8 +130,7 @@ def combined(probabilities: Floats) -> Floats:
     if len(probabilities) == 1:
         only: Floats = probabilities[0]
         return only
-    exponent = float(len(probabilities)) ** -_DEPENDENCE
-    result: Floats = 1.0 - np.prod(1.0 - probabilities, axis=0) ** exponent
+    result: Floats = 1.0 - np.prod(1.0 - probabilities, axis=0) ** (1.0 / len(probabilities))
     return result
 
 

@@ -22,13 +22,13 @@ from mineral_batch.review.decisions import Decisions
 LABELS = ("elbaite", "galena", "malachite", "schorl")
 ROWS = {
     "a/X-10_1.jpg": (0.0, 0.40, 0.1, 0.0),
-    "a/X-10_2.jpg": (0.0, 0.45, 0.1, 0.0),
+    "a/X-10_2.jpg": (0.0, 0.62, 0.1, 0.0),
     "b/Y-20 (1).jpg": (0.45, 0.0, 0.1, 0.48),
     "b/Y-20 (2).jpg": (0.40, 0.0, 0.1, 0.45),
     "c/Z-33.jpg": (0.0, 0.0, 0.9, 0.0),
     "c/loose.jpg": (0.0, 0.9, 0.0, 0.0),
 }
-GALENA = 1 - (0.60 * 0.55) ** (2**-0.65)  # what specimens.csv says of X-10
+GALENA = 1 - (0.60 * 0.38) ** (1 / 2)  # what specimens.csv says of X-10
 
 
 def run(*arguments: object, code: int = 0) -> str:
