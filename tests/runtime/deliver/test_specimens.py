@@ -183,6 +183,7 @@ def test_the_answer_of_the_model_says_what_a_person_made_of_it(results: Path, tm
         for row in tables["identification"]
     }
     assert found == {
+        ("photos/a/X-10_2.jpg", "tiny"): "unverified",
         ("photos/c/Z-33.jpg", "Ada"): "confirmed by a person",
         ("photos/c/Z-33.jpg", "tiny"): "rejected by Ada",
         ("photos/c/loose.jpg", "Ada"): "confirmed by a person",
