@@ -22,12 +22,14 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch.cluster import worker as workers
+from mineral_batch.cluster.connection import LOCAL, connected
 from mineral_batch.cluster.crew import Crew
 from mineral_batch.cluster.merge import merge
-from mineral_batch.cluster.on_ray import LOCAL, ClusterOptions, RayWorker, RayWorkforce, connected
+from mineral_batch.cluster.on_ray import RayWorker, RayWorkforce
 from mineral_batch.cluster.parts import decode_images, encode_part
 from mineral_batch.cluster.place import Folder
 from mineral_batch.cluster.run import make_plan, work_on_cluster
+from mineral_batch.cluster.sizes import ClusterOptions
 from mineral_batch.cluster.work import PieceReport
 from mineral_batch.cluster.worker import Opened, Refusal, WorkerOptions
 from mineral_batch.engines.registry import BACKENDS
@@ -202,8 +204,8 @@ def simulate(simulation: Simulation) -> dict[str, float]:
         simulation.folder, str(Path.cwd()), engine={"backend": "null", "decode_threads": 1}, simulation=simulation
     )
     figures: dict[str, float] = {}
-    with connected(LOCAL) as ray:
-        workforce = RayWorkforce(ray, ClusterOptions(LOCAL, cpus=0.1, gpus=0), options, SimulatedWorker)
+    with connected(LOCAL) as connection:
+        workforce = RayWorkforce(connection, ClusterOptions(LOCAL, cpus=0.1, gpus=0), options, SimulatedWorker)
         with Crew(workforce, simulation.workers) as crew:
             first = crew.open(simulation.workers)
             if first is None:

@@ -17,12 +17,14 @@ from mineral_batch.cli.logs import Log
 from mineral_batch.cli.opening import describe_model, describe_passed_over, describe_starter, describe_uncalibrated
 from mineral_batch.cli.pieces import PiecesRun
 from mineral_batch.cli.signals import Stop
+from mineral_batch.cluster.connection import Head, connected
 from mineral_batch.cluster.crew import Crew
 from mineral_batch.cluster.identity import Identity
-from mineral_batch.cluster.on_ray import ClusterOptions, RayWorkforce, connected, describe_share, sized
+from mineral_batch.cluster.on_ray import RayWorkforce
 from mineral_batch.cluster.place import Place
 from mineral_batch.cluster.run import PiecesSummary, work_on_cluster
 from mineral_batch.cluster.shards import Shard
+from mineral_batch.cluster.sizes import ClusterOptions, describe_share, sized
 from mineral_batch.cluster.work import PieceReport
 from mineral_batch.cluster.worker import Opened, WorkerOptions
 from mineral_batch.images.decoder import AUTO
@@ -134,15 +136,15 @@ class OnCluster:
     def __call__(self, run: PiecesRun, place: Place, shard: Shard, given: Inputs, stop: Stop) -> PiecesSummary:
         """See `mineral_batch.cli.pieces.Workers`."""
         del shard  # a cluster does all
-        with connected(self.cluster.address) as ray, stop:
-            cluster = sized(ray, self.cluster)
-            workforce = RayWorkforce(ray, cluster, self._worker_options(run, given))
+        with connected(self.cluster.address) as connection, stop:
+            cluster = sized(connection.ray, self.cluster)
+            workforce = RayWorkforce(connection, cluster, self._worker_options(run, given))
             with Crew(workforce, cluster.most or 1, tell=_tell, joined=_Joined(run.log), stop=stop) as crew:
                 first = crew.open(cluster.least)
                 if first is None:
                     return PiecesSummary(stopped=True)
                 self._introduce(first, cluster, run)
-                plan = run.plan(partial(_given, first.identity), place, given, cluster.most or 1)
+                plan = run.plan(partial(_given, first.identity, connection.head), place, given, cluster.most or 1)
                 with run.progress(plan.images) as progress:
                     progress.count(reused=plan.images - sum(piece.images for piece in plan.to_do(place)))
 
@@ -174,10 +176,17 @@ class OnCluster:
 
 
 def _given(
-    identity: Identity, sources: Iterator[Source | Failure], earlier: str | None = None
+    identity: Identity, head: Head, sources: Iterator[Source | Failure], earlier: str | None = None
 ) -> tuple[Identity, Iterator[Source | Failure]]:
     del earlier
-    return identity, sources
+    return identity, _watched(head, sources)
+
+
+def _watched(head: Head, sources: Iterator[Source | Failure]) -> Iterator[Source | Failure]:
+    """Yield the sources; end the run if the head of the cluster is lost while they are listed."""
+    for source in sources:
+        head.check()
+        yield source
 
 
 @dataclass

@@ -23,8 +23,8 @@ from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cli.table_options import TABLE_OPTIONS, table_options
-from mineral_batch.cluster.on_ray import ClusterOptions
 from mineral_batch.cluster.run import refuse_pieces
+from mineral_batch.cluster.sizes import ClusterOptions
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError

@@ -28,7 +28,8 @@ _LOSSES_OPENING, _LOSSES_AT_WORK = 3, 100
 _TICK = 0.5
 # Seconds for workers to leave what they have in hand, before they are ended.
 _PATIENCE = 15.0
-_TELL_EVERY = 60.0
+# Seconds without a worker before the user is told, and between two such lines.
+_TELL_AFTER, _TELL_EVERY = 10.0, 60.0
 
 
 class WorkerLostError(Exception):
@@ -36,7 +37,7 @@ class WorkerLostError(Exception):
 
     Attributes:
         is_blameless: it was not what it worked on that ended it, but its machine or a person.
-        is_memory: its machine was short of memory.
+        is_memory: its machine was short of memory, whoever used it.
     """
 
     def __init__(self, reason: str, *, is_blameless: bool = False, is_memory: bool = False) -> None:
@@ -47,8 +48,7 @@ class WorkerLostError(Exception):
 class Workforce(Protocol):
     """Starts workers and carries calls to them.
 
-    Attributes:
-        room: says what the cluster has room for, in words.
+    Its methods raise `mineral_batch.errors.BackendError` if the cluster itself is gone.
     """
 
     def start(self) -> Hashable:
@@ -76,7 +76,7 @@ class Workforce(Protocol):
         ...
 
     def room(self) -> str:
-        """Return what the cluster has, in words."""
+        """Return what a worker needs and what the cluster has, in words."""
         ...
 
 
@@ -112,7 +112,7 @@ class Crew:
         self._suspects: set[str] = set()
         self._losses: Counter[str] = Counter()
         self._place: Place | None = None
-        self._told = time.monotonic()
+        self._tell_at = time.monotonic() + _TELL_AFTER
         #: The workers that opened, in that order.
         self.opened: list[Opened] = []
 
@@ -216,12 +216,15 @@ class Crew:
                 self._take_worker(call)
             else:
                 self._take_piece(call, finished)
+        self._tell_of_waiting()
+
+    def _tell_of_waiting(self) -> None:
         now = time.monotonic()
         if self._in_hand:
-            self._told = now
-        elif now - self._told > _TELL_EVERY:
-            self._told = now
-            self._tell(f"waiting for room for a worker: {self._workforce.room()}")
+            self._tell_at = now + _TELL_AFTER
+        elif now > self._tell_at:
+            self._tell_at = now + _TELL_EVERY
+            self._tell(f"waiting for a worker: {self._workforce.room()}")
 
     def _take_worker(self, call: Any) -> None:
         worker = self._opening.pop(call)
@@ -233,11 +236,23 @@ class Crew:
             return
         if isinstance(opened, Refusal):
             self._workforce.end(worker)
-            raise BackendError(opened.message) if opened.is_machine else DataError(opened.message)
+            self._do_without(opened)
+            return
         self._in_hand[worker] = {}
         self.opened.append(opened)
         self._joined(opened)
         self._losses["opening"] = 0
+
+    def _do_without(self, refusal: Refusal) -> None:
+        """Go on with the workers that are open, once the work has begun: one bad machine must not end a run of many."""
+        if self._place is None or not self._in_hand:
+            raise BackendError(refusal.message) if refusal.is_machine else DataError(refusal.message)
+        self._shrink()
+        self._tell(f"a worker could not start, going on with {self._most} at a time: {refusal.message}")
+
+    def _shrink(self) -> None:
+        """Have no more workers from now on than there are now."""
+        self._most = max(1, min(self._most, len(self._opening) + len(self._in_hand)))
 
     def _take_piece(self, call: Any, finished: Callable[[PieceReport], object]) -> None:
         worker = next((worker for worker, pieces in self._in_hand.items() if call in pieces), None)
@@ -265,15 +280,19 @@ class Crew:
         pieces = [*self._in_hand.pop(worker).values()]
         self._workforce.end(worker)
         self._queue.extendleft(reversed(pieces))
-        if error.is_blameless:
+        if error.is_blameless or error.is_memory:
             self._forget(pieces)
+            if error.is_memory:
+                self._lack_memory(error)
             return
         self._suspects.update(piece.id for piece in pieces)
-        if error.is_memory:
-            self._count_loss(
-                "memory", f"workers run out of memory ({error}): let fewer share a machine", _LOSSES_OPENING
-            )
         self._count_loss("work", f"workers die one after the other: {error}", _LOSSES_AT_WORK)
+
+    def _lack_memory(self, error: WorkerLostError) -> None:
+        """Go on with fewer workers: as many as before would fill the same machine again."""
+        self._count_loss("memory", f"{error}; let fewer share a machine, by more --worker-cpus", _LOSSES_OPENING)
+        self._shrink()
+        self._tell(f"{error}; its pieces are done again, by {self._most} at a time")
 
     def _refused(self, worker: Any, refusal: Refusal) -> None:
         if not refusal.is_machine:

@@ -22,6 +22,7 @@ from mineral_batch.cluster.work import PieceReport, PieceWorker
 from mineral_batch.errors import BackendError, DataError, MineralError, one_line
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.manifest import describe_engine, describe_software
+from mineral_batch.storage.urls import is_url
 
 #: Pieces that a worker has in hand. The second one keeps the engine busy while the first is being listed or written.
 IN_HAND = 2
@@ -139,12 +140,12 @@ class Worker:
         folder = Path(self._options.folder)
         if folder.is_dir():
             os.chdir(folder)
-        absent = [name for name in self._options.inputs if not Path(name).exists()]
-        if absent:
-            raise DataError(
-                f"{absent[0]} is not there (relative paths start from {folder}): every machine of a cluster must see "
-                f"the inputs under the same path, or name them by URL"
-            )
+        model = self._options.model
+        if model is not None and not is_url(model) and not Path(model).exists():
+            raise _absent(model, folder, "have the model under the same path, or name it by URL")
+        for name in self._options.inputs:
+            if not Path(name).exists():
+                raise _absent(name, folder, "see the inputs under the same path, or name them by URL")
 
     def _piece_worker(self) -> PieceWorker:
         """The plan is read with the first piece, because the first worker is open before there is a plan."""
@@ -159,3 +160,8 @@ class Worker:
                     )
                 self._worker = PieceWorker(self._predictor, place, plan, mixed=self._options.mixed)
             return self._worker
+
+
+def _absent(name: str, folder: Path, must: str) -> DataError:
+    start = "" if Path(name).is_absolute() else f" (relative paths start from {folder})"
+    return DataError(f"{name} is not there{start}: every machine of a cluster must {must}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mineral_batch.cluster.connection import Head, HeadLostError
 from mineral_batch.cluster.crew import Crew, WorkerLostError
 from mineral_batch.cluster.identity import Identity
 from mineral_batch.cluster.place import Folder
@@ -75,9 +76,11 @@ class Scripted:
         return "the cluster has nothing"
 
 
-def run(tmp_path: Path, workforce: Scripted, most: int = 3, **options: Any) -> list[PieceReport]:
+def run(
+    tmp_path: Path, workforce: Scripted, most: int = 3, reports: list[PieceReport] | None = None, **options: Any
+) -> list[PieceReport]:
     """The reports on `PIECES`; whatever happens, no worker is left."""
-    reports: list[PieceReport] = []
+    reports = [] if reports is None else reports
     try:
         with Crew(workforce, most, **options) as crew:
             crew.open()
@@ -174,7 +177,7 @@ def test_pieces_that_cannot_be_read_now_are_tried_again_then_left(tmp_path: Path
     [
         (lambda: Refusal("there: no such bucket", is_machine=False), "no such bucket"),
         (lambda: Refusal("there: the GPU fell off", is_machine=True), "the GPU fell off; what is done is safe"),
-        (lambda: (_ for _ in ()).throw(WorkerLostError("killed", is_memory=True)), "run out of memory"),
+        (lambda: (_ for _ in ()).throw(WorkerLostError("full", is_memory=True)), "full; let fewer share a machine"),
         (lambda: (_ for _ in ()).throw(WorkerLostError("killed")), "die one after the other: killed"),
     ],
 )
@@ -204,6 +207,108 @@ def test_workers_that_die_while_they_open_their_engines_end_the_run(tmp_path: Pa
         run(tmp_path, Scripted(open_=dying))
     with pytest.raises(DataError, match="no such model"):
         run(tmp_path, Scripted(open_=lambda worker: Refusal("vm: no such model", is_machine=False)))
+
+
+def test_a_machine_short_of_memory_gets_fewer_workers_and_no_photograph_is_blamed(tmp_path: Path) -> None:
+    place, lost, told = Folder(tmp_path), list[int](), list[str]()
+
+    def work(worker: int, piece: Piece) -> PieceReport:
+        if len(workforce.alive) > 2:
+            lost.append(worker)
+            place.put(f"attempts/{piece.id}/0-10.aa", b"")
+            raise WorkerLostError("vm1 is short of memory", is_memory=True)
+        return PieceReport(piece.id, piece.images)
+
+    workforce = Scripted(work)
+    reports = run(tmp_path, workforce, most=4, tell=told.append)
+    assert sorted(report.piece for report in reports) == [piece.id for piece in PIECES]
+    assert len(lost) == 2
+    assert told == [
+        "vm1 is short of memory; its pieces are done again, by 3 at a time",
+        "vm1 is short of memory; its pieces are done again, by 2 at a time",
+    ]
+    assert not [key for piece in PIECES for key in place.keys(f"attempts/{piece.id}/")]
+
+
+def test_a_machine_that_cannot_open_ends_no_run_that_others_do(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def open_(worker: int) -> Any:
+        if worker == 2:
+            return Refusal("vm2 lacks the model", is_machine=False)
+        return Opened(Identity({}, {}, ""), {}, {}, True, f"host {worker}")
+
+    workforce = Scripted(open_=open_)
+    reports = run(tmp_path, workforce, tell=told.append)
+    assert len(reports) == len(PIECES)
+    assert told == ["a worker could not start, going on with 2 at a time: vm2 lacks the model"]
+    assert workforce.started == 3
+    with pytest.raises(DataError, match="vm2 lacks the model"), Crew(Scripted(open_=open_), 3) as crew:
+        crew.open(2)
+
+
+def test_a_lost_cluster_ends_the_run_and_nobody_waits_for_its_workers(tmp_path: Path) -> None:
+    class Lost(Scripted):
+        def wait(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
+            if len(reports) == 4:
+                raise HeadLostError("the head is gone")
+            return super().wait(calls, seconds)
+
+    reports: list[PieceReport] = []
+    workforce = Lost()
+    with pytest.raises(BackendError, match="the head is gone"):
+        run(tmp_path, workforce, reports=reports)
+    assert len(reports) == 4
+
+
+def test_a_head_may_come_back_but_not_too_late() -> None:
+    answers = iter([True, False, True, False, False])
+    asked: list[bool] = []
+
+    def probe() -> None:
+        asked.append(next(answers))
+        if not asked[-1]:
+            raise BackendError("connection refused")
+
+    head = Head(probe, "the head is gone", patience=0.0, every=0.0)
+    head.check()
+    patient = Head(probe, "the head is gone", patience=60.0, every=0.0)
+    patient.check()
+    patient.check()
+    with pytest.raises(HeadLostError, match="the head is gone"):
+        head.check()
+    assert asked == [True, False, True, False]
+    with pytest.raises(HeadLostError):
+        head.check()
+    assert len(asked) == 4
+
+
+def test_a_head_is_not_asked_at_every_turn() -> None:
+    def probe() -> None:
+        raise AssertionError("asked too soon")
+
+    head = Head(probe, "the head is gone")
+    head.check()
+    assert str(head.give_up()) == "the head is gone"
+    with pytest.raises(HeadLostError):
+        head.check()
+
+
+def test_workers_that_do_not_come_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mineral_batch.cluster.crew._TELL_AFTER", -1.0)
+    told: list[str] = []
+    run(tmp_path, Scripted(), tell=told.append)
+    assert not told
+
+    class Slow(Scripted):
+        turns = 0
+
+        def wait(self, calls: Sequence[Any], seconds: float) -> Sequence[Any]:
+            self.turns += 1
+            return [] if self.turns == 1 else super().wait(calls, seconds)
+
+    run(tmp_path, Slow(), tell=told.append)
+    assert told == ["waiting for a worker: the cluster has nothing"]
 
 
 def test_a_stop_leaves_what_is_in_hand(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch.cli import main
+from mineral_batch.cluster.connection import connected
 from mineral_batch.cluster.crew import Crew
 from mineral_batch.cluster.merge import merge
-from mineral_batch.cluster.on_ray import ClusterOptions, connected, sized
 from mineral_batch.cluster.place import Folder
 from mineral_batch.cluster.run import make_plan, work_on_cluster
+from mineral_batch.cluster.sizes import ClusterOptions, sized
 from mineral_batch.cluster.worker import Opened, Refusal, Worker, WorkerOptions
 from mineral_batch.errors import BackendError, DataError
 from mineral_batch.results.inputs import check_inputs
@@ -118,7 +119,7 @@ def test_what_a_machine_lacks_is_said_with_its_name(album: Path, tmp_path: Path,
 
     for changes, message in (
         ({"inputs": [str(tmp_path / "elsewhere")]}, "every machine of a cluster must see the inputs"),
-        ({"model": str(tmp_path / "absent.onnx")}, "absent.onnx"),
+        ({"model": str(tmp_path / "absent.onnx")}, "every machine of a cluster must have the model"),
         ({"engine": {"backend": "no such engine"}}, "no such engine"),
     ):
         refused = opened(**changes)
