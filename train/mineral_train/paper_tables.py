@@ -159,7 +159,7 @@ def train_row(config: TrainConfig, manifest: Path | str, folder: Path, options: 
     Raises:
         DoesNotFitError: if the GPU's memory is too small.
         DataError: if the process is killed.
-        MineralError: as `loop.fit`.
+        MineralError: as `fit`.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
@@ -173,7 +173,7 @@ def train_row(config: TrainConfig, manifest: Path | str, folder: Path, options: 
 
 def _train_here(config: TrainConfig, manifest: Path | str, folder: Path, options: RunOptions) -> RowResult:
     from mineral_train.model.network import parameters_like_the_paper
-    from mineral_train.training.loop import fit
+    from mineral_train.training.fit import fit
 
     say = None if options.quiet else partial(click.echo, err=True)
     trained = fit(config, manifest, folder, options, say=say)

@@ -16,7 +16,7 @@ from mineral_train.model.presets import ModelConfig
 from mineral_train.synth import SynthConfig, generate, write_dataset
 from mineral_train.training.checkpoint import load_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 
 if TYPE_CHECKING:
     from pathlib import Path

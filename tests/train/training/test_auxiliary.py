@@ -13,7 +13,7 @@ from mineral_train.data.manifest import Row
 from mineral_train.training.auxiliary import AuxiliaryNames, WithAuxiliary
 from mineral_train.training.checkpoint import load_checkpoint, load_state
 from mineral_train.training.config import RunOptions, TrainConfig
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 from mineral_train.training.run_folder import STATE
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)

@@ -18,8 +18,8 @@ from mineral_train.model.network import build_model, input_spec
 from mineral_train.model.normalize import Normalize
 from mineral_train.model.onnx_weights import load_onnx
 from mineral_train.training.config import RunOptions, TrainConfig
+from mineral_train.training.fit import fit
 from mineral_train.training.initial import require_start
-from mineral_train.training.loop import fit
 from mineral_train.training.recipes import FEW, STARTER_MODEL, default_recipe, load_recipe
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)

@@ -14,7 +14,7 @@ import torch
 from mineral_train.training import checkpoint
 from mineral_train.training.checkpoint import load_checkpoint, load_state
 from mineral_train.training.config import RunOptions, TrainConfig
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 from mineral_train.training.run_folder import STATE
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True, save_every=1)

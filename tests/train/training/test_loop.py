@@ -23,8 +23,8 @@ from mineral_train.training import optim
 from mineral_train.training.checkpoint import load_checkpoint, load_state
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.evaluate import evaluate_model
+from mineral_train.training.fit import fit
 from mineral_train.training.learner import Learner, positive_weights
-from mineral_train.training.loop import fit
 from mineral_train.training.run_folder import STATE
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)

@@ -20,7 +20,7 @@ from mineral_train.training.average import average
 from mineral_train.training.checkpoint import load_checkpoint, load_state, save_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.data import TrainingManifest, soften
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 from mineral_train.training.run_folder import STATE
 from mineral_train.training.sampling import Sampler, repeat_factors
 

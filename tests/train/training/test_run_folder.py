@@ -14,7 +14,7 @@ import torch
 from mineral_batch.errors import DataError, MineralError
 from mineral_train.training.checkpoint import load_checkpoint, load_state, save_state
 from mineral_train.training.config import RunOptions, TrainConfig
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 from mineral_train.training.run_folder import LOCK, STATE, RunFolder
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)

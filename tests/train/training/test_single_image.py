@@ -6,7 +6,7 @@ import pytest
 
 from mineral_batch.errors import MineralError
 from mineral_train.training.config import RunOptions, TrainConfig
-from mineral_train.training.loop import fit
+from mineral_train.training.fit import fit
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)
 

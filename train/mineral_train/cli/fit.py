@@ -80,7 +80,7 @@ def fit(manifests: tuple[Path | str, ...], run: Path, **chosen: Any) -> None:
         name, why = default_recipe(sum(len(table.select("train")) for table in tables))
     config = _config(name, chosen, labels)
     options = _options.make_options(chosen)
-    from mineral_train.training.loop import fit as fit_run
+    from mineral_train.training.fit import fit as fit_run
     from mineral_train.training.stop import RunStopped
 
     if why and is_main:

@@ -1,18 +1,11 @@
-"""The training loop: epochs over the training split, validation after each, and a run that can stop anywhere.
-
-A run is a folder: the best checkpoint so far (`model.safetensors`, `config.json`), `log.csv`, and under `last/` the
-state from which the same command resumes. Everything random is a function of (seed, step, process) or of (seed, epoch,
-image), not of what was drawn before: a run that was killed and resumed ends with the weights of one that was not, bit
-for bit, on the same machine with `--deterministic`.
-"""
+"""The training loop of one process: epochs over the training split, validation after each, and what is saved."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,105 +14,37 @@ import torch
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.evaluation.metrics import mean_average_precision
 from mineral_batch.evaluation.thresholds import Rule
-from mineral_batch.system import cpu_count, keep_freed_memory
 from mineral_train.data import images
-from mineral_train.data.parents import reading
 from mineral_train.model.network import input_spec, parameters_by_part
 from mineral_train.training import checkpoint, optim
 from mineral_train.training.calibrate import calibrate_checkpoint
-from mineral_train.training.config import RunOptions, TrainConfig
+from mineral_train.training.config import RunOptions
 from mineral_train.training.data import TrainingData, TrainingManifest
 from mineral_train.training.describe import make_contract
-from mineral_train.training.distributed import Process, is_lost_peer, join, plan_epoch
-from mineral_train.training.environment import deterministic, memory_in_words
+from mineral_train.training.distributed import Process
 from mineral_train.training.estimate import suggest_few
-from mineral_train.training.evaluate import (
-    DEAD_WORKER,
-    is_dead_worker,
-    make_loader,
-    predict_logits,
-    samples,
-    to_device,
-)
+from mineral_train.training.evaluate import predict_logits
 from mineral_train.training.initial import require_start, start_in_words
 from mineral_train.training.learner import Learner
 from mineral_train.training.logs import EpochRecord, TensorBoard, peak_memory, peak_memory_name, start_peak_memory
 from mineral_train.training.reporter import Reporter
 from mineral_train.training.run_folder import TENSORBOARD, FitResult, Progress, RunFolder, State
 from mineral_train.training.sets import SetFigures, measure_sets, sets_in_words
+from mineral_train.training.steps import Steps
 from mineral_train.training.stop import RunStopped, StopSignal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mineral_train.model.network import MineralNet
-    from mineral_train.training.distributed import MicroBatch
 
     Listener = Callable[[EpochRecord], None]
-    Batch = tuple[torch.Tensor, torch.Tensor]
 
 _MIXED = 0.9  # of the run's steps have mixup or CutMix
 _ASK_EVERY = 16  # steps between two questions to all processes whether it is time to save, or to stop on a GPU
-_LOST_PEER = "another process of this run has ended (see its message); the same command resumes"
 
 
-def fit(
-    config: TrainConfig,
-    manifest: str | Path | Sequence[str | Path],
-    run: str | Path,
-    options: RunOptions | None = None,
-    *,
-    on_epoch: Listener | None = None,
-    say: Callable[[str], None] | None = None,
-) -> FitResult:
-    """Train a model on a manifest's training split, choosing the epoch by its validation split.
-
-    An interrupted run resumes from its last saved state; a finished one returns its result again. Under `torchrun`
-    every process calls this with the same arguments and a folder that all of them can read.
-
-    Args:
-        config: the recipe.
-        manifest: the CSV (see `manifest.read_manifest`), or several, whose figures are also given apart; the `test`
-            split is not used.
-        run: the folder of the run.
-        options: how to carry it out on this machine.
-        on_epoch: called in the main process after every epoch, when its state has been saved.
-        say: called there with lines for the user.
-
-    Raises:
-        DataError: if the manifest, an image, or the run's folder is not as it must be.
-        DoesNotFitError: if the GPU's memory is too small.
-        MineralError: if the recipe differs from the one the run was begun with, another process trains into the
-            folder, or the loss is not finite.
-            Also if the processes do not see the same run, or another of them has ended.
-        RunStopped: after a first Ctrl-C or SIGTERM to any of the processes, when the state has been saved.
-    """
-    options = options or RunOptions()
-    with join(options.device) as process, deterministic(options.deterministic), memory_in_words():
-        if process.device.type == "cpu":
-            keep_freed_memory()
-        if not process.main:
-            on_epoch = say = None
-        say = say or _ignore
-        labels, parents = config.model.labels, config.imply_parents
-        spec = None if options.skip_damaged else input_spec(config.model)
-        source = TrainingManifest.read(manifest, labels, config.soft_targets, parents=parents, spec=spec)
-        for line in reading(labels, source.manifest.rows):
-            say(line)
-        folder = RunFolder(Path(run), config, source.sha256)
-        with folder.locked() if process.main else contextlib.nullcontext(), StopSignal(process.main) as stop:
-            try:
-                trainer = Trainer.open(source, folder, options, process, stop, say)
-                return trainer.run(on_epoch or _ignore)
-            except RuntimeError as error:  # torch's handler of a worker's death raises wherever the program is
-                if is_dead_worker(error):
-                    raise DataError(DEAD_WORKER) from None
-                if process.world > 1 and is_lost_peer(error):
-                    raise MineralError(_LOST_PEER) from None
-                raise
-
-
-def _ignore(_: object) -> None:
+def ignore(_: object) -> None:
     """Take what nobody listens to."""
 
 
@@ -165,6 +90,7 @@ class Trainer:
         else:
             self.progress = state.progress
             self.learner.restore(state.tensors, state.scaler, folder.path)
+        self.steps = Steps(data, self.config, options, process, say)
         self._saved = time.monotonic()
         self._sets: dict[str, SetFigures] = {}
 
@@ -259,9 +185,9 @@ class Trainer:
         """Do one epoch, or the rest of it; the last step's learning rate and the mean loss over the images."""
         self.learner.start_epoch(frozen=epoch <= self.config.freeze_epochs)
         self.data.train.set_epoch(epoch)
-        plan, before = self._plan(epoch), (epoch - 1) * self._steps_per_epoch
+        plan, before = self.steps.plan(epoch), (epoch - 1) * self.steps.per_epoch
         loss_sum = torch.tensor(self._earlier_loss, dtype=torch.float64, device=self.process.device)
-        batches = self._batches(plan[self.progress.step :])
+        batches = self.steps.load(plan[self.progress.step :])
         for number in reporter.steps(epoch, self.progress.step, self.progress.best_map, loss_sum):
             try:
                 self._check_stop(number)
@@ -293,43 +219,10 @@ class Trainer:
 
     def _mixes(self, step: int) -> bool:
         """Whether mixup and CutMix are on in this step of the run."""
-        return self.config.mixup + self.config.cutmix > 0 and step < _MIXED * self.config.epochs * self._steps_per_epoch
+        return self.config.mixup + self.config.cutmix > 0 and step < _MIXED * self.config.epochs * self.steps.per_epoch
 
     def _lr(self, step: int) -> float:
-        return self.config.lr * optim.lr_factor(self.config, step, self._steps_per_epoch)
-
-    def _plan(self, epoch: int) -> list[list[MicroBatch]]:
-        return plan_epoch(
-            self.data.sampler.order(epoch),
-            batch=self.config.batch,
-            accumulate=self.config.accumulate,
-            rank=self.process.rank,
-            world=self.process.world,
-        )
-
-    def _batches(self, plan: list[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], list[Batch]]]:
-        """Load the images of each step, all pieces before the first is used: nothing fails in mid-step."""
-        indices = [piece.indices for step in plan for piece in step]
-        loader = samples(make_loader(self.data.train, indices, self._workers, self.process.device))
-        for step in plan:
-            loaded = [self._to_device(piece, *next(loader)) for piece in step]
-            yield [piece for piece, _ in loaded], [batch for _, batch in loaded]
-
-    def _to_device(
-        self, piece: MicroBatch, pixels: torch.Tensor, targets: torch.Tensor, index: torch.Tensor
-    ) -> tuple[MicroBatch, Batch]:
-        """Move a piece's images to the device, without those that could not be decoded (index below 0)."""
-        if (index < 0).any():
-            for damaged in index[index < 0].tolist():
-                self.say(f"skipped in train: {self.data.train.paths[~damaged]} cannot be decoded")
-            good = index >= 0
-            if good.any():
-                pixels, targets = pixels[good], targets[good]
-                piece = piece._replace(indices=index[good].tolist())
-            else:
-                piece = piece._replace(weight=0.0)
-        device = self.process.device
-        return piece, (to_device(pixels, device), targets.to(device, non_blocking=True))
+        return self.config.lr * optim.lr_factor(self.config, step, self.steps.per_epoch)
 
     def _require_finite(self, loss_sum: torch.Tensor, epoch: int, number: int) -> None:
         """Stop at the step whose loss is not finite; on a GPU at the end of the epoch, for looking makes it wait."""
@@ -343,7 +236,7 @@ class Trainer:
             else ""
         )
         return MineralError(
-            f"{what} is not finite in epoch {epoch}, step {step} of {self._steps_per_epoch}: start again (--restart) "
+            f"{what} is not finite in epoch {epoch}, step {step} of {self.steps.per_epoch}: start again (--restart) "
             f"with a lower --lr, with --clip 1, or with --precision bf16 in place of fp16{so_far}"
         )
 
@@ -351,10 +244,6 @@ class Trainer:
     def _earlier_loss(self) -> float:
         """The loss sum of the epoch's steps in an earlier sitting; one process holds it for all."""
         return self.progress.loss_sum if self.process.main else 0.0
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        return math.ceil(self.data.sampler.draws / self.config.batch)
 
     # -- validating ----------------------------------------------------------------------------------------------
 
@@ -366,7 +255,7 @@ class Trainer:
         """Compute probabilities (N, L) of the validation split, the same in every process, and the mean loss."""
         logits = self._logits(self.learner.kept)
         if not torch.isfinite(logits).all():
-            raise self._not_finite("an answer on the validation split", self.progress.epoch + 1, self._steps_per_epoch)
+            raise self._not_finite("an answer on the validation split", self.progress.epoch + 1, self.steps.per_epoch)
         device = self.process.device
         loss = self.learner.criterion(logits.to(device), self.data.val.targets.to(device))
         return logits.sigmoid().numpy(), float(loss)
@@ -378,7 +267,7 @@ class Trainer:
             self.data.val,
             self.process,
             batch=self.config.batch,
-            workers=self._workers,
+            workers=self.steps.workers,
             check=self.stop.check if self.process.world == 1 else lambda: None,
         )
 
@@ -482,7 +371,7 @@ class Trainer:
             self.options,
             self.process,
             count,
-            self._steps_per_epoch,
+            self.steps.per_epoch,
             self.say,
             lambda: suggest_few(self.config, count[0], self.process.device),
         )
@@ -502,17 +391,10 @@ class Trainer:
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[Listener]:
         if not self.options.tensorboard or not self.process.main or self.progress.reason:
-            yield _ignore
+            yield ignore
             return
         board = TensorBoard(self.folder.path / TENSORBOARD, self.progress.epoch + 1)
         try:
             yield board.add
         finally:
             board.close()
-
-    @property
-    def _workers(self) -> int:
-        if self.options.workers is not None:
-            return self.options.workers
-        # On a CPU the model needs the cores itself.
-        return min(8, cpu_count()) if self.process.device.type == "cuda" else min(2, cpu_count() - 1)
