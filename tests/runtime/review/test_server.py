@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from mineral_batch.cli import main
+from mineral_batch.results.csv import write_csv
 from mineral_batch.review.decisions import Decisions, read_decisions
 
-from .serving import NAMES, Server, serving
+from .serving import LABELS, NAMES, Server, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -208,6 +209,25 @@ def test_every_answer_forbids_what_the_page_does_not_need(shared: Server) -> Non
     page = shared.ask(shared.root)[1].decode()
     assert "http://" not in page
     assert "https://" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["option", "run"])
+def test_a_broader_name_is_shown_and_can_be_accepted(how: str, results: Path) -> None:
+    """Agate and quartz are unsure, both are quartz; by --level, or as the run had it."""
+    pytest.importorskip("uvicorn", reason="the extra review is not installed")
+    rows = [(f"photos/{NAMES[0]}", "", 0.45, 0.0, 0.45), (f"photos/{NAMES[1]}", "", 0.3, 0.0, 0.3)]
+    write_csv(results / "predictions.csv", ("path", "minerals", *LABELS), rows)
+    if how == "run":
+        (results / "run.json").write_text(json.dumps({"level": "species"}))
+    with serving(results, *(("--level", "species") if how == "option" else ())) as server:
+        items = server.api("api/queue?order=file")["items"]
+        assert [item["machine"] for item in items] == [["quartz"], []]
+        choice = {"row": items[0]["row"], "status": "labeled", "minerals": items[0]["machine"]}
+        server.api("api/decide", {"decisions": [choice]})
+        labels = server.ask(server.root + "labels.csv")[1].decode()
+    (row,) = csv.DictReader(io.StringIO(labels))
+    assert (row["labels"], row["machine_labels"]) == ("quartz", "quartz")
 
 
 def test_existing_labels_are_shown_and_likely_mistakes_come_first(results: Path, tmp_path: Path) -> None:

@@ -304,6 +304,23 @@ def test_other_spellings_mean_the_old_models_label(photos, base, tmp_path):
     assert read_contract(tmp_path / "mine.onnx").labels == ("agate", "gold", "quartz")
 
 
+@pytest.mark.slow
+def test_the_reading_of_varieties_is_said_and_can_be_the_other(photos, base, tmp_path):
+    photos.write_text(photos.read_text().replace("my rock", "quartz"))
+    rows = [line.split(",")[1].split(";") for line in photos.read_text().splitlines()[1:]]
+    agates = [names for names in rows if "agate" in names]
+    both = sum("quartz" in names for names in agates)
+    said = (
+        f"{both} of {len(agates)} images of agate are labeled quartz, too; the other {len(agates) - both} are negatives"
+    )
+    assert said in adapt(photos, base, tmp_path / "written.onnx")
+    said = f"{len(agates)} of {len(agates)} images of agate are labeled quartz, too\n"
+    assert said in adapt(photos, base, tmp_path / "implied.onnx", "--imply-parents", "--force")
+    support = {name: read_contract(tmp_path / f"{name}.onnx").measured.support for name in ("written", "implied")}
+    assert support["written"]["quartz"] == sum("quartz" in names for names in rows)
+    assert support["implied"]["quartz"] == sum("quartz" in names or "agate" in names for names in rows)
+
+
 def test_a_folder_of_folders_with_none(photos, base, tmp_path):
     for line in photos.read_text().splitlines()[1:]:
         name, _, label = line.partition(",")
