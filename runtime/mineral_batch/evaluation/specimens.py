@@ -59,9 +59,10 @@ def by_specimen(joined: Joined, rule: str, thresholds: Mapping[str, float]) -> J
 
 
 def thresholds_of_run(predictions: Path) -> dict[str, float]:
-    """The thresholds by label in the run.json beside a table; empty if there is none that can be read."""
+    """The thresholds by label in the run.json of a folder, or beside a table; empty if it cannot be read."""
+    folder = predictions if predictions.is_dir() else predictions.parent
     try:
-        manifest = parse_manifest((predictions.parent / RUN_MANIFEST).read_bytes())
+        manifest = parse_manifest((folder / RUN_MANIFEST).read_bytes())
     except OSError:
         return {}
     return {} if isinstance(manifest, str) else dict(zip(manifest.labels, manifest.thresholds, strict=False))

@@ -18,7 +18,7 @@ from mineral_batch import Predictor
 from mineral_batch.cli import main
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.evaluate import join
-from mineral_batch.evaluation.specimens import by_specimen
+from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.results.check import check
 from mineral_batch.results.csv import write_csv
 from mineral_batch.results.run import run
@@ -232,3 +232,13 @@ def test_specimens_have_the_answer_and_the_most_probable_labels_of_the_images(
     table[0]["best"] = min(labels, key=lambda label: float(table[0][label]))
     write_csv(path, list(table[0]), (row.values() for row in table))
     assert "not the most probable label" in "\n".join(check(path))
+
+
+def test_the_thresholds_of_a_run_are_found_from_its_folder_and_from_its_table(
+    album: Path, tmp_path: Path, predictor: Predictor
+) -> None:
+    out = tmp_path / "out"
+    run(predictor, [named(album, tmp_path / "photos")], out, Tables())
+    expected = dict(zip(predictor.contract.labels, predictor.contract.thresholds, strict=True))
+    assert thresholds_of_run(out) == thresholds_of_run(out / "predictions.csv") == expected
+    assert thresholds_of_run(tmp_path / "nothing") == {}
