@@ -10,7 +10,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from mineral_batch.errors import BackendError, ImageError
 from mineral_batch.images.decoder import CPU, GPU
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mineral_batch.engines.base import Backend
     from mineral_batch.images.decoder import DecodeOptions, Decoder
     from mineral_batch.types import Source
+
+_T = TypeVar("_T")
 
 # Among this many of a run's first images it looks for this many large JPEGs, and needs at least this many.
 _SAMPLED_SOURCES = 64
@@ -109,7 +111,7 @@ def _decode_rate(decoder: Decoder, jpegs: Sequence[bytes], threads: int) -> floa
     return _calls_per_second(decode, jpegs, max(_ROUNDS * len(jpegs), _JPEGS_PER_THREAD * threads), threads)
 
 
-def _calls_per_second(call: Callable[[Any], object], arguments: Sequence[Any], count: int, threads: int) -> float:
+def _calls_per_second(call: Callable[[_T], object], arguments: Sequence[_T], count: int, threads: int) -> float:
     """Time `count` calls that cycle through the arguments, after a warm-up in which every thread calls once."""
     cycle = itertools.cycle(arguments)
     with ThreadPoolExecutor(threads) as pool:

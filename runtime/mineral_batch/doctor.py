@@ -32,7 +32,7 @@ from mineral_batch.storage import cache
 from mineral_batch.system import cpu_count, cpu_flags, cpu_name, pip_command, pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mineral_batch.types import Pixels
 
@@ -343,7 +343,8 @@ def _test_image(shape: tuple[int, int, int]) -> Pixels:
     return pixels
 
 
-def _timed(work: Any) -> float:
+def _timed(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -15,6 +15,7 @@ from mineral_batch.explain.folder import MapRow, OutputFolder, maps_path, overla
 from mineral_batch.explain.maps import peak
 from mineral_batch.explain.overlay import overlay
 from mineral_batch.explain.scores import (
+    Bools,
     Score,
     center_map,
     deletion,
@@ -206,7 +207,7 @@ class _Work:
         scores = [self._score_map(explanation, maps[name], mask) for name, mask in masks.items() if name in maps]
         return scores, len(masks) - len(scores)
 
-    def _score_map(self, explanation: Explanation, one: LabelMap, mask: np.ndarray[Any, Any]) -> Score:
+    def _score_map(self, explanation: Explanation, one: LabelMap, mask: Bools) -> Score:
         pointing = pointing_game(one.heat, mask, self.spec)
         if not self.options.score_deletion:
             return Score(one.label, pointing, None, None)

@@ -6,11 +6,11 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mineral_batch.errors import DataError, one_line
+from mineral_batch.results.check_specimens import check_specimens, wrong_minerals
 from mineral_batch.results.csv import csv_records, decimal_point, repeated
 from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
@@ -29,13 +29,10 @@ from mineral_batch.results.schema import (
     SPECIMEN_COLUMNS,
     STAGES,
 )
-from mineral_batch.results.specimens import check_specimens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
-_ROUNDING = 1e-6
 _LIMITS = {
     "width": (1, math.inf),
     "height": (1, math.inf),
@@ -288,7 +285,8 @@ def _check_rows(rows: Iterable[_Row], labels: Sequence[str], expected: _Expected
             continue
         probabilities = {label: value for label, value in zip(labels, values, strict=True) if value is not None}
         yield from _check_best(row, probabilities)
-        yield from _check_minerals(row, probabilities, dict(zip(labels, expected.thresholds, strict=False)))
+        thresholds = dict(zip(labels, expected.thresholds, strict=False))
+        yield from (f"{row.where}: {problem}" for problem in wrong_minerals(row.minerals, probabilities, thresholds))
     yield from _count("predictions", count, expected.predicted)
 
 
@@ -328,22 +326,6 @@ def _check_best(row: _Row, probabilities: dict[str, float]) -> Iterator[str]:
         yield f"{row.where}: best, second and margin are not those of the probabilities"
     if row.extra.get("calibrated") not in ("yes", "no"):
         yield f"{row.where}: calibrated {row.extra.get('calibrated')!r} is neither yes nor no"
-
-
-def _check_minerals(row: _Row, probabilities: dict[str, float], thresholds: dict[str, float]) -> Iterator[str]:
-    """They must be labels, the most probable first, and those at or above the thresholds, if these are known."""
-    unknown = [name for name in row.minerals if name not in probabilities]
-    if unknown or len(set(row.minerals)) != len(row.minerals):
-        yield f"{row.where}: minerals {';'.join(row.minerals)!r} are not distinct labels"
-        return
-    listed = [probabilities[name] for name in row.minerals]
-    if any(later > earlier for earlier, later in pairwise(listed)):
-        yield f"{row.where}: minerals are not in the order of their probabilities"
-    for label, threshold in thresholds.items():
-        difference = probabilities[label] - threshold
-        if abs(difference) > _ROUNDING * threshold and (difference > 0) != (label in row.minerals):
-            is_listed = "listed" if label in row.minerals else "not listed"
-            yield f"{row.where}: {label} is {is_listed} at {probabilities[label]:g}, its threshold is {threshold:g}"
 
 
 def _count(what: str, count: int, expected: int | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import posixpath
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from mineral_batch.errors import DataError
 from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import ModelContract
-from mineral_batch.results.csv import CsvWriter, csv_line, csv_records, encode, formula_safe_text, open_csv
+from mineral_batch.results.csv import CsvWriter, csv_line, encode, formula_safe_text, open_csv
 from mineral_batch.results.rows import TableRow, best_columns
 from mineral_batch.results.schema import ANSWER, BEST, SEPARATOR, SPECIMEN_COLUMNS, SPECIMEN_EXTRA
 from mineral_batch.types import Failure
@@ -52,8 +52,6 @@ _SYNONYMS = {
     **dict.fromkeys(("file", "filename", "file name", "image", "photo"), "path"),
     **dict.fromkeys(("catalogue number", "catalog number", "catalognumber", "inventory number"), "specimen"),
 }
-# Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
-_ROUNDING = 1e-6
 
 
 def specimen_rule(text: str) -> Rule:
@@ -225,68 +223,3 @@ def _disk_errors() -> Iterator[None]:
             f"cannot sort the images by specimen: {error}; free some space in the folder for temporary files, or set "
             "SQLITE_TMPDIR to another"
         ) from None
-
-
-def check_specimens(
-    path: Path, labels: tuple[str, ...] | None, thresholds: tuple[float, ...], predicted: int | None
-) -> Iterator[str]:
-    """Yield what is wrong with a specimens.csv: a line for each problem.
-
-    Args:
-        path: the file.
-        labels: of run.json, None if it is not known; the same of the others.
-        thresholds: of the labels; may be empty.
-        predicted: images with a prediction.
-    """
-    records = csv_records(path)
-    header = next(records, (0, []))[1]
-    named = len(SPECIMEN_COLUMNS)
-    first = next((index for index, name in enumerate(header[named:], named) if name not in SPECIMEN_EXTRA), len(header))
-    known = tuple(header[first:])
-    if labels is not None and known != labels:
-        yield f"the columns after {header[first - 1]} are not the labels of run.json"
-        return
-    seen: set[str] = set()
-    images = 0
-    for line, cells in records:
-        if len(cells) != len(header):
-            yield f"line {line}: {len(cells)} fields instead of {len(header)}"
-            continue
-        name, count, minerals = cells[:named]
-        if not name or name in seen:
-            yield f"line {line}: {'duplicate specimen ' + repr(name) if name else 'no specimen'}"
-        seen.add(name)
-        if not (count.isascii() and count.isdigit() and int(count)):
-            yield f"line {line}: images {count!r} is not a number of images"
-        else:
-            images += int(count)
-        problem = _wrong(minerals.split(SEPARATOR) if minerals else [], known, cells[first:], thresholds)
-        extra = dict(zip(header[named:first], cells[named:first], strict=True))
-        if problem or (problem := _wrong_best(extra, known, cells[first:])):
-            yield f"line {line}: {problem}"
-    if predicted is not None and images != predicted:
-        yield f"specimens of {images} images, run.json says {predicted}"
-
-
-def _wrong_best(extra: Mapping[str, str], labels: Sequence[str], cells: Sequence[str]) -> str:
-    """What is wrong with the column `best`; empty if nothing is, or if there is none."""
-    probabilities = dict(zip(labels, map(float, cells), strict=True))
-    is_wrong = BEST in extra and probabilities.get(extra[BEST]) != max(probabilities.values())
-    return f"{extra[BEST]} is not the most probable label" if is_wrong else ""
-
-
-def _wrong(minerals: list[str], labels: Iterable[str], cells: list[str], thresholds: tuple[float, ...]) -> str:
-    """What is wrong with the probabilities and minerals of a row; empty if nothing is."""
-    try:
-        values = dict(zip(labels, map(float, cells), strict=True))
-    except ValueError:
-        return "a probability is not a number"
-    if outside := [label for label, value in values.items() if not 0.0 <= value <= 1.0]:
-        return f"no probability from 0 to 1 for {', '.join(outside[:3])}"
-    if set(minerals) - set(values) or len(set(minerals)) != len(minerals):
-        return f"minerals {SEPARATOR.join(minerals)!r} are not distinct labels"
-    for (label, value), threshold in zip(values.items(), thresholds, strict=False):
-        if abs(value - threshold) > _ROUNDING * threshold and (value > threshold) != (label in minerals):
-            is_listed = "listed" if label in minerals else "not listed"
-            return f"{label} is {is_listed} at {value:g}, its threshold is {threshold:g}"
-    return ""
