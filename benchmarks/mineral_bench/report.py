@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.files import write_file
 from mineral_bench.conditions import in_words
 from mineral_bench.measure import Estimate, three_digits
@@ -116,7 +116,7 @@ def load_figures(path: Path, benchmark: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; use a file that --json wrote") from None
+        raise DataError(f"cannot read {path}: {plain_reason(error)}; use a file that --json wrote") from None
     if not isinstance(record, dict) or record.get("benchmark") != benchmark or record.get("schema") != SCHEMA_VERSION:
         raise DataError(f"{path} was not written by `mineral-bench {benchmark} --json` of this version")
     return record

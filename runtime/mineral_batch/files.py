@@ -33,6 +33,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mineral-batch"
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path out of a table is a file: no where the system cannot even look, where `Path.is_file` raises.
+
+    A name can be too long, or lead into a folder that may not be entered.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def cannot_write(target: str | Path, error: OSError, *, fix: str = "") -> DataError:
     """One line for a file or folder that cannot be written: what, why, how to fix it.
 
@@ -64,7 +72,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: as opening, writing or renaming do; `write_errors` makes one line of it.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises a RuntimeError for links in a loop
     temporary = _temporary(target)
     try:
         with temporary.open("xb") as file:

@@ -17,10 +17,10 @@ import click
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.metrics import EQUATION_6
-from mineral_batch.files import atomic_file
+from mineral_batch.files import atomic_file, write_file
+from mineral_batch.results.written import replacing, require_unedited
 from mineral_batch.storage.models import fetch
 from mineral_train.data.manifest import write_table
-from mineral_train.model.fetched import shown
 from mineral_train.model.presets import PAPER_PARAMETERS, PRESETS
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RESULT = "test.json"
 _MISSING = "–"
+_CHECKED_SIZE = (64, 64)  # pixels, to which the images are decoded to see whether they can be
 _TITLES = {
     3: "Table 3: backbones",
     4: "Table 4: losses",
@@ -197,6 +198,7 @@ def _train_here(config: TrainConfig, manifest: Path | str, folder: Path, options
 def _test(config: TrainConfig, manifest: Path | str, folder: Path, options: RunOptions) -> tuple[float, int]:
     from mineral_batch.evaluation.metrics import mean_average_precision
     from mineral_train.data.dataset import PhotoDataset
+    from mineral_train.data.images import undecodable
     from mineral_train.data.manifest import read_manifest
     from mineral_train.training.checkpoint import load_checkpoint
     from mineral_train.training.distributed import choose_device
@@ -204,22 +206,30 @@ def _test(config: TrainConfig, manifest: Path | str, folder: Path, options: RunO
 
     model, contract = load_checkpoint(folder)
     rows = read_manifest(manifest, contract.labels).select("test")
+    if options.skip_damaged:
+        damaged = {failure.path for failure in undecodable(rows, contract.input)}
+        rows = [row for row in rows if str(row.path) not in damaged]
     dataset = PhotoDataset(rows, contract.labels, contract.input)
     device = choose_device(options.device)
     scores, truth = evaluate_model(model, dataset, device=device, batch=config.batch, workers=options.workers or 0)
     return mean_average_precision(scores, truth).mean, len(rows)
 
 
-def require_test_split(manifest: Path | str, labels: tuple[str, ...]) -> None:
-    """Refuse a manifest that has nothing to test on, before hours of training.
+def require_usable(manifest: Path | str, labels: tuple[str, ...], *, skip_damaged: bool) -> None:
+    """Refuse labels, a manifest or images that would end a row after hours of training.
+
+    Args:
+        manifest: with the three splits.
+        labels: of the model, unchecked.
+        skip_damaged: leave images out that cannot be decoded.
 
     Raises:
-        DataError: if no image of the split `test` has a label.
+        DataError: naming all that is wrong; also if no image of the split `test` has a label.
     """
-    from mineral_train.data.manifest import read_manifest
+    from mineral_batch.model.contract import InputSpec
+    from mineral_train.training.data import TrainingManifest
 
-    if not read_manifest(manifest, labels).targets("test").any():
-        raise DataError(f"{shown(manifest)}: no image of the split 'test' has a label; the tables report the test mAP")
+    TrainingManifest.read(manifest, labels, spec=None if skip_damaged else InputSpec(*_CHECKED_SIZE), is_tested=True)
 
 
 def _identity(config: TrainConfig, manifest: Path | str) -> dict[str, Any]:
@@ -229,12 +239,32 @@ def _identity(config: TrainConfig, manifest: Path | str) -> dict[str, Any]:
 
 
 def write_tables(folder: Path, results: Mapping[Row, RowResult | str]) -> str:
-    """Write `tables.md` and `tables.csv` into `folder`; returns the Markdown."""
+    """Write `tables.md` and `tables.csv` into `folder`; returns the Markdown.
+
+    Raises:
+        DataError: if one of them was edited since it was written, or cannot be written.
+    """
     text = markdown(results)
-    with atomic_file(folder / "tables.md") as file:
-        file.write(text.encode())
-    write_table(folder / "tables.csv", _CSV_HEADER, (_csv_cells(row, result) for row, result in results.items()))
+    require_unedited_tables(folder)
+    with replacing(folder, *_files(folder)):
+        page, table = _files(folder)
+        write_file(page, text)
+        write_table(table, _CSV_HEADER, (_csv_cells(row, result) for row, result in results.items()))
     return text
+
+
+def require_unedited_tables(folder: Path) -> None:
+    """Refuse to lose what somebody wrote into the tables.
+
+    Raises:
+        DataError: if one of them was edited since it was written.
+    """
+    for target in _files(folder):
+        require_unedited(folder, target, "mineral-train tables")
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    return folder / "tables.md", folder / "tables.csv"
 
 
 def markdown(results: Mapping[Row, RowResult | str]) -> str:

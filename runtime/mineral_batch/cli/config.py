@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mineral_batch.cli.paths import LOCAL
+from mineral_batch.errors import plain_reason
 from mineral_batch.storage.urls import redact
 
 #: The commands of all four programs, which may share one file.
@@ -89,9 +90,9 @@ def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> 
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror or error}") from None
+        raise click.UsageError(f"cannot read {path}: {plain_reason(error)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path} is not a TOML file: {error}") from None
+        raise click.UsageError(f"{path} is not a TOML file: {plain_reason(error)}") from None
     except RecursionError:
         raise click.UsageError(f"{path} is not a file of options: its values are nested too deeply") from None
     name = ctx.command.name or ""

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from mineral_batch.cli.config import CONFIG, add_config_option
 from mineral_batch.cli.help import shorten_placeholders
-from mineral_batch.errors import MineralError
+from mineral_batch.errors import MineralError, harmless
 from mineral_batch.system import pip_install
 
 #: Exit codes beside 0, 1 (an error) and 2 (wrong usage). The last two are 128 and the number of SIGINT or SIGTERM.
@@ -24,6 +24,7 @@ EXIT_SOME_IMAGES_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 _STDERR = 2
+_LOOP = "Symlink loop from "
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -90,9 +91,22 @@ class LazyGroup(click.Group):
                 raise  # the same error: that of a missing parameter makes its own text
             raise click.BadParameter(f"{error.message}{source}", error.ctx, error.param, error.param_hint) from None
         except MineralError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(harmless(str(error))) from error
+        except OSError as error:
+            if error.filename is None:  # of a stream
+                raise
+            raise click.ClickException(f"cannot use {_name_of(error)}: {error.strerror}") from error
+        except RuntimeError as error:
+            if not str(error).startswith(_LOOP):  # of Path.resolve
+                raise
+            raise click.ClickException(f"cannot use {harmless(str(error)[len(_LOOP) :])}: a link to itself") from error
         except ModuleNotFoundError as error:
             raise click.ClickException(_missing_package(error)) from error
+
+
+def _name_of(error: OSError) -> str:
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(error.filename)
+    return harmless(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 class TerminableGroup(LazyGroup):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mineral_batch.cli.console import say
-from mineral_batch.results.written import edited_tables
+from mineral_batch.explain.folder import INDEX
+from mineral_batch.results.written import edited_tables, is_edited
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,3 +23,9 @@ def say_edited(results: Path, what: str) -> None:
     for name in edited_tables(folder):
         if folder == results or name == results.name:
             say(f"Note: {folder / name} was edited since the run wrote it; {what}", err=True)
+
+
+def say_edited_maps(folder: Path, what: str) -> None:
+    """Say if the index of a folder of `explain` was changed since it was written, and is used as it is."""
+    if is_edited(folder, folder / INDEX):
+        say(f"Note: {folder / INDEX} was edited since explain wrote it; {what}", err=True)

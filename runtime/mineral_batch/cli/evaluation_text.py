@@ -17,6 +17,7 @@ from mineral_batch.evaluation.levels import readings_of
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
 from mineral_batch.evaluation.thresholds import CONFIDENCE
 from mineral_batch.minerals.table import LEVELS, Level
+from mineral_batch.results.csv import listed, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 #: Names of the split that models are trained on.
 TRAINING_SPLITS = ("train", "training")
 _SHOWN = 5
+_RENAMED = 40
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,16 @@ def _join_text(joined: Joined, compared: Comparison) -> list[str]:
     if joined.other_splits:
         lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
     if joined.missing:
-        first = ", ".join(path.encode("utf-8", "replace").decode() for path in joined.missing[:_SHOWN])
+        first = ", ".join(map(shown, joined.missing[:_SHOWN]))
         more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
         lines.append(f"{len(joined.missing)} labeled images have no prediction: {first}{more}.")
     if joined.renamed:
-        lines.append("Read as: " + ", ".join(f"{name} = {label}" for name, label in joined.renamed.items()) + ".")
+        renamed = [f"{name} = {label}" for name, label in joined.renamed.items()]
+        lines.append(f"Read as: {listed(renamed, _RENAMED)}.")
     lines += [f"{note}." for note in joined.notes]
     lines += _reading(joined, compared.level)
     if joined.predictions.ignored:
-        lines.append(f"Columns that are no labels, ignored: {', '.join(joined.predictions.ignored)}.")
+        lines.append(f"Columns that are no labels, ignored: {listed(joined.predictions.ignored)}.")
     if compared.split is None and joined.splits:
         lines.append(
             f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.edited import say_edited
+from mineral_batch.cli.edited import say_edited, say_edited_maps
 from mineral_batch.cli.paths import FETCHED, LOCAL, RESULTS
 from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option, specimen_option
 from mineral_batch.files import write_errors
@@ -101,6 +101,8 @@ def report(
     say_edited(results, "the page shows the edited table")
     accuracy = _judged(table, labels, split)
     maps = read_explained(explained, table) if explained else None
+    if explained:
+        say_edited_maps(explained, "the page shows what it says")
     groups = _groups(table, level, specimen, minerals)
     count = len(table.predictions.paths)
     total = count + (maps.count if maps else 0)

@@ -16,7 +16,7 @@ from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.deliver.trees import inside
 from mineral_batch.deliver.xmp import merged_packet, sidecar, write_sidecar
 from mineral_batch.errors import DataError
-from mineral_batch.files import write_errors, write_file
+from mineral_batch.files import is_file, write_errors, write_file
 
 #: Folder of the copies in the tree.
 COPIES = "photographs"
@@ -55,7 +55,7 @@ def write_copies(delivery: Delivery, tree: Path, root: str, *, with_suffix: bool
         try:
             for record in delivery.photographs():
                 source = delivery.file(record)
-                if source.is_file():
+                if is_file(source):
                     copy = _Copy(tree, source, record, delivery, root)
                     copy.write(made, counts, with_suffix=with_suffix)
                 else:

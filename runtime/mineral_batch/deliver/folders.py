@@ -16,7 +16,7 @@ from typing import Literal
 from mineral_batch.deliver.made import Made, begin_tree, take_back, write_made
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.errors import DataError
-from mineral_batch.files import write_errors
+from mineral_batch.files import is_file, write_errors
 
 NONE, UNSURE = "_none", "_unsure"
 Kind = Literal["symbolic", "hard", "copy"]
@@ -52,7 +52,7 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
         try:
             for record in delivery.photographs():
                 source = delivery.file(record)
-                if not source.is_file():
+                if not is_file(source):
                     counts.missing += 1
                     continue
                 for place in _places(record):

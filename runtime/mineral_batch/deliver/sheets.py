@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.errors import DataError
-from mineral_batch.files import atomic_file, write_errors
+from mineral_batch.files import atomic_file, is_file, write_errors
 from mineral_batch.minerals.table import Table
 from mineral_batch.report.thumbnails import thumbnails
 from mineral_batch.results.csv import decimal_comma, formula_safe_text
@@ -171,7 +171,7 @@ def _images_sheet(book: Any, delivery: Delivery, folder: Path, small: _Thumbnail
             is_share = header[column - first] not in _PLACE
             _write(sheet, row, column, cell, percent if is_share else None)
         file = delivery.file(record)
-        if row <= _LINKS and file.is_file():
+        if row <= _LINKS and is_file(file):
             sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=printable(record.path)[:32_000])
     return counts
 

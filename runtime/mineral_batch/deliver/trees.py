@@ -11,7 +11,7 @@ from mineral_batch.deliver.made import remove_empty
 from mineral_batch.deliver.records import Delivery, Record
 from mineral_batch.deliver.xmp import remove, sidecar, write_sidecar
 from mineral_batch.errors import DataError
-from mineral_batch.files import write_errors
+from mineral_batch.files import is_file, write_errors
 from mineral_batch.results.csv import shown
 
 
@@ -45,7 +45,7 @@ def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suf
     counts = SidecarCounts()
     _require_distinct(delivery, tree, with_suffix=with_suffix)
     for record, path in _sidecars(delivery, tree, with_suffix=with_suffix):
-        if tree is None and not delivery.file(record).is_file():
+        if tree is None and not is_file(delivery.file(record)):
             counts.missing += 1
             continue
         with write_errors(path.parent):
@@ -61,7 +61,7 @@ def remove_sidecars(delivery: Delivery, tree: Path | None, *, with_suffix: bool)
     """Take back what `write_sidecars` wrote; returns from how many files."""
     removed = 0
     for _, path in _sidecars(delivery, tree, with_suffix=with_suffix):
-        removed += path.is_file() and remove(path)
+        removed += is_file(path) and remove(path)
         if tree is not None:
             remove_empty(path.parent, tree)
     if tree is not None:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.parsers import expat
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.results.csv import listed, shown
 
 _log = logging.getLogger("mineral_batch")
@@ -71,8 +71,7 @@ def read_tool_labels(path: str | Path, *, warn: bool = True) -> list[tuple[str, 
         tool, found = read(path)
         _require_text(text for image, labels, _ in found for text in (image, *(labels or ())))
     except (ValueError, KeyError, TypeError, RecursionError, expat.ExpatError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        text = str(reason).encode("utf-8", "replace").decode()  # JSON can hold what is not Unicode text
+        text = plain_reason(error).encode("utf-8", "replace").decode()  # JSON can hold what is not Unicode text
         raise DataError(f"cannot read the labels in {shown(str(path))}: {text}") from None
     except OSError as error:
         raise DataError(f"cannot read {shown(str(path))}: {error.strerror}") from None

@@ -132,13 +132,16 @@ def name_labels(rows: Sequence[LabelRow], labels: Sequence[str]) -> tuple[list[L
         The rows, and each name that was changed with the label that it became.
     """
     names = {name for row in rows for name in row.labels}
-    meant = {name: _meant(name, labels) for name in names}
+    meant = {name: labels_meant(name, labels) for name in names}
     renamed = [row._replace(labels=tuple(dict.fromkeys(n for name in row.labels for n in meant[name]))) for row in rows]
     return renamed, {name: "; ".join(to) for name, to in sorted(meant.items()) if to != (name,)}
 
 
-def _meant(name: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels that one name stands for: several if it is a list with another separator, `quartz, gold`."""
+def labels_meant(name: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that one name stands for: several if it is a list with another separator, `quartz, gold`.
+
+    A name that stands for no label comes back as it is.
+    """
     if label := canonical(name, labels):
         return (label,)
     parts = [canonical(part.strip(), labels) for part in re.split(r"[,|/+]", name)]

@@ -7,6 +7,7 @@
 | maps/ | on request: an .npz per image with the maps as numbers |
 | scores.json | with masks: the pointing game, and on request deletion and insertion |
 | failures.csv | a row per image that could not be read, as `predict` writes it; absent if there is none |
+| written.json | the SHA-256 of maps.csv, by which an edited one is known |
 
 `peak_x` and `peak_y` are pixels of the upright image, empty for a map of zeros.
 """
@@ -26,6 +27,7 @@ from mineral_batch.results.csv import csv_line, write_csv
 from mineral_batch.results.per_image import mirrored
 from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import FailuresCsv
+from mineral_batch.results.written import is_noted, replacing, require_unedited
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -82,7 +84,9 @@ class OutputFolder:
 
     def _require_replaceable(self) -> None:
         """Refuse to replace files and folders of these names that are not of an earlier run, or of one cut short."""
-        if self._new.is_dir() or self._is_index(self._folder / INDEX):
+        index = self._folder / INDEX
+        require_unedited(self._folder, index, "explain")
+        if self._new.is_dir() or self._is_index(index) or is_noted(self._folder, index):
             return
         for name in (INDEX, OVERLAYS, MAPS, SCORES, FAILURES):
             if (self._folder / name).exists():
@@ -126,4 +130,5 @@ class OutputFolder:
                     table.write(failure)
         if scores:
             write_file(self._folder / SCORES, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-        write_csv(self._folder / INDEX, _COLUMNS, (row.cells() for row in rows))
+        with replacing(self._folder, self._folder / INDEX):
+            write_csv(self._folder / INDEX, _COLUMNS, (row.cells() for row in rows))

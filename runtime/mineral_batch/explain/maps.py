@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from mineral_batch.errors import ContractError
+from mineral_batch.errors import ContractError, plain_reason
 from mineral_batch.images.geometry import visible_box
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class MapSpec:
             return cls(record["method"], tuple(record["grid"]), record["top"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ContractError(
-                f"cannot read the model's description of its maps ({error!r}): "
+                f"cannot read the model's description of its maps ({plain_reason(error)}): "
                 f"export it again with mineral-export onnx --explain"
             ) from None
 

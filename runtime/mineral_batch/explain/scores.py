@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageFilter, UnidentifiedImageError
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.explain.maps import center, enlarge, peak
 from mineral_batch.images.geometry import visible_box
 
@@ -85,8 +85,10 @@ def read_masks(path: Path) -> dict[str, Bools]:
     try:
         with PILImage.open(path) as image:
             text, mode, values = str(image.info.get("Values", "")), image.mode, np.array(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"cannot read the mask {path}: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"cannot read the mask {path}: it is no image") from None
+    except OSError as error:
+        raise DataError(f"cannot read the mask {path}: {plain_reason(error)}") from None
     names = dict(entry.split("=", 1) for entry in text.split(";") if "=" in entry)
     if mode != "P" or not names:
         raise DataError(f"{path} is not a mask of mineral-train synth: it needs a palette and a text `Values`")

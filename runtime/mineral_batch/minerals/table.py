@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 
 Level = Literal["variety", "species", "group", "class"]
 #: From narrow to broad.
@@ -122,7 +122,7 @@ def _own(path: Path) -> Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return _table(csv.DictReader(file), str(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the table of minerals {path}: {error}") from error
+        raise DataError(f"cannot read the table of minerals {path}: {plain_reason(error)}") from None
 
 
 def _table(rows: csv.DictReader[str], source: str) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mineral_batch.errors import ContractError
+from mineral_batch.errors import ContractError, plain_reason
 from mineral_batch.model.checks import floats, is_int, require
 
 # Beside 0 and 1, which no images can show to be exact.
@@ -86,7 +86,7 @@ class Calibration:
             before, after = (ProbabilityScores(**record[name]) for name in ("before", "after"))
             return cls(**{**record, "before": before, "after": after})
         except (TypeError, KeyError) as error:
-            raise ContractError(f"calibration is incomplete or of the wrong type: {error}") from None
+            raise ContractError(f"calibration is incomplete or of the wrong type: {plain_reason(error)}") from None
 
 
 def calibrate_command(model: object) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mineral_batch.errors import ContractError
+from mineral_batch.errors import ContractError, plain_reason
 from mineral_batch.model.calibration import Calibration
 from mineral_batch.model.checks import floats, is_fraction, is_int, require, require_one_of
 
@@ -227,7 +227,9 @@ class ModelContract:
         except UnicodeEncodeError:
             raise ContractError("the model's contract holds half a surrogate pair: export the model again") from None
         except (ValueError, RecursionError) as error:
-            raise ContractError(f"the model's contract is not JSON ({error}): export the model again") from None
+            raise ContractError(
+                f"the model's contract is not JSON ({plain_reason(error)}): export the model again"
+            ) from None
         nested = {"input": InputSpec, "measured": Measured, "numerics": Numerics, "familiarity": Familiarity}
         contract: ModelContract = _build(cls, _upgraded(_with_numerics(record)), "contract", nested)
         return contract
@@ -275,7 +277,7 @@ def _build(kind: type[Any], record: Any, where: str, nested: Mapping[str, type[A
     try:
         return kind(**values)
     except TypeError as error:
-        raise ContractError(f"{where} is incomplete or of the wrong type: {error}") from None
+        raise ContractError(f"{where} is incomplete or of the wrong type: {plain_reason(error)}") from None
 
 
 def _checked_labels(labels: Any) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from mineral_batch.errors import DataError, ImageError
+from mineral_batch.files import is_file
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.discover import find_sources
@@ -99,7 +100,7 @@ def _readers(paths: Sequence[str], base: Path) -> Iterator[tuple[int, Read]]:
                 yield index, remote
             continue
         file = base / path
-        if file.is_file():
+        if is_file(file):
             yield index, partial(read_file, file)
         elif archive := _archive(file):
             members.setdefault(archive, {})[str(file)] = index
@@ -109,7 +110,7 @@ def _readers(paths: Sequence[str], base: Path) -> Iterator[tuple[int, Read]]:
 
 def _archive(file: Path) -> Path | None:
     """Return the archive that a path leads into, if any."""
-    return next((folder for folder in file.parents if is_archive(folder.name) and folder.is_file()), None)
+    return next((folder for folder in file.parents if is_archive(folder.name) and is_file(folder)), None)
 
 
 def _members(archive: Path, names: dict[str, int]) -> Iterator[tuple[int, Read]]:
@@ -125,6 +126,6 @@ def find_base(paths: Iterable[str], candidates: Sequence[Path]) -> Path:
     """Return the first candidate from which one of the first relative paths leads to a file; else the first of all."""
     probed = list(islice(paths, _PROBED))
     for base in candidates:
-        if any((base / path).is_file() or _archive(base / path) for path in probed):
+        if any(is_file(base / path) or _archive(base / path) for path in probed):
             return base
     return candidates[0]

@@ -12,12 +12,12 @@ import csv
 import io
 import re
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, harmless, plain_reason
 from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.images.names import FORMULA_SIGNS
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _DELIMITERS = (",", ";", "\t")
 _LISTED = 8
+_SHOWN = 400  # characters of one name or cell
+_QUOTES = "; a cell with a separator in it needs quotes"
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+(e[+-]?\d+)?")
 _NEEDS_QUOTES = re.compile(r'["\r\n]')
 
@@ -50,16 +52,36 @@ class CsvTable:
         """(line, fields) of every row that is not empty; `line` is the number of its last line in the file.
 
         Raises:
-            DataError: if a row has more or fewer fields than the header.
+            DataError: if rows have more or fewer fields than the header, naming the first of them.
         """
-        for fields in self._reader:
-            line = self._reader.line_num + self._skipped
-            if fields and len(fields) != len(self.header):
-                raise DataError(
-                    f"{self.path} line {line}: {len(fields)} fields where the header has {len(self.header)}"
-                )
-            if fields:
+        records = self._records()
+        for line, fields in records:
+            if len(fields) != len(self.header):
+                raise DataError(self._width_faults(line, fields, records))
+            yield line, fields
+
+    def rows(self, faults: list[str]) -> Iterator[tuple[int, list[str]]]:
+        """Yield the rows as iterating does, and list those of another width in `faults` instead of raising."""
+        for line, fields in self._records():
+            if len(fields) == len(self.header):
                 yield line, fields
+            else:
+                faults.append(self._width_fault(line, fields) + _QUOTES)
+
+    def _width_faults(self, line: int, fields: Sequence[str], rest: Iterable[tuple[int, Sequence[str]]]) -> str:
+        faults = [self._width_fault(line, fields)]
+        with suppress(csv.Error, UnicodeError):  # what ends the reading further on is the smaller trouble
+            for place, cells in rest:
+                if len(cells) != len(self.header):
+                    faults.append(self._width_fault(place, cells))
+        more = f" and {len(faults) - _LISTED:,} more" if len(faults) > _LISTED else ""
+        return f"{shown(str(self.path))} {', '.join(faults[:_LISTED])}{more}{_QUOTES}"
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        return ((self._reader.line_num + self._skipped, fields) for fields in self._reader if fields)
+
+    def _width_fault(self, line: int, fields: Sequence[str]) -> str:
+        return f"line {line}: {len(fields)} fields where the header has {len(self.header)}"
 
     def dicts(self) -> Iterator[dict[str, str]]:
         """Yield each row as column -> cell; errors as in iterating."""
@@ -119,8 +141,9 @@ def open_csv(
     except FileNotFoundError:
         raise DataError(missing or f"there is no file {shown(str(path))}") from None
     except (OSError, csv.Error, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {shown(str(path))}: {reason}; it must be a CSV file in UTF-8") from None
+        raise DataError(
+            f"cannot read {shown(str(path))}: {plain_reason(error)}; it must be a CSV file in UTF-8"
+        ) from None
 
 
 def csv_records(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
@@ -140,7 +163,7 @@ def csv_records(path: str | Path, delimiter: str = ",") -> Iterator[tuple[int, l
             for cells in reader:
                 yield reader.line_num, cells
     except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise DataError(f"cannot read {path}: {plain_reason(error)}") from None
 
 
 class CsvWriter:
@@ -238,8 +261,10 @@ def listed(names: Sequence[str], limit: int = _LISTED) -> str:
 
 
 def shown(text: str) -> str:
-    """The text with bytes that are not UTF-8 replaced, so that it can be printed."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name or a cell as a message shows it: in one line, without what a terminal would obey, not endlessly long."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+    return harmless(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")).replace("\n", "\\n")
 
 
 def _decoded(binary: io.BufferedReader, errors: str) -> TextIO:

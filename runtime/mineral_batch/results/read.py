@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import open_csv
@@ -136,7 +136,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {path} ({error}): rerun the command of the run to write it again") from None
+        raise DataError(
+            f"cannot read {path} ({plain_reason(error)}): rerun the command of the run to write it again"
+        ) from None
     return content if isinstance(content, dict) else {}
 
 

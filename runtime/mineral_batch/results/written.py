@@ -7,7 +7,8 @@ commands wrote about the run in written.json beside it.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import os
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from mineral_batch.results.manifest import read_manifest
 from mineral_batch.results.schema import RUN_MANIFEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-#: In the folder of the run: which files the commands wrote about it, wherever they are, and the SHA-256 of each.
+#: In the folder of the run: which files the commands wrote about it, and the SHA-256 of each. A file in the folder is
+#: named by its place there, so that the folder can be moved; any other by its whole path.
 RECORD = "written.json"
 _MARKER_BYTES = 4096
 
@@ -92,7 +94,7 @@ def require_replaceable(results: Path, target: Path, command: str) -> None:
     """
     if not target.is_file() or not target.stat().st_size:
         return
-    digest = _read(results).get(str(target.resolve()))
+    digest = _digest(results, target)
     if digest is None:
         raise _foreign(target, f"was not written by {command} from {results}")
     if digest != file_digest(target):
@@ -127,19 +129,65 @@ def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) 
             raise DataError(f"{target} is what {command} reads: name another file to write")
 
 
-def note_written(results: Path, target: Path) -> None:
-    """Remember a file that was just written; where that cannot be written, the next command takes it for a foreign one.
+def is_noted(results: Path, target: Path) -> bool:
+    """Whether a command is known to have written a file of this name, which may be gone or edited."""
+    return _digest(results, target) is not None
+
+
+def is_edited(results: Path, target: Path) -> bool:
+    """Whether a file is known to have been changed since a command wrote it: by hand, or by another program."""
+    digest = _digest(results, target)
+    return digest is not None and target.is_file() and digest != file_digest(target)
+
+
+def require_unedited(results: Path, target: Path, command: str) -> None:
+    """Check that nobody edited a file since an earlier command wrote it, as far as that is known.
+
+    For files that the command recognizes as its own in another way; `require_replaceable` also refuses the others.
 
     Raises:
-        OSError: if the file is gone.
+        DataError: if it was edited.
     """
-    record = {**_read(results), str(target.resolve()): file_digest(target)}
-    with suppress(DataError):
-        write_file(results / RECORD, json.dumps(record, indent=2) + "\n")
+    if is_edited(results, target):
+        raise _foreign(target, f"was edited since {command} wrote it")
+
+
+def note_written(results: Path, *targets: Path) -> None:
+    """Remember files that were just written; where it cannot be noted, the next command takes them for foreign ones.
+
+    Raises:
+        OSError: if a file is gone.
+    """
+    _write(results, {**_read(results), **{_key(results, target): file_digest(target) for target in targets}})
+
+
+@contextmanager
+def replacing(results: Path, *targets: Path) -> Iterator[None]:
+    """Remember files that the block writes. One that is killed in it leaves files of which nothing is known."""
+    others = {_key(results, target) for target in targets}
+    if record := _read(results):
+        _write(results, {key: digest for key, digest in record.items() if key not in others})
+    yield
+    note_written(results, *targets)
 
 
 def _foreign(target: Path, why: str) -> DataError:
     return DataError(f"{target} is there already and {why}: move it, or name another file")
+
+
+def _digest(results: Path, target: Path) -> str | None:
+    record = _read(results)
+    return record.get(_key(results, target)) or record.get(os.path.realpath(target))  # as earlier releases wrote it
+
+
+def _key(results: Path, target: Path) -> str:
+    whole, folder = Path(os.path.realpath(target)), Path(os.path.realpath(results))
+    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
+
+
+def _write(results: Path, record: dict[str, str]) -> None:
+    with suppress(DataError):
+        write_file(results / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _read(results: Path) -> dict[str, str]:

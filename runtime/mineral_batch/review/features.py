@@ -16,6 +16,7 @@ import numpy as np
 
 from mineral_batch.engines.onnx_session import CPU, LOG_ERRORS, first_line, make_session, onnxruntime_with
 from mineral_batch.errors import BackendError, ContractError, DataError
+from mineral_batch.files import is_file
 from mineral_batch.images.decode import decode_image
 from mineral_batch.model.onnx_file import graph_digest, read_contract, read_graph, with_outputs
 from mineral_batch.results.fingerprint import file_digest
@@ -97,7 +98,7 @@ def model_of(results: Results, base: Path) -> Path | None:
     named = Path(record["file"])
     for file in (named, base / named, starter_path()):
         try:
-            if file.is_file() and file_digest(file) == record.get("sha256"):
+            if is_file(file) and file_digest(file) == record.get("sha256"):
                 return file
         except (OSError, ValueError):
             continue

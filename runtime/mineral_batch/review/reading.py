@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
+from mineral_batch.files import is_file
 from mineral_batch.images.archives import is_archive
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import read_file
@@ -40,9 +41,9 @@ class Reader:
         if is_url(name):
             return reader_of(name)
         file = self._base / name
-        if file.is_file():
+        if is_file(file):
             return partial(read_file, file)
-        archive = next((folder for folder in file.parents if is_archive(folder.name) and folder.is_file()), None)
+        archive = next((folder for folder in file.parents if is_archive(folder.name) and is_file(folder)), None)
         return None if archive is None else self._listed(archive).get(str(file))
 
     def _listed(self, archive: Path) -> dict[str, Read]:

@@ -217,3 +217,23 @@ def test_files_of_others_in_the_output_folder_stay(name, album, color_model_path
     assert "was not written by explain: name another folder" in done.output
     assert mine.read_text() == "mine"
     assert files(tmp_path / "out") == [mine]
+
+
+def test_an_edited_table_of_maps_is_not_overwritten_and_report_says_so(album, color_model_path, tmp_path):
+    out, results = tmp_path / "out", tmp_path / "results"
+    assert invoke(album, "-m", color_model_path, "-o", out).exit_code == 0
+    predicted = CliRunner().invoke(main, ["predict", str(album), "-m", str(color_model_path), "-o", str(results)])
+    assert predicted.exit_code == 0, predicted.output
+    page = ["report", str(results), "-o", str(tmp_path / "page.html"), "--explained", str(out)]
+    assert "since explain wrote" not in CliRunner().invoke(main, page).output
+    table = out / "maps.csv"
+    table.write_text(kept := table.read_text("utf-8").replace(",1,", ",0,"), "utf-8")
+    assert f"Note: {table} was edited since explain wrote it" in CliRunner().invoke(main, page).output
+    moved = out.rename(tmp_path / "moved")
+    done = invoke(album, "-m", color_model_path, "-o", moved)
+    assert done.exit_code == 1
+    assert f"{moved / 'maps.csv'} is there already and was edited since explain wrote it: move it" in done.output
+    assert (moved / "maps.csv").read_text("utf-8") == kept
+    (moved / "maps.csv").unlink()
+    assert invoke(album, "-m", color_model_path, "-o", moved).exit_code == 0
+    assert invoke(album, "-m", color_model_path, "-o", moved).exit_code == 0

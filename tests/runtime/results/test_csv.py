@@ -72,3 +72,19 @@ def test_repeated_columns_are_found_without_comparing_each_with_all() -> None:
     names = [Name(f"label {number}") for number in range(1_000)]
     assert repeated([*names, Name("label 7"), Name("label 3")]) == ["label 3", "label 7"]
     assert len(compared) < 10_000
+
+
+def test_all_rows_of_another_width_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n1\n" + "1,2,3\n" * 9 + '"never closed\n', encoding="utf-8")
+    with pytest.raises(DataError) as caught, open_csv(path) as opened:
+        list(opened)
+    text = str(caught.value)
+    assert "line 3: 1 fields where the header has 2, line 4: 3 fields where the header has 2" in text
+    assert "and 2 more; a cell with a separator in it needs quotes" in text
+    assert "\n" not in text
+    faults: list[str] = []
+    path.write_text("a,b\n1,2\n1\n3,4\n", encoding="utf-8")
+    with open_csv(path) as opened:
+        assert [line for line, _ in opened.rows(faults)] == [2, 4]
+    assert [fault.split(";")[0] for fault in faults] == ["line 3: 1 fields where the header has 2"]

@@ -82,3 +82,12 @@ def test_thresholds_go_into_no_file_but_a_model(results: Path, tmp_path: Path) -
     said = run("evaluate", results, tmp_path / "labels.csv", "--tune", "f1", "-o", path, code=1)
     assert "is there already and is no ONNX file" in said
     assert path.read_text() == "mine\n"
+
+
+def test_a_folder_that_was_moved_still_knows_its_files(results: Path, tmp_path: Path) -> None:
+    run("evaluate", results, tmp_path / "labels.csv", "--bootstrap", 0, "--csv", results / "out.csv")
+    moved = results.rename(tmp_path / "moved")
+    command = ["evaluate", moved, tmp_path / "labels.csv", "--bootstrap", 0, "--csv", moved / "out.csv"]
+    run(*command)
+    (moved / "out.csv").write_text("mine\n")
+    assert "was edited since" in run(*command, code=1)

@@ -132,3 +132,31 @@ def test_a_manifest_without_a_test_split_is_refused_before_training(invoke, colo
     assert result.exit_code == 1
     assert "no image of the split 'test'" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_all_that_would_end_a_row_is_named_before_the_first(colored_manifest, tmp_path):
+    lines = [f"{colored_manifest.parent}/{line}" for line in colored_manifest.read_text("utf-8").splitlines()[1:]]
+    (tmp_path / "damaged.png").write_bytes(b"not an image")
+    lines += ["gone.png,gold,test", "damaged.png,gold,test", "x.png,gold"]
+    (tmp_path / "m.csv").write_text("\n".join(["path,labels,split", *lines]) + "\n", "utf-8")
+    (tmp_path / "names.txt").write_text("agate\ngold\npyrite\nquartz\nGold\n", "utf-8")
+    result = CliRunner().invoke(
+        main, ["tables", str(tmp_path / "m.csv"), "-o", str(tmp_path / "out"), "--labels", str(tmp_path / "names.txt")]
+    )
+    assert result.exit_code == 1
+    assert "4 faults" in result.output
+    assert len(result.output.splitlines()) == 1
+    for part in ("label 'Gold' looks like", "2 fields where the header has 3", "gone.png: No such", "damaged.png: not"):
+        assert part in result.output, result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_were_edited_stay(invoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "train_row", lambda *_: RESULT)
+    assert invoke("--table", "5").exit_code == 0
+    page = tmp_path / "tables" / "tables.md"
+    page.write_text(kept := page.read_text("utf-8") + "our own remark\n", "utf-8")
+    result = invoke("--table", "5")
+    assert result.exit_code == 1
+    assert "tables.md is there already and was edited since mineral-train tables wrote it" in result.output
+    assert page.read_text("utf-8") == kept

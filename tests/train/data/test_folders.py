@@ -1,6 +1,7 @@
 """Folders and tables of photographs as rows: names, unknown names, images that lie in several folders."""
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mineral_batch.errors import DataError
+from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels
 from mineral_batch.minerals import MINERALS, canonical, other_names
 from mineral_batch.minerals.table import load_table
 from mineral_train.data.folders import TableFormat, folder_names, merge_identical, rows_from_folders, rows_from_table
@@ -162,8 +164,8 @@ def test_unknown_labels_of_a_table_are_an_error_or_left_out(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("file,labels\n1.jpg,\n", TableFormat(), "no column 'path', only file, labels; name it with --path-column"),
-        ("path,label\n1.jpg,\n", TableFormat(), "no column 'labels'.*--labels-column"),
+        ("where,labels\n1.jpg,\n", TableFormat(), "no column 'path', only where, labels; name it with --path-column"),
+        ("path,kind\n1.jpg,\n", TableFormat(), "no column 'labels'.*--labels-column"),
         ("path,labels\n1.jpg,\n", TableFormat(split_column="split"), "no column 'split'.*--keep-split"),
         ("path,labels,split\n1.jpg,,5\n", TableFormat(split_column="split"), "line 2: split must be one of"),
         ("path,labels\n,gold\n", TableFormat(), "line 2: the path is empty"),
@@ -180,3 +182,51 @@ def test_a_folder_of_none_holds_images_without_labels(tmp_path: Path, save_photo
     save_photo(tmp_path / "None" / "2.jpg", 2)
     rows = rows_from_folders(tmp_path, ["gold"])
     assert {row.path.name: row.labels for row in rows} == {"1.jpg": ("gold",), "2.jpg": ()}
+
+
+def test_all_faults_of_a_table_are_named_at_once(tmp_path: Path) -> None:
+    text = "path,labels,split\n1.jpg,calcite,train\n,gold,train\n2.jpg,gold\n3.jpg,gold,dev\n"
+    with pytest.raises(DataError) as caught:
+        rows_from_table(table(tmp_path, text), MINERALS, TableFormat(split_column="split"))
+    said = str(caught.value)
+    assert "4 faults" in said
+    assert "\n" not in said
+    for part in ("line 4: 2 fields", "line 3: the path is empty", "line 5: split must be", "'calcite'"):
+        assert part in said, said
+
+
+def test_a_table_is_read_as_evaluate_reads_it(tmp_path: Path) -> None:
+    """The names of columns that people use, a spreadsheet's separator, several minerals in one cell."""
+    path = tmp_path / "excel.csv"
+    path.write_text('Image;Minerals;Subset\n1.jpg;"Amethyst, GOLD";x\n2.jpg;PYRITE;y\n', encoding="utf-8-sig")
+    rows = rows_from_table(path, MINERALS)
+    assert [(row.path.name, row.labels) for row in rows] == [("1.jpg", ("quartz", "gold")), ("2.jpg", ("pyrite",))]
+    judged = name_labels(read_labels(path), MINERALS)[0]
+    assert [(row.path, row.labels) for row in judged] == [(row.path.name, row.labels) for row in rows]
+
+
+def test_images_of_a_renamed_folder_are_found_as_evaluate_finds_them(
+    tmp_path: Path, save_photo, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = save_photo(tmp_path / "kept" / "same.jpg", 1)
+    by_name = save_photo(tmp_path / "new name" / "1.jpg", 2)
+    by_end = save_photo(tmp_path / "new name" / "set" / "2.jpg", 3)
+    save_photo(tmp_path / "new name" / "same.jpg", 4)  # its name is there twice: nothing says which is meant
+    composed, decomposed = (unicodedata.normalize(form, "Größe.jpg") for form in ("NFC", "NFD"))
+    accent = save_photo(tmp_path / "kept" / decomposed, 5)
+    lines = ["kept/same.jpg,gold", "old/1.jpg,gold", "set/2.jpg,ruby", "old/same.jpg,ruby", f"kept/{composed},gold"]
+    path = table(tmp_path, "\n".join(["path,labels", *lines, "old/gone.jpg,gold"]) + "\n")
+    rows = rows_from_table(path, MINERALS)
+    found = [there, by_name, by_end, tmp_path / "old" / "same.jpg", accent, tmp_path / "old" / "gone.jpg"]
+    assert [row.path for row in rows] == found
+    assert "3 of the images are not where" in caplog.text
+    assert "for example old/1.jpg is new name/1.jpg" in caplog.text
+    matches = match_paths([str(p) for p in tmp_path.rglob("*.jpg")], [line.partition(",")[0] for line in lines])
+    assert {*matches.index} == {line.partition(",")[0] for line in lines} - {"old/same.jpg"}
+
+
+def test_a_missing_path_that_means_two_images_is_an_error(tmp_path: Path, save_photo) -> None:
+    for folder in "ab":
+        save_photo(tmp_path / folder / "set" / "1.jpg", ord(folder))
+    with pytest.raises(DataError, match=r"matches both a/set/1\.jpg and b/set/1\.jpg"):
+        rows_from_table(table(tmp_path, "path,labels\nset/1.jpg,gold\n"), MINERALS)

@@ -55,6 +55,7 @@ def test_faults_of_labels_tables_files_and_images_are_named_in_one_run(tmp_path:
     (tmp_path / "folder.jpg").mkdir()
     gone = [f"gone{number}.jpg,gold,train" for number in range(9)]
     rows = ["a.jpg,gold,train", "a.jpg,gold,val", "damaged.jpg,golf,val", "folder.jpg,,train", ",,train", "b.jpg,,dev"]
+    rows += ["c.jpg,gold"]
     path = _manifest(tmp_path, *rows, *gone)
     with pytest.raises(DataError) as caught:
         TrainingManifest.read(path, (*LABELS, "Gold", "a;b"), spec=InputSpec(32, 32))
@@ -67,6 +68,7 @@ def test_faults_of_labels_tables_files_and_images_are_named_in_one_run(tmp_path:
         "'golf' (did you mean ",
         "line 6: the path is empty",
         "line 7: split must be one of train, val, test, not 'dev'",
+        "line 8: 2 fields where the header has 3",
         "folder.jpg is a folder; name an image",
         "gone0.jpg: No such file",
         "damaged.jpg: ",

@@ -16,7 +16,7 @@ from mineral_batch.cli.help import NumberFormat
 from mineral_batch.cli.paths import FETCHED
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
-from mineral_train.data.labels import nearest, read_labels
+from mineral_train.data.labels import nearest, read_names
 from mineral_train.model.presets import PRESETS, Head, Method, ModelConfig, Projection
 from mineral_train.training import config as recipes
 from mineral_train.training.config import RunOptions, TrainConfig
@@ -149,8 +149,8 @@ def run_options(*, shown: bool) -> Decorator:
 
 
 def chosen_labels(chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the label set of a command's options."""
-    return read_labels(chosen["labels"]) if chosen["labels"] else MINERALS
+    """Return the label set of a command's options; the names are checked with the manifest, all faults at once."""
+    return read_names(chosen["labels"]) if chosen["labels"] else MINERALS
 
 
 def given(chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,8 @@ import click
 from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_TERMINATED
 from mineral_batch.cli.paths import INPUT, LOCAL, LOCAL_TEXT
 from mineral_batch.errors import ContractError, DataError, MineralError
-from mineral_batch.minerals import MINERALS
 from mineral_batch.model.onnx_file import read_contract
 from mineral_train.cli import _options
-from mineral_train.data.labels import read_names
 from mineral_train.data.manifest import inspect_manifest
 from mineral_train.model.fetched import ONNX, fetch_model
 from mineral_train.model.presets import PRESETS, ModelConfig
@@ -73,7 +71,7 @@ def fit(manifests: tuple[Path | str, ...], run: Path, **chosen: Any) -> None:
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     _require_consistent(chosen)
     # Neither the labels nor the rows are checked here: training names all their faults at once.
-    labels = read_names(chosen["labels"]) if chosen["labels"] else MINERALS
+    labels = _options.chosen_labels(chosen)
     name, why = chosen["recipe"], ""
     if name is None:
         tables = [inspect_manifest(manifest, labels)[0] for manifest in manifests]

@@ -11,6 +11,7 @@ from mineral_batch.cli.console import EXIT_INTERRUPTED
 from mineral_batch.cli.help import SectionedCommand
 from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
+from mineral_batch.files import write_errors
 from mineral_batch.storage.models import fetch
 from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
@@ -74,7 +75,7 @@ def tables(manifest: Path | str, folder: Path, **chosen: Any) -> None:
     """
     rows = paper.choose_rows([int(number) for number in chosen["numbers"]], chosen["runs"])
     configs = _configs(rows, chosen)
-    paper.require_test_split(manifest, _options.chosen_labels(chosen))
+    paper.require_usable(manifest, _options.chosen_labels(chosen), skip_damaged=chosen["skip_damaged"])
     try:
         text = _fill(rows, configs, manifest, folder, _options.make_options(chosen))
     except KeyboardInterrupt:
@@ -109,7 +110,9 @@ def _fill(
     rows: list[paper.Row], configs: dict[str, TrainConfig], manifest: Path | str, folder: Path, options: RunOptions
 ) -> str:
     """Train what is missing, writing the tables after each run; the Markdown."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    paper.require_unedited_tables(folder)
     finished = {run: paper.finished_row(folder / run, config, manifest) for run, config in configs.items()}
     results: dict[str, paper.RowResult | str] = {run: result or _NOT_YET for run, result in finished.items()}
     for run, config in configs.items():

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
+from mineral_batch.evaluation.labels import COLUMN_NAMES, labels_meant
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import canonical
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import classes, connected, identical_files
-from mineral_train.data.labels import NEGATIVE_NAMES, SEPARATOR, describe_unknown, split_labels
+from mineral_train.data.labels import NEGATIVE_NAMES, SEPARATOR, describe_unknown, raise_faults, split_labels
 from mineral_train.data.manifest import SPLITS, Row, absolute_path, read_table
+from mineral_train.data.moved import find_moved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+SPLIT = "split"
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid": "val", "validation": "val"}
 
 
@@ -109,6 +112,8 @@ def rows_from_table(
 ) -> list[Row]:
     """Make one row per record of a CSV with an image's path and its labels; other columns are kept.
 
+    An image that is not where the table says is looked for as `evaluate` does (`moved.find_moved`).
+
     Args:
         table: the CSV, UTF-8 with a header; or what a labeling tool exports (`read_tool_labels`).
         labels: the label set.
@@ -116,27 +121,60 @@ def rows_from_table(
         ignore_unknown: leave unknown labels out; the image stays with its others, or with none.
 
     Raises:
-        DataError: naming the column that is missing, the line that is wrong, or the labels that are unknown.
+        DataError: naming the column that is missing, or all lines that are wrong and all labels that are unknown.
     """
     columns = columns or TableFormat()
-    if is_tool_file(table):
-        return _with_known_labels(_tool_rows(table, columns), labels, table, ignore_unknown)
-    header, records = read_table(table, [columns.path_column, columns.labels_column])
+    folder = (columns.root or table.parent).absolute()
+    rows, faults = (_tool_rows if is_tool_file(table) else _csv_rows)(table, columns, folder)
+    meant = _meant(rows, labels)
+    unknown = {name for name, labels_of_it in meant.items() if not labels_of_it}
+    raise_faults(str(table), faults, [] if ignore_unknown or not unknown else [_unknown(unknown, labels)])
+    known = [replace(row, labels=tuple(dict.fromkeys(n for name in row.labels for n in meant[name]))) for row in rows]
+    return find_moved(known, folder, table)
+
+
+def read_columns(
+    table: Path, columns: TableFormat, faults: list[str]
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read the header and the records of a CSV, by the names that `evaluate` knows unless the user named the columns.
+
+    Args:
+        table: the CSV.
+        columns: its columns.
+        faults: gets a line for each record of another width than the header.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    named = {"path": columns.path_column, "labels": columns.labels_column, SPLIT: columns.split_column or SPLIT}
+    synonyms = {name: column for name, column in COLUMN_NAMES.items() if named[column] == column}
+    return read_table(table, [columns.path_column, columns.labels_column], synonyms=synonyms, faults=faults)
+
+
+def _csv_rows(table: Path, columns: TableFormat, folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a CSV, and what is wrong with it."""
+    faults: list[str] = []
+    header, records = read_columns(table, columns, faults)
     _require_columns(table, header, columns)
-    if not records:
+    if not records and not faults:
         raise DataError(f"{table} has a header and no rows")
-    folder = (columns.root or table.parent).absolute()
-    rows = [_table_row(record, columns, folder, f"{table}, line {line}") for line, record in records]
-    return _with_known_labels(rows, labels, table, ignore_unknown)
+    rows = [_table_row(record, columns, folder) for _, record in records]
+    for (line, record), row in zip(records, rows, strict=True):
+        if not record[columns.path_column]:
+            faults.append(f"line {line}: the path is empty")
+        if columns.split_column and row.split not in SPLITS:
+            faults.append(_wrong_split(row.split, f"line {line}"))
+    return rows, faults
 
 
-def _tool_rows(table: Path, columns: TableFormat) -> list[Row]:
-    folder = (columns.root or table.parent).absolute()
+def _tool_rows(table: Path, columns: TableFormat, folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows of a labeling tool's file, and what is wrong with it."""
     keeps = columns.split_column is not None
-    return [
-        Row(absolute_path(folder, path), names, _split(split, f"{table}, {path}") if keeps else "", {})
+    rows = [
+        Row(absolute_path(folder, path), names, _split(split) if keeps else "", {})
         for path, names, split in read_tool_labels(table)
     ]
+    return rows, [_wrong_split(row.split, str(row.path)) for row in rows if keeps and row.split not in SPLITS]
 
 
 def _require_columns(table: Path, header: Sequence[str], columns: TableFormat) -> None:
@@ -150,16 +188,12 @@ def _require_columns(table: Path, header: Sequence[str], columns: TableFormat) -
             raise DataError(f"{table} has no column {name!r}, only {', '.join(header)}; {fix}")
 
 
-def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path, where: str) -> Row:
-    path = record[columns.path_column]
-    if not path:
-        raise DataError(f"{where}: the path is empty")
+def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path) -> Row:
     names = split_labels(record[columns.labels_column], columns.separator)
-    split = _split(record[columns.split_column], where) if columns.split_column else ""
-    taken = {columns.path_column, columns.labels_column, "path", "labels", "split"}
-    return Row(
-        absolute_path(folder, path), names, split, {name: text for name, text in record.items() if name not in taken}
-    )
+    split = _split(record[columns.split_column]) if columns.split_column else ""
+    taken = {columns.path_column, columns.labels_column, "path", "labels", SPLIT}
+    extra = {name: text for name, text in record.items() if name not in taken}
+    return Row(absolute_path(folder, record[columns.path_column]), names, split, extra)
 
 
 def is_split_name(text: str) -> bool:
@@ -167,26 +201,27 @@ def is_split_name(text: str) -> bool:
     return text.strip().casefold() in _SPLIT_NAMES
 
 
-def _split(text: str, where: str) -> str:
-    if not text.strip():
-        return "train"
-    if text.strip().casefold() not in _SPLIT_NAMES:
-        raise DataError(f"{where}: split must be one of {', '.join(SPLITS)}, not {text!r}")
-    return _SPLIT_NAMES[text.strip().casefold()]
+def _split(text: str) -> str:
+    """The split that a cell names; the text itself where it names none."""
+    return _SPLIT_NAMES.get(text.strip().casefold(), text) if text.strip() else "train"
 
 
-def _with_known_labels(rows: Sequence[Row], labels: Sequence[str], table: Path, ignore_unknown: bool) -> list[Row]:
-    names = {name for row in rows for name in row.labels}
-    meant = {name: label for name in names if (label := canonical(name, labels)) is not None}
-    unknown = names - set(meant)
-    if unknown and not ignore_unknown:
-        raise DataError(
-            f"{table}: labels not in the label set: {describe_unknown(unknown, labels)}; correct them, leave them "
-            "out with --ignore-unknown, or give your own set with --labels FILE, one name a line"
-        )
-    return [
-        replace(row, labels=tuple(dict.fromkeys(meant[name] for name in row.labels if name in meant))) for row in rows
-    ]
+def _wrong_split(text: str, where: str) -> str:
+    return f"{where}: split must be one of {', '.join(SPLITS)}, not {text!r}"
+
+
+def _meant(rows: Iterable[Row], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each name in use -> the labels that it stands for, none if it is unknown."""
+    known = {*labels}
+    meant = {name: labels_meant(name, labels) for name in {name for row in rows for name in row.labels}}
+    return {name: tuple(label for label in found if label in known) for name, found in meant.items()}
+
+
+def _unknown(unknown: Iterable[str], labels: Sequence[str]) -> str:
+    return (
+        f"labels not in the label set: {describe_unknown(unknown, labels)}; correct them, leave them out with "
+        "--ignore-unknown, or give your own set with --labels FILE, one name a line"
+    )
 
 
 def merge_identical(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:

@@ -19,24 +19,29 @@ from mineral_train.data.manifest import Manifest, Row
 FEW_VALIDATION_IMAGES = 20
 
 
-def split_faults(manifest: Manifest) -> list[str]:
-    """Find the splits that training needs and that have no label."""
+#: The splits that training looks at.
+TRAINED = ("train", "val")
+_PURPOSES = dict.fromkeys(TRAINED, "training needs the splits train and val: make them with `mineral-train data`")
+_PURPOSES["test"] = "the tables report the test mAP"
+
+
+def split_faults(manifest: Manifest, splits: Sequence[str] = TRAINED) -> list[str]:
+    """Find the splits that are needed and have no label."""
     return [
-        f"no image of the split {split!r} has a label; training needs the splits train and val: make them with "
-        "`mineral-train data`"
-        for split in ("train", "val")
+        f"no image of the split {split!r} has a label; {_PURPOSES[split]}"
+        for split in splits
         if not any(row.labels for row in manifest.select(split))
     ]
 
 
-def file_faults(manifest: Manifest) -> list[str]:
+def file_faults(manifest: Manifest, splits: Sequence[str] = TRAINED) -> list[str]:
     """Find files that are missing or empty, and files that two rows name: by another path, a link, another case.
 
-    The split `test` may be elsewhere. A path that is twice in the table counts once: that is a fault of the table.
+    The other splits may be elsewhere. A path that is twice in the table counts once: that is a fault of the table.
     """
     faults = []
     first: dict[tuple[int, int], Row] = {}
-    for row in {row.path: row for row in manifest.rows if row.split != "test"}.values():
+    for row in {row.path: row for row in manifest.rows if row.split in splits}.values():
         try:
             found = row.path.stat()
         except OSError as error:

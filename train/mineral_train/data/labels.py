@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.minerals import MINERALS
 
 SEPARATOR = ";"
@@ -38,7 +38,7 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     try:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = plain_reason(error)
         raise DataError(f"cannot read the labels {path}: {why}; it must be UTF-8 text, one name per line") from None
     # Not splitlines: it also splits at U+2028 and its like, which `label_faults` refuses.
     names = tuple(line.strip(" \t\r") for line in text.split("\n") if line.strip(" \t\r"))

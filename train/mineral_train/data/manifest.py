@@ -126,17 +126,17 @@ def table_folder(path: str | Path) -> Path:
 
 def _rows(path: Path, name: str, folder: Path) -> tuple[list[Row], list[str]]:
     """The rows that can be read, and what is wrong with the others."""
-    header, records = read_table(path, _COLUMNS)
+    faults: list[str] = []
+    header, records = read_table(path, _COLUMNS, faults=faults)
     missing = [name for name in _COLUMNS if name not in header]
     if missing:
         raise DataError(
             f"{name} has no column {missing[0]!r}, only {', '.join(header)}; "
             f"make a manifest from it: mineral-train data {name} -o manifest.csv"
         )
-    if not records:
+    if not records and not faults:
         raise DataError(f"{name} has a header and no rows")
     rows: list[Row] = []
-    faults: list[str] = []
     first_line: dict[Path, int] = {}
     for line, record in records:
         text, labels, split = (record.pop(name) for name in _COLUMNS)
@@ -186,18 +186,28 @@ def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
-def read_table(path: str | Path, columns: Sequence[str] = ()) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def read_table(
+    path: str | Path,
+    columns: Sequence[str] = (),
+    *,
+    synonyms: Mapping[str, str] | None = None,
+    faults: list[str] | None = None,
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read the header of a CSV and its records, each with the number of its last line in the file.
 
     Args:
         path: the file.
         columns: that it should have, in any case; they decide the delimiter (`,`, `;` or a tab).
+        synonyms: other names of these columns, in lower case -> the column.
+        faults: gets a line for each record that has more or fewer fields than the header; None raises.
 
     Raises:
         DataError: if the file is missing or not a CSV (see `mineral_batch.results.csv.open_csv`).
     """
-    with open_csv(path, sniff=columns, synonyms={name.casefold(): name for name in columns}, errors="strict") as table:
-        records = [(line, dict(zip(table.header, fields, strict=True))) for line, fields in table]
+    names = {**(synonyms or {}), **{name.casefold(): name for name in columns}}
+    with open_csv(path, sniff=columns, synonyms=names, errors="strict") as table:
+        rows = table if faults is None else table.rows(faults)
+        records = [(line, dict(zip(table.header, fields, strict=True))) for line, fields in rows]
     return list(table.header), records
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labeling_tools import is_tool_file
-from mineral_train.data.folders import TableFormat, is_split_name
-from mineral_train.data.manifest import read_table
+from mineral_train.data.folders import SPLIT, TableFormat, is_split_name, read_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mineral_train.data.manifest import Row
 
-SPLIT, SPECIMEN = "split", "specimen"
+SPECIMEN = "specimen"
 _PARENTS = 3
 
 
@@ -44,7 +44,7 @@ def specimen_column(source: Path, table: TableFormat) -> str | None:
 def _read(source: Path, table: TableFormat) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     if source.is_dir() or not source.exists() or is_tool_file(source):
         return [], []
-    return read_table(source, [table.path_column, table.labels_column])
+    return read_columns(source, table, [])  # what is wrong with it is said where its rows are read
 
 
 def require_found(source: Path, rows: Sequence[Row], table: TableFormat, least: int) -> None:
@@ -53,7 +53,7 @@ def require_found(source: Path, rows: Sequence[Row], table: TableFormat, least: 
     Raises:
         DataError: if fewer than `least` do because others are missing; it says where they were looked for.
     """
-    missing = [row.path for row in rows if not row.path.exists()]
+    missing = [row.path for row in rows if not os.path.exists(row.path)]  # noqa: PTH110 - Path's raises for long names
     if not missing or len(rows) - len(missing) >= least or source.is_dir():
         return
     count = "none" if len(missing) == len(rows) else f"only {len(rows) - len(missing)}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_train.model.network import MineralNet
 
 _PREFIX = "model."
@@ -67,7 +67,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     try:
         graph = onnx.load(str(path)).graph
     except Exception as error:  # protobuf's own errors
-        raise DataError(f"cannot read {path} as ONNX: {error}") from None
+        raise DataError(f"cannot read {path} as ONNX: {plain_reason(error)}") from None
     values = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
     folded = {
         node.input[1]: values[node.input[2]]

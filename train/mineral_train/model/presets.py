@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.minerals import MINERALS
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ModelConfig:
         try:
             return cls(**record)
         except TypeError as error:
-            raise DataError(f"model config has a value of the wrong type: {error}") from error
+            raise DataError(f"model config has a value of the wrong type: {plain_reason(error)}") from error
 
 
 def _require(condition: bool, message: str) -> None:

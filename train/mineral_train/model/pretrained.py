@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_train.model.backbones import create_backbone, import_timm, pretrained_cfg
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path} as safetensors: {error}") from error
+        raise DataError(f"cannot read {path} as safetensors: {plain_reason(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -187,7 +187,7 @@ def _read_torch(path: Path) -> Any:
             "model.state_dict() as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        raise DataError(f"cannot read {path} as a torch file: {error}") from error
+        raise DataError(f"cannot read {path} as a torch file: {plain_reason(error)}") from error
 
 
 def _unwrapped(record: Any) -> State:

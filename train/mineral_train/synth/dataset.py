@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.files import atomic_file
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import CsvWriter
@@ -119,8 +119,10 @@ def read_mask(path: str | Path) -> Bytes:
     try:
         with Image.open(path) as image:
             mode, mask = image.mode, np.array(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"cannot read the mask {path}: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"cannot read the mask {path}: it is no image") from None
+    except OSError as error:
+        raise DataError(f"cannot read the mask {path}: {plain_reason(error)}") from None
     if mode != "P" or mask.max() > len(MINERALS):
         raise DataError(
             f"{path} is not a mask of `mineral-train synth`: it needs a palette of {len(MINERALS) + 1} values"

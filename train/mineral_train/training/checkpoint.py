@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.files import cannot_write
 from mineral_batch.model.contract import ModelContract
 from mineral_train.model.network import MineralNet, ModelConfig, build_model
@@ -142,7 +142,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} is not a checkpoint: it has no {CONFIG}; give the folder that `mineral-train fit -o` wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}") from None
+        raise DataError(f"cannot read {path}: {plain_reason(error)}") from None
     missing = {"model", "contract"} - set(record if isinstance(record, dict) else ())
     if missing:
         raise DataError(f"{path} does not belong to a checkpoint: it has no {sorted(missing)[0]!r}")
@@ -211,7 +211,7 @@ def _reading(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read {path}: {error}; it is missing or was cut off") from None
+        raise DataError(f"cannot read {path}: {plain_reason(error)}; it is missing or was cut off") from None
 
 
 @contextmanager

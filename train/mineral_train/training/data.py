@@ -19,7 +19,7 @@ from mineral_batch.storage.models import fetch
 from mineral_train.data import images
 from mineral_train.data.dataset import PhotoDataset, damaged
 from mineral_train.data.labels import label_faults, raise_faults
-from mineral_train.data.manifest import Manifest, Row, inspect_manifest
+from mineral_train.data.manifest import SPLITS, Manifest, Row, inspect_manifest
 from mineral_train.data.parents import imply_parents
 from mineral_train.model.fetched import shown
 from mineral_train.training.auxiliary import AuxiliaryNames
@@ -53,6 +53,7 @@ class TrainingManifest:
         *,
         parents: bool = False,
         spec: InputSpec | None = None,
+        is_tested: bool = False,
     ) -> TrainingManifest:
         """Read and check the manifests, and that their photographs are there.
 
@@ -63,6 +64,7 @@ class TrainingManifest:
             parents: label varieties with their species and group, too.
             spec: if there are faults, decode the validation images for it, so that those that cannot be decoded are
                 named with the others; None leaves them to `TrainingData.open`.
+            is_tested: the split `test` is needed, too: its files are checked, and with `spec` decoded.
 
         Raises:
             DataError: naming all faults at once: of the labels, of the tables and of the files.
@@ -72,7 +74,8 @@ class TrainingManifest:
             raise DataError("one manifest is named twice; name each once")
         tables, faults = zip(*(inspect_manifest(path, labels) for path in files), strict=True)
         manifest = Manifest(tuple(row for table in tables for row in table.rows), tables[0].labels)
-        _raise_all(manifest, list(chain.from_iterable(faults)), ", ".join(map(shown, files)), spec)
+        splits = SPLITS if is_tested else images.TRAINED
+        _raise_all(manifest, list(chain.from_iterable(faults)), ", ".join(map(shown, files)), spec, splits)
         manifest = imply_parents(manifest) if parents else manifest
         names = set_names(files)
         sets = tuple(name for name, table in zip(names, tables, strict=True) for _ in table.rows)
@@ -207,11 +210,17 @@ def soften(
     return targets
 
 
-def _raise_all(manifest: Manifest, table: list[str], name: str, spec: InputSpec | None) -> None:
+def _raise_all(manifest: Manifest, table: list[str], name: str, spec: InputSpec | None, splits: Sequence[str]) -> None:
     """Raise one `DataError` for all that is wrong with the labels, the tables and the files."""
-    kinds = [label_faults(manifest.labels), table, images.split_faults(manifest), images.file_faults(manifest)]
-    if spec and any(kinds):
-        whole = [row for row in manifest.select("val") if row.path.is_file() and row.path.stat().st_size]
+    kinds = [
+        label_faults(manifest.labels),
+        table,
+        images.split_faults(manifest, splits),
+        images.file_faults(manifest, splits),
+    ]
+    if spec and (any(kinds) or "test" in splits):
+        rows = [row for split in splits if split != "train" for row in manifest.select(split)]
+        whole = [row for row in rows if row.path.is_file() and row.path.stat().st_size]
         kinds.append([damaged(failure) for failure in images.undecodable(whole, spec)])
     raise_faults(name, *kinds)
 

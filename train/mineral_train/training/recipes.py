@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, plain_reason
 from mineral_train.model.presets import ModelConfig
 from mineral_train.training.config import STARTER
 
@@ -79,6 +79,7 @@ def load_recipe(name: str) -> dict[str, Any]:
         with Path(name).open("rb") as file:
             record = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not TOML, or not UTF-8
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read the recipe {name}: {why}; it has lines such as epochs = 20") from None
+        raise DataError(
+            f"cannot read the recipe {name}: {plain_reason(error)}; it has lines such as epochs = 20"
+        ) from None
     return {key.replace("-", "_"): value for key, value in record.items()}

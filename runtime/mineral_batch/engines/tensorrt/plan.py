@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from mineral_batch.engines.registry import PLAN_SUFFIXES
-from mineral_batch.errors import BackendError, ContractError
+from mineral_batch.errors import BackendError, ContractError, plain_reason
 from mineral_batch.files import atomic_file
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.onnx_file import graph_digest
@@ -127,7 +127,7 @@ class EngineRecord:
             found["compute_capabilities"] = tuple(found["compute_capabilities"])
             return cls(**found)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ContractError(f"it is no engine description ({error})") from None
+            raise ContractError(f"it is no engine description ({plain_reason(error)})") from None
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -170,7 +170,9 @@ def read_record(path: Path) -> EngineRecord:
             f"copy that too, or build the engine with `mineral-export trt`"
         ) from None
     except (OSError, UnicodeDecodeError, ContractError) as error:
-        raise ContractError(f"{sidecar}: {error}; build the engine again with `mineral-export trt`") from None
+        raise ContractError(
+            f"{sidecar}: {plain_reason(error)}; build the engine again with `mineral-export trt`"
+        ) from None
 
 
 def read_engine(path: Path, library: Library, gpu: Gpu) -> tuple[EngineRecord, bytes]:
