@@ -122,7 +122,7 @@ def test_the_papers_minerals_are_the_canonical_labels() -> None:
         ({"input__mean": [0.5, 0.5]}, "needs 3 numbers"),
         ({"input__std": [0.5, 0.5, 0]}, "above 0"),
         ({"input__color": "BGR"}, "color"),
-        ({"measured": {"mean_ap": 0.5}}, "missing"),
+        ({"measured": {"mean_ap": 0.5}}, "it lacks "),
         ({"measured": {"mean_ap": 2, "definition": "x", "dataset": "x", "images": 1}}, "mean_ap"),
         ({"measured": {"mean_ap": "high", "definition": "x", "dataset": "x", "images": 1}}, "contract.measured"),
         ({"measured": {"mean_ap": 0.5, "definition": "", "dataset": "x", "images": 1}}, "definition"),
@@ -167,7 +167,7 @@ def test_a_calibration_travels_with_the_contract() -> None:
         ({"bias": [0, float("inf")]}, "finite"),
         ({"images": 0}, "images must be above 0"),
         ({"positives": [41, 0]}, "positives must be 0 to 40"),
-        ({"before": {"ece": 0}}, "missing"),
+        ({"before": {"ece": 0}}, "it lacks "),
         ({"color": 1}, "color"),
     ],
 )

@@ -113,6 +113,7 @@ def test_a_row_that_does_not_fit_is_told_and_the_rest_goes_on(invoke, monkeypatc
         (["--rows", "nothing"], "no row 'nothing'"),
         (["--stand-in", "vit=test_vit"], "--stand-in takes PRESET=VALUE"),
         (["--weights", "vit-b16-384"], "--weights takes PRESET=VALUE"),
+        (["--weights", "vit-b16-384=gone.pth"], "--weights: there is no file gone.pth"),
     ],
 )
 def test_a_mistake_is_one_line(invoke, options, words):

@@ -11,7 +11,7 @@ from mineral_batch.cli.console import EXIT_INTERRUPTED
 from mineral_batch.cli.help import SectionedCommand
 from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
-from mineral_batch.files import write_errors
+from mineral_batch.files import is_file, write_errors
 from mineral_batch.storage.models import fetch
 from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
@@ -92,7 +92,7 @@ def _configs(rows: list[paper.Row], chosen: dict[str, Any]) -> dict[str, TrainCo
     recipe = _options.make_recipe(settings, ModelConfig(labels=_options.chosen_labels(chosen)))
     changes = {name: value for name, value in settings.items() if hasattr(recipe.model, name)}
     stand_ins, weights = _pairs("--stand-in", chosen["stand_in"]), _pairs("--weights", chosen["weights"])
-    absent = [name for name in weights.values() if not fetch(name).is_file()]
+    absent = [name for name in weights.values() if not is_file(fetch(name))]
     if absent:  # before hours of training
         raise DataError(f"--weights: there is no file {absent[0]}")
     return {row.run: paper.row_config(row, recipe, changes, stand_ins, weights) for row in rows}
