@@ -25,7 +25,7 @@ import mineral_batch.cli
 import mineral_bench.cli
 import mineral_export.cli
 import mineral_train.cli
-from mineral_batch.cli.paths import Fetched, FetchedResults, LocalPath, PathOrUrl
+from mineral_batch.cli import paths
 from mineral_batch.errors import DataError
 from mineral_batch.model.starter import starter_path
 
@@ -75,7 +75,7 @@ UNREADABLE = re.compile(
     r"Traceback|Errno|\bNone\b|<class|<[\w.]+ object|PosixPath|\w\(\)|\b\w+(?:Exception|Warning)\b|\w+Error\b"
 )
 NOBODY = 65534
-SECONDS = 20
+SECONDS = 60
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -88,11 +88,12 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def names_a_file(parameter: click.Parameter) -> bool:
-    kinds = PathOrUrl, Fetched, LocalPath, FetchedResults, click.Path, click.File
+    kinds = (*OURS, click.Path, click.File)
     words = parameter.metavar or "" if isinstance(parameter, click.Option) else ""
     return isinstance(parameter.type, kinds) or bool(re.search("FILE|CSV|DIR", words)) or parameter.name in NAMES
 
 
+OURS = tuple(kind for kind in vars(paths).values() if isinstance(kind, type) and issubclass(kind, click.ParamType))
 ALL = dict(commands())
 CASES = [
     (name, parameter.name) for name, command in ALL.items() for parameter in command.params if names_a_file(parameter)
