@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mineral_bench.gpu.measured import (
+    FOLDER_STAGES,
+    RIGHT,
+    STAGES_BY_BATCH,
+    answers_of,
+    ceiling_of,
+    fastest,
+    fastest_over,
+    folder_rows,
+    is_verified,
+    rows_by_batch,
+    wrong_rows,
+)
 from mineral_bench.gpu.record import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-#: Last word of a row's name -> the matrix product whose measured rate bounds it; FP16 for all other rows.
-_CEILINGS = {"INT8": "int8", "FP8": "float8"}
-_RIGHT, _WRONG, _UNKNOWN = "right", "WRONG", "not compared"
+    from mineral_bench.gpu.measured import Found
 
 
 def write(out: Path, names: list[str]) -> None:
@@ -30,7 +40,7 @@ def _replace(file: Path, text: str) -> None:
     scratch.replace(file)
 
 
-def markdown(found: dict[str, dict[str, Any]]) -> str:
+def markdown(found: Found) -> str:
     """Return the page."""
     is_dry = any(stage.get("dry_run") for stage in found.values())
     title = "# GPU run" + (" - DRY RUN ON THE CPU: no figure here means anything" if is_dry else "")
@@ -58,7 +68,7 @@ def _machine(chip: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _stages(found: dict[str, dict[str, Any]]) -> str:
+def _stages(found: Found) -> str:
     rows = [
         (name, stage.get("status", "cut off"), str(stage.get("seconds", "")), stage.get("error", ""))
         for name, stage in found.items()
@@ -66,10 +76,12 @@ def _stages(found: dict[str, dict[str, Any]]) -> str:
     return _table(("stage", "status", "seconds", "why"), rows)
 
 
-def _in_short(found: dict[str, dict[str, Any]]) -> str:
+def _in_short(found: Found) -> str:
     """Summarize: our best engine for the paper's model beside the ceiling and the peers, and `predict` with it."""
-    rates = {stage: {row.name: row for row in _rows(found, (stage,))} for stage in ("engines", "peers", "compiled")}
-    ours, theirs = _fastest(rates["engines"]), _fastest({**rates["peers"], **rates["compiled"]})
+    rates = {
+        stage: {row.name: row for row in rows_by_batch(found, (stage,))} for stage in ("engines", "peers", "compiled")
+    }
+    ours, theirs = fastest(rates["engines"]), fastest({**rates["peers"], **rates["compiled"]})
     lines = []
     if ours:
         share = "" if ours.share is None else f", {ours.share:.0%} of the rate of matrix products in its type"
@@ -80,9 +92,11 @@ def _in_short(found: dict[str, dict[str, Any]]) -> str:
         )
     if "better" in found["engines"]:
         better = found["engines"]["better"]
-        lines.append(f"- the better FP16 graph: {better}{_doubt(_answers(found, 'engines', better))}")
-    for folder in sorted({name.rsplit(", ", 1)[-1] for name in _files(found["end_to_end"])}):
-        mine, peer = (_over(found, folder, stages) for stages in (("end_to_end", "decoding"), ("peers", "compiled")))
+        lines.append(f"- the better FP16 graph: {better}{_doubt(answers_of(found, 'engines', better))}")
+    for folder in sorted({name.rsplit(", ", 1)[-1] for name in folder_rows(found["end_to_end"])}):
+        mine, peer = (
+            fastest_over(found, folder, stages) for stages in (("end_to_end", "decoding"), ("peers", "compiled"))
+        )
         ratio = (
             f"; the fastest peer {_figure(peer.best)} ({peer.name}), ours {mine.best / peer.best:.2f} x"
             if mine and peer
@@ -91,58 +105,16 @@ def _in_short(found: dict[str, dict[str, Any]]) -> str:
         if mine:
             told = f"{_figure(mine.best)} images/s ({mine.name}){_doubt(mine.answers)}"
             lines.append(f"- files to probabilities, {folder}: {told}{ratio}")
-    if wrong := _wrong(found):
+    if wrong := wrong_rows(found):
         lines.append(f"- not counted here, because their output is WRONG: {'; '.join(wrong)}")
     return "\n".join(lines) or "Nothing was measured."
 
 
 def _doubt(answers: str) -> str:
-    return "" if answers == _RIGHT else f", output {answers}"
+    return "" if answers == RIGHT else f", output {answers}"
 
 
-def _over(found: dict[str, dict[str, Any]], folder: str, stages: tuple[str, ...]) -> _Row | None:
-    """Return the fastest row over one folder."""
-    rows = [
-        _Row(name, {"": value["pictures_per_s"]}, None, "", _answers(found, stage, name))
-        for stage in stages
-        for name, value in _files(found[stage]).items()
-        if name.endswith(f", {folder}") and "pictures_per_s" in value
-    ]
-    return _fastest({row.name: row for row in rows})
-
-
-def _wrong(found: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the rows with a rate whose output is wrong."""
-    over = [
-        (stage, name)
-        for stage in _FOLDER_STAGES
-        for name, row in _files(found[stage]).items()
-        if "pictures_per_s" in row
-    ]
-    by_batch = [(stage, row.name) for stage in _STAGES_BY_BATCH for row in _rows(found, (stage,))]
-    return [name for stage, name in [*by_batch, *over] if _answers(found, stage, name) == _WRONG]
-
-
-def _answers(found: dict[str, dict[str, Any]], stage: str, row: str) -> str:
-    """Say whether a row's output is right, according to the comparison that it names; see `Record.judged_by`."""
-    judge = found[stage].get("answers", {}).get(row)
-    comparison = found[judge[0]].get(judge[1], {}) if judge else {}
-    if "within_budget" not in comparison:
-        return _UNKNOWN
-    return _RIGHT if comparison["within_budget"] else _WRONG
-
-
-def _files(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a stage's rows from files to probabilities, also those that failed."""
-    known = ("pictures_per_s", "failed", "left_out")
-    return {
-        name: value
-        for name, value in stage.items()
-        if isinstance(value, dict) and not name.endswith(" ended") and any(key in value for key in known)
-    }
-
-
-def _clocks(found: dict[str, dict[str, Any]]) -> str:
+def _clocks(found: Found) -> str:
     """Return the clocks while the GPU was at least half busy, by stage."""
     rows = [(name, _figure(stage["gpu"])) for name, stage in found.items() if stage.get("gpu")]
     return _table(("stage", "nvidia-smi, while busy"), rows) if rows else "Nothing was read."
@@ -153,61 +125,8 @@ def _plain(stage: dict[str, Any], prefixes: tuple[str, ...]) -> str:
     return _table(("what", "value"), rows) if rows else "Nothing was measured."
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One way to run one model.
-
-    Attributes:
-        name: of the row.
-        rates: batch -> images a second.
-        share: of the measured rate of matrix products that its best batch reaches; None if one is unknown.
-        says: what is known of it, in words.
-        answers: whether the output is right: `_RIGHT`, `_WRONG` or `_UNKNOWN`.
-    """
-
-    name: str
-    rates: dict[str, float]
-    share: float | None
-    says: str
-    answers: str
-
-    @property
-    def best(self) -> float:
-        """Its best rate."""
-        return max(self.rates.values())
-
-
-_STAGES_BY_BATCH = ("engines", "peers", "compiled", "quantized", "starter")
-_FOLDER_STAGES = ("end_to_end", "decoding", "peers", "compiled", "starter", "rtx")
-
-
-def _rows(found: dict[str, dict[str, Any]], stages: tuple[str, ...] = _STAGES_BY_BATCH) -> Iterator[_Row]:
-    """Yield the rows of every stage that measures by batch."""
-    for stage in stages:
-        model = found["starter" if stage == "starter" else "models"]
-        for name, rates in found[stage].items():
-            if isinstance(rates, dict) and rates and all(map(str.isdecimal, rates)) and not name.endswith(" says"):
-                kind = _CEILINGS.get(name.split()[-1], "float16")
-                ceiling, work = _ceiling(found["chip"], f"matrix_{kind}_tflops"), model.get("gflop_per_picture")
-                share = max(rates.values()) * work / 1e3 / ceiling if ceiling and work else None
-                says = dict.fromkeys(found[stage].get(f"{name} says", {}).values())
-                yield _Row(name, rates, share, "; ".join(says), _answers(found, stage, name))
-
-
-def _ceiling(chip: dict[str, Any], name: str) -> float | None:
-    """Return what the chip reached at most; None if it was not measured."""
-    value = chip.get(name)
-    return value if isinstance(value, float) else None
-
-
-def _fastest(rows: dict[str, _Row]) -> _Row | None:
-    """Return the fastest row whose output is right; if there is none, the fastest that was not compared."""
-    candidates = [row for row in rows.values() if row.answers != _WRONG]
-    return max(candidates, key=lambda row: (row.answers == _RIGHT, row.best), default=None)
-
-
-def _by_batch(found: dict[str, dict[str, Any]]) -> str:
-    rows = list(_rows(found))
+def _by_batch(found: Found) -> str:
+    rows = list(rows_by_batch(found))
     batches = sorted({int(batch) for row in rows for batch in row.rates})
     cells = [
         (
@@ -221,7 +140,7 @@ def _by_batch(found: dict[str, dict[str, Any]]) -> str:
     ]
     ended = [
         f"- {name}: {_figure(why)}"
-        for stage in _STAGES_BY_BATCH
+        for stage in STAGES_BY_BATCH
         for name, why in found[stage].items()
         if name.endswith(" ended")
     ]
@@ -229,7 +148,7 @@ def _by_batch(found: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join([_table(head, cells) if cells else "Nothing was measured.", "\n".join(ended)]).strip()
 
 
-def _bounds(found: dict[str, dict[str, Any]]) -> str:
+def _bounds(found: Found) -> str:
     """Return the roofline: images a second if nothing but this one thing took time."""
     chip, models = found["chip"], found["models"]
     work, shape = models.get("gflop_per_picture"), models.get("input")
@@ -238,26 +157,26 @@ def _bounds(found: dict[str, dict[str, Any]]) -> str:
     rows = [
         (f"matrix products in {kind}", _figure(ceiling * 1e3 / work))
         for kind in ("float16", "int8", "float8")
-        if (ceiling := _ceiling(chip, f"matrix_{kind}_tflops"))
+        if (ceiling := ceiling_of(chip, f"matrix_{kind}_tflops"))
     ]
     size = shape[0] * shape[1] * shape[2]
-    if copied := _ceiling(chip, "copy_to_gpu_gb_per_s"):
+    if copied := ceiling_of(chip, "copy_to_gpu_gb_per_s"):
         rows.append((f"copies to the GPU, {size / 1e6:.2f} MB an image", _figure(copied * 1e9 / size)))
     return f"{work:.4g} GFLOP an image.\n\n" + _table(("bound by", "images a second"), rows)
 
 
-def _end_to_end(found: dict[str, dict[str, Any]]) -> str:
-    on_device = {row.name: row.rates for row in _rows(found)}
+def _end_to_end(found: Found) -> str:
+    on_device = {row.name: row.rates for row in rows_by_batch(found)}
     rows = []
-    for stage in _FOLDER_STAGES:
-        for name, value in _files(found[stage]).items():
-            if _is_verified(stage, name):
+    for stage in FOLDER_STAGES:
+        for name, value in folder_rows(found[stage]).items():
+            if is_verified(stage, name):
                 continue
             rate, rates = value.get("pictures_per_s"), on_device.get(value.get("beside", ""), {})
             batch = str(value.get("batch_size", ""))
             shares = [f"{rate / other:.0%}" if rate and other else "-" for other in _beside(rates, batch)]
             why = value.get("failed", value.get("left_out", value.get("decoding", "")))
-            answers = _answers(found, stage, name) if rate else ""
+            answers = answers_of(found, stage, name) if rate else ""
             rows.append((name, _figure(rate or "-"), batch, *shares, why, answers))
     columns = ("images a second", "batch", "of the engine at this batch", "of its best")
     head = ("engine, images", *columns, "notes", "output")
@@ -269,12 +188,12 @@ def _beside(rates: dict[str, float], batch: str) -> tuple[float | None, float | 
     return rates.get(batch), max(rates.values(), default=None)
 
 
-def _verified(found: dict[str, dict[str, Any]]) -> str:
+def _verified(found: Found) -> str:
     rows = [
         (name, value.get("parity", value.get("failed", "")), str(value.get("within_budget", "-")))
         for stage in ("verify", "starter", "quantized", "rtx")
         for name, value in found[stage].items()
-        if isinstance(value, dict) and ("parity" in value or ("failed" in value and _is_verified(stage, name)))
+        if isinstance(value, dict) and ("parity" in value or ("failed" in value and is_verified(stage, name)))
     ]
     return _table(("engine", "difference", "within budget"), rows) if rows else "Nothing was verified."
 
@@ -288,10 +207,6 @@ def _kernels(stage: dict[str, Any]) -> str:
         for name, value in (values or {"nothing": "-"}).items()
     ]
     return _table(("graph", "kernel", "share of the time"), rows) if rows else "Nothing was measured."
-
-
-def _is_verified(stage: str, name: str) -> bool:
-    return stage in ("verify", "quantized") or name.startswith("starter on ") or name == "tensorrt-rtx"
 
 
 def _figure(value: Any) -> str:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from mineral_bench.gpu.settings import Settings
 
 _PACKAGES = ("mineral_batch", "mineral_train", "mineral_export", "mineral_bench")
-# Files that figures depend on, and the one that may change without measuring again.
-_SOURCES, _PAGE = (".py", ".cu", ".ptx", ".onnx"), "mineral_bench/gpu/page.py"
+# Files that figures depend on, and those that may change without measuring again.
+_SOURCES = (".py", ".cu", ".ptx", ".onnx")
+_OF_THE_PAGE = ("mineral_bench/gpu/page.py", "mineral_bench/gpu/measured.py")
 
 
 #: What stages leave in OUT besides their records; everything made from the paper's model goes with it.
@@ -74,7 +75,7 @@ def import_roots() -> list[str]:
 def project(folders: tuple[Path, ...]) -> str:
     """Return a digest of the files in these packages that figures depend on."""
     files = [(file.relative_to(folder.parent).as_posix(), file) for folder in folders for file in folder.rglob("*")]
-    relevant = sorted((name, file) for name, file in files if file.suffix in _SOURCES and name != _PAGE)
+    relevant = sorted((name, file) for name, file in files if file.suffix in _SOURCES and name not in _OF_THE_PAGE)
     return digest([[name, sha256(file.read_bytes()).hexdigest()] for name, file in relevant])
 
 
