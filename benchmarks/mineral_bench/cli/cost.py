@@ -35,7 +35,7 @@ def _machines(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
         match = _MACHINE.fullmatch(value.strip())
         if match is None or bool(int(match[2])) != bool(float(match[3] or 0)) or not int(match[4]):
             raise click.BadParameter(
-                f"'{value}' is no machine: write NAME=GPUSxRATE,VCPUS,PRICE, such as g6.8xlarge=1x500,32,2.01, or "
+                f"'{value}' is not a machine: write NAME=GPUSxRATE,VCPUS,PRICE, such as g6.8xlarge=1x500,32,2.01, or "
                 f"NAME=0,VCPUS,PRICE"
             )
         found.append(Machine(match[1], int(match[2]), float(match[3] or 0), int(match[4]), float(match[5])))

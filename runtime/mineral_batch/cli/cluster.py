@@ -49,7 +49,7 @@ def _workers(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     match = _WORKERS.fullmatch(value.strip())
     least, most = (int(match[1] or 1), int(match[2])) if match else (0, 0)
     if not 1 <= least <= most:
-        raise click.BadParameter(f"'{value}' is no number of workers: write 16 for at most 16, 4-16 to begin with 4")
+        raise click.BadParameter(f"'{value}' is not a number of workers: write 16 for at most 16, 4-16 to begin with 4")
     return least, most
 
 

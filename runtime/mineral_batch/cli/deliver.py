@@ -124,7 +124,7 @@ def deliver(
     darwin-core    a Darwin Core Data Package (zip)
     dwca           a Darwin Core Archive (zip), for older systems
     label-studio, cvat, coco, fiftyone
-                   for those who label there; evaluate, review --labels,
+                   for labeling tools; evaluate, review --labels,
                    audit and mineral-train read back what they export
 
     The photographs are never changed; --embed writes into copies, whose pixels stay as they are. With --join and --on,

@@ -170,7 +170,7 @@ def evaluate(
 def _require_replaceable(
     folder: Path, tables: Iterable[Path | None], model: Path | None, inputs: Sequence[Path | None]
 ) -> None:
-    """Refuse to replace what is read, tables that evaluate did not write, and by a model what is no model."""
+    """Refuse to replace an input, a table that evaluate did not write, or with a model a file that is not one."""
     for target in filter(None, tables):
         require_not_read(target, inputs, "evaluate")
         require_replaceable(folder, target, "evaluate")

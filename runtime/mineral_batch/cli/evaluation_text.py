@@ -82,7 +82,7 @@ def _join_text(joined: Joined, compared: Comparison) -> list[str]:
     lines += [f"{note}." for note in joined.notes]
     lines += _reading(joined, compared.level)
     if joined.predictions.ignored:
-        lines.append(f"Columns that are no labels, ignored: {listed(joined.predictions.ignored)}.")
+        lines.append(f"Columns that are not labels, ignored: {listed(joined.predictions.ignored)}.")
     if compared.split is None and joined.splits:
         lines.append(
             f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "

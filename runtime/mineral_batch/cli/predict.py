@@ -205,7 +205,7 @@ def predict(
     With --shard, many machines share a run: OUTPUT is a folder that all of them see, or a URL such as
     s3://bucket/results, and `mineral-batch merge OUTPUT` writes the tables. Without --shard, OUTPUT may be a URL too.
     """
-    # An image's odd metadata is no news for the user; what cannot be read is in failures.csv.
+    # Odd metadata of an image does not concern the user; what cannot be read is in failures.csv.
     warnings.filterwarnings("ignore", module="PIL")
     keep_some_freed_memory()
     named = [*inputs, *([read_list(list_file)] if list_file else [])]

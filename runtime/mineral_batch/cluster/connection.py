@@ -229,7 +229,7 @@ def _check_address(address: str) -> None:
         _probe(address, host, port)
     elif host != _AUTO:
         raise BackendError(
-            f"'{address}' is no address of a Ray cluster: write local, auto, HOST:6379 or ray://HOST:10001"
+            f"'{address}' is not an address of a Ray cluster: write local, auto, HOST:6379 or ray://HOST:10001"
         )
 
 

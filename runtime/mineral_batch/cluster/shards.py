@@ -49,7 +49,7 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
         return _checked(int(match[1]), int(match[2]), f"--shard {text}")
     match = _AUTO.fullmatch(text.strip())
     if match is None:
-        raise DataError(f"--shard '{text}' is no shard: write 3/16 for the third of 16, or auto in a job array")
+        raise DataError(f"--shard '{text}' is not a shard: write 3/16 for the third of 16, or auto in a job array")
     if match[1]:
         name = _SLURM if _SLURM in environment else _KUBERNETES
         index = _number(environment, name, text)
@@ -74,5 +74,5 @@ def _number(environment: Mapping[str, str], name: str, text: str) -> int:
 
 def _checked(number: int, count: int, what: str) -> Shard:
     if not 1 <= number <= count:
-        raise DataError(f"{what} is no shard: the number must be from 1 to the number of shards")
+        raise DataError(f"{what} is not a shard: the number must be from 1 to the number of shards")
     return Shard(number, count)

@@ -30,7 +30,7 @@ from mineral_batch.types import Failure, Result
 
 #: What `--allow-mixed-engines` lets differ between the workers of a run.
 MAY_DIFFER = ("engine", DECODER)
-# Processes that may die over a piece before it is halved: a machine that is taken away is no fault of a picture.
+# Processes that may die over a piece before it is halved: it may be the machine that was taken away.
 _DEATHS_OF_A_PIECE = 2
 _DEATHS_OF_A_PICTURE = 2
 _KILLER = "the process that read it died, several times"
@@ -140,7 +140,7 @@ class PieceWorker:
             self._place.put(mark, b"")
             try:
                 yield from self._predict(images[begin:end], times, seen, stop)
-            finally:  # an error is no death
+            finally:  # after an error the process lives on
                 self._place.delete(mark)
         if marks:
             forget_deaths(self._place, piece)

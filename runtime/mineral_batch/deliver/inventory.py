@@ -21,9 +21,9 @@ class Inventory:
     Attributes:
         column: that has the numbers.
         header: all columns.
-        rows: folded number -> cells, of the numbers that are there once.
-        repeated: folded numbers that are there several times: which row is meant nobody knows.
-        most: words that a number has at most.
+        rows: folded number -> cells, for the numbers of one row only.
+        repeated: folded numbers of several rows, which are not joined.
+        most: the most words that a number has.
         pattern: finds the number in a path; None looks for the numbers themselves.
     """
 
@@ -144,7 +144,7 @@ def read_names(path: Path, labels: Iterable[str]) -> dict[str, str]:
     """Read the collection's own names: a CSV with the columns `mineral` and `name`.
 
     Raises:
-        DataError: if it cannot be read, or names a mineral that is no label of the model.
+        DataError: if it cannot be read, or names a mineral that is not a label of the model.
     """
     with open_csv(path, ("mineral", "name"), sniff=("mineral", "name")) as table:
         names = {row["mineral"].strip(): row["name"].strip() for row in table.dicts() if row["name"].strip()}

@@ -1,4 +1,4 @@
-"""The answers for those who label elsewhere: Label Studio, CVAT, COCO, FiftyOne.
+"""The answers as files for labeling tools: Label Studio, CVAT, COCO, FiftyOne.
 
 `mineral_batch.evaluation.labeling_tools` reads back what people made of them, and names the formats' documentation.
 """

@@ -40,7 +40,7 @@ def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suf
         with_suffix: see `xmp.sidecar`.
 
     Raises:
-        DataError: if two images would share a sidecar, one that is there is no XMP, or the disk refuses.
+        DataError: if two images would share a sidecar, one that is there is not XMP, or the disk refuses.
     """
     counts = SidecarCounts()
     _require_distinct(delivery, tree, with_suffix=with_suffix)

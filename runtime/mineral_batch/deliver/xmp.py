@@ -150,10 +150,10 @@ def _parsed(content: bytes) -> Any:
     try:
         root = etree.fromstring(content, parser)
     except etree.XMLSyntaxError as error:
-        raise DataError(f"is no XMP ({error})") from None
+        raise DataError(f"is not XMP ({error})") from None
     rdf = root if root.tag == f"{{{RDF}}}RDF" else root.find(f".//{{{RDF}}}RDF")
     if rdf is None:
-        raise DataError("is no XMP (no rdf:RDF in it)")
+        raise DataError("is not XMP (no rdf:RDF in it)")
     return root
 
 

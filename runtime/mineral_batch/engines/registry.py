@@ -96,7 +96,7 @@ def choose_backend(
 
     Raises:
         BackendError: if the engine cannot be opened; with `auto`, if none can, with each one's reason.
-        ContractError: if the file is no model with a contract.
+        ContractError: if the file is not a model with a contract.
     """
     path = Path(model)
     if not path.is_file():

@@ -258,7 +258,7 @@ def read_image_member(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes
     """Read a member of a tar as it passes.
 
     Raises:
-        ImageError: if it is no regular file, empty, too large, or large and no image.
+        ImageError: if it is not a regular file, empty, too large, or large and no image.
     """
     _check_member(member)
     content = opened.extractfile(member)

@@ -69,7 +69,7 @@ def _time(tags: Mapping[int, Any]) -> str | None:
 
 
 def _position(place: Mapping[int, Any]) -> tuple[float | None, float | None]:
-    """Return (latitude, longitude); both None if either is missing or it is no position."""
+    """Return (latitude, longitude); both None if either is missing or it is not a position."""
     gps = ExifTags.GPS
     if _text(place.get(gps.GPSStatus)).upper() == _VOID:
         return None, None

@@ -84,7 +84,7 @@ class _Report:
             columns = tuple(map(_column, record["fileSchema"].split(","))) if kind == "CSV" else ()
         except (ValueError, TypeError, KeyError, AttributeError):
             raise DataError(
-                f"{url} is no manifest of an S3 Inventory report: name photographs, prefixes, or such a manifest"
+                f"{url} is not a manifest of an S3 Inventory report: name photographs, prefixes, or such a manifest"
             ) from None
         if kind not in ("CSV", "Parquet"):
             raise DataError(f"{url} is an inventory in the format {kind}: only CSV and Parquet are read")

@@ -101,7 +101,7 @@ class _Content:
             *lines, rest = (rest + block).split(separator)
             yield from lines
             if len(rest) > _BLOCK:
-                raise DataError(f"the list {self._source} has a line of over {_BLOCK:,} bytes: it is no list of names")
+                raise DataError(f"the list {self._source} has a line of over {_BLOCK:,} bytes: not a list of names")
         yield rest
 
     def survey(self) -> tuple[bytes, str]:

@@ -72,7 +72,7 @@ def _urls(names: Iterable[str | Path]) -> Iterator[Url]:
 
 
 def is_prefix(name: str) -> bool:
-    """Return whether a URL is most likely a prefix: it is no web address, and its name is no image's or archive's."""
+    """Return whether a URL is most likely a prefix: not a web address, nor the name of an image or archive."""
     url = parse(name)
     return not url.is_web and not _names_object(url)
 

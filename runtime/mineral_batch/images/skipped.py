@@ -59,7 +59,7 @@ class Skipped:
         self.folders[name] += 1
 
     def line(self) -> str:
-        """Return one line for the user, empty if there is nothing to say: what is no image needs no mention."""
+        """Return one line for the user, empty if there is nothing to say: other files need no mention."""
         files = [f"{n:,} {_plural(suffix, n)} ({hint})" for (suffix, hint), n in self.kinds.most_common()]
         folders = [f"{n:,} {name} folder{'s' * (n > 1)}" for name, n in sorted(self.folders.items())]
         return f"Not read: {', '.join([*files, *folders])}" if files or folders else ""

@@ -70,7 +70,7 @@ class Mineral:
 
     @property
     def is_variety(self) -> bool:
-        """Whether the name is that of a variety, which is no species of its own."""
+        """Whether the name is that of a variety, which is not a species of its own."""
         return self.name != self.species
 
     @property

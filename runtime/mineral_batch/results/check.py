@@ -334,7 +334,7 @@ def _count(what: str, count: int, expected: int | None) -> Iterator[str]:
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no finite number."""
+    """None for what is not a finite number."""
     with suppress(TypeError, ValueError):
         number = float(value)
         if math.isfinite(number) and not isinstance(value, bool):

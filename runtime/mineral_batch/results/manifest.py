@@ -81,7 +81,7 @@ def parse_manifest(content: bytes) -> RunManifest | str:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def is_time(value: object) -> bool:

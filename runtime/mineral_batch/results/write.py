@@ -117,7 +117,7 @@ def require(tables: Tables) -> None:
     """Check before a long run that every table can be written.
 
     Raises:
-        DataError: if a package is missing, the rule for specimens is none, or the table of minerals cannot be read.
+        DataError: if a package is missing, the rule for specimens is not one, or the table of minerals cannot be read.
     """
     if PARQUET in tables.files:
         import_pyarrow()

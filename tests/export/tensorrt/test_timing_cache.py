@@ -57,7 +57,7 @@ def test_a_timing_cache_that_tensorrt_refuses_is_not_overwritten(
 
     monkeypatch.setattr(tensorrt_rtx.Builder, "create_builder_config", lambda self: Strict(original(self)))
     message = refused(product, "-o", plan, "--timing-cache", timings)
-    assert f"{timings} is no timing cache of this TensorRT and GPU: delete it" in message
+    assert f"{timings} is not a timing cache of this TensorRT and GPU: delete it" in message
     assert timings.read_bytes() == b"of another GPU"
     assert not plan.exists()
 

@@ -28,15 +28,15 @@ def test_shards_are_read(text: str, environment: dict[str, str], expected: Shard
 @pytest.mark.parametrize(
     ("text", "environment", "message"),
     [
-        ("", {}, "is no shard"),
+        ("", {}, "is not a shard"),
         ("0/16", {}, "from 1 to the number"),
         ("17/16", {}, "from 1 to the number"),
         ("1/0", {}, "from 1 to the number"),
-        ("all", {}, "is no shard"),
+        ("all", {}, "is not a shard"),
         ("auto", {}, "SLURM_ARRAY_TASK_ID is not set"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "", "SLURM_ARRAY_TASK_COUNT": "4"}, "SLURM_ARRAY_TASK_ID is '', not a number"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_COUNT is not set"),
-        ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "7"}, "is no shard"),
+        ("auto", SLURM | {"SLURM_ARRAY_TASK_ID": "7"}, "is not a shard"),
         ("auto", {"JOB_COMPLETION_INDEX": "3"}, "auto/16"),
         ("auto/16", {"JOB_COMPLETION_INDEX": ""}, "JOB_COMPLETION_INDEX is ''"),
         ("auto/16", {"JOB_COMPLETION_INDEX": "16"}, "counts from 0"),

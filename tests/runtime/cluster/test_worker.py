@@ -136,10 +136,10 @@ def test_what_a_machine_lacks_is_said_with_its_name(album: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--cluster", "nonsense"], "is no address of a Ray cluster"),
+        (["--cluster", "nonsense"], "is not an address of a Ray cluster"),
         (["--cluster", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: "),
         (["--workers", "2"], "--workers is for a run on a cluster"),
-        (["--cluster", "local", "--workers", "9-2"], "is no number of workers"),
+        (["--cluster", "local", "--workers", "9-2"], "is not a number of workers"),
         (["--cluster", "local", "--shard", "1/2"], "--shard is for machines without a cluster"),
         (["--cluster", "local", "--decode", "auto"], "measures on one machine"),
         (["--cluster", "local", "--devices", "1"], "hands out GPUs by --worker-gpus"),

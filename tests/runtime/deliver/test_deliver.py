@@ -187,7 +187,7 @@ def test_what_is_no_xmp_is_left_alone(content: bytes, results: Path, photos: Pat
     path = photos / "a b.jpg.xmp"
     path.write_bytes(content)
     text = run(results, "--as", "xmp", "--beside", code=1)
-    assert "is no XMP" in text
+    assert "is not XMP" in text
     assert len(text.splitlines()) == 1
     assert path.read_bytes() == content
 

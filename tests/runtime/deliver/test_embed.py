@@ -175,7 +175,7 @@ def test_damaged_files_and_foreign_xmp_get_a_sidecar(results: Path, photos: Path
     start, rest = content[:2], content[2:]
     (photos / "trailer.jpg").write_bytes(start + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + rest)
     text = run(results, "--as", "xmp", "--embed")
-    assert "its XMP is no XMP (no rdf:RDF in it)" in text
+    assert "its XMP is not XMP (no rdf:RDF in it)" in text
     assert "3 copies with a sidecar instead: the file is damaged" in text
     found = copies(results / "embedded")
     for name in ("plain.jpg", "rich.png", "rich.webp", "trailer.jpg"):

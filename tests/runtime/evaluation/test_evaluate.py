@@ -214,8 +214,8 @@ def test_further_columns_that_are_no_labels_are_ignored_and_named(world):
     rows = [[path, called, 512, *rest, "n/a"] for path, called, *rest in world.prediction_rows]
     plain = run(world.predictions(), world.labels()).stdout
     more = run(world.predictions(rows, header), world.labels()).stdout
-    assert "Columns that are no labels, ignored: width, seconds.\n" in more
-    assert more.replace("Columns that are no labels, ignored: width, seconds.\n", "") == plain
+    assert "Columns that are not labels, ignored: width, seconds.\n" in more
+    assert more.replace("Columns that are not labels, ignored: width, seconds.\n", "") == plain
 
 
 def test_labels_of_ones_own_are_known_by_being_labeled_or_called(world):

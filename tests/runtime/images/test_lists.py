@@ -62,7 +62,7 @@ def test_a_small_list_may_be_edited_meanwhile_and_a_large_one_not(
 def test_what_is_no_list_of_names_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "_BLOCK", 1000)
     (tmp_path / "photo.raw").write_bytes(b"x" * 5000)
-    with pytest.raises(DataError, match="has a line of over 1,000 bytes: it is no list of names"):
+    with pytest.raises(DataError, match="has a line of over 1,000 bytes: not a list of names"):
         read_list(tmp_path / "photo.raw")
 
 

@@ -80,7 +80,7 @@ def test_thresholds_go_into_no_file_but_a_model(results: Path, tmp_path: Path) -
     path = tmp_path / "mine.csv"
     path.write_text("mine\n")
     said = run("evaluate", results, tmp_path / "labels.csv", "--tune", "f1", "-o", path, code=1)
-    assert "is there already and is no ONNX file" in said
+    assert "is there already and is not an ONNX file" in said
     assert path.read_text() == "mine\n"
 
 

@@ -98,5 +98,5 @@ def test_a_report_that_cannot_be_read_whole_is_refused(entries):
     with pytest.raises(DataError, match="lacks size and etag: choose Size and ETag among the report's fields"):
         list(find_sources([MANIFEST]))
     store.put("inv/2026-11-29T01-00Z/manifest.json", b"[]")
-    with pytest.raises(DataError, match="is no manifest of an S3 Inventory report"):
+    with pytest.raises(DataError, match="is not a manifest of an S3 Inventory report"):
         list(find_sources([MANIFEST]))

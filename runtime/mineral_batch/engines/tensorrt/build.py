@@ -183,7 +183,7 @@ def _set_timings(config: Any, path: Path) -> Any:
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, False):
         raise BackendError(
-            f"{path} is no timing cache of this TensorRT and GPU: delete it, or name another with --timing-cache"
+            f"{path} is not a timing cache of this TensorRT and GPU: delete it, or name another with --timing-cache"
         )
     return cache
 

@@ -127,7 +127,7 @@ class EngineRecord:
             found["compute_capabilities"] = tuple(found["compute_capabilities"])
             return cls(**found)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ContractError(f"it is no engine description ({plain_reason(error)})") from None
+            raise ContractError(f"it is not an engine description ({plain_reason(error)})") from None
 
 
 def sidecar_path(engine: Path) -> Path:

@@ -37,7 +37,7 @@ _SECONDS_BETWEEN_TRIES = 0.05
 
 
 class Setup(NamedTuple):
-    """What a process is told once.
+    """What a process receives when it starts.
 
     Attributes:
         memory: file descriptor of the shared memory.
@@ -77,7 +77,7 @@ class Piece(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What a process says of an image whose pixels are in the shared memory."""
+    """What a process answers about an image whose pixels are in the shared memory."""
 
     width: int
     height: int
