@@ -5,6 +5,7 @@ A prefix is listed a page at a time, in the order of its store: by the bytes of 
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ BYTES_AHEAD = 512 * 2**20
 # Of an object whose size the server does not say.
 _GUESS = 4 * 2**20
 _LOOKS_AHEAD = 64
+_GZIP = b"\x1f\x8b"  # no image begins so
 
 
 def find_remote(
@@ -101,7 +103,20 @@ def read_object(url: Url, size: int, version: int = 0, passing: str = "") -> byt
     except StoreError as error:
         raise ImageError(f"{passing if isinstance(error, UnreachableError) else ''}{error}") from None
     check_bytes(len(content))
-    return content
+    return _unpacked(content) if content.startswith(_GZIP) else content
+
+
+def _unpacked(content: bytes) -> bytes:
+    """A file that was uploaded with `Content-Encoding: gzip`: stores hand it out as it is; browsers unpack it."""
+    unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        unpacked = unpack.decompress(content, MAX_BYTES + 1)
+    except zlib.error:
+        raise ImageError("it is compressed with gzip, and damaged") from None
+    if not unpack.eof and len(unpacked) <= MAX_BYTES:
+        raise ImageError("it is compressed with gzip, and not whole")
+    check_bytes(len(unpacked))
+    return unpacked
 
 
 def reader_of(name: str) -> Callable[[], bytes] | None:
@@ -246,7 +261,7 @@ class _Walk:
                 self._folder = folder
                 self.skipped.add_folder(system)
             return False
-        if any(part.startswith(".") for part in (*folders, name)):
+        if any(part.startswith(".") and part not in (".", "..") for part in (*folders, name)):
             return False
         if not has_image_suffix(name):
             self.skipped.add_file(PurePosixPath("/dev/null", name))

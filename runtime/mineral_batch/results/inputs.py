@@ -107,7 +107,8 @@ def check_inputs(named: Sequence[str | Path | NameList]) -> Inputs:
     if not there:
         raise DataError(f"{NOT_THERE}: {listed(tuple(missing))} (current folder: {Path.cwd()})")
     if len(empty) == there:
-        raise DataError(f"no images in {listed(without_secrets(empty))}: no file has the suffix of an image")
+        why = "its name ends with a space" if empty[0] != empty[0].rstrip() else "no file has the suffix of an image"
+        raise DataError(f"no images in {listed(without_secrets(empty))}: {why}")
     gone = frozenset(missing)
     existing = (one.without(gone) if isinstance(one, NameList) else one for one in names if one not in gone)
     return Inputs(names, tuple(existing), tuple(missing), tuple(empty))

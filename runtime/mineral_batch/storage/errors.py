@@ -34,6 +34,8 @@ class ExhaustedError(StoreError):
     """The store has no room left for what is written."""
 
 
+_ODD = "there is a key with an empty part, with . or .. for a part, or with a control character: rename that object"
+
 # What the text or the class of obstore's errors tells -> what it means. The first that fits counts.
 _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     (
@@ -41,6 +43,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
         NoSuchBucketError,
         "no such bucket",
     ),
+    (("InvalidBucketName", "InvalidResourceName"), NoSuchBucketError, "no bucket can be called so"),
     (("NotFoundError", "FileNotFoundError"), NoSuchObjectError, "no such object"),
     (
         ("QuotaExceeded", "InsufficientStorage", "507 Insufficient", "No space left", "XMinioStorageFull"),
@@ -69,10 +72,11 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
     ),
     (("redential", "169.254."), DeniedError, "no credentials found; set them as for the cloud's own tools"),
     (("PreconditionError",), StoreError, "it has changed while it was read"),
+    (("InvalidPathError",), StoreError, _ODD),
     (
-        ("NotSupportedError", "InvalidPathError", "UnknownConfigurationKeyError", "ValueError"),
+        ("NotSupportedError", "UnknownConfigurationKeyError", "ValueError"),
         StoreError,
-        "not possible here: the key has an empty part, or the store has no such function",
+        "the store cannot do that, or it is set up wrongly by an environment variable",
     ),
 )
 
@@ -90,12 +94,22 @@ def may_pass(reason: str) -> bool:
     return any(words in reason for words in _PASSING)
 
 
+def odd_key_error(where: str) -> StoreError:
+    """Return the error for a key that can be neither read nor written here."""
+    return StoreError(f"{shown(where)}: {_ODD}")
+
+
+def shown(where: str) -> str:
+    """Return a URL for a message: without secrets, in one line."""
+    return re.sub(r"[\0-\x1f\x7f]", lambda found: repr(found[0])[1:-1], redact(where))
+
+
 def explained(error: Exception, where: str) -> StoreError:
     """Return one line for an error of obstore, whose own text holds addresses, headers and answers of the server."""
     if isinstance(error, StoreError):
         return error
     text = f"{type(error).__name__}: {_without_names(str(error), where)}"
-    where = redact(where)
+    where = shown(where)
     for signs, kind, reason in _SIGNS:
         if any(sign in text for sign in signs):
             named = "/".join(where.split("/")[:3]) if kind is NoSuchBucketError else where

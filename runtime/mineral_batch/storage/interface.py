@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class Entry:
     modified: int
     etag: str
     is_delimited: bool = True
+
+
+def nanoseconds(moment: datetime) -> int:
+    """Return a time as `Entry.modified` has it."""
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1) * 1000
 
 
 #: Called with what a store says of the object that is being read, before its content; what it raises ends the reading.

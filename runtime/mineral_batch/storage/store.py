@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mineral_batch.errors import DataError
-from mineral_batch.storage.errors import explained
-from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Check, Entry, Store
+from mineral_batch.storage.errors import explained, odd_key_error
+from mineral_batch.storage.interface import RETRIES, RETRY_SECONDS, TIMEOUT, Check, Entry, Store, nanoseconds
+from mineral_batch.storage.odd_keys import OddKeys, is_odd, is_odd_prefix
 from mineral_batch.storage.stream import Ranges, Stream
 from mineral_batch.storage.urls import Url, local_path, parse, redact
 from mineral_batch.system import pip_install
@@ -37,6 +39,8 @@ _ENDPOINTS = (
 )
 # Seconds between tries: from the first to the longest, doubling.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10
+# The key in an error of obstore's.
+_NAMED_KEY = re.compile(r'Path "(.+?)" contained')
 # Bytes of the chunks in which a file is written, at least, and how many are on their way at once. S3 takes 10,000.
 _CHUNK, _AT_ONCE, _MOST_CHUNKS = 8 * 2**20, 4, 9_000
 
@@ -164,8 +168,23 @@ class _CloudStore:
         self.root = redact(root)
         self.obstore = store
         self._is_conditional = True
+        self._odd = OddKeys(root) if root.startswith("s3://") else None
+
+    def _by_boto(self, key: str) -> OddKeys | None:
+        """What reads a key that obstore cannot name; None of other keys.
+
+        Raises:
+            StoreError: of such a key, if only S3's are read.
+        """
+        if self.root == "file://" or not is_odd(key):
+            return None
+        if self._odd is None:
+            raise odd_key_error(f"{self.root}/{key}")
+        return self._odd
 
     def get(self, key: str, check: Check | None = None) -> bytes:
+        if other := self._by_boto(key):
+            return other.get(key, check)
         answer = self._answer(key, check)
         try:
             return bytes(answer.bytes())
@@ -173,6 +192,8 @@ class _CloudStore:
             raise explained(error, f"{self.root}/{key}") from None
 
     def open(self, key: str, check: Check | None = None) -> AbstractContextManager[BinaryIO]:
+        if other := self._by_boto(key):
+            return other.open(key, check)
         chunks = self._answer(key, check).stream(min_chunk_size=2**20)
         return Stream(map(bytes, chunks), lambda error: explained(error, f"{self.root}/{key}"))
 
@@ -190,35 +211,54 @@ class _CloudStore:
     def head(self, key: str) -> Entry:
         import obstore
 
+        if other := self._by_boto(key):
+            return other.head(key)
         try:
             return _entry(obstore.head(self.obstore, key))
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
+        from obstore.exceptions import InvalidPathError
+
+        last = after
+        if self._odd is None or not is_odd_prefix(prefix):
+            try:
+                for entry in self._listed(prefix, after):
+                    last = entry.key
+                    yield entry
+            except InvalidPathError as error:
+                if self._odd is None:
+                    named = _NAMED_KEY.search(str(error))
+                    raise odd_key_error(f"{self.root}/{named[1] if named else prefix}") from None
+            except Exception as error:
+                raise explained(error, f"{self.root}/{prefix}") from None
+            else:
+                return
+        # Among the keys that follow is one that obstore cannot name.
+        assert self._odd is not None
+        yield from self._odd.list(prefix, after=last)
+
+    def _listed(self, prefix: str, after: str) -> Iterator[Entry]:
         import obstore
 
         # obstore's prefixes end at a slash; what is behind the last one is compared here.
         folder, _, rest = (prefix, "", "") if self.root == "file://" else prefix.rpartition("/")
-        begin = f"{folder}/" if folder else ""
-        try:
-            # Keys below `begin + rest` come in order, so those before it are skipped by the store itself.
-            offset = after or (prefix[:-1] + chr(ord(prefix[-1]) - 1) + "\U0010ffff" if rest else None)
-            pages = obstore.list(self.obstore, folder or None, offset=offset, chunk_size=_PAGE)
-            for page in pages:
-                for meta in page:
-                    if not rest or meta["path"].startswith(prefix):
-                        yield _entry(meta)
-                    elif rest and meta["path"] > prefix:
-                        return
-        except Exception as error:
-            raise explained(error, f"{self.root}/{begin}{rest}") from None
+        # Keys below the prefix come in order, so those before it are skipped by the store itself.
+        offset = after or (prefix[:-1] + chr(ord(prefix[-1]) - 1) + "\U0010ffff" if rest else None)
+        for page in obstore.list(self.obstore, folder or None, offset=offset, chunk_size=_PAGE):
+            for meta in page:
+                if not rest or meta["path"].startswith(prefix):
+                    yield _entry(meta)
+                elif rest and meta["path"] > prefix:
+                    return
 
     def put(self, key: str, content: bytes, *, create_only: bool = False) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
         where = f"{self.root}/{key}"
+        self._refuse_odd(key)
         try:
             if create_only and self._is_conditional:
                 try:
@@ -237,6 +277,7 @@ class _CloudStore:
     def put_file(self, key: str, file: Path) -> None:
         import obstore
 
+        self._refuse_odd(key)
         try:
             size = file.stat().st_size
             chunk = max(_CHUNK, -(-size // _MOST_CHUNKS))
@@ -245,9 +286,15 @@ class _CloudStore:
         except Exception as error:
             raise explained(error, f"{self.root}/{key}") from None
 
+    def _refuse_odd(self, key: str) -> None:
+        """Obstore would write to another key."""
+        if self.root != "file://" and is_odd(key):
+            raise odd_key_error(f"{self.root}/{key}")
+
     def delete(self, key: str) -> None:
         import obstore
 
+        self._refuse_odd(key)
         try:
             obstore.delete(self.obstore, key)
         except FileNotFoundError:
@@ -257,5 +304,4 @@ class _CloudStore:
 
 
 def _entry(meta: Any) -> Entry:
-    modified = meta["last_modified"] - datetime.fromtimestamp(0, UTC)
-    return Entry(meta["path"], meta["size"], modified // timedelta(microseconds=1) * 1000, meta.get("e_tag") or "")
+    return Entry(meta["path"], meta["size"], nanoseconds(meta["last_modified"]), meta.get("e_tag") or "")

@@ -65,8 +65,10 @@ class Url:
 
 
 def restored(name: str | os.PathLike[str]) -> str:
-    """Return a name as it was before pathlib took the second slash out of its URL; other names unchanged."""
+    """Return a URL as it was before pathlib took its second slash, without spaces before it; other names unchanged."""
     text = os.fspath(name)
+    if text[:1].isspace() and _SCHEME.match(text.lstrip()):
+        text = text.lstrip()
     match = _ONE_SLASH.match(text)
     return f"{match[1]}://{text[match.end() :]}" if match and not os.path.lexists(text) else text
 

@@ -100,3 +100,10 @@ def test_what_is_not_there_is_one_line(bucket: Bucket, tmp_path: Path, command: 
         refused = command(source, "-o", tmp_path / "out")
         assert refused.exit_code == 1
         assert message in refused.stderr.splitlines()[-1]
+
+
+def test_a_key_that_keeps_a_bucket_from_being_listed_is_named(bucket: Bucket, tmp_path: Path, command: Any) -> None:
+    bucket.write("photos//02.png", b"1", None)
+    refused = command("gs://minerals/photos/", "-o", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "Error: gs://minerals/photos//02.png: there is a key with an empty part" in refused.stderr.splitlines()[-1]

@@ -1,5 +1,6 @@
 """Images at URLs: found, read ahead, and failed one by one."""
 
+import gzip
 import io
 import tarfile
 import threading
@@ -77,6 +78,18 @@ def test_a_file_of_a_web_server_that_changes_is_not_read_as_the_old_one(s3):
     store.put("a.jpg", b"34")
     with pytest.raises(ImageError, match="has changed since it was listed"):
         before.read()
+
+
+@pytest.mark.slow
+def test_what_was_uploaded_as_gzip_is_unpacked(s3):
+    whole = gzip.compress(picture())
+    put(**{"a.jpg": whole, "half.jpg": whole[:-20], "no.jpg": whole[:2] + b"nonsense"})
+    good, half, wrong = find_sources(["s3://photos/"])
+    assert good.read() == picture()
+    with pytest.raises(ImageError, match="compressed with gzip, and not whole"):
+        half.read()
+    with pytest.raises(ImageError, match="compressed with gzip, and damaged"):
+        wrong.read()
 
 
 @pytest.mark.slow

@@ -29,6 +29,42 @@ def test_objects_are_put_listed_read_and_deleted(s3):
         store.get("ba.jpg")
 
 
+ODD = ["/lead.jpg", "a//b.jpg", "a/../c.jpg", "a/./d.jpg", "a/tab\t.jpg"]
+
+
+@pytest.mark.slow
+def test_keys_of_any_kind_are_listed_and_read_and_never_taken_for_others(s3):
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client("s3", endpoint_url=s3)
+    keys = sorted([*ODD, "a/1.jpg", "a/folder/", "b.jpg", "lead.jpg", "z/2.jpg"])
+    for key in keys:
+        client.put_object(Bucket="photos", Key=key, Body=key.encode())
+    store = open_store("s3://photos")
+    listed = list(store.list())
+    assert [entry.key for entry in listed] == [key for key in keys if not key.endswith("/")]
+    assert [entry.key for entry in store.list("a//")] == ["a//b.jpg"]
+    assert [entry.key for entry in store.list("a/", after="a/1.jpg")] == ["a/tab\t.jpg"]
+    for entry in listed:
+        assert store.get(entry.key) == entry.key.encode()
+        assert store.head(entry.key) == entry
+    with pytest.raises(NoSuchObjectError, match=r"no such object: s3://photos//none\\n\.jpg"):
+        store.get("/none\n.jpg")
+    with pytest.raises(NoSuchObjectError, match="no such bucket: s3://nowhere"):
+        next(open_store("s3://nowhere").list("a//"))
+
+
+@pytest.mark.parametrize("key", ODD)
+@pytest.mark.parametrize("root", ["s3://bucket", "gs://bucket"])
+def test_nothing_is_written_to_a_key_that_would_become_another(root, key, tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    store = open_store(root)
+    for act in (lambda: store.put(key, b"1"), lambda: store.put_file(key, tmp_path), lambda: store.delete(key)):
+        with pytest.raises(StoreError, match="there is a key with an empty part"):
+            act()
+
+
 @pytest.mark.slow
 def test_create_only_leaves_what_is_there(s3):
     store = open_store("s3://photos")
