@@ -195,6 +195,8 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
         if counts.specimens:
             say(counts.specimens_line())
         say(f"Table: {place.name}/{PREDICTIONS}")
+    if not counts.predicted and not counts.failed:
+        raise DataError(f"the run in {place.name} has no images: what was named is empty")
     if not counts.predicted:
         raise DataError(f"none of {counts.failed} images could be read: see {place.name}/failures.csv")
     return EXIT_SOME_IMAGES_FAILED if counts.failed and not exit_zero_on_failures else 0

@@ -37,7 +37,8 @@ from mineral_batch.predictor import Predictor
 from mineral_batch.results import run as runs
 from mineral_batch.results.attempt import RunSummary
 from mineral_batch.results.corrections import check_prevalence
-from mineral_batch.results.csv import open_csv
+from mineral_batch.results.csv import listed, open_csv
+from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.manifest import other_thresholds
 from mineral_batch.results.schema import BEST, FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
 from mineral_batch.results.write import Tables
@@ -277,7 +278,7 @@ def predict(
     log.run_finished(summary, output)
     if summary.predicted and not quiet:
         say(changed + _closing(summary, output, predictor.contract, tables))
-    _refuse_nothing(summary, output)
+    _refuse_nothing(summary, given, output)
     if summary.failed and not exit_zero_on_failures:
         ctx.exit(EXIT_SOME_IMAGES_FAILED)
 
@@ -291,7 +292,7 @@ def _workers(
     return ThisProcess(partial(Predictor, model, **engine), opening)
 
 
-def _refuse_nothing(summary: RunSummary, output: Path) -> None:
+def _refuse_nothing(summary: RunSummary, given: Inputs, output: Path) -> None:
     """Raise if there is not one prediction: something is wrong with the model or with all images."""
     for warning in () if summary.predicted else summary.warnings:
         say(f"Warning: {warning}", err=True)
@@ -300,6 +301,8 @@ def _refuse_nothing(summary: RunSummary, output: Path) -> None:
             f"the model's output is not a probability for any of {summary.failed} images: the images were read, "
             f"the model is at fault (was it exported by mineral-export?)"
         )
+    if not summary.predicted and not summary.failed:
+        raise DataError(f"no images in {listed(given.first_named(_SHOWN))}: the files are empty")
     if not summary.predicted:
         raise DataError(_nothing_read(summary, output))
 

@@ -28,6 +28,7 @@ from mineral_batch.types import Failure, Source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mineral_batch.storage.interface import Check, Entry
     from mineral_batch.storage.urls import Url
 
 
@@ -44,7 +45,7 @@ def shard_members(url: Url, name: str, version: int, skip: Skip = ignore) -> Ite
         skip: see `archives.members`.
     """
     try:
-        with open_store(url).open(url.key, same_version(url, 0, version)) as file:
+        with open_store(url).open(url.key, _check(url, version)) as file:
             if url.path.lower().endswith(".zip"):
                 yield from _zip(file, name, skip)
             else:
@@ -54,6 +55,20 @@ def shard_members(url: Url, name: str, version: int, skip: Skip = ignore) -> Ite
     # See `archives.members`.
     except Exception as error:
         yield Failure(name, "read", f"the archive is damaged: {one_line(error)}")
+
+
+def _check(url: Url, version: int) -> Check:
+    """Refuse an archive that is not the listed one any more, or of which half would look whole."""
+    same = same_version(url, 0, version)
+
+    def check(now: Entry) -> None:
+        same(now)
+        if not now.is_delimited:
+            raise ImageError(
+                "the server does not say where the archive ends, so that half of it would look whole: download it"
+            )
+
+    return check
 
 
 def _tar(file: BinaryIO, name: str, version: int, skip: Skip) -> Iterator[Source | Failure]:

@@ -120,6 +120,21 @@ def test_a_list_at_a_url_is_whole(site: Site, how: str) -> None:
     assert list(read_list(f"{site.address}/{how}/names.txt")) == NAMES
 
 
+def test_an_archive_that_may_not_be_whole_is_refused(site: Site) -> None:
+    site.files["x.tar"] = b""
+    (failure,) = find_sources([f"{site.address}/endless/x.tar"])
+    assert isinstance(failure, Failure)
+    assert "the server does not say where the archive ends" in failure.reason
+
+
+@pytest.mark.parametrize("how", ["plain", "chunked", "gzip", "endless", "again/3"])
+def test_an_image_is_read_however_it_is_sent(site: Site, how: str) -> None:
+    site.files["a.jpg"] = b"an image"
+    (source,) = find_sources([f"{site.address}/{how}/a.jpg"])
+    assert not isinstance(source, Failure)
+    assert source.read() == b"an image"
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
