@@ -127,8 +127,16 @@ def _is_url_there(name: str) -> bool:
     path = local_path(name)
     if path is not None:
         return path.exists()
-    next(expand([name]))
+    if isinstance(name, ListedName):
+        parse(name)
+    else:
+        next(expand([name]))
     return True
+
+
+def _is_listed_object(name: str) -> bool:
+    """Whether a line of a list is the URL of one object, by its form: there may be tens of millions."""
+    return isinstance(name, ListedName) and "://" in name and name[-1] != "/" and not name.startswith("file:")
 
 
 def _refuse_list(name: str) -> None:
@@ -138,9 +146,10 @@ def _refuse_list(name: str) -> None:
 
 def _may_be_empty(name: str) -> bool:
     """A folder or an archive whose directory can be read without unpacking it."""
+    if _is_listed_object(name):  # a request for each name without a suffix would take hours
+        return False
     if is_url(name) and local_path(name) is None:
-        # Of a list, only what says so itself: a request for each of a million names without a suffix takes hours.
-        return is_prefix(name) and (name.endswith("/") or not isinstance(name, ListedName))
+        return is_prefix(name)
     if isinstance(name, ListedName) and has_image_suffix(os.path.basename(name)):  # noqa: PTH119 - of each of millions
         return False
     path = local_path(name) or Path(name)
@@ -158,6 +167,8 @@ class InputRoots:
         self._devices: dict[str, int] = {}
         self._prefixes: list[Url] = []
         for name in expand_lists(inputs):
+            if _is_listed_object(name):
+                continue
             if not is_url(name) or local_path(name) is not None:
                 self._add(_root(name))
             elif _may_be_empty(name):
