@@ -97,7 +97,7 @@ def main(most: int) -> None:
     for process in family:
         with suppress(psutil.Error):
             process.kill()
-    head.wait(30)
+    head.wait(300)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -44,17 +44,6 @@ def faults(s3: str, album: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
         store._cloud_store.cache_clear()
 
 
-@pytest.fixture
-def command(model_path: Path) -> Any:
-    """`mineral-batch predict` with the tiny model."""
-
-    def run(*arguments: object) -> Result:
-        options = ["predict", "-m", model_path, "--backend", "onnx-cpu", "--piece-images", 3]
-        return CliRunner().invoke(main, [*map(str, [*options, *arguments])])
-
-    return run
-
-
 def error_line(result: Result) -> str:
     assert result.exit_code == 1, result.output
     assert "Traceback" not in result.output

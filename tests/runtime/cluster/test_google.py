@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from mineral_batch.cli import main
 from mineral_batch.cluster.place import open_place
 
 from ...fakes.gcs import Bucket, cloud_storage
@@ -36,17 +34,6 @@ def bucket(album: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
             found.write(f"photos/{file.name}", file.read_bytes(), None)
         yield found
         store._cloud_store.cache_clear()
-
-
-@pytest.fixture
-def command(model_path: Path) -> Any:
-    """`mineral-batch predict` with the tiny model."""
-
-    def run(*arguments: object) -> Result:
-        options = ["predict", "-m", model_path, "--backend", "onnx-cpu", "--piece-images", 3]
-        return CliRunner().invoke(main, [*map(str, [*options, *arguments])])
-
-    return run
 
 
 def test_a_run_from_and_into_a_bucket_resumes(bucket: Bucket, tmp_path: Path, command: Any) -> None:

@@ -58,7 +58,7 @@ def test_what_a_process_uses_stays(copies: list[Path]) -> None:
         os.utime(copies[0], (old, old))
         cache.prune()
         assert [folder.exists() for folder in copies] == [True, False, False, True]
-        process.communicate(b"\n", timeout=60)
+        process.communicate(b"\n", timeout=600)
     os.utime(copies[0], (old, old))
     (copies[3] / "more").write_bytes(bytes(MIB))
     cache.prune()

@@ -16,6 +16,8 @@ from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.fit import fit
 from mineral_train.training.run_folder import STATE
 
+from .resuming import assert_same_bits_after_stops
+
 HERE = RunOptions(device="cpu", workers=0, quiet=True)
 LABELS = ("agate", "gold", "pyrite", "quartz")
 
@@ -134,14 +136,4 @@ def test_a_run_with_auxiliary_names_resumes_to_the_same_bits(recipe, manifest, t
         epochs=3, backbone=backbone, method=method, cutmix=0.4, mixup=0.3, vertical_flip=0.3, ema=0.9, smoothing=0.1,
         positive_weight="sqrt-inverse", clip=1.0, accumulate=2, loss="hill", freeze_epochs=1,
     )  # fmt: skip
-    fit(config, manifest, tmp_path / "whole", HERE)
-
-    def stop(record):
-        raise KeyboardInterrupt
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, manifest, tmp_path / "parts", HERE, on_epoch=stop)
-    fit(config, manifest, tmp_path / "parts", HERE)
-    whole, parts = (load_state(tmp_path / name / STATE)[0] for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert_same_bits_after_stops(config, manifest, tmp_path, HERE)

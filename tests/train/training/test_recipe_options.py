@@ -17,12 +17,13 @@ from mineral_train.data.dataset import PhotoDataset
 from mineral_train.data.manifest import read_manifest
 from mineral_train.training import learner, mixing, sets
 from mineral_train.training.average import average
-from mineral_train.training.checkpoint import load_checkpoint, load_state, save_checkpoint
+from mineral_train.training.checkpoint import load_checkpoint, save_checkpoint
 from mineral_train.training.config import RunOptions, TrainConfig
 from mineral_train.training.data import TrainingManifest, soften
 from mineral_train.training.fit import fit
-from mineral_train.training.run_folder import STATE
 from mineral_train.training.sampling import Sampler, repeat_factors
+
+from .resuming import assert_same_bits_after_stops
 
 HERE = RunOptions(device="cpu", workers=0, quiet=True)
 
@@ -235,17 +236,7 @@ def test_a_run_with_all_of_them_resumes_to_the_same_bits(recipe, colored_manifes
         epochs=3, repeat=0.9, mixup=0.7, jitter=0.2, crop=0.5, train_size=48, positive_weight="sqrt-inverse",
         positive_cap=5.0, ema=0.9,
     )  # fmt: skip
-    fit(config, colored_manifest, tmp_path / "whole", HERE)
-
-    def stop(record):
-        raise KeyboardInterrupt
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            fit(config, colored_manifest, tmp_path / "parts", HERE, on_epoch=stop)
-    fit(config, colored_manifest, tmp_path / "parts", HERE)
-    whole, parts = (load_state(tmp_path / name / STATE)[0] for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert_same_bits_after_stops(config, colored_manifest, tmp_path, HERE)
 
 
 def test_what_an_earlier_release_did_not_record_is_the_default(recipe):
