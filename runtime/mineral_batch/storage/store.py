@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -57,18 +58,13 @@ def open_store(url: str | os.PathLike[str] | Url) -> Store:
     if parsed.is_web:
         from mineral_batch.storage.web import WebStore
 
-        return _required(WebStore, parsed.root)
+        try:
+            return WebStore(parsed.root)
+        except ImportError:
+            raise DataError(_missing(parsed.root)) from None
     if parsed.scheme == "file":
         return _folder_store(local_path("file:///") or Path("/"))
     return _cloud_store(parsed.root, os.getpid())
-
-
-def _required(kind: Any, root: str) -> Store:
-    try:
-        opened: Store = kind(root)
-    except ImportError:
-        raise DataError(_missing(root)) from None
-    return opened
 
 
 def _missing(root: str) -> str:
@@ -161,6 +157,15 @@ def _folder_store(folder: Path) -> Store:
     return _CloudStore(LocalStore(folder, automatic_cleanup=False), "file://")
 
 
+@contextmanager
+def _explaining(where: str) -> Iterator[None]:
+    """Turn what obstore raises within into one line about an object: its errors have no common base class."""
+    try:
+        yield
+    except Exception as error:
+        raise explained(error, where) from None
+
+
 class _CloudStore:
     """A bucket, by obstore; see `Store`."""
 
@@ -186,10 +191,8 @@ class _CloudStore:
         if other := self._by_boto(key):
             return other.get(key, check)
         answer = self._answer(key, check)
-        try:
+        with _explaining(f"{self.root}/{key}"):
             return bytes(answer.bytes())
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
 
     def open(self, key: str, check: Check | None = None) -> AbstractContextManager[BinaryIO]:
         if other := self._by_boto(key):
@@ -200,10 +203,8 @@ class _CloudStore:
     def _answer(self, key: str, check: Check | None) -> Any:
         import obstore
 
-        try:
+        with _explaining(f"{self.root}/{key}"):
             answer = obstore.get(self.obstore, key)
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
         if check is not None:
             check(_entry(answer.meta))
         return answer
@@ -213,10 +214,8 @@ class _CloudStore:
 
         if other := self._by_boto(key):
             return other.head(key)
-        try:
+        with _explaining(f"{self.root}/{key}"):
             return _entry(obstore.head(self.obstore, key))
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
 
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         from obstore.exceptions import InvalidPathError
@@ -257,9 +256,8 @@ class _CloudStore:
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
-        where = f"{self.root}/{key}"
         self._refuse_odd(key)
-        try:
+        with _explaining(f"{self.root}/{key}"):
             if create_only and self._is_conditional:
                 try:
                     obstore.put(self.obstore, key, content, mode="create", use_multipart=False)
@@ -270,21 +268,17 @@ class _CloudStore:
                 else:
                     return True
             obstore.put(self.obstore, key, content)
-        except Exception as error:
-            raise explained(error, where) from None
         return True
 
     def put_file(self, key: str, file: Path) -> None:
         import obstore
 
         self._refuse_odd(key)
-        try:
+        with _explaining(f"{self.root}/{key}"):
             size = file.stat().st_size
             chunk = max(_CHUNK, -(-size // _MOST_CHUNKS))
             # Without an upload id that a killed process leaves behind, where one request can do it.
             obstore.put(self.obstore, key, file, use_multipart=size > chunk, chunk_size=chunk, max_concurrency=_AT_ONCE)
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
 
     def _refuse_odd(self, key: str) -> None:
         """Obstore would write to another key."""
@@ -295,12 +289,8 @@ class _CloudStore:
         import obstore
 
         self._refuse_odd(key)
-        try:
+        with _explaining(f"{self.root}/{key}"), suppress(FileNotFoundError):
             obstore.delete(self.obstore, key)
-        except FileNotFoundError:
-            return
-        except Exception as error:
-            raise explained(error, f"{self.root}/{key}") from None
 
 
 def _entry(meta: Any) -> Entry:
