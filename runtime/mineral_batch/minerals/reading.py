@@ -24,7 +24,11 @@ class Reading(NamedTuple):
     both: int
 
     def __str__(self) -> str:
-        counted = f"{self.both:,} of {self.images:,} images of {self.label} are labeled {self.parent}, too"
+        return self.line()
+
+    def line(self, nouns: str = "images") -> str:
+        """In words; `nouns` is what was counted."""
+        counted = f"{self.both:,} of {self.images:,} {nouns} of {self.label} are labeled {self.parent}, too"
         rest = self.images - self.both
         return f"{counted}; the other {rest:,} are negatives for {self.parent}" if rest else counted
 
