@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.errors import DataError
@@ -111,11 +112,11 @@ def write_workbook(delivery: Delivery, path: Path, *, thumbnail: int = 0) -> Non
     """
     if len(delivery) >= MOST_ROWS:
         raise DataError(f"{len(delivery):,} {delivery.what} are more than a sheet of Excel holds: use --as csv-excel")
-    with write_errors(path), atomic_file(path) as file, tempfile.TemporaryDirectory() as small:
+    with write_errors(path), atomic_file(path) as file, tempfile.TemporaryFile() as small:
         # Rows and thumbnails go to temporary files at once; text stays text, whatever sign it begins with.
         options = {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
         with _xlsxwriter().Workbook(file, options) as book:
-            counts = _images_sheet(book, delivery, path.parent, _Thumbnails(Path(small), thumbnail))
+            counts = _images_sheet(book, delivery, path.parent, _Thumbnails(small, thumbnail))
             _minerals_sheet(book, counts, delivery.table, delivery.what)
             _about_sheet(book, delivery)
 
@@ -133,18 +134,43 @@ def _relative(file: Path, folder: Path) -> str:
     return os.path.relpath(file.resolve(), folder.resolve())
 
 
-class _Thumbnails(NamedTuple):
-    """Where the thumbnails of a workbook wait, and their longest side, pixels; 0 for none."""
+class _Packed(io.BytesIO):
+    """A small image that waits in a file with others, which XlsxWriter takes for an image in memory.
 
-    folder: Path
-    size: int
+    XlsxWriter asks for its bytes twice (`getvalue`): for its size, and when it writes the workbook.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size = file, start, size
+
+    def getvalue(self) -> bytes:
+        self._file.seek(self._start)
+        return self._file.read(self._size)
+
+
+class _Thumbnails:
+    """The thumbnails of a workbook, in one temporary file: a hundred thousand files would take minutes to remove.
+
+    Args:
+        file: open for writing and reading.
+        size: longest side, pixels; 0 for none.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
+        self._file = file
+        self._places: dict[int, tuple[int, int]] = {}
 
     def make(self, delivery: Delivery) -> None:
         for row, content in thumbnails(delivery.first_images, delivery.base, self.size) if self.size else ():
-            self.file(row).write_bytes(content)
+            self._places[row] = self._file.tell(), len(content)
+            self._file.write(content)
 
-    def file(self, row: int) -> Path:
-        return self.folder / f"{row}.jpg"
+    def find(self, row: int) -> _Packed | None:
+        """The one of a record; None where its image cannot be read."""
+        place = self._places.get(row)
+        return None if place is None else _Packed(self._file, *place)
 
 
 def _images_sheet(book: Any, delivery: Delivery, folder: Path, small: _Thumbnails) -> Counter[str]:
@@ -164,9 +190,9 @@ def _images_sheet(book: Any, delivery: Delivery, folder: Path, small: _Thumbnail
     counts: Counter[str] = Counter()
     for row, record in enumerate(delivery, 1):
         counts.update(record.minerals or ("(none)",))
-        if small.size and (image := small.file(row - 1)).is_file():
+        if (image := small.find(row - 1)) is not None:
             sheet.set_row_pixels(row, small.size + 4)
-            sheet.insert_image(row, 0, str(image), {"x_offset": 2, "y_offset": 2})
+            sheet.insert_image(row, 0, "thumbnail.jpg", {"image_data": image, "x_offset": 2, "y_offset": 2})
         for column, cell in enumerate(_row(delivery, record, has_places=has_places), first):
             is_share = header[column - first] not in _PLACE
             _write(sheet, row, column, cell, percent if is_share else None)
