@@ -31,6 +31,9 @@ _log = logging.getLogger("mineral_batch")
 _HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)(?:@([^/\s]+))?(?:/(.+))?")
 #: The file of a repository on the Hub that is taken where none is named.
 HUB_FILE = "model.onnx"
+_HUB_SCHEME = "hf://"
+#: The suffixes of engines of TensorRT.
+ENGINES = (".plan", ".engine")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST_SUFFIX = ".sha256"
 _STALE_SECONDS = 24 * 3600
@@ -42,7 +45,8 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     A path stays one. A URL's content is copied into the user's cache if what the store says of it (ETag, size, time) is
     new; without an answer from the store, the copy that was made last is used. The copy's SHA-256 is compared at each
     use. Copies that were not used for long are removed when new ones need the room, see `mineral_batch.storage.cache`.
-    `hf://OWNER/NAME[@REVISION][/FILE]` is a file of the Hugging Face Hub, in its own cache.
+    `hf://OWNER/NAME[@REVISION][/FILE]` is a file of the Hugging Face Hub, in its own cache. An engine of TensorRT comes
+    with its description, the .json beside it.
 
     Raises:
         DataError: if it is not there, may not be read, is damaged on the way, or the extra `cloud` is not installed.
@@ -50,9 +54,21 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     if not is_url(name):
         return Path(name)
     text = restored(name)
-    if text.startswith("hf://"):
-        return _from_hub(text)
-    return local_path(text) or _from_store(parse(text))
+    if local := local_path(text):
+        return local
+    if text.endswith(ENGINES):
+        return _with_description(text)
+    return _copied(text)
+
+
+def _copied(text: str) -> Path:
+    return _from_hub(text) if text.startswith(_HUB_SCHEME) else _from_store(parse(text))
+
+
+def _with_description(text: str) -> Path:
+    """An engine of TensorRT, which is of no use without the .json beside it."""
+    folder, _, name = text.rpartition("/")
+    return fetch_folder(folder, [name, f"{name}.json"]) / name
 
 
 def fetch_folder(name: str | os.PathLike[str], files: Sequence[str], optional: Sequence[str] = ()) -> Path:
@@ -74,10 +90,10 @@ def fetch_folder(name: str | os.PathLike[str], files: Sequence[str], optional: S
     text = restored(name).rstrip("/")
     if local := local_path(text):
         return local
-    copies = [fetch(f"{text}/{file}") for file in files]
+    copies = [_copied(f"{text}/{file}") for file in files]
     for file in optional:
         with suppress(NoSuchObjectError):
-            copies.append(fetch(f"{text}/{file}"))
+            copies.append(_copied(f"{text}/{file}"))
     digest = hashlib.sha256("|".join(map(str, copies)).encode()).hexdigest()[:16]
     folder = cache.copies_folder() / digest / Path(text).name
     cache.hold(folder)

@@ -220,8 +220,10 @@ class _CloudStore:
     def list(self, prefix: str = "", *, after: str = "") -> Iterator[Entry]:
         from obstore.exceptions import InvalidPathError
 
-        last = after
-        if self._odd is None or not is_odd_prefix(prefix):
+        last, is_odd_listing = after, self.root != "file://" and is_odd_prefix(prefix)
+        if is_odd_listing and self._odd is None:
+            raise odd_key_error(f"{self.root}/{prefix}")
+        if not is_odd_listing:
             try:
                 for entry in self._listed(prefix, after):
                     last = entry.key

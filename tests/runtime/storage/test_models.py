@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from mineral_batch.cli import main
+from mineral_batch.engines.registry import PLAN_SUFFIXES
 from mineral_batch.errors import DataError
 from mineral_batch.storage import download, models
 from mineral_batch.storage.interface import Entry
@@ -43,6 +44,20 @@ def test_a_model_is_copied_once_checked_and_used_offline(s3, tmp_path, monkeypat
     monkeypatch.setattr(type(store), "head", gone)
     assert fetch("s3://photos/m/model.onnx").read_bytes() == b"second"
     assert "using the copy made earlier" in caplog.text
+
+
+@pytest.mark.slow
+def test_an_engine_comes_with_its_description(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = open_store("s3://photos")
+    store.put("m/model.plan", b"engine")
+    with pytest.raises(DataError, match=r"no such object: s3://photos/m/model\.plan\.json"):
+        fetch("s3://photos/m/model.plan")
+    store.put("m/model.plan.json", b"{}")
+    copy = fetch("s3://photos/m/model.plan")
+    assert copy.read_bytes() == b"engine"
+    assert copy.with_name("model.plan.json").read_bytes() == b"{}"
+    assert models.ENGINES == PLAN_SUFFIXES
 
 
 class _Halves(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mineral_batch.errors import DataError
-from mineral_batch.storage.models import fetch, fetch_folder
+from mineral_batch.storage.models import ENGINES, fetch, fetch_folder
 from mineral_batch.storage.urls import is_url, redact, restored
 
 #: What a run's folder has of its best checkpoint.
@@ -17,9 +17,9 @@ ONNX = ".onnx"
 
 
 def fetch_model(name: str | Path) -> Path:
-    """Return the folder of a checkpoint, or the ONNX file, that a path or URL names.
+    """Return the folder of a checkpoint, or the ONNX file or engine, that a path or URL names.
 
-    At a URL, what ends with `.onnx` or begins with `hf://` is a file, everything else a checkpoint's folder.
+    At a URL, what ends with `.onnx` or `.plan` or begins with `hf://` is a file, everything else a checkpoint's folder.
 
     Raises:
         DataError: if it is not there or may not be read.
@@ -27,7 +27,8 @@ def fetch_model(name: str | Path) -> Path:
     if not is_url(name):
         return Path(name)
     text = restored(name)
-    return fetch(name) if text.endswith(ONNX) or text.startswith("hf://") else fetch_folder(name, CHECKPOINT_FILES)
+    is_file = text.endswith((ONNX, *ENGINES)) or text.startswith("hf://")
+    return fetch(name) if is_file else fetch_folder(name, CHECKPOINT_FILES)
 
 
 def shown(name: str | Path) -> str:
