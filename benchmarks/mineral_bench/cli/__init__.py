@@ -18,6 +18,10 @@ _COMMANDS = {
         "mineral_bench.cli.reviewing:reviewing",
         "What a simulated reviewer's labels are worth.",
     ),
+    "review-page": (
+        "mineral_bench.cli.review_page:review_page",
+        "What the review page adds to a reviewer's time.",
+    ),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
     "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of files that promise gigabytes."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Measure everything that needs a GPU, in stages."),

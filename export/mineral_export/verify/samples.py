@@ -105,10 +105,11 @@ def labeled_images(
         split: use only these rows of the table.
 
     Raises:
-        DataError: if nothing matches, or the table has a label that the model does not know.
+        DataError: if nothing matches, or the model knows none of the table's labels.
     """
     rows, _ = name_labels(of_split(read_labels(table), split, table), labels)
-    require_known(rows, labels, table, "the model does not know")
+    require_known(rows, labels, table, "the model does not know", ignore_unknown=True)
+    rows = [row._replace(labels=tuple(name for name in row.labels if name in labels)) for row in rows]
     if root is None:
         found = {row.path: table.parent / row.path for row in rows}
     else:

@@ -38,6 +38,11 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.option(
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )
+@click.option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
+)
 @specimen_option(JUDGED)
 @click.option(
     "--features", is_flag=True, help="Find look-alikes by what the model sees in the photographs, not by its answers."
@@ -56,6 +61,7 @@ def audit(
     labels: Path,
     results: Path,
     split: str | None,
+    ignore_unknown: bool,
     specimen: str | None,
     features: bool,
     photos: Path | None,
@@ -80,18 +86,18 @@ def audit(
     require_not_read(target, (labels, table), "audit")
     require_replaceable(table.parent, target, "audit")
     say_edited(table, "the edited table is compared with the labels")
-    joined = join(table, labels, split, keep_unlabeled=specimen is not None)
+    joined = join(table, labels, split, keep_unlabeled=specimen is not None, ignore_unknown=ignore_unknown)
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(table))
     noun = "specimen" if specimen is not None else "image"
     predictions = joined.predictions
-    found = list(suspects(predictions.scores, joined.truth, predictions.labels, count))
+    found = list(suspects(predictions.scores, joined.truth, predictions.labels, count, others=joined.others))
     if features:
         found = _by_features(joined, found, table.parent, photos, model)
     columns = (COLUMNS[0] if specimen is None else "specimen", *COLUMNS[1:])
     write_csv(target, columns, (_row(joined, suspect) for suspect in found))
     note_written(table.parent, target)
-    click.echo("\n".join([*_lines(joined, found, noun), f"Table: {target}"]))
+    click.echo("\n".join([*_lines(joined, found, noun), *(f"{note}." for note in joined.notes), f"Table: {target}"]))
 
 
 def _by_features(
@@ -120,11 +126,11 @@ def _by_features(
 
 
 def _row(joined: Joined, suspect: Suspect) -> tuple[str, ...]:
-    table, truth = joined.predictions, joined.truth[suspect.row]
+    table, truth, others = joined.predictions, joined.truth[suspect.row], joined.others[suspect.row]
     values = dict(zip(table.labels, table.scores[suspect.row].tolist(), strict=True))
     return (
         table.paths[suspect.row],
-        SEPARATOR.join(label for label, is_given in zip(table.labels, truth, strict=True) if is_given),
+        SEPARATOR.join((*(name for name, is_given in zip(table.labels, truth, strict=True) if is_given), *others)),
         suspect.given,
         suspect.suggested,
         f"{suspect.odds_ratio:.3g}",

@@ -51,6 +51,11 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
 )
 @click.option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
+)
+@click.option(
     "--thresholds",
     type=LOCAL_TEXT,
     metavar="NUMBER|MODEL",
@@ -95,6 +100,7 @@ def evaluate(
     predictions: Path,
     labels: Path,
     split: str | None,
+    ignore_unknown: bool,
     thresholds: str | None,
     level: Level,
     specimen: str | None,
@@ -114,7 +120,8 @@ def evaluate(
     PREDICTIONS is the output folder of `predict`, or its predictions.csv.
 
     Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
-    match when one path ends with the other; images in only one of the tables are counted and left out.
+    match when one path ends with the other; images in only one of the tables are counted and left out. Labels that the
+    model does not have are counted and named; an image of such a mineral shows none of the model's.
 
     With --tune, the model that made PREDICTIONS gets new thresholds. f1: for each mineral the threshold of the highest
     F1; minerals in fewer than 5 images share one. precision=0.9: the highest recall at a precision of 0.9.
@@ -135,7 +142,14 @@ def evaluate(
     cuts = _thresholds(thresholds)
     known = contract or (None if isinstance(cuts, float) else cuts)
     say_edited(predictions, "the edited table is evaluated")
-    joined = join(predictions, labels, split, known.labels if known else None, keep_unlabeled=specimen is not None)
+    joined = join(
+        predictions,
+        labels,
+        split,
+        known.labels if known else None,
+        keep_unlabeled=specimen is not None,
+        ignore_unknown=ignore_unknown,
+    )
     if specimen is not None:
         joined = by_specimen(joined, specimen, thresholds_of_run(predictions))
     if level != LEVELS[0]:

@@ -45,6 +45,11 @@ if TYPE_CHECKING:
     help="Use only the rows of --labels with this value in the column `split`. [default: all]",
 )
 @click.option(
+    "--ignore-unknown",
+    is_flag=True,
+    help="With --labels: go on where a label that the model does not have looks like a misspelling of one that it has.",
+)
+@click.option(
     "--explained",
     type=LOCAL,
     metavar="DIR",
@@ -71,6 +76,7 @@ def report(
     output: Path | None,
     labels: Path | None,
     split: str | None,
+    ignore_unknown: bool,
     explained: Path | None,
     plots: Path | None,
     size: int,
@@ -99,7 +105,7 @@ def report(
         require_marked(target, GENERATOR, "report")
     table = read_results(results)
     say_edited(results, "the page shows the edited table")
-    accuracy = _judged(table, labels, split)
+    accuracy = _judged(table, labels, split, ignore_unknown=ignore_unknown)
     maps = read_explained(explained, table) if explained else None
     if explained:
         say_edited_maps(explained, "the page shows what it says")
@@ -127,12 +133,12 @@ def _echo_missing(images: int, written: Written, maps: Explained | None) -> None
         click.echo(f"{maps.others} maps belong to images that are not in this run; left out")
 
 
-def _judged(table: Results, labels: Path | None, split: str | None) -> Accuracy | None:
+def _judged(table: Results, labels: Path | None, split: str | None, *, ignore_unknown: bool) -> Accuracy | None:
     if labels is None:
         return None
     from mineral_batch.evaluation.curves import judge
 
-    return judge(table, labels, split)
+    return judge(table, labels, split, ignore_unknown=ignore_unknown)
 
 
 def _groups(table: Results, level: Level | None, specimen: str | None, minerals: Path | None) -> Groups:

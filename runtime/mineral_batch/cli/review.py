@@ -6,6 +6,7 @@ import getpass
 import socket
 import threading
 import webbrowser
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,15 @@ from mineral_batch.errors import DataError, MineralError
 from mineral_batch.minerals.table import LEVELS, load_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mineral_batch.minerals.levels import Levels
     from mineral_batch.minerals.table import Level
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
+    from mineral_batch.review.labels import GivenLabels
+
+_MOST_CONNECTIONS = 256
 
 
 @click.command()
@@ -93,7 +97,7 @@ def review(
         finally:
             session.close()
         session.label_table().write(results / LABELS, decisions.recorded_labels())
-        click.echo(_closing(decisions.counts, results / LABELS), err=True)
+        click.echo("\n".join(_closing(decisions.counts, given, results / LABELS)), err=True)
 
 
 def _levels(read: Results, level: Level | None, minerals: Path | None) -> Levels | None:
@@ -112,16 +116,21 @@ def _export(results: Path, labels: Path | None, table: Path) -> None:
     from mineral_batch.review.labels import GivenLabels, LabelTable, read_given
 
     given = read_given(labels, read_results(results)) if labels else GivenLabels()
-    decided = LabelTable(read_decisions(results), given)
-    decided.write(table, read_recorded_labels(results))
-    click.echo(f"{counted(len(list(decided)), 'labeled image')}: {table}")
+    decisions = read_decisions(results)
+    LabelTable(decisions, given).write(table, read_recorded_labels(results))
+    click.echo("\n".join(_closing(Counter(one.status for one in decisions), given, table)))
 
 
-def _closing(counts: Mapping[str, int], table: Path) -> str:
-    """What was decided, and why the table has fewer rows."""
-    left_out = [f"{counts[status]} {status}" for status in ("unsure", "rejected") if counts[status]]
+def _closing(counts: Mapping[str, int], given: GivenLabels, table: Path) -> Iterator[str]:
+    """What was decided, what the table has besides and why it lacks some, and what it is good for."""
+    left_out = [f"{counts[status]} {status}" for status in ("unsure", "rejected") if counts.get(status)]
     line = f"{counted(sum(counts.values()), 'image')} decided; labels: {table}"
-    return f"{line} ({' and '.join(left_out)}: not in this table)" if left_out else line
+    yield f"{line} ({' and '.join(left_out)}: not in this table)" if left_out else line
+    if given.elsewhere:
+        rows = counted(len(given.elsewhere), "row")
+        yield f"{rows} of --labels about images that are not in this run: kept in the table as they were"
+    if counts.get("labeled"):
+        yield f"next: mineral-train adapt {table} -o mine.onnx   (ten photographs of each mineral are a start)"
 
 
 def _features(read: Results, base: Path, model: Path | None) -> tuple[FeatureStore | None, str]:
@@ -144,6 +153,7 @@ def _serve(session: object, port: int, note: str, *, is_opened: bool) -> None:
     """Serve until Ctrl-C."""
     import uvicorn
 
+    from mineral_batch.review.connections import TimedConnection
     from mineral_batch.review.server import HOST, make_app, new_token
     from mineral_batch.review.session import Review
 
@@ -163,7 +173,12 @@ def _serve(session: object, port: int, note: str, *, is_opened: bool) -> None:
         if is_opened:
             threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         config = uvicorn.Config(
-            make_app(session, token, port), log_level="warning", timeout_keep_alive=5, limit_concurrency=64, ws="none"
+            make_app(session, token, port),
+            http=TimedConnection,
+            ws="none",
+            log_level="error",  # a request that is refused is no news for the terminal
+            timeout_keep_alive=5,
+            limit_concurrency=_MOST_CONNECTIONS,
         )
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

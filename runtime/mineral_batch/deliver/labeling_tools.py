@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from mineral_batch.deliver.records import Delivery, Record, printable
 from mineral_batch.files import atomic_file, write_errors
@@ -218,7 +218,7 @@ def _attribute(text: str) -> str:
 
 
 def _element(text: str) -> str:
-    return _xml_text(text).replace("&", "&amp;").replace("<", "&lt;")
+    return escape(_xml_text(text))  # `>` too: a label may hold `]]>`
 
 
 def _xml_text(text: str) -> str:

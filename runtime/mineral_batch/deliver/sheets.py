@@ -197,8 +197,10 @@ def _images_sheet(book: Any, delivery: Delivery, folder: Path, small: _Thumbnail
             is_share = header[column - first] not in _PLACE
             _write(sheet, row, column, cell, percent if is_share else None)
         file = delivery.file(record)
-        if row <= _LINKS and is_file(file):
-            sheet.write_url(row, first, f"external:{_relative(file, folder)}", string=printable(record.path)[:32_000])
+        link = f"external:{_relative(file, folder)}"
+        is_text = link == printable(link)  # a workbook is UTF-8: no other name can be in it
+        if row <= _LINKS and is_text and is_file(file):
+            sheet.write_url(row, first, link, string=printable(record.path)[:32_000])
     return counts
 
 

@@ -29,7 +29,7 @@ class Suspect:
 
     Attributes:
         row: of the image.
-        given: the least probable of its labels; `none` if it has none.
+        given: the least probable of its labels that the model has; else another label of it, or `none`.
         suggested: the most probable label that it does not have.
         odds_ratio: how many times the odds of the suggestion are those of the label.
         alike: rows of the images with the suggested label that look most alike to the model, nearest first.
@@ -56,7 +56,14 @@ def suspicion(scores: Floats, labels: Bools) -> Floats:
     return log_odds(suggested, _TINY) - log_odds(given, _TINY)
 
 
-def suspects(scores: Floats, truth: Bools, labels: Sequence[str], count: int, alike: int = 3) -> Iterator[Suspect]:
+def suspects(
+    scores: Floats,
+    truth: Bools,
+    labels: Sequence[str],
+    count: int,
+    alike: int = 3,
+    others: Sequence[Sequence[str]] = (),
+) -> Iterator[Suspect]:
     """Yield the most suspicious images, worst first.
 
     Args:
@@ -65,6 +72,7 @@ def suspects(scores: Floats, truth: Bools, labels: Sequence[str], count: int, al
         labels: L names.
         count: how many at most; images whose label is more likely than every other are left out.
         alike: how many similar images of each.
+        others: of each of the N images, its labels that the model does not have; empty if there are none.
     """
     found = suspicion(scores, truth)
     order = np.argsort(-found, kind="stable")[:count]
@@ -73,7 +81,7 @@ def suspects(scores: Floats, truth: Bools, labels: Sequence[str], count: int, al
         other = int(np.where(truth[row], -1.0, scores[row]).argmax())
         own = int(np.where(truth[row], scores[row], 2.0).argmin()) if truth[row].any() else None
         near = _nearest(logits, row, np.flatnonzero(truth[:, other]), alike)
-        given = NONE if own is None else labels[own]
+        given = labels[own] if own is not None else next(iter(others[row] if others else ()), NONE)
         yield Suspect(row, given, labels[other], float(np.exp(min(found[row], 700.0))), tuple(near))
 
 

@@ -81,18 +81,19 @@ class Accuracy:
     notes: tuple[str, ...] = ()
 
 
-def judge(results: Results, labels: Path, split: str | None) -> Accuracy:
+def judge(results: Results, labels: Path, split: str | None, *, ignore_unknown: bool = False) -> Accuracy:
     """Compare a run with labels.
 
     Args:
         results: of the run.
         labels: CSV with the columns `path` and `labels`.
         split: judge only rows that have this in their column `split`.
+        ignore_unknown: see `mineral_batch.evaluation.evaluate.join`.
 
     Raises:
         DataError: see `mineral_batch.evaluation.evaluate.join`.
     """
-    joined = join(results.table, labels, split, results.predictions.labels)
+    joined = join(results.table, labels, split, results.predictions.labels, ignore_unknown=ignore_unknown)
     table, truth = joined.predictions, joined.truth
     index = {path: row for row, path in enumerate(results.predictions.paths)}
     count = range(len(table.labels))

@@ -11,11 +11,13 @@ import numpy as np
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.calibration import CalibrationFigures, calibration_figures
 from mineral_batch.evaluation.labels import (
+    is_undetermined,
     match_paths,
     name_labels,
     of_split,
     read_labels,
     require_known,
+    unknown_note,
 )
 from mineral_batch.evaluation.metrics import (
     DEFINITIONS,
@@ -57,6 +59,7 @@ class Joined:
         beside: the predictions that have no labels, where `join` was asked to keep them.
         noun: what a row is: an image or a specimen.
         images: how many images the rows are of.
+        others: of each of the N images, its labels that are not among the L: it counts as showing none of these.
     """
 
     predictions: Predictions
@@ -70,6 +73,7 @@ class Joined:
     beside: Predictions | None = None
     noun: Literal["image", "specimen"] = "image"
     images: int = 0
+    others: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,12 @@ def join(
     known: Sequence[str] | None = None,
     *,
     keep_unlabeled: bool = False,
+    ignore_unknown: bool = False,
 ) -> Joined:
     """Read both tables and match their rows by path (`match_paths`).
+
+    Rows whose label says that nobody knows it (`?`, `unknown`) are left out; a label without a column is none of those
+    that are judged.
 
     Args:
         predictions: CSV file.
@@ -179,33 +187,41 @@ def join(
         known: the labels to judge, in this order, each a column of the predictions. None takes the columns after
             `minerals` that are one of the 36 minerals, occur in the labels or are called present somewhere.
         keep_unlabeled: keep the predictions without labels beside the others: specimens need them.
+        ignore_unknown: go on where a label without a column looks like a misspelling of one that has one.
 
     Raises:
-        DataError: when a table is unreadable, a label has no column, a match is ambiguous or nothing matches.
+        DataError: when a table is unreadable, labels are misspelled or all without a column, a match is ambiguous or
+            nothing matches.
     """
     everything = read_labels(labels)
     named = set(chain.from_iterable(row.labels for row in everything))
     table = read_predictions(predictions, named | {*MINERALS}, exactly=known)
     everything, renamed = name_labels(everything, table.labels)
     matches = match_paths(table.paths, [row.path for row in everything])
-    rows = of_split(everything, split, labels)
-    require_known(rows, table.labels, labels, "were not predicted")
+    chosen = of_split(everything, split, labels)
+    unsure = {row.path for row in everything if is_undetermined(row, table.labels)}
+    rows = [row for row in chosen if row.path not in unsure]
+    require_known(rows, table.labels, labels, "were not predicted", ignore_unknown=ignore_unknown)
     pairs = [(matches.index[row.path], row) for row in rows if row.path in matches.index]
     if not pairs:
-        raise DataError(_nothing_matches(predictions, labels, table.paths, rows))
-    note = matches.note(table.paths)
-    labeled = {*matches.index.values()}
+        raise DataError(_nothing_matches(predictions, labels, table.paths, chosen))
+    columns = set(table.labels)
+    others = tuple(tuple(name for name in row.labels if name not in columns) for _, row in pairs)
+    left_out = sum(row.path in matches.index for row in chosen) - len(pairs)
+    note = f"Images left out, as their label says that it is not known: {left_out}" if left_out else None
+    labeled = {place for path, place in matches.index.items() if path not in unsure}
     return Joined(
         predictions=table.select([index for index, _ in pairs]),
-        truth=indicator([row.labels for _, row in pairs], table.labels),
+        truth=indicator([[name for name in row.labels if name in columns] for _, row in pairs], table.labels),
         unlabeled=len(table.paths) - len(matches.index),
-        other_splits=len(matches.index) - len(pairs),
+        other_splits=len(matches.index) - len(pairs) - left_out,
         missing=tuple(row.path for row in rows if row.path not in matches.index),
         renamed=renamed,
-        notes=(note,) if note else (),
+        notes=tuple(filter(None, (matches.note(table.paths), unknown_note(others), note))),
         splits=tuple(sorted({row.split for row in rows} - {""})),
         beside=table.select([i for i in range(len(table.paths)) if i not in labeled]) if keep_unlabeled else None,
         images=len(pairs),
+        others=others,
     )
 
 

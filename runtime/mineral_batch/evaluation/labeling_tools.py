@@ -2,7 +2,7 @@
 
 | file | source |
 |---|---|
-| Label Studio's JSON and JSON-MIN exports | https://labelstud.io/guide/export |
+| Label Studio's JSON, JSON-MIN and CSV exports | https://labelstud.io/guide/export |
 | COCO JSON; for whole images Datumaro's `coco_labels` | https://cocodataset.org/#format-data |
 | CVAT for images 1.1 (XML) | https://docs.cvat.ai/docs/manual/advanced/xml_format/ |
 | FiftyOneImageClassificationDataset (`labels.json`), FiftyOneDataset (`samples.json`) | https://docs.voxel51.com |
@@ -32,11 +32,15 @@ _log = logging.getLogger("mineral_batch")
 #: Bytes of a JSON file, which is read whole and takes several times as much memory; XML is read piece by piece.
 LARGEST_JSON = 512 * 2**20
 
+_LONGEST_CELL = 100_000
+
 #: Of a task in Label Studio: what may hold the path.
 _PATH_KEYS = ("path", "image", "img", "photo", "file", "filename", "url")
 _LABEL_KEYS = ("labels", "label", "minerals", "mineral", "choice", "choices")
 #: The name of an upload: Label Studio puts eight hexadecimal digits in front.
 _UPLOAD = re.compile(r"^/data/upload/(?:.*/)?(?:[0-9a-f]{8}-)?([^/]+)$")
+#: The same, where nothing else says that the table is Label Studio's.
+_UPLOAD_IN_CSV = re.compile(r"^/data/(?:local-files/\?d=|upload/\d+/[0-9a-f]{8}-)")
 _CVAT_SHAPES = {"tag", "box", "polygon", "polyline", "points", "mask", "ellipse", "cuboid"}
 _NOT_DECIDED = ("machine", "unsure")
 
@@ -212,6 +216,30 @@ def _minimal(task: Mapping[str, Any]) -> tuple[str, ...] | None:
     if len(texts) != len(names):
         raise ValueError("a choice must be a text")
     return tuple(filter(None, texts))
+
+
+def choices_in(cell: str) -> tuple[str, ...] | None:
+    """The labels in a cell of Label Studio's CSV, where they are JSON: `{"choices": ["gold", "quartz"]}`.
+
+    Returns:
+        None for any other text: one choice stands there as it is.
+    """
+    text = cell.strip()
+    if text[:1] not in ("{", "[") or len(text) > _LONGEST_CELL:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    names = value.get("choices") if isinstance(value, dict) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def photo_in(cell: str) -> str:
+    """The path behind an address of Label Studio in a CSV; any other text stays."""
+    return _local_path(cell) if _UPLOAD_IN_CSV.match(cell) else cell
 
 
 def _local_path(source: str) -> str:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
+from mineral_batch.evaluation.labeling_tools import choices_in, is_tool_file, photo_in, read_tool_labels
 from mineral_batch.images.names import has_image_suffix
 from mineral_batch.minerals import canonical
 from mineral_batch.results.csv import listed, open_csv, require_distinct, shown
-from mineral_batch.results.predictions import split_labels
+from mineral_batch.results.schema import SEPARATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 
@@ -35,6 +35,14 @@ COLUMN_NAMES = {
     **dict.fromkeys(("labels", "label", "minerals", "mineral"), "labels"),
     **dict.fromkeys(("split", "subset"), "split"),
 }
+
+#: What stands for "shows none of the labels": the content of a cell, or the name of a folder.
+NEGATIVE_NAMES = ("none", "_none")
+#: What people write where they do not know what it is; such an image is no evidence for or against any label.
+UNDETERMINED = ("?", "unknown", "unidentified", "undetermined")
+#: Letters of a name in which two may be wrong; in a shorter one, one.
+_LONG_NAME = 8
+_NAMED = 5
 
 
 class LabelRow(NamedTuple):
@@ -94,11 +102,28 @@ def read_labels(path: str | Path) -> list[LabelRow]:
         at, labels = table.index("path"), table.index("labels")
         split = table.index("split") if "split" in table.header else None
         rows = [
-            LabelRow(fields[at], split_labels(fields[labels]), fields[split].strip() if split is not None else "", line)
+            LabelRow(
+                photo_in(fields[at]),
+                split_labels(fields[labels]),
+                fields[split].strip() if split is not None else "",
+                line,
+            )
             for line, fields in table
         ]
     require_distinct(path, [(row.path, row.line) for row in rows])
     return rows
+
+
+def split_labels(cell: str, separator: str = SEPARATOR) -> tuple[str, ...]:
+    """Split one cell into its distinct names, in order, without the blanks around them.
+
+    `none` is no name; the `{"choices": [...]}` of Label Studio's CSV are its names.
+    """
+    parts = choices_in(cell)
+    names = dict.fromkeys(
+        name for part in (cell.split(separator) if parts is None else parts) if (name := part.strip())
+    )
+    return () if len(names) == 1 and next(iter(names)).casefold() in NEGATIVE_NAMES else tuple(names)
 
 
 def read_other_columns(path: str | Path) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
@@ -115,7 +140,7 @@ def read_other_columns(path: str | Path) -> tuple[tuple[str, ...], dict[str, tup
     with open_csv(path, ("path", "labels"), sniff=("path", "labels"), synonyms=COLUMN_NAMES) as table:
         at = table.index("path")
         others = [place for place, name in enumerate(table.header) if name not in ("path", "labels")]
-        cells = {fields[at]: tuple(fields[place] for place in others) for _, fields in table}
+        cells = {photo_in(fields[at]): tuple(fields[place] for place in others) for _, fields in table}
     return tuple(table.header[place] for place in others), cells
 
 
@@ -149,28 +174,76 @@ def labels_meant(name: str, labels: Sequence[str]) -> tuple[str, ...]:
     return known if len(known) == len(parts) else (name,)
 
 
-def require_known(rows: Sequence[LabelRow], labels: Sequence[str], path: str | Path, what: str) -> None:
-    """Check that every label in use is in the label set, or a spelling mistake would count as an absent mineral.
+def require_known(
+    rows: Sequence[LabelRow], labels: Sequence[str], path: str | Path, what: str, *, ignore_unknown: bool = False
+) -> None:
+    """Check that a table is about the label set: a misspelled label would count as an absent mineral.
+
+    Other labels outside the set may be there: an image of feldspar shows none of the 36 minerals.
 
     Args:
         rows: of the table.
         labels: the label set.
         path: of the table, for the message.
         what: what is wrong with an unknown label, such as `were not predicted`.
+        ignore_unknown: allow labels that look like a misspelling, too.
 
     Raises:
-        DataError: naming the unknown labels with their lines and the nearest known ones.
+        DataError: naming the labels that look misspelled with their lines and the nearest known ones; or the first
+            unknown ones, if no label is known at all.
     """
     unknown = {name: row for row in reversed(rows) for name in row.labels if name not in labels}
-    if not unknown:
-        return
+    near = {name: guess for name in unknown if (guess := _misspelled(name, labels))}
+    if near and not ignore_unknown:
+        named = _with_places({name: unknown[name] for name in near}, near)
+        raise DataError(
+            f"{path} has labels that {what} and look misspelled: {named}; correct them, or count them as other "
+            "minerals with --ignore-unknown"
+        )
+    if unknown and not any(name in labels for row in rows for name in row.labels):
+        raise DataError(f"{path} has only labels that {what}: {_with_places(unknown, {})}; there are {listed(labels)}")
+
+
+def _misspelled(name: str, labels: Sequence[str]) -> str | None:
+    """The label that a name looks like a misspelling of: one letter is another, or two of a long name."""
+    allowed = 1 if len(name) < _LONG_NAME else 2
+    lower = {label.casefold(): label for label in labels if abs(len(label) - len(name)) <= allowed}
+    near = difflib.get_close_matches(name.casefold(), lower, n=1)
+    return lower[near[0]] if near and _edits(name.casefold(), near[0]) <= allowed else None
+
+
+def _edits(one: str, other: str) -> int:
+    """About how many letters must be changed, added or taken out of a name to make it another."""
+    changes = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    return sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in changes if kind != "equal")
+
+
+def _with_places(unknown: Mapping[str, LabelRow], near: Mapping[str, str]) -> str:
+    """`'sulfer' (line 4, did you mean 'sulfur'?)`, for the first of these names."""
     named = []
-    for name, row in sorted(unknown.items(), key=lambda item: item[1].line)[:5]:
-        near = difflib.get_close_matches(name, labels, n=1)
+    for name, row in sorted(unknown.items(), key=lambda item: item[1].line)[:_NAMED]:
         place = f"line {row.line}" if row.line else shown(row.path)
-        named.append(f"{shown(name)!r} ({place}" + (f", did you mean {near[0]!r}?)" if near else ")"))
-    more = f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else ""
-    raise DataError(f"{path} has labels that {what}: {', '.join(named)}{more}; there are {listed(labels)}")
+        named.append(f"{shown(name)!r} ({place}" + (f", did you mean {near[name]!r}?)" if name in near else ")"))
+    return ", ".join(named) + (f" and {len(unknown) - len(named)} more" if len(unknown) > len(named) else "")
+
+
+def is_undetermined(row: LabelRow, labels: Sequence[str]) -> bool:
+    """Whether the table says of an image that nobody knows what it shows (`?`, `unknown`)."""
+    return any(name.casefold() in UNDETERMINED and name not in labels for name in row.labels)
+
+
+def unknown_note(names: Iterable[Sequence[str]]) -> str | None:
+    """One line about the labels outside the label set, with the number of images of each; None if there are none.
+
+    Args:
+        names: of each image, those outside the label set.
+    """
+    counts = Counter(name for several in names for name in several)
+    if not counts:
+        return None
+    first = ", ".join(f"{shown(name)} ({count:,})" for name, count in counts.most_common(_NAMED))
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return f"Labels that the model does not have, counted as other minerals (and their images): {first}{more}"
 
 
 def of_split(rows: Sequence[LabelRow], split: str | None, path: str | Path) -> list[LabelRow]:

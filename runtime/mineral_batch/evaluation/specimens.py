@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,12 @@ def by_specimen(joined: Joined, rule: str, thresholds: Mapping[str, float]) -> J
         beside=None,
         noun="specimen",
         images=images,
+        others=tuple(_union(joined.others[row] for row in rows) for rows in labeled.values()),
     )
+
+
+def _union(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
 
 
 def thresholds_of_run(predictions: Path) -> dict[str, float]:

@@ -56,6 +56,20 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+def test_labels_that_the_model_does_not_have_are_named_and_kept(results: Path) -> None:
+    labels = results.parent / "labels.csv"
+    with labels.open("a", encoding="utf-8") as file:
+        file.write("unlabeled.jpg,feldspar\n")
+    text = run(labels, results)
+    assert "counted as other minerals (and their images): feldspar (1)." in text
+    rows = {row["path"]: row for row in csv.DictReader((results / "audit.csv").read_text().splitlines())}
+    found = rows["unlabeled.jpg"]
+    assert (found["labels"], found["suspect"], found["suggested"]) == ("feldspar", "feldspar", "agate")
+    labels.write_text("path,labels\nright.jpg,galenna\nwrong.jpg,quartz\n")
+    assert "did you mean 'galena'?" in run(labels, results, code=1)
+    assert "galenna (1)." in run(labels, results, "--ignore-unknown")
+
+
 def test_the_worst_labels_come_first_with_a_suggestion_and_look_alikes(results: Path) -> None:
     text = run(results.parent / "labels.csv", results)
     assert "5 labeled images; 2 labels look wrong" in text

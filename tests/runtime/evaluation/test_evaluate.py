@@ -454,11 +454,41 @@ def test_a_short_row_is_named_with_its_line(world):
     assert "line 5: 5 fields where the header has 6" in fails(world.predictions(rows), world.labels())
 
 
-def test_an_unknown_label_is_named_with_the_nearest(world):
+def test_a_misspelled_label_is_named_with_the_nearest(world):
     rows = world.label_rows
-    rows[2][1] = "gold;quarx"
+    rows[2][1] = "gold;qartz"
     message = fails(world.predictions(), world.labels(rows))
-    assert "'quarx' (line 4, did you mean 'quartz'?); there are agate, gold, quartz, topaz" in message
+    assert "look misspelled: 'qartz' (line 4, did you mean 'quartz'?); correct them" in message
+    assert "(and their images): qartz (1)." in run(
+        world.predictions(), world.labels(rows), "--ignore-unknown"
+    ).stdout.replace("\n", " ")
+
+
+def test_labels_of_other_minerals_are_counted_and_change_no_figure(world):
+    rows = world.label_rows
+    figures = run(world.predictions(), world.labels(rows)).stdout.split("\n\n", 1)[1]
+    for row, name in zip(rows, ["feldspar", "feldspar", "calcite"], strict=False):
+        row[1] = f"{row[1]};{name}"
+    text = run(world.predictions(), world.labels(rows)).stdout
+    assert text.split("\n\n", 1)[1] == figures
+    assert (
+        "Labels that the model does not have, counted as other minerals (and their images): feldspar (2), calcite (1)."
+    ) in text
+    assert "has only labels that were not predicted: 'calcite' (line 2)" in fails(
+        world.predictions(), world.labels([[rows[0][0], "calcite", ""]])
+    )
+
+
+@pytest.mark.parametrize("cell", ["?", "Unknown", "quartz;unidentified"])
+def test_an_image_whose_label_is_not_known_is_left_out(world, cell):
+    rows = world.label_rows
+    kept = run(world.predictions(), world.labels(rows[1:])).stdout.split("\n\n", 1)[1]
+    rows[0][1] = cell
+    text = run(world.predictions(), world.labels(rows)).stdout
+    assert text.startswith("59 images are in both")
+    assert "left out, as their label says that it is not known: 1." in text
+    assert text.split("\n\n", 1)[1] == kept
+    assert "belong to other splits" not in text
 
 
 def test_a_mineral_called_present_must_be_a_column(world):

@@ -112,6 +112,24 @@ def test_label_studio_gives_what_people_said_with_the_paths_behind_its_addresses
     ]
 
 
+def test_label_studios_csv_has_json_in_its_cells(tmp_path):
+    text = (
+        "annotation_id,annotator,image,lead_time,mineral\n"
+        '1,1,/data/local-files/?d=photos/a%20b.jpg,7.5,"{""choices"": [""quartz"", ""gold""]}"\n'
+        "2,1,/data/upload/3/0a1b2c3d-b.jpg,1.2,pyrite\n"
+        "3,1,c.jpg,1.2,\n"
+        '4,1,/data/upload/d.jpg,1.2,"[""pyrite"", ""gold""]"\n'
+        '5,1,e.jpg,1.2,"{""choices"": 3}"\n'
+    )
+    assert [(row.path, row.labels) for row in read_labels(written(tmp_path, text))] == [
+        ("photos/a b.jpg", ("quartz", "gold")),
+        ("b.jpg", ("pyrite",)),
+        ("c.jpg", ()),
+        ("/data/upload/d.jpg", ("pyrite", "gold")),
+        ("e.jpg", ('{"choices": 3}',)),
+    ]
+
+
 def test_splits_of_cvat_and_fiftyone_are_kept(tmp_path):
     for content in (CVAT, SAMPLES):
         assert [row.split for row in read_labels(written(tmp_path, content))] == ["", "", "val"]
@@ -134,7 +152,7 @@ def test_an_image_twice_is_refused_where_its_labels_differ(tmp_path):
 
 def test_an_unknown_label_is_named_with_its_image(tmp_path):
     path = written(tmp_path, COCO)
-    with pytest.raises(DataError, match=r"'gold' \(a.jpg, did you mean 'golf'\?\); there are quartz, golf, pyrite"):
+    with pytest.raises(DataError, match=r"'gold' \(a.jpg, did you mean 'golf'\?\); correct them"):
         require_known(read_labels(path), ["quartz", "golf", "pyrite"], path, "are unknown")
 
 

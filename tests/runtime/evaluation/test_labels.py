@@ -49,8 +49,36 @@ def test_other_names_of_labels_become_those_of_the_label_set(tmp_path):
     rows, renamed = name_labels(read_labels(path), MINERALS)
     assert [row.labels for row in rows] == [("quartz", "sulfur"), ("gold", "pyrite"), ("granite",), ("quartz",)]
     assert renamed == {"Amethyst": "quartz", "QUARTZ": "quartz", "Sulphur": "sulfur", "gold, pyrite": "gold; pyrite"}
-    with pytest.raises(DataError, match=r"labels that are unknown: 'granite' \(line 4, .*\); there are agate, albite"):
+    require_known(rows, MINERALS, path, "are unknown")  # granite is another mineral: no mistake
+
+
+OTHERS = "feldspar calcite chlorite granite garnet quartzite dioptase rock opaque other"
+
+
+def test_a_misspelled_label_stops_and_another_mineral_does_not(tmp_path):
+    path = table(tmp_path, f"path,labels\na,gold\nb,{OTHERS.replace(' ', ';')}\nc,qartz;flourite\n".encode())
+    rows = read_labels(path)
+    with pytest.raises(DataError) as caught:
         require_known(rows, MINERALS, path, "are unknown")
+    assert str(caught.value) == (
+        f"{path} has labels that are unknown and look misspelled: 'qartz' (line 4, did you mean 'quartz'?), 'flourite' "
+        "(line 4, did you mean 'fluorite'?); correct them, or count them as other minerals with --ignore-unknown"
+    )
+    require_known(rows, MINERALS, path, "are unknown", ignore_unknown=True)
+    require_known(rows[:2], MINERALS, path, "are unknown")
+
+
+def test_a_table_without_any_known_label_is_refused(tmp_path):
+    path = table(tmp_path, b"path,labels\na,drawer 7\nb,drawer 8\nc,\n")
+    with pytest.raises(
+        DataError, match=r"only labels that are unknown: 'drawer 7' \(line 2\), .*; there are agate, al"
+    ):
+        require_known(read_labels(path), MINERALS, path, "are unknown", ignore_unknown=True)
+
+
+def test_none_is_no_label(tmp_path):
+    rows = read_labels(table(tmp_path, b"path,labels\na,none\nb, _None \nc,gold;none\n"))
+    assert [row.labels for row in rows] == [(), (), ("gold", "none")]
 
 
 def test_a_label_of_ones_own_with_a_comma_is_one_label(tmp_path):

@@ -6,14 +6,17 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
+from mineral_batch.results.csv import write_csv
+from mineral_batch.results.read import read_results
 from mineral_batch.review.decisions import read_decisions
+
+from .serving import Server, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from .serving import Server
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +42,18 @@ def opened(browser: Any, server: Server, width: int = 1200) -> Any:
     page.on("request", lambda r: r.url.startswith(server.address) or page.problems.append(f"asked for {r.url}"))
     page.goto(server.address)
     page.wait_for_selector("#candidates button")
+    seen(page)
     return page
+
+
+def seen(page: Any) -> None:
+    """Wait until the photograph is there: before, no key decides."""
+    page.wait_for_selector("#view[aria-busy='false']", state="attached")
 
 
 def progress(page: Any, text: str) -> None:
     page.wait_for_function("text => document.getElementById('progress').textContent === text", arg=text)
+    seen(page)
 
 
 def test_a_whole_review_needs_the_keyboard_only(browser: Any, server: Server, results: Path) -> None:
@@ -156,6 +166,96 @@ def test_it_fits_narrow_screens_in_both_schemes(browser: Any, server: Server, wi
     page.check("#below")
     page.wait_for_selector("#tiles button")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_no_key_decides_a_photograph_that_nobody_has_seen(browser: Any, server: Server) -> None:
+    page = browser.new_page()
+    held = []
+    page.route("**/image/1", lambda route: held.append(route))  # noqa: PLW0108 - a method of a list cannot be marked
+    page.goto(server.address)
+    page.wait_for_selector("#candidates button")
+    page.select_option("#order", "file")
+    page.wait_for_function("() => document.getElementById('name').textContent.includes('a.jpg')")
+    seen(page)
+    page.keyboard.press("0")
+    page.wait_for_selector("#view[aria-busy='true']", state="attached")
+    assert not page.is_visible("#photo")  # the last photograph does not stand under the next one's name
+    page.keyboard.press("0")
+    page.keyboard.press("Shift+U")
+    page.wait_for_timeout(200)
+    assert server.api("api/state")["counts"] == {"labeled": 1, "unsure": 0, "rejected": 0}
+    for route in held:
+        route.continue_()
+    seen(page)
+    assert page.is_visible("#photo")
+    page.keyboard.press("0")
+    progress(page, "2 of 5 labeled")
+
+
+def with_maps(results: Path) -> Path:
+    """Maps of two minerals of the first photograph, as `explain` writes them; the second one's file is gone."""
+    folder = results.parent / "maps"
+    (folder / "overlays").mkdir(parents=True)
+    rows = read_results(results).predictions
+    cells = []
+    for label in ("quartz", "gold", "agate"):
+        name = f"overlays/{label}.png"
+        cells.append(("photos/a.jpg", label, rows.scores[0, rows.labels.index(label)], name))
+        Image.new("RGB", (90, 60), "red").save(folder / name)
+    (folder / "overlays" / "gold.png").unlink()
+    write_csv(folder / "maps.csv", ("path", "mineral", "probability", "overlay"), cells)
+    return folder
+
+
+def test_maps_of_where_the_model_looks_come_one_after_the_other(browser: Any, results: Path) -> None:
+    with serving(results, "--explained", str(with_maps(results))) as server:
+        page = opened(browser, server)
+        page.select_option("#order", "file")
+        page.wait_for_function("() => document.getElementById('name').textContent.includes('a.jpg')")
+        assert page.locator("#maps button").all_text_contents() == ["quartz", "gold", "agate"]
+        shown = []
+        for _ in range(4):
+            page.keyboard.press("Shift+M")
+            seen(page)
+            pressed = page.locator("#maps [aria-pressed='true']").all_text_contents()
+            shown.append((pressed, page.get_attribute("#photo", "alt"), page.is_visible("#photo")))
+            gone = page.text_content("#gone") if page.is_visible("#gone") else ""
+            assert gone == ("This map is no longer there, or cannot be read." if pressed == ["gold"] else "")
+        look = "Where the model looks for {}".format
+        assert shown == [
+            (["quartz"], look("quartz"), True),
+            (["gold"], look("gold"), False),
+            (["agate"], look("agate"), True),
+            ([], "photos/a.jpg", True),
+        ]
+        page.click("#maps button:first-child")
+        seen(page)
+        assert page.evaluate("document.getElementById('photo').naturalWidth") == 90
+        page.keyboard.press("0")  # the next photograph has none
+        progress(page, "1 of 5 labeled")
+        assert page.get_attribute("#photo", "alt").startswith("photos/b")
+        page.keyboard.press("Shift+M")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.text_content("#problem") == "There is no map of this photograph."
+        assert not page.problems
+
+
+def test_a_hostile_label_is_text_in_the_page(browser: Any, server: Server) -> None:
+    name = '<img src=x onerror=alert(1)>"&lt'
+    both = [{"row": row, "status": "labeled", "minerals": [name]} for row in range(2)]
+    server.api("api/decide", {"decisions": both})
+    page = opened(browser, server)
+    page.on("dialog", lambda dialog: page.problems.append(dialog.message))
+    page.uncheck("#undecided")
+    page.select_option("#order", "file")
+    page.wait_for_function("() => document.getElementById('before').textContent.includes('Decided')")
+    assert name in page.text_content("#chosen")
+    assert name in page.text_content("#candidates")
+    page.keyboard.type("<img")
+    page.locator("#search").fill("<img")
+    assert page.text_content("#found button") == name
+    assert page.locator("img[src='x']").count() == 0
+    assert not page.problems
 
 
 def test_every_control_has_a_name(browser: Any, server: Server) -> None:

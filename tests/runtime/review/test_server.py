@@ -279,13 +279,39 @@ def test_the_other_columns_of_existing_labels_stay(results: Path, tmp_path: Path
         assert others == {
             f"photos/{NAMES[0]}": ("agate", "test", "M-1", "1999"),
             f"photos/{NAMES[1]}": ("gold", "", "", ""),
+            "other.jpg": ("gold", "test", "M-9", ""),  # not in the run
         }
-        assert {row["reviewer"] for row in rows} == {"Ada"}
+        assert [row["reviewer"] for row in rows] == ["Ada", "Ada", ""]
+        assert "1 row of --labels about images that are not in this run: kept" in done.output
     figures = tmp_path / "figures.json"
     arguments = ["evaluate", str(results), str(first), "--bootstrap", "0", "--json", str(figures), "--split"]
     assert CliRunner().invoke(main, [*arguments, "test"]).exit_code == 0
     assert json.loads(figures.read_text())["images"] == 1
     assert "no rows of split 'val'; it has test" in CliRunner().invoke(main, [*arguments, "val"]).output
+
+
+KEPT = "1 row of --labels about images that are not in this run: kept in the table as they were"
+
+
+def test_rows_about_other_images_stay_and_lead_to_their_files(results: Path, tmp_path: Path) -> None:
+    """The collection's table holds more than the folder that was predicted."""
+    collection = tmp_path / "collection"
+    collection.mkdir()
+    Image.new("RGB", (8, 8)).save(collection / "far.jpg")
+    labels, out = collection / "labels.csv", tmp_path / "out.csv"
+    labels.write_text("path,labels,note\nphotos/a.jpg,gold,x\nfar.jpg,feldspar,y\ngone.jpg,?,z\n", encoding="utf-8")
+    done = CliRunner().invoke(main, ["review", str(results), "--labels", str(labels), "--export", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "2 rows of --labels" in done.output
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [(row["path"], row["labels"], row["note"]) for row in rows] == [
+        ("photos/a.jpg", "gold", "x"),
+        (str(collection / "far.jpg"), "feldspar", "y"),
+        ("gone.jpg", "?", "z"),
+    ]
+    again = tmp_path / "again.csv"
+    CliRunner().invoke(main, ["review", str(results), "--labels", str(out), "--export", str(again)])
+    assert again.read_text() == out.read_text()
 
 
 def test_what_people_wrote_into_a_table_is_not_replaced(results: Path, tmp_path: Path) -> None:
@@ -294,7 +320,7 @@ def test_what_people_wrote_into_a_table_is_not_replaced(results: Path, tmp_path:
 
     def export(*options: str) -> tuple[int, str]:
         done = CliRunner().invoke(main, ["review", str(results), "--export", str(out), *options])
-        assert done.output.count("\n") == 1
+        assert done.exit_code == 0 or done.output.count("\n") == 1
         return done.exit_code, done.output
 
     def decide(names: list[str]) -> None:
@@ -306,8 +332,13 @@ def test_what_people_wrote_into_a_table_is_not_replaced(results: Path, tmp_path:
     code, said = export()
     assert (code, out.read_text()) == (1, own)
     assert "has 2 of 2 rows (the first: photos/a.jpg) that this review did not write" in said
+    assert f"write both to a new one: --labels {out} --export NEW.csv" in said
+    assert export("--labels", str(out)) == (0, f"0 images decided; labels: {out}\n{KEPT}\n")  # the advice holds
     out.write_text("<html>")
-    assert export()[0] == 1
+    code, said = export()
+    assert code == 1
+    assert "it is not a table of labels. The decisions are kept; write them to a new file with --export NEW.csv" in said
+    assert "--labels" not in said
     assert out.read_text() == "<html>"
     out.unlink()
     for names in (["agate"], ["gold"]):  # what the review itself wrote is replaced, also an answer that was changed

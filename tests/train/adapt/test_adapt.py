@@ -239,17 +239,27 @@ def test_the_column_specimen_is_used_without_being_named(photos, base, tmp_path)
     assert "not fitted on" not in out
 
 
-def test_photographs_that_are_elsewhere_are_said_to_be_missing(photos, base, tmp_path, monkeypatch):
+def test_a_table_in_another_folder_finds_its_photographs_and_says_where(photos, base, tmp_path):
     (tmp_path / "sub").mkdir()
     moved = tmp_path / "sub" / "labels.csv"
     moved.write_text(photos.read_text())
+    out = adapt(moved, base, tmp_path / "mine.onnx")
+    assert f"relative paths start in {tmp_path}; they lead nowhere from {moved.parent}" in out
+    assert "relative paths start" not in adapt(moved, base, tmp_path / "mine.onnx", "--root", tmp_path)
+    (tmp_path / "1.png").unlink()  # not all are there, so they may be meant to be elsewhere
     out = adapt(moved, base, tmp_path / "mine.onnx", code=1)
     assert "none of its 60 photographs were found; there is no" in out
     assert f"{tmp_path / 'sub' / '0.png'}" in out
     assert f"this photograph is in {tmp_path}: --root {tmp_path}" in out
-    adapt(moved, base, tmp_path / "mine.onnx", "--root", tmp_path)
     away = adapt(photos, base, tmp_path / "mine.onnx", "--root", tmp_path / "nowhere", code=1)
     assert "Relative paths start in" in away
+
+
+def test_names_that_mean_a_label_are_said(photos, base, tmp_path):
+    photos.write_text(photos.read_text().replace("gold;agate", "Gold|agate").replace("agate", "Achat"))
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "read as: Achat = agate, " in out
+    assert "3 labels" in out
 
 
 def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):

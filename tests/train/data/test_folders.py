@@ -14,6 +14,7 @@ from mineral_batch.minerals import MINERALS, canonical, other_names
 from mineral_batch.minerals.table import load_table
 from mineral_train.data.folders import TableFormat, folder_names, merge_identical, rows_from_folders, rows_from_table
 from mineral_train.data.manifest import Row
+from mineral_train.data.source import split_column
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,19 @@ def test_a_table_with_its_own_columns(tmp_path: Path) -> None:
         Row(tmp_path / "photos" / "2.jpg", (), "train", {"owner": ""}),
     ]
     assert {row.split for row in rows_from_table(path, MINERALS, TableFormat("file", "minerals", "|"))} == {""}
+
+
+def test_columns_and_cells_go_by_the_names_that_evaluate_knows(tmp_path: Path) -> None:
+    text = 'Photo,Mineral,Subset\n1.jpg,"quartz, gold",test\n2.jpg,malachite|azurite,\n3.jpg,none,val\n'
+    text += '/data/local-files/?d=photos/4%20a.jpg,"{""choices"": [""gold"", ""Pyrites""]}",val\n'
+    rows = rows_from_table(table(tmp_path, text), MINERALS, TableFormat(split_column="split"))
+    assert [(row.path.relative_to(tmp_path).as_posix(), row.labels, row.split) for row in rows] == [
+        ("1.jpg", ("quartz", "gold"), "test"),
+        ("2.jpg", ("malachite", "azurite"), "train"),
+        ("3.jpg", (), "val"),
+        ("photos/4 a.jpg", ("gold", "pyrite"), "val"),
+    ]
+    assert split_column(table(tmp_path, text), TableFormat()) == ("split", "")
 
 
 def test_unknown_labels_of_a_table_are_an_error_or_left_out(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_what_a_split_cannot_teach_or_measure_is_said(tmp_path: Path) -> None:
     assert any("in every image of 'val'" in line for line in lines)
 
 
+def test_labels_of_ones_own_among_the_36_name_the_option(tmp_path: Path) -> None:
+    lines = warnings(read_manifest(_manifest(tmp_path, "a.jpg,gold,train", "b.jpg,gold,val")))
+    assert lines[0].startswith("warning: 35 of 36 labels have no image in 'train'")
+    assert lines[0].endswith("for a model of your labels only, list them in a file, one per line: --labels FILE")
+    assert "--labels" not in lines[1]
+
+
 def test_an_ordinary_split_has_no_warnings(tmp_path: Path) -> None:
     rows = [f"{split}{k}.jpg,{label},{split}" for split in ("train", "val") for label in LABELS for k in range(20)]
     rows = [row.replace(".jpg", f"{n}.jpg") for n, row in enumerate(rows)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.calibration import probability_scores
 from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
+from mineral_batch.evaluation.labels import labels_meant
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
 from mineral_batch.evaluation.thresholds import tune_thresholds
 from mineral_batch.files import write_file
 from mineral_batch.images.decode import load_image
-from mineral_batch.minerals import canonical
 from mineral_batch.model.calibration import ProbabilityScores
 from mineral_batch.model.contract import Measured, ModelContract
 from mineral_batch.model.onnx_file import graph_digest
@@ -33,11 +33,12 @@ from mineral_train.data.folders import (
     folder_names,
     is_negative,
     merge_identical,
+    read_columns,
     rows_from_folders,
     rows_from_table,
 )
 from mineral_train.data.labels import label_faults, raise_faults, split_labels
-from mineral_train.data.manifest import Row, multi_hot, read_table
+from mineral_train.data.manifest import Row, multi_hot
 from mineral_train.data.source import require_found
 from mineral_train.data.splits import stratified_folds
 
@@ -60,12 +61,14 @@ class LabeledPhotos:
         labels: L names.
         contradictions: files that are there several times with different labels.
         merged: rows that were merged into another with the same bytes.
+        renamed: names that were read as another name of a label.
     """
 
     rows: tuple[Row, ...]
     labels: tuple[str, ...]
     contradictions: int
     merged: int
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,32 +161,35 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
     """
     if not source.exists():
         raise DataError(f"no such folder or CSV: {source}")
-    if labels is None:
-        labels = _occurring(source, known, table)
+    names = _names(source, table)
+    labels = _occurring(names, known) if labels is None else labels
     raise_faults(str(source), label_faults(tuple(labels)))
     rows = rows_from_folders(source, labels) if source.is_dir() else rows_from_table(source, labels, table)
     require_found(source, rows, table, LEAST_IMAGES)
     merged = merge_identical(rows, labels)
     before = {row.path: frozenset(row.labels) for row in rows}
     changed = sum(before[row.path] != frozenset(row.labels) for row in merged)
-    return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged))
+    renamed = {name: "; ".join(to) for name in sorted(names) if (to := labels_meant(name, labels)) != (name,)}
+    return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged), renamed)
 
 
-def _occurring(source: Path, known: Sequence[str], table: TableFormat) -> tuple[str, ...]:
-    """The labels that occur: those of the old model first, in its order, then the others by name."""
+def _names(source: Path, table: TableFormat) -> set[str]:
+    """All names of labels, as they are written."""
     if source.is_dir():
-        names = {name for name in folder_names(source) if not is_negative(name)}
-    elif is_tool_file(source):
-        names = {name for _, labels, _ in read_tool_labels(source, warn=False) for name in labels}
-    else:
-        header, records = read_table(source, [table.path_column, table.labels_column])
-        if table.labels_column not in header:
-            raise DataError(
-                f"{source} has no column {table.labels_column!r}, only {', '.join(header)}; name it with "
-                "--labels-column"
-            )
-        names = {name for _, r in records for name in split_labels(r[table.labels_column], table.separator)}
-    meant = {canonical(name, known) or name for name in names}
+        return {name for name in folder_names(source) if not is_negative(name)}
+    if is_tool_file(source):
+        return {name for _, labels, _ in read_tool_labels(source, warn=False) for name in labels}
+    header, records = read_columns(source, table, [])  # what is wrong with it is said where its rows are read
+    if table.labels_column not in header:
+        raise DataError(
+            f"{source} has no column {table.labels_column!r}, only {', '.join(header)}; name it with --labels-column"
+        )
+    return {name for _, r in records for name in split_labels(r[table.labels_column], table.separator)}
+
+
+def _occurring(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The labels that names mean: those of the old model first, in its order, then the others by name."""
+    meant = {one for name in names for one in labels_meant(name, known)}
     return (*(label for label in known if label in meant), *sorted(meant - set(known)))
 
 

@@ -27,7 +27,7 @@ from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import read_labels
 from mineral_train.data.manifest import SPLITS, table_folder
 from mineral_train.data.parents import reading, with_parents
-from mineral_train.data.source import specimen_column, split_column
+from mineral_train.data.source import found_root, specimen_column, split_column
 
 _LINE_EVERY = 20.0  # seconds, without a terminal
 _AUTO, _NONE = "auto", "none"
@@ -184,6 +184,9 @@ def _table(source: Path, chosen: dict[str, Any]) -> TableFormat:
         split, other = split_column(source, table)
         if other:
             click.echo(f"the column split is not used: {other!r} is none of {', '.join(SPLITS)}")
+    if root := found_root(source, table):
+        click.echo(f"relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
+        table = replace(table, root=root)
     return replace(table, split_column=None if split == _NONE else split)
 
 
@@ -265,6 +268,8 @@ def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[s
         + (f"; {test:,} are held out as a test" if test else "")
     )
     yield from reading(photos.labels, photos.rows)
+    if photos.renamed:
+        yield "read as: " + ", ".join(f"{name} = {label}" for name, label in photos.renamed.items())
     fitted = [row for row in photos.rows if row.split != "test"]
     counts = {label: sum(label in row.labels for row in fitted) for label in photos.labels}
     rare = [label for label, count in counts.items() if count < compare.FEW]

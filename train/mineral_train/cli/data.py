@@ -22,7 +22,7 @@ from mineral_train.data.folders import TableFormat, folder_names, is_negative
 from mineral_train.data.labels import label_faults, raise_faults, read_labels
 from mineral_train.data.manifest import SPLITS, Manifest, write_manifest, write_table, write_text
 from mineral_train.data.prepare import Preparation, Prepared, prepare
-from mineral_train.data.source import specimen_column, split_column
+from mineral_train.data.source import found_root, specimen_column, split_column
 from mineral_train.data.splits import PAPER_SHARES
 
 if TYPE_CHECKING:
@@ -105,6 +105,9 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     labels = _label_set(source, label_set)
     progress = partial(tqdm, desc="checking", unit=" images", disable=None)
     how = _preparation(**options)
+    if root := found_root(source, how.table):
+        click.echo(f"relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
+        how = replace(how, table=replace(how.table, root=root))
     for line in _about_columns(source, how):
         click.echo(line)
     prepared = prepare(source, labels, _with_specimens(source, how), progress)

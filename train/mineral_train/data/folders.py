@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
+from mineral_batch.evaluation.labeling_tools import is_tool_file, photo_in, read_tool_labels
 from mineral_batch.evaluation.labels import COLUMN_NAMES, labels_meant
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import canonical
@@ -193,7 +193,7 @@ def _table_row(record: Mapping[str, str], columns: TableFormat, folder: Path) ->
     split = _split(record[columns.split_column]) if columns.split_column else ""
     taken = {columns.path_column, columns.labels_column, "path", "labels", SPLIT}
     extra = {name: text for name, text in record.items() if name not in taken}
-    return Row(absolute_path(folder, record[columns.path_column]), names, split, extra)
+    return Row(absolute_path(folder, photo_in(record[columns.path_column])), names, split, extra)
 
 
 def is_split_name(text: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mineral_batch.images.decode import load_image
+from mineral_batch.minerals import MINERALS
 from mineral_batch.model.contract import InputSpec
 from mineral_batch.system import cpu_count
 from mineral_batch.threads import bounded_map
@@ -70,13 +71,16 @@ def undecodable(rows: Sequence[Row], spec: InputSpec) -> list[Failure]:
 def warnings(manifest: Manifest) -> list[str]:
     """Say what a run on this manifest cannot learn or cannot measure, one line each."""
     lines = []
-    for split, consequence in (("train", "the model cannot learn them"), ("val", "the mAP does not include them")):
+    own = "; for a model of your labels only, list them in a file, one per line: --labels FILE"
+    own = own if manifest.labels == MINERALS else ""
+    kinds = (("train", "the model cannot learn them", own), ("val", "the mAP does not include them", ""))
+    for split, consequence, fix in kinds:
         counts = manifest.targets(split).sum(axis=0).tolist()
         absent = [label for label, count in zip(manifest.labels, counts, strict=True) if not count]
         if absent and len(absent) < len(manifest.labels):
             lines.append(
                 f"warning: {len(absent)} of {len(manifest.labels)} labels have no image in {split!r}, so "
-                f"{consequence}: {describe_unknown(absent, ())}"
+                f"{consequence}: {describe_unknown(absent, ())}{fix}"
             )
     count = len(manifest.select("val"))
     if count < FEW_VALIDATION_IMAGES:

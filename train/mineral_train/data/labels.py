@@ -8,12 +8,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mineral_batch.errors import DataError, plain_reason
+from mineral_batch.evaluation.labels import NEGATIVE_NAMES, split_labels
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.schema import SEPARATOR
 
-SEPARATOR = ";"
-
-#: What stands for "shows none of the labels": the name of a folder, or the content of a cell.
-NEGATIVE_NAMES = ("none", "_none")
+__all__ = [
+    "NEGATIVE_NAMES",
+    "SEPARATOR",
+    "describe_unknown",
+    "label_faults",
+    "nearest",
+    "raise_faults",
+    "read_labels",
+    "read_names",
+    "split_labels",
+    "unknown_labels",
+]
 
 _LISTED = 5
 
@@ -73,12 +83,6 @@ def _name_fault(name: str) -> str:
     if name.casefold() in NEGATIVE_NAMES:
         return "is reserved for photographs that show none of the labels; rename it"
     return ""
-
-
-def split_labels(text: str, separator: str = SEPARATOR) -> tuple[str, ...]:
-    """Split one cell into its distinct names, in order, without the blanks around them; `none` is no name."""
-    names = dict.fromkeys(name.strip() for name in text.split(separator) if name.strip())
-    return () if len(names) == 1 and next(iter(names)).casefold() in NEGATIVE_NAMES else tuple(names)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

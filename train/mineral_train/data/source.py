@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.labeling_tools import is_tool_file
+from mineral_batch.evaluation.labeling_tools import is_tool_file, photo_in, read_tool_labels
 from mineral_train.data.folders import SPLIT, TableFormat, is_split_name, read_columns
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SPECIMEN = "specimen"
 _PARENTS = 3
+_PROBED = 20
+
 
 
 def split_column(source: Path, table: TableFormat) -> tuple[str | None, str]:
@@ -45,6 +48,36 @@ def _read(source: Path, table: TableFormat) -> tuple[list[str], list[tuple[int, 
     if source.is_dir() or not source.exists() or is_tool_file(source):
         return [], []
     return read_columns(source, table, [])  # what is wrong with it is said where its rows are read
+
+
+def found_root(source: Path, table: TableFormat) -> Path | None:
+    """Find the folder where a table's relative paths start, if it is not the table's own.
+
+    The paths of `labels.csv` start where `predict` was run, and the table is in the folder of the results.
+
+    Returns:
+        None if the folder is named, the first paths lead to photographs from the table's own folder, or nowhere.
+    """
+    if table.root is not None or source.is_dir() or not source.exists():
+        return None
+    folder = source.absolute().parent
+    paths = [path for path in islice(_paths(source, table), _PROBED) if not Path(path).is_absolute()]
+    if not paths or any(_is_there(folder / path) for path in paths):
+        return None
+    return next((base for base in _elsewhere(source, folder) if all(_is_there(base / path) for path in paths)), None)
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - Path's raises for long names
+
+
+def _paths(source: Path, table: TableFormat) -> Iterator[str]:
+    if is_tool_file(source):
+        yield from (path for path, _, _ in read_tool_labels(source, warn=False))
+        return
+    header, records = _read(source, table)
+    if table.path_column in header:
+        yield from (photo_in(record[table.path_column]) for _, record in records)
 
 
 def require_found(source: Path, rows: Sequence[Row], table: TableFormat, least: int) -> None:

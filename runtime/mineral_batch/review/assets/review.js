@@ -3,10 +3,13 @@
 const $ = (id) => document.getElementById(id);
 const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
+const PRELOADED = 3;
+
 const page = {
   labels: [], images: 0, counts: {}, size: 60, left: {}, hasMaps: false,
   items: [], at: 0, next: 0, edition: 0, isEnd: false, // a stretch of the order, the place in it, where the next stretch begins
   chosen: new Set(), map: -1, zoom: 1, x: 0, y: 0, isGrid: false, isBusy: false, isStale: false, confirming: null,
+  preloaded: new Map(), // row -> the image that is being fetched
 };
 
 class Refused extends Error {}
@@ -126,7 +129,6 @@ function showImage(item) {
   showPhoto();
   showMaps(item);
   showChoice();
-  preload(page.items[page.at + 1]);
 }
 
 function said({ status, minerals, reviewer, time }) {
@@ -142,11 +144,28 @@ function showPhoto() {
   photo.hidden = false;
   photo.alt = page.map < 0 ? item.name : `Where the model looks for ${item.maps[page.map]}`;
   photo.src = page.map < 0 ? `image/${item.row}` : `map/${item.row}/${page.map}`;
+  wait(!photo.complete); // the browser shows the last photograph until the next one is there
   move();
 }
 
-function preload(item) {
-  if (item) new Image().src = `image/${item.row}`;
+function wait(isOn) {
+  $("view").setAttribute("aria-busy", String(isOn));
+  if (!isOn) preload(); // the photograph that is waited for comes first
+}
+
+const isWaiting = () => $("view").getAttribute("aria-busy") === "true";
+
+/** Get the next photographs, one after the other, while this one is looked at; what is not next any more is let go. */
+function preload() {
+  const next = page.items.slice(page.at + 1, page.at + 1 + PRELOADED).map(({ row }) => row);
+  for (const row of page.preloaded.keys()) if (!next.includes(row)) page.preloaded.delete(row);
+  const row = next.find((one) => !page.preloaded.has(one));
+  if (isWaiting() || row === undefined || [...page.preloaded.values()].some((image) => !image.complete)) return;
+  const image = new Image();
+  image.addEventListener("load", preload);
+  image.addEventListener("error", preload);
+  image.src = `image/${row}`;
+  page.preloaded.set(row, image);
 }
 
 function showMaps(item) {
@@ -168,7 +187,7 @@ function toggleMap(number) {
 
 function nextMap() {
   const maps = current()?.maps ?? [];
-  if (maps.length) return toggleMap((page.map + 1) % maps.length);
+  if (maps.length) return toggleMap(page.map + 1 < maps.length ? page.map + 1 : page.map); // after the last, the photograph
   fail(new Refused(page.hasMaps
     ? "There is no map of this photograph."
     : "There are no maps. Stop with Ctrl-C, make them with mineral-batch explain PHOTOS -o maps, and start the review again with --explained maps."));
@@ -251,7 +270,7 @@ function pick(label) {
 
 const decide = (status, minerals) => act(async () => {
   const item = current();
-  if (!item) return;
+  if (!item || isWaiting()) return; // nobody has seen it yet
   const { counts } = await ask("api/decide", { decisions: [{ row: item.row, status, minerals }] });
   page.counts = counts;
   item.decision = { status, minerals, reviewer: "you", time: new Date().toISOString() };
@@ -273,10 +292,11 @@ const undo = () => act(async () => {
 
 // ---------------------------------------------------------------- the grid
 
-const isLabeled = (item) => item.decision?.status === "labeled";
+/** What a person said that a photograph shows, here or in the existing labels; null if nobody did. */
+const labeled = (item) => (item.decision?.status === "labeled" ? item.decision.minerals : item.given);
 
-/** What a person said that a photograph shows, or else the model. */
-const known = (item) => (isLabeled(item) ? item.decision.minerals : item.machine);
+/** The same, or else what the model says: what Enter saves. */
+const known = (item) => labeled(item) ?? item.machine;
 
 function showGrid() {
   const mineral = $("mineral").value;
@@ -312,7 +332,7 @@ const confirmPage = () => act(async () => {
     const { row } = item;
     if (!page.wrong.has(row)) return { row, status: "labeled", minerals: [...new Set([...known(item), mineral])] };
     // A person's other minerals stay; of a photograph that nobody labeled, only this one is known.
-    if (!isLabeled(item)) return { row, status: "rejected", minerals: [mineral] };
+    if (labeled(item) === null) return { row, status: "rejected", minerals: [mineral] };
     return { row, status: "labeled", minerals: known(item).filter((label) => label !== mineral) };
   });
   const { counts } = await ask("api/decide", { decisions });
@@ -422,10 +442,12 @@ async function start() {
   $("search").addEventListener("input", showFound);
   $("view").addEventListener("wheel", (event) => { zoomBy(event.deltaY < 0 ? 1.15 : 0.87); event.preventDefault(); }, { passive: false });
   $("view").addEventListener("pointerdown", drag);
+  $("photo").addEventListener("load", () => wait(false));
   $("photo").addEventListener("error", () => {
+    wait(false);
     $("photo").hidden = true;
     $("gone").hidden = false;
-    $("gone").textContent = "This photograph is no longer there, or cannot be read.";
+    $("gone").textContent = `This ${page.map < 0 ? "photograph" : "map"} is no longer there, or cannot be read.`;
   });
   document.addEventListener("keydown", pressed);
   await restart();
