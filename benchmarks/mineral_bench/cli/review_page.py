@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_bench.cli.options import PATH, output
+from mineral_batch.cli.paths import LOCAL
+from mineral_bench.cli.options import output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command("review-page")
-@click.argument("results", type=PATH)
-@click.option("--photos", type=PATH, default=".", metavar="DIR", help="Folder where relative paths start.")
+@click.argument("results", type=LOCAL)
+@click.option("--photos", type=LOCAL, default=".", metavar="DIR", help="Folder where relative paths start.")
 @click.option("--count", default=100, show_default=True, type=click.IntRange(1), help="Decisions to measure.")
 @click.option("--pause", default=1.0, show_default=True, type=click.FloatRange(0), help="Seconds before each key.")
-@click.option("--labels", type=PATH, metavar="CSV", help="True labels of the same photographs: counts the keys.")
+@click.option("--labels", type=LOCAL, metavar="CSV", help="True labels of the same photographs: counts the keys.")
 @click.option("--split", metavar="NAME", help="With --labels: only its rows of this split.")
 @click.option(
     "--thinking",
