@@ -21,7 +21,6 @@ _PARENTS = 3
 _PROBED = 20
 
 
-
 def split_column(source: Path, table: TableFormat) -> tuple[str | None, str]:
     """Find the column `split` of a CSV.
 
