@@ -191,8 +191,8 @@ def test_a_picture_that_kills_workers_is_found(
     code, out, err = finish(start(tmp_path / "out", model_path, *options))
     assert code == 3, err
     assert "10 images" in out
-    single = start(tmp_path / "one", model_path, album)
-    assert finish(single)[0] == 0
+    code, _, err = finish(start(tmp_path / "one", model_path, album))
+    assert code == 0, err
     rows = (tmp_path / "one/predictions.csv").read_text().splitlines()
     assert (tmp_path / "out/predictions.csv").read_text().splitlines() == [row for row in rows if "05.png" not in row]
     assert "05.png,decode" in (tmp_path / "out/failures.csv").read_text()
@@ -222,7 +222,8 @@ def test_ctrl_c_leaves_the_pieces_in_hand_and_no_process(
     code, out, err = finish(start(tmp_path / "out", model_path, *options))
     assert code == 0, err
     assert "already done by an earlier run" in out
-    assert finish(start(tmp_path / "one", model_path, album))[0] == 0
+    code, _, err = finish(start(tmp_path / "one", model_path, album))
+    assert code == 0, err
     assert (tmp_path / "out/predictions.csv").read_bytes() == (tmp_path / "one/predictions.csv").read_bytes()
 
 
