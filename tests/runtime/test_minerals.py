@@ -241,6 +241,7 @@ def test_every_fact_has_a_source_and_every_source_a_fact() -> None:
             assert name == "*" or table[name].facts[row["fact"]], f"{row['fact']} of {name} is not in the table"
     assert sources_of("schorl", "group").given.startswith("Henry"), "the work that names the mineral comes first"
     assert sources_of("gold", "strunz").equal == ()
+    assert all(sources_of(name, "formula").equal for name, one in table.items() if not one.is_variety)
 
 
 def test_the_command_prints_the_sources() -> None:

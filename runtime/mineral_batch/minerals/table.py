@@ -5,11 +5,10 @@ to. An empty cell means that the fact does not exist or was not checked. sources
 follows and which other lists were found to say the same (`sources.sources_of`). The label "sulfur" is spelled as in the
 paper; the IMA writes sulphur.
 
-Compared with other lists in 2026, all equal now: the formulas but those of epidote and gold (by elements where the
-order differs); the symbols but those of copper, epidote, gold, marcasite, stibnite and sulfur; the Strunz codes but
-that of gold; the Dana classes but those of gold and orpiment; 12 of the 28 groups; and a name of each mineral in German
-for 36 of the 39, in French and Spanish for 33, in Italian for 34. Not compared: the names of classes, further names in
-a language, and the notes on hazards and care.
+Compared with other lists in 2026, all equal now: all formulas (by elements where the order differs); the symbols but
+those of copper, gold and sulfur; the Strunz codes but that of gold; the Dana classes but those of gold and orpiment; 13
+of the 28 groups; and a name of each mineral in German for 36 of the 39, in French and Spanish for 33, in Italian for
+34. Not compared: the names of classes, further names in a language, and the notes on hazards and care.
 """
 
 from __future__ import annotations
