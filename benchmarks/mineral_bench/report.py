@@ -12,6 +12,7 @@ import numpy as np
 
 from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.files import write_file
+from mineral_batch.results.written import sealed_json, sealed_markdown
 from mineral_bench.conditions import in_words
 from mineral_bench.measure import Estimate, three_digits
 
@@ -88,12 +89,15 @@ class BenchmarkReport:
             "conditions": self.conditions,
             "figures": self.figures,
         }
-        return json.dumps(record, indent=1, default=_plain, ensure_ascii=False) + "\n"
+        return sealed_json(json.dumps(record, indent=1, default=_plain, ensure_ascii=False))
 
     def markdown(self) -> str:
         """Return the tables, then the conditions."""
         foot = "\n".join(f"- {line}" for line in in_words(self.conditions))
         return "\n\n".join([*(table.markdown() for table in self.tables), foot]) + "\n"
+
+    def _sealed_markdown(self) -> str:
+        return sealed_markdown(self.markdown())
 
     def write(self, json_file: Path | None, markdown_file: Path | None) -> None:
         """Print the tables, and write the files that are named.
@@ -102,9 +106,10 @@ class BenchmarkReport:
             DataError: if one cannot be written.
         """
         click.echo(self.markdown())
-        for path, text in ((json_file, self.json), (markdown_file, self.markdown)):
+        for path, text in ((json_file, self.json), (markdown_file, self._sealed_markdown)):
             if path:
                 write_file(path, text())
+                click.echo(f"Wrote {path}")
 
 
 def load_figures(path: Path, benchmark: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 ...         print(result.path, result.reason if isinstance(result, Failure) else result.minerals)
 """
 
-from mineral_batch.errors import BackendError, ContractError, DataError, MineralError
+from mineral_batch.errors import BackendError, ContractError, DataError, MineralError, OptionError
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import MINERALS
@@ -28,6 +28,7 @@ __all__ = [
     "Measured",
     "MineralError",
     "ModelContract",
+    "OptionError",
     "Prediction",
     "Predictor",
     "Result",

@@ -27,6 +27,10 @@ class DataError(MineralError):
     """A table, folder or checkpoint that the user named is missing, empty or not of the expected form."""
 
 
+class OptionError(DataError):
+    """An option of a command, or an argument of the Python API, has a value that it cannot have: exit code 2."""
+
+
 class ImageError(Exception):
     """Why one image cannot be read, in words for its row of failures.csv."""
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ import numpy as np
 from PIL import Image as PILImage
 
 from mineral_batch import pipeline
+from mineral_batch.arguments import require_bool, require_choice, require_int, require_path, require_several, shown
 from mineral_batch.decoder_choice import choose_decoder, peek
-from mineral_batch.engines.registry import AUTO, choose_backend
-from mineral_batch.errors import BackendError, DataError
+from mineral_batch.engines.base import PRECISIONS
+from mineral_batch.engines.registry import AUTO, choose_backend, engine_names
+from mineral_batch.errors import BackendError, DataError, OptionError, one_line
 from mineral_batch.images.decoder import AUTO as AUTO_DECODER
-from mineral_batch.images.decoder import CPU, PREDICT, REFUSE, DecodeOptions, Decoder, check_damaged, check_decoder_name
+from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, PREDICT, REFUSE, DecodeOptions, Decoder
 from mineral_batch.images.decoders import open_decoder
 from mineral_batch.images.discover import find_sources
 from mineral_batch.images.limits import MAX_PIXELS
@@ -32,7 +35,7 @@ from mineral_batch.system import cpu_count
 from mineral_batch.types import Failure, Pixels, Probabilities, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
     from mineral_batch.engines.base import Backend
@@ -68,10 +71,11 @@ class Predictor:
     |---|---|---|
     | `ContractError` | the file is not a model, or contradicts its contract | 1 |
     | `BackendError` | the engine cannot be opened or fails, or the predictor is closed | 1 |
-    | `DataError` | an input does not exist, or an argument is of the wrong kind | 1 |
+    | `DataError` | an input does not exist | 1 |
+    | `OptionError`, a `DataError` | an argument has a wrong type or value; the message names it | 2 |
 
-    The command's other exit codes: 0 all images predicted, 2 wrong usage, 3 some images could not be read, 130 and 143
-    stopped by Ctrl-C and SIGTERM.
+    The command's other exit codes: 0 all images predicted, 3 some images could not be read, 130 and 143 stopped by
+    Ctrl-C and SIGTERM.
 
     Several threads may use one predictor at the same time. A predictor can be pickled: unpickling opens the same model
     with the same options again. After a fork, open one in the child.
@@ -83,8 +87,8 @@ class Predictor:
             onnx-cpu, and neither OpenVINO nor TensorRT.
         devices: indices of the GPUs to use side by side; empty for the first one, or the CPU where there is none.
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
-        batch_size: images per call of the engine; None for what suits the device.
-        decode_threads: None for one per CPU.
+        batch_size: images per call of the engine, 1 to 4096; None for what suits the device.
+        decode_threads: 1 to 1024; None for one per CPU.
         decode_processes: decode in so many processes instead of threads (POSIX only); 0 for threads; None for one per
             CPU where the engine is on a GPU and there are at least four CPUs, else threads.
         exact: decode JPEGs in full (see `mineral_batch.images.decode.open_rgb`).
@@ -98,6 +102,7 @@ class Predictor:
     Raises:
         BackendError: if the engine or the decoder cannot be opened here.
         ContractError: if the file is no model.
+        OptionError: if an argument has a wrong type or value.
     """
 
     def __init__(
@@ -116,11 +121,9 @@ class Predictor:
         damaged: str = REFUSE,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        check_decoder_name(decode)
-        check_damaged(damaged)
         self._options = {
             "backend": backend,
-            "devices": tuple(devices),
+            "devices": devices,
             "precision": precision,
             "batch_size": batch_size,
             "decode_threads": decode_threads,
@@ -131,6 +134,8 @@ class Predictor:
             "damaged": damaged,
             "max_pixels": max_pixels,
         }
+        _check_options(model, **self._options)
+        self._options["devices"] = tuple(devices)
         self.model = fetch(model) if model is not None else starter_path()
         choice = choose_backend(
             self.model,
@@ -251,14 +256,15 @@ class Predictor:
             times: where the seconds of each stage are added.
 
         Raises:
-            DataError: if `inputs` is a single input, or an input does not exist.
+            OptionError: if `inputs` is a single input, or one of them is of none of these types.
+            DataError: if an input does not exist.
             BackendError: if the engine fails, or the predictor is closed.
         """
-        if isinstance(inputs, (str, bytes, Path, PILImage.Image)) or not hasattr(inputs, "__iter__"):
-            raise DataError("predict takes a list of inputs, as in predict(['photos']); for one image use predict_one")
+        require_several("inputs", inputs, ", as in predict(['photos']); for one image use predict_one")
+        require_bool("with_exif", with_exif)
         if self._closed:
             raise BackendError(_CLOSED)
-        results = self._predict(inputs, with_exif=with_exif, times=times)
+        results = self._predict(cast("Iterable[Input]", inputs), with_exif=with_exif, times=times)
         self._unfinished.add(results)
         return results
 
@@ -290,10 +296,12 @@ class Predictor:
             with_exif: also read when and where it was taken.
 
         Raises:
+            OptionError: if it is of no such type.
             DataError: if it is not one image: a folder, an archive, a glob, or a path that does not exist. A file that
                 exists and cannot be read is a `Failure`.
             BackendError: if the engine fails, or the predictor is closed.
         """
+        require_bool("with_exif", with_exif)
         if self._closed:
             raise BackendError(_CLOSED)
         sources = list(itertools.islice(_sources([image]), 2))
@@ -363,6 +371,38 @@ class Predictor:
         self.close()
 
 
+def _check_options(
+    model: Any,
+    *,
+    backend: Any,
+    devices: Any,
+    precision: Any,
+    batch_size: Any,
+    decode_threads: Any,
+    decode_processes: Any,
+    exact: Any,
+    decode: Any,
+    familiarity: Any,
+    damaged: Any,
+    max_pixels: Any,
+) -> None:
+    """Check the arguments of `Predictor`, with the limits of the command's options."""
+    require_path("model", model, or_none=True)
+    require_choice("backend", backend, [AUTO, *engine_names()])
+    require_several("devices", devices, " of GPU indices, as in [0, 1]", Sequence)
+    for device in devices:
+        require_int("each of devices", device, 0)
+    require_choice("precision", precision, PRECISIONS)
+    require_int("batch_size", batch_size, 1, 4096, or_none=True)
+    require_int("decode_threads", decode_threads, 1, 1024, or_none=True)
+    require_int("decode_processes", decode_processes, 0, 1024, or_none=True)
+    require_bool("exact", exact)
+    require_choice("decode", decode, DECODERS)
+    require_bool("familiarity", familiarity)
+    require_choice("damaged", damaged, DAMAGED)
+    require_int("max_pixels", max_pixels, 1)
+
+
 def _process_count(wanted: int | None, backend: Backend) -> int:
     if wanted and not is_supported():
         raise BackendError("decode processes need POSIX; leave --decode-processes out to decode in threads")
@@ -408,17 +448,21 @@ def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
 
 
 def _in_memory(name: str, value: object) -> Source | Failure:
-    content = value.read() if hasattr(value, "read") else value
+    """An image in memory; what is in the bytes is not looked at yet."""
+    try:
+        content = value.read() if hasattr(value, "read") else value
+    except (OSError, ValueError) as error:  # a closed file is a ValueError
+        return Failure(name, "read", one_line(error))
     if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3 and content.shape[2] == 3:
         content = PILImage.fromarray(content)
     if isinstance(content, (bytearray, memoryview)):
         content = bytes(content)
     if isinstance(content, (bytes, PILImage.Image)):
         return Source(name, 0, 0, partial(_given, content))
-    return Failure(name, "read", f"{_kind(content)} is not an image: {_EXPECTED}")
+    raise OptionError(f"{name}: {_kind(content)} is not an image: {_EXPECTED}")
 
 
-_EXPECTED = "give bytes, a binary file, a PIL image or an array (H, W, 3) of uint8, RGB"
+_EXPECTED = "give a path, bytes, a binary file, a PIL image or an array (H, W, 3) of uint8, RGB"
 
 
 def _given(content: bytes | PILImage.Image) -> bytes | PILImage.Image:
@@ -428,4 +472,4 @@ def _given(content: bytes | PILImage.Image) -> bytes | PILImage.Image:
 def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array {value.shape} of {value.dtype}"
-    return f"an object of type {type(value).__name__}"
+    return shown(value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +24,12 @@ from mineral_batch import (
     Failure,
     Image,
     Input,
+    MineralError,
     ModelContract,
+    OptionError,
     Prediction,
     Predictor,
+    find_images,
     load_image,
 )
 from mineral_batch import predictor as predictor_module
@@ -71,17 +76,83 @@ def test_pictures_in_memory_beside_files(album: Path, model_path: Path) -> None:
         np.testing.assert_array_equal(result.probabilities, results[1].probabilities)
 
 
-JUNK = [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), 7, b"not an image", io.StringIO("text")]
-
-
-@pytest.mark.parametrize("junk", JUNK, ids=lambda value: type(value).__name__)
-def test_junk_in_memory_is_a_failure_in_its_place(album: Path, model_path: Path, junk: Any) -> None:
+def test_junk_in_memory_is_a_failure_in_its_place(album: Path, model_path: Path) -> None:
+    closed = io.BytesIO()
+    closed.close()
     with Predictor(model_path, backend="onnx-cpu") as predictor:
-        failure, result = predictor.predict([junk, album / "00.png"])
-        assert predictor.predict_one(junk) == failure
-    assert isinstance(failure, Failure)
-    assert failure.path == "picture 0"
-    assert isinstance(result, Prediction)
+        for junk in (b"not an image", b"", closed, io.BytesIO(b"GIF89a")):
+            failure, result = predictor.predict([junk, album / "00.png"])
+            assert predictor.predict_one(junk) == failure
+            assert isinstance(failure, Failure)
+            assert failure.path == "picture 0"
+            assert isinstance(result, Prediction)
+
+
+NO_IMAGES = [
+    *(np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), io.StringIO("text")),
+    *(7, None, {}, [], object(), True, 0.5),
+]
+
+
+@pytest.mark.parametrize("value", NO_IMAGES, ids=lambda value: type(value).__name__)
+def test_what_can_be_no_image_is_an_error_of_the_program(album: Path, model_path: Path, value: Any) -> None:
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        for ask in (predictor.predict_one, lambda value: list(predictor.predict([album / "00.png", value]))):
+            with pytest.raises(OptionError, match=r"picture 0: .* is not an image: give a path, bytes,"):
+                ask(value)
+        assert isinstance(predictor.predict_one(album / "00.png"), Prediction)
+
+
+def _is_int(value: object, low: int, high: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+# Each argument, and which of the values below it takes.
+TAKES: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: value is None or (isinstance(value, (str, Path)) and value != ""),
+    "backend": lambda value: value == "auto",
+    "devices": lambda value: isinstance(value, (list, tuple)) and all(_is_int(index, 0) for index in value),
+    "precision": lambda value: value == "auto",
+    "batch_size": lambda value: value is None or _is_int(value, 1, 4096),
+    "decode_threads": lambda value: value is None or _is_int(value, 1, 1024),
+    "decode_processes": lambda value: value is None or _is_int(value, 0, 1024),
+    "exact": lambda value: isinstance(value, bool),
+    "decode": lambda value: value == "auto",
+    "familiarity": lambda value: isinstance(value, bool),
+    "damaged": lambda value: False,
+    "max_pixels": lambda value: _is_int(value, 1),
+}
+VALUES = [None, -1, 0, 1, 10**6, True, 0.5, float("nan"), "", "auto", "no", b"auto", [], [0], [-1], ["0"], {}, object()]
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_a_wrong_argument_is_one_error_that_names_it(name: str, tmp_path: Path) -> None:
+    assert TAKES.keys() == inspect.signature(Predictor).parameters.keys()
+    for value in VALUES[name == "model" :]:  # None opens the starter
+        with pytest.raises(MineralError) as caught:  # of a model that is not there, if the argument is taken
+            Predictor(**{"model": tmp_path / "none.onnx", name: value})
+        is_refused = isinstance(caught.value, OptionError)
+        assert is_refused is not TAKES[name](value), (value, caught.value)
+        assert not is_refused or name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_of_the_other_functions(album: Path, model_path: Path, contract: ModelContract) -> None:
+    anything: Any = 5
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        for call, name in [
+            (lambda: predictor.predict(anything), "inputs"),
+            (lambda: predictor.predict([album], with_exif=anything), "with_exif"),
+            (lambda: predictor.predict_one(album / "00.png", with_exif=anything), "with_exif"),
+            (lambda: load_image(anything, contract.input), "path"),
+            (lambda: load_image(album / "00.png", anything), "spec"),
+            (lambda: load_image(album / "00.png", contract.input, exact=anything), "exact"),
+            (lambda: find_images(anything), "inputs"),
+            (lambda: find_images("photos"), "inputs"),
+            (lambda: find_images([album, anything]), "each of inputs"),
+        ]:
+            with pytest.raises(OptionError, match=f"^{name} must be "):
+                call()
 
 
 def test_bytes_and_file_objects_are_images(album: Path, model_path: Path) -> None:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mineral_train.training.config import RunOptions, TrainConfig
 
 RESULT = "test.json"
+#: In the folder of all runs.
+TABLES = ("tables.md", "tables.csv")
 _MISSING = "–"
 _CHECKED_SIZE = (64, 64)  # pixels, to which the images are decoded to see whether they can be
 _TITLES = {
@@ -264,7 +266,7 @@ def require_unedited_tables(folder: Path) -> None:
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
-    return folder / "tables.md", folder / "tables.csv"
+    return folder / TABLES[0], folder / TABLES[1]
 
 
 def markdown(results: Mapping[Row, RowResult | str]) -> str:

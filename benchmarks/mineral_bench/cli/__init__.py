@@ -16,14 +16,14 @@ _COMMANDS = {
     "cost": ("mineral_bench.cli.cost:cost", "Machines, hours and money for a number of photographs."),
     "reviewing": (
         "mineral_bench.cli.reviewing:reviewing",
-        "What a simulated reviewer's labels are worth.",
+        "How much a model learns from a simulated reviewer.",
     ),
     "review-page": (
         "mineral_bench.cli.review_page:review_page",
         "What the review page adds to a reviewer's time.",
     ),
     "memory": ("mineral_bench.cli.memory:memory", "Peak memory of short and long runs."),
-    "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of files that promise gigabytes."),
+    "bombs": ("mineral_bench.cli.bombs:bombs", "Memory and time of small files that decode to gigabytes."),
     "gpu": ("mineral_bench.cli.gpu:gpu", "Measure everything that needs a GPU, in stages."),
     "gpu-pieces": ("mineral_bench.cli.gpu_pieces:gpu_pieces", "Prepare the files that the GPU run needs, in pieces."),
 }

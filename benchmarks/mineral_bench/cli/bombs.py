@@ -27,7 +27,7 @@ def bombs(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Measure what small files that promise gigabytes cost a run of MODEL: peak memory of all processes, and time."""
+    """Measure peak memory and time of runs of MODEL on small files that would decode to gigabytes."""
     from mineral_bench.bombs import BOMBS
     from mineral_bench.conditions import conditions, model_facts
     from mineral_bench.report import BenchmarkReport

@@ -40,8 +40,8 @@ def cluster(
 ) -> None:
     """Simulate `mineral-batch predict --cluster`: engines sleep, the bucket is made up, everything else is real.
 
-    Needs the extra ray. Shows how near to linear more workers are, and how long listing, a resume and the merge take,
-    with how much memory.
+    Needs the extra ray. Shows how close to linear the speedup is, and the time and memory that listing, resuming and
+    merging take.
     """
     from mineral_bench.conditions import conditions
     from mineral_bench.report import BenchmarkReport

@@ -101,7 +101,7 @@ def cost(
 ) -> None:
     """Size a cluster: which machines, how many hours, how much money, for a number of photographs.
 
-    What an image costs comes from `mineral-bench scaling` and `feed` on a machine of that kind, with your model and
+    Take the cost of an image from `mineral-bench scaling` and `feed` on a machine of that kind, with your model and
     photographs. Nothing is measured here.
     """
     from mineral_bench.conditions import conditions

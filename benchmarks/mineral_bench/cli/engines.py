@@ -36,9 +36,9 @@ def engines(
     """Measure images a second of A, B and more forms of one model, side by side in interleaved rounds.
 
     Each is PATH or PATH@ENGINE[:PRECISION], as for mineral-export verify: a checkpoint folder (on torch), an ONNX file
-    (on onnx-cpu if no engine is named) or a TensorRT plan, such as model.onnx@openvino:bfloat16. Each runs in a process
-    of its own, on decoded images, on all threads that its engine takes. Speed and output are compared with the
-    first's.
+    (on onnx-cpu if no engine is named) or a TensorRT plan, such as model.onnx@openvino:bfloat16. Each runs in its own
+    process, on decoded images, with all threads that its engine uses. Speed and output are compared with those of the
+    first.
     """
     from mineral_bench.conditions import conditions
     from mineral_bench.measure import Plan

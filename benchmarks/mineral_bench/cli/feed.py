@@ -48,10 +48,10 @@ def feed(
 ) -> None:
     """Measure how many images a second can be read, decoded and handed to an engine, and extrapolate to more cores.
 
-    The engine computes nothing and takes the time of --rate. mineral-batch's decode threads and processes are compared
-    with a PyTorch DataLoader, simplejpeg, torchvision and pixels decoded before, on 1, 2, 4, ... cores of this machine.
-    Images are PHOTOS, repeated as often as needed, or generated JPEGs of --width pixels. How long each image holds the
-    interpreter lock is sampled with py-spy, if that is installed.
+    The engine computes nothing, but takes as long as --rate says. mineral-batch's decode threads and processes are
+    compared with a PyTorch DataLoader, simplejpeg, torchvision and images decoded beforehand, on 1, 2, 4, ... cores of
+    this machine. Images are PHOTOS, repeated as often as needed, or generated JPEGs of --width pixels. How long each
+    image holds the interpreter lock is sampled with py-spy, if that is installed.
     """
     import tempfile
     from itertools import cycle

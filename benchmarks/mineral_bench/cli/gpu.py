@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 def gpu(
     out: Path, wheels: Path | None, photos: Path | None, minutes: float, redo: tuple[str, ...], dry_run: bool
 ) -> None:
-    """Measure everything that a GPU can show of this project, in stages.
+    """Measure everything in this project that needs a GPU, in stages.
 
     OUT/results.md, results.json and logs.txt are written after every stage. The same command continues where the last
-    one stopped, also within a stage, and retries what failed. The machine needs PyTorch with CUDA and reaches no
-    package index; benchmarks/GPU.md says what to bring along. The exit code is 1 unless every stage is done.
+    one stopped, also within a stage, and retries what failed. The machine needs PyTorch with CUDA, but no package
+    index; benchmarks/GPU.md says what to copy to it. The exit code is 1 unless every stage is done.
     """
     from mineral_bench.gpu.run import make_settings, run_all
 

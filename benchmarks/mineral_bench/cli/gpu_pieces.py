@@ -38,9 +38,10 @@ def _checked(_context: click.Context, _option: click.Parameter, value: str | Non
     help="Leave out the code for other GPUs; 9.0 for an H100 or H200. [default: keep all]",
 )
 def gpu_pieces(folder: Path, wheels: Path | None, piece_mb: float, capability: str | None) -> None:
-    """Prepare the packages of mineral-bench gpu in pieces in DIR, and rehearse their deliveries.
+    """Pack what mineral-bench gpu needs into pieces in DIR, and test that they can be unpacked.
 
-    For a machine that reaches no package index and takes 64 MiB at a time. Prints the commands for each delivery.
+    For a machine without a package index to which at most 64 MiB can be copied at a time. Prints the commands for each
+    delivery.
     """
     import tempfile
     from pathlib import Path

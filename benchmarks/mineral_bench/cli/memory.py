@@ -35,7 +35,7 @@ def memory(
 ) -> None:
     """Measure the peak memory of runs of MODEL on few and on many images: it must not grow.
 
-    Decode processes count, too; memory that they share counts once. The images are links to those under PHOTOS,
+    Decode processes are included; memory that they share counts once. The images are links to those under PHOTOS,
     repeated, or small generated ones.
     """
     from mineral_bench.conditions import conditions, model_facts

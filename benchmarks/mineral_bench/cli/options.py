@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mineral_batch.cli.paths import LOCAL, FetchedBy
+from mineral_batch.results.written import require_sealed
 from mineral_train.model.fetched import fetch_model
 
 #: A checkpoint's folder, a file or the name of a preset, or a URL.
@@ -20,15 +21,17 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 def output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options `--json` and `--markdown`, as parameters `json_file` and `markdown_file`."""
-    option = partial(click.option, type=LOCAL, callback=_refuse_folder)
+    option = partial(click.option, type=LOCAL, callback=_replaceable)
     command = option("--markdown", "markdown_file", help="Also write the tables to this file.")(command)
     return option("--json", "json_file", help="Write every figure to this file.")(command)
 
 
-def _refuse_folder(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Before minutes of measuring."""
+def _replaceable(context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse before minutes of measuring what would be refused after them."""
     if path is not None and path.is_dir():
         raise click.BadParameter(f"{path} is a folder: name a file")
+    if path is not None:
+        require_sealed(path, str(context.info_name))
     return path
 
 

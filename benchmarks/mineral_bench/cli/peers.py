@@ -53,7 +53,7 @@ def peers(
     """Measure the same MODEL and PHOTOS with other programs and with ours, side by side in interleaved rounds.
 
     MODEL is a checkpoint folder, the name of a preset (random weights) or, without torch, an ONNX file. Each program
-    runs in a process of its own, and all output is compared.
+    runs in its own process, and all outputs are compared.
 
     --seconds limits the rounds. Exporting MODEL, starting each program and its first prediction come on top: from half
     a minute for a small model to several minutes for the paper's, more with --compile.

@@ -38,7 +38,7 @@ def scaling(
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
-    """Measure the cost of MODEL by number and size of images, batch and cores, and size a machine for a task.
+    """Measure how the cost of MODEL grows with images, pixels, batch and cores, and size a machine for a task.
 
     Images are generated. Each cost is measured at several amounts and fitted with a line: a fixed part, and a part for
     each unit.

@@ -49,9 +49,9 @@ def throughput(
 ) -> None:
     """Measure images a second of MODEL (.onnx) on PHOTOS (as for mineral-batch predict).
 
-    Decoding alone, the engine alone and both together are timed in interleaved rounds, so that the whole can be judged
-    by its parts; with latencies, times of the stages, memory and GPU. Only the files of --json and --markdown are
-    written.
+    Decoding alone, the engine alone and both together are timed in interleaved rounds, so that the whole can be
+    compared with its parts. Latencies, times of the stages, memory and GPU are shown too. Only the files of --json and
+    --markdown are written.
     """
     import json
     from contextlib import closing

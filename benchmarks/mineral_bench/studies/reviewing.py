@@ -19,7 +19,8 @@ from mineral_bench.report import Table
 from mineral_train.adapt.features import FeatureCache, extract
 from mineral_train.adapt.graph import LinearHead
 from mineral_train.adapt.head import Head, adapt_head
-from mineral_train.adapt.run import photo_groups, read_photos
+from mineral_train.adapt.photos import read_photos
+from mineral_train.adapt.run import photo_groups
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.manifest import multi_hot
 

@@ -2,7 +2,7 @@
 
 import click
 
-from mineral_batch.cli.console import TerminableGroup
+from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
     "onnx": ("mineral_export.cli.onnx:onnx", "Export a checkpoint to one self-describing ONNX file."),
@@ -16,7 +16,7 @@ _COMMANDS = {
 
 
 @click.group(
-    cls=TerminableGroup,
+    cls=LazyGroup,
     table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_EXPORT"},
 )

@@ -112,7 +112,7 @@ def _sample_options(default: str) -> Callable[[Command], Command]:
             "--labels",
             type=LOCAL,
             metavar="CSV",
-            help="Labels (path,labels[,split]): compare the mAP on the images that it names.",
+            help="Labels (path,labels[,split]): compare the mAP on these images.",
         ),
         click.option("--photos", type=LOCAL, help=f"Compare on these photographs. [default: {default}]"),
     )

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def fp16(model: Path, output: Path | None, samples: SampleOptions, limits: BudgetOptions) -> None:
     """Convert MODEL (float32, from mineral-export onnx) to FP16, for GPUs.
 
-    Operations that need the range of float32 keep it, and every tensor's type is in the file. Images still go in as
-    uint8, and probabilities come out as float32. The file is compared with MODEL before it is written, and refused
-    if it loses more than 0.1 points of mAP (with --labels) or exceeds the budget for probabilities (without).
+    Operations that need the range of float32 keep it. Input images are still uint8, and output probabilities float32.
+    The file is compared with MODEL before it is written, and refused if it loses more than 0.1 points of mAP (with
+    --labels) or exceeds the budget for probabilities (without).
     """
     from mineral_batch.model.onnx_file import read_contract
     from mineral_export.precision.fp16 import to_fp16

@@ -40,9 +40,9 @@ def fp8(
 ) -> None:
     """Quantize MODEL (float32, from mineral-export onnx) to FP8, for TensorRT on Hopper, Ada and newer GPUs.
 
-    The most sensitive layers, by their measured error, are left in FP16 until the file is within the budget: 0.5
-    points of mAP (with --labels) or the budget for probabilities (without), compared on ONNX Runtime's CPU engine.
-    What cannot be quantized is FP16, too. Needs NVIDIA ModelOpt in an environment of its own: pip install
+    Layers are left in FP16, the one with the largest measured error first, until the file is within the budget: 0.5
+    points of mAP (with --labels) or the budget for probabilities (without), compared on ONNX Runtime's CPU engine. What
+    cannot be quantized is FP16, too. Needs NVIDIA ModelOpt in its own environment: pip install
     "nvidia-modelopt[onnx]".
     """
     from mineral_batch.model.onnx_file import read_contract

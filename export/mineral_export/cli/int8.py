@@ -48,8 +48,8 @@ def int8(
     """Quantize MODEL (float32, from mineral-export onnx) to INT8 with the photographs of --calibrate.
 
     One in five of these photographs (at most 64) is held out of calibration, and the file is compared with MODEL on
-    them, or on those of --photos or --labels. The most sensitive layers, by their measured error, are left as they
-    were until the file is within the budget: 0.5 points of mAP (with --labels) or the budget for probabilities
+    them, or on those of --photos or --labels. Layers are excluded from quantization, the one with the largest measured
+    error first, until the file is within the budget: 0.5 points of mAP (with --labels) or the budget for probabilities
     (without). What is not quantized is FP16 for TensorRT and float32 for the others. Needs the extra int8 (nncf).
     """
     require_packages("int8", "int8", "onnx", "nncf")

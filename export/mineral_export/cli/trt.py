@@ -95,8 +95,8 @@ def trt(
     """Build a TensorRT engine from MODEL, an ONNX file of mineral-export onnx.
 
     OUTPUT is the plain plan; OUTPUT.json describes it, and predict refuses an engine that does not fit the machine or
-    the model. TensorRT for RTX builds without a GPU (--compute-capability). The layers of the finished engine are read
-    back: one that should be fp16 and is not, is not written.
+    the model. TensorRT for RTX builds without a GPU (--compute-capability). The precision of the layers is read back
+    from the finished engine: if fp16 was asked for and the layers do not have it, the engine is not written.
 
     If the engine runs on this machine's GPU, its output is compared with MODEL's before it is written, as
     mineral-export verify does, and an engine that exceeds the budget of its precision is refused.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mineral_batch.cli.console import EXIT_FOUND_SOMETHING
 from mineral_batch.cli.help import NumberFormat
 from mineral_batch.cli.paths import LOCAL
 from mineral_export.cli._options import sample_options
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mineral_export.verify.parity import Parity
 
 _PRECISIONS = ("float32", "float16", "bfloat16", "float8", "int8")
-_EXIT_BEYOND = 1
 
 
 @click.command()
@@ -48,14 +48,16 @@ def verify(
     file runs on onnx-cpu and a checkpoint folder on torch. PATH may be a URL. Without --photos or --labels the images
     are synthetic.
 
-    With labels the loss of mAP from A to B decides, and for a calibrated model the rise of its calibration error;
-    without them the differences of the probabilities. The exit code
-    is 1 if B exceeds the budget.
+    With labels, B is judged by its loss of mAP and, for a calibrated model, by the rise of its calibration error;
+    without labels, by the differences of the probabilities. The exit code is 1 if B exceeds the budget.
     """
+    from mineral_batch.results.written import require_sealed
     from mineral_export.verify.artifacts import open_artifact, require_same
     from mineral_export.verify.budget import budget_for, least_exact
     from mineral_export.verify.parity import compare
 
+    if json_file:
+        require_sealed(json_file, "verify")
     with open_artifact(one) as a, open_artifact(other) as b:
         require_same(a, b)
         allowed = budget_for(budget or least_exact((a.precision, b.precision)), points)
@@ -64,7 +66,7 @@ def verify(
     if json_file:
         _write(json_file, _record(a, b, parity, allowed))
     if parity.beyond(allowed):
-        raise click.exceptions.Exit(_EXIT_BEYOND)
+        raise click.exceptions.Exit(EXIT_FOUND_SOMETHING)
 
 
 def _text(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> list[str]:
@@ -111,5 +113,7 @@ def _record(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> dict[st
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     from mineral_batch.files import write_file
+    from mineral_batch.results.written import sealed_json
 
-    write_file(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_file(path, sealed_json(json.dumps(record, indent=2, ensure_ascii=False)))
+    click.echo(f"Wrote {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, OptionError
 from mineral_batch.evaluation.labels import (
     match_paths,
     name_labels,
@@ -145,7 +145,7 @@ def load_samples(
         DataError: if there is no readable image, or the labels name what the model does not know.
     """
     if labels is None and split is not None:
-        raise DataError("--split chooses rows of a label table: add --labels")
+        raise OptionError("--split chooses rows of a label table: add --labels")
     if labels is None and photos is None:
         return Samples.of(synthetic_images(contract.input, count or SYNTHETIC_COUNT), "synthetic images")
     if labels is None:

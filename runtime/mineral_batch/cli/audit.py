@@ -44,9 +44,7 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
     help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
 )
 @specimen_option(JUDGED)
-@click.option(
-    "--features", is_flag=True, help="Find look-alikes by what the model sees in the photographs, not by its answers."
-)
+@click.option("--features", is_flag=True, help="Find similar images by the model's features instead of by its answers.")
 @click.option("--photos", type=LOCAL, metavar="DIR", help="With --features: where relative paths start.")
 @click.option("-m", "--model", type=LOCAL, help="With --features: the model. [default: that of the run]")
 @click.option("-o", "--output", type=LOCAL, help="Table to write. [default: audit.csv in RESULTS]")
@@ -69,12 +67,12 @@ def audit(
     output: Path | None,
     count: int,
 ) -> None:
-    """Find existing labels that look wrong: the model finds another mineral much more likely.
+    """Find existing labels that look wrong because the model considers another mineral much more likely.
 
-    LABELS is a CSV (path,labels) or a labeling tool's file. RESULTS is the output folder of predict on the same
-    images, by a model that was not trained on these labels. The table lists the worst first, with the mineral that the
-    model suggests and with images of that mineral that the model finds alike. `mineral-batch review RESULTS --labels
-    LABELS` shows them in this order.
+    LABELS is a CSV (path,labels) or a labeling tool's file. RESULTS is the output folder of predict on the same images,
+    by a model that was not trained on these labels. The table lists the worst first, with the mineral that the model
+    suggests and similar images of that mineral. `mineral-batch review RESULTS --labels LABELS` shows them in this
+    order.
     """
     if features and specimen is not None:
         raise click.UsageError("--features compares photographs: leave --specimen out")

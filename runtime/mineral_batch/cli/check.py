@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.console import EXIT_FOUND_SOMETHING
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.results.check import check as find_problems
 
@@ -42,5 +43,5 @@ def check(ctx: click.Context, path: Path) -> None:
     if more:
         click.echo(f"{path}: and {more} more problems")
     if shown:
-        ctx.exit(1)
+        ctx.exit(EXIT_FOUND_SOMETHING)
     click.echo(f"{path}: no problems")

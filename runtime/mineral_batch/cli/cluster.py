@@ -63,17 +63,17 @@ _OPTIONS = (
         "--workers",
         metavar="[LEAST-]MOST",
         callback=_workers,
-        help="Workers on the cluster at a time; 4-16: begin when 4 are open. [default: as many as there is room for]",
+        help="Number of workers on the cluster; 4-16: start when 4 are ready. [default: as many as there is room for]",
     ),
     click.option(
         "--worker-cpus",
         type=click.FloatRange(0.1, 4096),
-        help="CPUs of a worker. [default: those of the smallest machine less one, at most 8, or its share for a GPU]",
+        help="CPUs per worker. [default: those of the smallest machine less one, at most 8, or its share for a GPU]",
     ),
     click.option(
         "--worker-gpus",
         type=click.FloatRange(0, 64),
-        help="GPUs of a worker; 0.5: two share one. [default: 1 if the cluster has GPUs, else 0]",
+        help="GPUs per worker; 0.5: two workers share a GPU. [default: 1 if the cluster has GPUs, else 0]",
     ),
 )
 

@@ -1,4 +1,14 @@
-"""What every command of the four packages shares: lazy sub-commands and errors as one line."""
+"""What every command of the four packages shares: lazy sub-commands, errors as one line, exit codes.
+
+| exit code | meaning |
+|---|---|
+| 0 | everything was done |
+| 1 | an error: one line says what is wrong; or `check` or `verify` found something |
+| 2 | wrong usage: an option, or the value of one |
+| 3 | done, but some images could not be read |
+| 130 | stopped by Ctrl-C |
+| 143 | stopped by SIGTERM |
+"""
 
 from __future__ import annotations
 
@@ -8,7 +18,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
@@ -16,10 +27,10 @@ from click.core import ParameterSource
 
 from mineral_batch.cli.config import CONFIG, add_config_option
 from mineral_batch.cli.help import shorten_placeholders
-from mineral_batch.errors import MineralError, harmless
+from mineral_batch.errors import MineralError, OptionError, harmless
 from mineral_batch.system import pip_install
 
-#: Exit codes beside 0, 1 (an error) and 2 (wrong usage). The last two are 128 and the number of SIGINT or SIGTERM.
+EXIT_FOUND_SOMETHING = 1
 EXIT_SOME_IMAGES_FAILED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -82,16 +93,18 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in self._table.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the sub-command; a `MineralError` becomes one line on stderr and exit code 1."""
+        """Run the sub-command; whatever ends it early becomes one line on stderr and an exit code."""
         try:
-            return super().invoke(ctx)
+            with _stopped_by_signals(ctx):
+                return super().invoke(ctx)
         except click.BadParameter as error:
             source = _source(error)
             if not source:
                 raise  # the same error: that of a missing parameter makes its own text
             raise click.BadParameter(f"{error.message}{source}", error.ctx, error.param, error.param_hint) from None
         except MineralError as error:
-            raise click.ClickException(harmless(str(error))) from error
+            kind = click.UsageError if isinstance(error, OptionError) else click.ClickException
+            raise kind(harmless(str(error))) from error
         except OSError as error:
             if error.filename is None:  # of a stream
                 raise
@@ -109,17 +122,18 @@ def _name_of(error: OSError) -> str:
     return harmless(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
-class TerminableGroup(LazyGroup):
-    """Commands that remove their temporary files when they are terminated, as batch systems and `docker stop` do."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the sub-command; SIGTERM ends it like an exception does."""
-        if threading.current_thread() is not threading.main_thread():
-            return super().invoke(ctx)
-        before = signal.signal(signal.SIGTERM, _terminate)
-        try:
-            return super().invoke(ctx)
-        finally:
+@contextmanager
+def _stopped_by_signals(ctx: click.Context) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM, as of batch systems and `docker stop`, end the block so that files are cleaned up."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("\nstopped by Ctrl-C; run the same command again", err=True)
+        ctx.exit(EXIT_INTERRUPTED)
+    finally:
+        if is_main:
             signal.signal(signal.SIGTERM, before)
 
 
@@ -176,6 +190,12 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     if package not in _EXTRA_OF:
         raise error
     return f"the Python package '{package}' is not installed; this command needs it: {pip_install(_EXTRA_OF[package])}"
+
+
+def tables_line(output: object, names: Sequence[str]) -> str:
+    """`Table: results/predictions.csv`, or `Tables: ...` with all of them; a layout in folders ends with a slash."""
+    files = [f"{output}/{name}{'' if '.' in name else '/'}" for name in names]
+    return f"{'Tables' if len(files) > 1 else 'Table'}: {', '.join(files)}"
 
 
 def counted(number: int, noun: str = "image", plural: str | None = None) -> str:

@@ -49,7 +49,7 @@ _REASONS = 5  # that are shown
     "--min-probability",
     "least",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Take the model's answers of this probability or more. [default: the model's thresholds]",
+    help="Take only answers of the model with this probability or more. [default: the model's thresholds]",
 )
 @photos_option
 @click.option(
@@ -57,23 +57,23 @@ _REASONS = 5  # that are shown
 )
 @click.option("--on", "column", metavar="COLUMN", help="Column of --join with the inventory numbers.")
 @click.option(
-    "--match", metavar="REGEX", help="Finds the inventory number in a path. [default: any number of the inventory]"
+    "--match", metavar="REGEX", help="Pattern of the inventory number in a path. [default: any number of the inventory]"
 )
-@click.option("--names", type=LOCAL, metavar="CSV", help="The collection's names: columns mineral and name.")
+@click.option("--names", type=LOCAL, metavar="CSV", help="Names that the collection uses (mineral,name).")
 @specimen_option(
     "A record per specimen: folder, catalog, regex=PATTERN, a CSV (path,specimen), or inventory (of --join)."
 )
-@level_options("Where no mineral is sure, answer with the species, group or class that is, up to this level.")
+@level_options("If no mineral is certain, answer with the species, group or class that is, up to this level.")
 @click.option(
     "--id-prefix",
     metavar="TEXT",
-    help="darwin-core, dwca: identifiers of specimens begin so, their number follows: https://museum.org/object/. "
+    help="darwin-core, dwca: identifiers of specimens are this and their number, such as https://museum.org/object/. "
     "[default: UUIDs]",
 )
 @click.option("--beside", is_flag=True, help="xmp: write the sidecars beside the photographs.")
 @click.option("--embed", is_flag=True, help="xmp: write into copies of the photographs.")
 @click.option("--adobe-names", is_flag=True, help="xmp: photo.xmp instead of photo.jpg.xmp.")
-@click.option("--root", default="Mineral", show_default=True, metavar="TEXT", help="xmp: keyword above all others.")
+@click.option("--root", default="Mineral", show_default=True, metavar="TEXT", help="xmp: top-level keyword.")
 @click.option(
     "--link",
     type=click.Choice(["symbolic", "hard", "copy"]),
@@ -112,8 +112,8 @@ def deliver(
 ) -> None:
     """Write the answers in RESULTS in a format that collections use.
 
-    RESULTS is the output folder of predict. What people decided in mineral-batch review comes before what the model
-    says, and every record states which of them it is.
+    RESULTS is the output folder of predict. Decisions made in mineral-batch review take precedence over the model;
+    every record says which of the two it is.
 
     \b
     excel          a workbook with filters: images, minerals, how it was made
@@ -127,9 +127,10 @@ def deliver(
                    for labeling tools; evaluate, review --labels,
                    audit and mineral-train read back what they export
 
-    The photographs are never changed; --embed writes into copies, whose pixels stay as they are. With --join and --on,
-    images get the row of the inventory whose number is in their path, and images of one number are one specimen of
-    Darwin Core. With --specimen, tables and maps have a row per specimen, and photographs get the answer of theirs.
+    The photographs are never changed; --embed writes into copies, whose pixels stay as they are. --join and --on add to
+    each image the row of the inventory whose number is in its path; in Darwin Core, images with the same number are one
+    specimen. With --specimen, tables and maps have one row per specimen, and every photograph gets the answer of its
+    specimen.
     """  # noqa: D301 - click reads the control character
     from mineral_batch.deliver.inventory import read_names
     from mineral_batch.deliver.records import read_delivery
@@ -216,10 +217,13 @@ def _written(form: str, target: Path) -> list[Path]:
 
 
 def _summary(delivery: Delivery) -> str:
-    decided = len(delivery.decisions)
+    unsure = sum(decision.status == "unsure" for decision in delivery.decisions.values())
+    decided = f"{len(delivery.decisions) - unsure:,} of them decided by people" + (
+        f", {unsure:,} unsure" if unsure else ""
+    )
     images = counted(sum(map(len, delivery.images.values())) or len(delivery))
     what = f"{counted(len(delivery), 'specimen')} of {images}" if delivery.has_specimens else images
-    return f"{what}, {decided:,} of them decided by people"
+    return f"{what}, {decided}"
 
 
 def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:

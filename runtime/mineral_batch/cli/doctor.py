@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def doctor(model: Path | None, as_json: bool) -> None:
     """Show what is installed, try every engine on one image, and say what to install.
 
-    Each engine opens the model in a process of its own. The exit code is 0 if at least one engine works.
+    Each engine opens the model in its own process. The exit code is 0 if at least one engine works.
     """
     if model is not None and not model.is_file():
         raise ContractError(f"no such model file: {model}")

@@ -15,7 +15,7 @@ from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
 from mineral_batch.cli.paths import FETCHED, LOCAL, LOCAL_TEXT, refuse_swapped
 from mineral_batch.cli.shared_options import JUDGED, specimen_option
-from mineral_batch.errors import ContractError, DataError
+from mineral_batch.errors import ContractError, DataError, OptionError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge
 from mineral_batch.evaluation.evaluate import tune as tune_model
@@ -31,10 +31,16 @@ from mineral_batch.model.onnx_file import read_contract, require_model_or_nothin
 from mineral_batch.model.starter import starter_path
 from mineral_batch.results.csv import write_csv
 from mineral_batch.results.read import table_in
-from mineral_batch.results.written import note_written, require_not_read, require_replaceable
+from mineral_batch.results.written import (
+    note_written,
+    require_not_read,
+    require_replaceable,
+    require_sealed,
+    sealed_json,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from mineral_batch.model.contract import ModelContract
 
@@ -85,7 +91,7 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     "--record", type=LOCAL, metavar="MODEL", help="Write the mAP and the AP of each mineral into this ONNX file."
 )
 @click.option(
-    "--dataset", metavar="TEXT", help="With --record: what the images are, in words. [default: the name of LABELS]"
+    "--dataset", metavar="TEXT", help="With --record: a description of the images. [default: the name of LABELS]"
 )
 @click.option(
     "--bootstrap",
@@ -124,16 +130,16 @@ def evaluate(
     model does not have are counted and named; an image of such a mineral shows none of the model's.
 
     With --tune, the model that made PREDICTIONS gets new thresholds. f1: for each mineral the threshold of the highest
-    F1; minerals in fewer than 5 images share one. precision=0.9: the highest recall at a precision of 0.9.
-    recall=0.9: the highest precision at a recall of 0.9. Both list the minerals for which these images are too few to
-    promise that with 95 % confidence. Tune on validation images (--split val) and evaluate on others (--split test):
-    a threshold looks better than it is on the images that it was chosen on.
+    F1; minerals in fewer than 5 images share one. precision=0.9: the highest recall at a precision of 0.9. recall=0.9:
+    the highest precision at a recall of 0.9. Both list the minerals that have too few images to guarantee this with
+    95 % confidence. Tune on validation images (--split val) and evaluate on others (--split test): a threshold looks
+    too good on the images that it was chosen on.
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.
     """
     refuse_swapped("evaluate", labels, predictions)
     folder = predictions if predictions.is_dir() else predictions.parent
-    _require_replaceable(folder, (json_file, csv_file), output, (predictions, labels, minerals))
+    _require_replaceable(folder, json_file, csv_file, output, (predictions, labels, minerals))
     compared = Comparison(predictions, labels, split, bootstrap, level, specimen)
     if tune or record:
         _require_own_labels_and_images(compared)
@@ -165,11 +171,12 @@ def evaluate(
         click.echo("Warning: the probabilities have three decimals or fewer; the ties move mAP.", err=True)
     if json_file:
         record_text = json.dumps(evaluation_record(joined, result, tuning, compared), indent=2, ensure_ascii=False)
-        write_file(json_file, f"{record_text}\n")
-        note_written(folder, json_file)
+        write_file(json_file, sealed_json(record_text))
+        click.echo(f"Wrote {json_file}")
     if csv_file:
         write_csv(csv_file, CSV_COLUMNS, six_digits(label_rows(result)))
         note_written(folder, csv_file)
+        click.echo(f"Wrote {csv_file}")
     if contract and tuning:
         _require_promise(tuning, contract, len(joined.truth), force=force)
         target = _tuned_file(model or starter_path(), output)
@@ -182,14 +189,16 @@ def evaluate(
 
 
 def _require_replaceable(
-    folder: Path, tables: Iterable[Path | None], model: Path | None, inputs: Sequence[Path | None]
+    folder: Path, json_file: Path | None, csv_file: Path | None, model: Path | None, inputs: Sequence[Path | None]
 ) -> None:
-    """Refuse to replace an input, a table that evaluate did not write, or with a model a file that is not one."""
-    for target in filter(None, tables):
+    """Refuse to replace an input, figures that evaluate did not write, or with a model a file that is not one."""
+    for target in filter(None, (json_file, csv_file, model)):
         require_not_read(target, inputs, "evaluate")
-        require_replaceable(folder, target, "evaluate")
+    if json_file is not None:
+        require_sealed(json_file, "evaluate")
+    if csv_file is not None:
+        require_replaceable(folder, csv_file, "evaluate")
     if model is not None:
-        require_not_read(model, inputs, "evaluate")
         require_model_or_nothing(model)
 
 
@@ -268,7 +277,7 @@ def _thresholds(text: str | None) -> ModelContract | float | None:
     except ValueError:
         return read_contract(text)
     if not 0.0 <= number <= 1.0:
-        raise DataError(f"--thresholds {text}: a threshold is a probability, 0 to 1, or the name of an ONNX file")
+        raise OptionError(f"--thresholds {text}: a threshold is a probability, 0 to 1, or the name of an ONNX file")
     return number
 
 

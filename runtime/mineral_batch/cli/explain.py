@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
 from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
 from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.errors import DataError
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "masks",
     type=LOCAL,
     metavar="MASKS",
-    help="Folder of masks, as mineral-train synth draws them: says how often the maps are right.",
+    help="Folder of masks, as from mineral-train synth: measures how often the maps are right.",
 )
 @click.option(
     "--deletion",
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     help="With --score: also measure deletion and insertion, which is slow.",
 )
 @max_pixels_option
-@click.option("--threads", type=click.IntRange(1, 1024), help="Images in work at once. [default: one per CPU]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Images processed at once. [default: one per CPU]")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.pass_context
 def explain(
@@ -121,7 +121,10 @@ def _check_names(minerals: Sequence[str], labels: Sequence[str]) -> None:
 
 
 def _closing(result: ExplainResult, output: Path, explainer: Explainer) -> str:
-    lines = [f"{len(result.rows)} maps of {result.images} images: {output / 'maps.csv'}"]
+    from mineral_batch.explain.folder import NAMES
+
+    written = ", ".join(str(output / name) for name in NAMES if (output / name).exists())
+    lines = [f"{counted(len(result.rows), 'map')} of {counted(result.images)}: {written}"]
     if result.images_without_map:
         top, labels = explainer.maps.top, len(explainer.contract.labels)
         among = f" among its {top} most probable" if top < labels else ""

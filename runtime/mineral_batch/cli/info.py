@@ -36,6 +36,7 @@ def describe(contract: ModelContract, path: Path) -> str:
     size = contract.input
     lines = [
         f"name       {contract.name}",
+        f"file       {path}",
         f"license    {contract.license or 'not stated'}",
         f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
         f"accuracy   {_accuracy(contract)}",
@@ -43,7 +44,7 @@ def describe(contract: ModelContract, path: Path) -> str:
         f"familiar   {_familiarity(contract)}",
         f"precision  {contract.numerics}",
         *(f"{key:<10} {value}" for key, value in contract.provenance.items() if not isinstance(value, dict)),
-        f"{len(contract.labels)} labels, each with the probability from which it is called present{_rule(contract)}:",
+        f"{len(contract.labels)} labels, with the thresholds of their probabilities{_rule(contract)}:",
     ]
     pairs = zip(contract.labels, contract.thresholds, strict=True)
     return "\n".join([*lines, *(f"  {label:<20} {threshold:.3f}" for label, threshold in pairs)])

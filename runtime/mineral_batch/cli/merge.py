@@ -32,8 +32,8 @@ def merge(
     """Write the tables of a run that `predict --shard` spread over many machines.
 
     OUTPUT is the folder or URL of that run. The tables are those that one machine would have written, byte for byte.
-    Options for tables that were given to predict are used here too, and others can be added. If pieces are missing,
-    merge says which. It may be run again.
+    Table options that were given to predict apply here too, and you can add others. If pieces are missing, merge names
+    them. You can run it again at any time.
     """
     place = open_place(output)
     summary = merge_parts(place, tables, mixed=allow_mixed_engines)

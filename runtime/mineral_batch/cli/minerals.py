@@ -32,7 +32,7 @@ def minerals(names: tuple[str, ...], table: Path | None, sources: bool, as_json:
     """Show formula, group, class, names and hazards of minerals.
 
     NAMES are minerals in English, German, French, Spanish or Italian, or groups and classes ("tourmaline", "oxides"),
-    which stand for their members; default: a line for each mineral in the table.
+    which stand for their members. Without NAMES, there is a line for each mineral in the table.
     """
     if sources and table is not None:
         raise click.UsageError("--sources are those of our table: leave --table out")

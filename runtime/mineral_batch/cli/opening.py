@@ -8,18 +8,19 @@ from pathlib import Path
 from mineral_batch.cuda.probe import first_gpu
 from mineral_batch.model.calibration import uncalibrated
 from mineral_batch.model.contract import ModelContract
-from mineral_batch.model.starter import starter_card
+from mineral_batch.model.starter import STARTER_NAME, starter_card
 from mineral_batch.predictor import Predictor
 
 
-def describe_predictor(predictor: Predictor, *, is_starter: bool, quiet: bool) -> list[str]:
+def describe_predictor(predictor: Predictor, *, quiet: bool) -> list[str]:
     """Return the lines for an engine on this machine; only warnings if `quiet`."""
     caveats = [] if predictor.contract.is_calibrated else [describe_uncalibrated(predictor.model)]
     if quiet:
         return caveats
     lines = [f"{describe_model(predictor.contract)}, {predictor.backend} on {predictor.device}"]
     lines += describe_passed_over(predictor.skipped, has_gpu=first_gpu() is not None)
-    lines += [describe_starter(predictor.contract)] if is_starter else []
+    # Also of a copy with other thresholds.
+    lines += [describe_starter(predictor.contract)] if predictor.contract.name == STARTER_NAME else []
     return lines + caveats
 
 

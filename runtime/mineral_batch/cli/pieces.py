@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import click
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say, tables_line
 from mineral_batch.cli.logs import Log
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
@@ -27,7 +27,7 @@ from mineral_batch.images.lists import NameList
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.inputs import Inputs, check_inputs, expand_lists
-from mineral_batch.results.schema import PREDICTIONS
+from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import Tables, require
 from mineral_batch.storage.urls import redact
 
@@ -186,7 +186,7 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
     for warning in summary.warnings:
         say(f"Warning: {warning}", err=True)
     if not quiet:
-        failed = f", {counted(counts.failed)} could not be read" if counts.failed else ""
+        failed = f", {counted(counts.failed)} could not be read: {place.name}/{FAILURES}" if counts.failed else ""
         say(f"Merged {counted(summary.parts, 'part')} in {summary.seconds:.1f} s: {counted(counts.predicted)}{failed}")
         if summary.not_read:
             say(summary.not_read)
@@ -194,9 +194,9 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
             say(counts.further_line())
         if counts.specimens:
             say(counts.specimens_line())
-        say(f"Table: {place.name}/{PREDICTIONS}")
+        say(tables_line(place.name, summary.files))
     if not counts.predicted and not counts.failed:
         raise DataError(f"the run in {place.name} has no images: what was named is empty")
     if not counts.predicted:
-        raise DataError(f"none of {counts.failed} images could be read: see {place.name}/failures.csv")
+        raise DataError(f"none of {counts.failed} images could be read: see {place.name}/{FAILURES}")
     return EXIT_SOME_IMAGES_FAILED if counts.failed and not exit_zero_on_failures else 0

@@ -13,7 +13,7 @@ import click
 
 from mineral_batch.cli.cluster import OnCluster, cluster_options, read_cluster_options
 from mineral_batch.cli.config import chosen_options
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say, tables_line
 from mineral_batch.cli.help import NumberFormat, SectionedCommand
 from mineral_batch.cli.logs import LOG_FORMATS, Log
 from mineral_batch.cli.opening import describe_predictor
@@ -40,7 +40,7 @@ from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.csv import listed, open_csv
 from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.manifest import other_thresholds
-from mineral_batch.results.schema import BEST, FAILURES, PARTIAL, PREDICTIONS, SPECIMENS
+from mineral_batch.results.schema import BEST, FAILURES, PARTIAL
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import keep_some_freed_memory
@@ -109,7 +109,7 @@ _SECTIONS = {
 @click.option(
     "--decode-processes",
     type=click.IntRange(0, 1024),
-    help="Processes that decode images, in place of threads; 0: threads. [default: one per CPU if the engine runs on a "
+    help="Processes that decode images, instead of threads; 0: threads. [default: one per CPU if the engine runs on a "
     "GPU and there are 4 or more CPUs, else 0]",
 )
 @click.option(
@@ -125,13 +125,13 @@ _SECTIONS = {
 @click.option(
     "--shard",
     metavar="N/COUNT",
-    help="Predict only this share of the images, such as 3/16. auto, or auto/16: the share is the number of the job in "
-    "its array (Slurm, Kubernetes). Write the tables afterwards with mineral-batch merge.",
+    help="Predict only this share of the images, such as 3/16. auto or auto/16: take the number from the job array "
+    "(Slurm, Kubernetes). When all shares are done, mineral-batch merge writes the tables.",
 )
 @click.option(
     "--piece-images",
     type=click.IntRange(1, 1_000_000),
-    help="With --shard or an output by URL: images that are saved together, so the most that a crash can cost. "
+    help="With --shard or an output by URL: number of images saved together, which is the most that a crash can cost. "
     "[default: 2000, or fewer, so that no shard is idle]",
 )
 @cluster_options
@@ -149,7 +149,7 @@ _SECTIONS = {
     default=REFUSE,
     show_default=True,
     type=click.Choice(DAMAGED),
-    help="What to do with a damaged image. refuse: a row of failures.csv. predict: predict it from what can be "
+    help="What to do with a damaged image. refuse: make it a row of failures.csv. predict: predict it from what can be "
     "decoded, and say so in the column `damaged`.",
 )
 @max_pixels_option
@@ -158,7 +158,7 @@ _SECTIONS = {
     default=60.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds between lines of progress where the output is a file or a pipe.",
+    help="Seconds between lines of progress if the output is a file or a pipe.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.pass_context
@@ -197,10 +197,10 @@ def predict(
 
     INPUTS are folders, files, glob patterns, zip and tar archives, Parquet files with an image column, and URLs of all
     of these (s3://, gs://, az://, https://). OUTPUT/predictions.csv gets one row per image. An image that cannot be
-    read is a row of OUTPUT/failures.csv, and the exit code is 3.
+    read becomes a row of OUTPUT/failures.csv, and the exit code is 3.
 
     Run the same command again to resume a run that was stopped, or to predict only what is new or changed. Rows of
-    earlier runs stay in the tables. Ctrl-C finishes the images in work and saves them (exit code 130; 143 after
+    earlier runs stay in the tables. Ctrl-C finishes the images in progress and saves them (exit code 130; 143 after
     SIGTERM); a second Ctrl-C stops at once.
 
     With --shard, many machines share a run: OUTPUT is a folder that all of them see, or a URL such as
@@ -254,7 +254,7 @@ def predict(
     with Predictor(model, **engine) as predictor:
         check_prevalence(predictor.contract, predictor.model, tables)
         changed = _OTHER_THRESHOLDS if other_thresholds(output, predictor.contract) else ""
-        for line in describe_predictor(predictor, is_starter=model is None, quiet=quiet):
+        for line in describe_predictor(predictor, quiet=quiet):
             log.line(line)
         with Stop() as stop, Progress(given.existing, log_every, quiet, log=log.progress) as progress:
             try:
@@ -288,7 +288,7 @@ def _workers(
 ) -> Workers:
     if cluster is not None:
         return OnCluster.of(cluster, model, engine, shard)
-    opening = partial(describe_predictor, is_starter=model is None, quiet=quiet)
+    opening = partial(describe_predictor, quiet=quiet)
     return ThisProcess(partial(Predictor, model, **engine), opening)
 
 
@@ -368,5 +368,5 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, tables:
         )
     lines += [] if contract.is_calibrated else ["The probabilities are not calibrated: see the warning above."]
     if specimens := summary.counts.specimens_line() if summary.counts else "":
-        lines.append(f"{specimens}: {output / SPECIMENS}")
-    return "\n".join([*lines, f"Table: {output / PREDICTIONS}"])
+        lines.append(specimens)
+    return "\n".join([*lines, tables_line(output, summary.files)])

@@ -14,12 +14,12 @@ from mineral_batch.cli.paths import FETCHED, LOCAL, RESULTS
 from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option, specimen_option
 from mineral_batch.files import write_errors
 from mineral_batch.minerals.table import LEVELS, load_table
-from mineral_batch.report.build import GENERATOR, INDEX, ReportOptions, write_file, write_folder
+from mineral_batch.report.build import INDEX, ReportOptions, require_report, write_file, write_folder
 from mineral_batch.report.explained import read_explained
 from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
 from mineral_batch.results.specimens import CATALOG, FOLDER, REGEX
-from mineral_batch.results.written import require_marked, require_not_read
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable, require_sealed
 from mineral_batch.storage.models import is_copy
 
 if TYPE_CHECKING:
@@ -100,9 +100,11 @@ def report(
     if is_copy(results) and output is None:
         raise click.UsageError("nothing is written beside results at a URL: say with -o where the page goes")
     target = output or results / ("report" if folder else "report.html")
-    if not folder:
+    if folder:
+        require_report(target)
+    else:
         require_not_read(target, (labels, minerals), "report")
-        require_marked(target, GENERATOR, "report")
+        require_sealed(target, "report")
     table = read_results(results)
     say_edited(results, "the page shows the edited table")
     accuracy = _judged(table, labels, split, ignore_unknown=ignore_unknown)
@@ -116,12 +118,14 @@ def report(
         options = ReportOptions(base=photos, size=size, on_thumbnail=bar.update, explained=maps, groups=groups)
         written = (write_folder if folder else write_file)(table, accuracy, target, options)
     if plots:
-        _plot(table, accuracy, plots)
+        _plot(table, accuracy, results, plots)
     if quiet:
         return
     if size:
         _echo_missing(count, written, maps)
     click.echo(f"Report: {target / INDEX if folder else target}")
+    if plots:
+        click.echo(f"Charts: {plots}")
 
 
 def _echo_missing(images: int, written: Written, maps: Explained | None) -> None:
@@ -150,8 +154,10 @@ def _groups(table: Results, level: Level | None, specimen: str | None, minerals:
     return find_groups(table, level or (of_run if of_run in LEVELS else None), rule or None, load_table(minerals))
 
 
-def _plot(table: Results, accuracy: Accuracy | None, folder: Path) -> None:
-    from mineral_batch.report.plots import write_plots
+def _plot(table: Results, accuracy: Accuracy | None, results: Path, folder: Path) -> None:
+    from mineral_batch.report.plots import plot_files, write_plots
 
+    for file in plot_files(table, accuracy, folder):
+        require_replaceable(results, file, "report")
     with write_errors(folder):
-        write_plots(table, accuracy, folder)
+        note_written(results, *write_plots(table, accuracy, folder))

@@ -45,7 +45,7 @@ _MOST_CONNECTIONS = 256
 )
 @photos_option
 @click.option(
-    "-m", "--model", type=LOCAL, help="Model by whose features the order spreads. [default: the model of the run]"
+    "-m", "--model", type=LOCAL, help="Model whose features order the photographs. [default: the model of the run]"
 )
 @level_options(SHOWN)
 @click.option("--reviewer", metavar="NAME", help="Your name, saved with your decisions. [default: your user name]")

@@ -16,7 +16,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 #: Help of `--specimen` where answers are compared with labels.
 JUDGED = "Judge specimens instead of images. RULE as for predict: folder, catalog, regex=PATTERN, or a CSV."
 #: Help of `--level` where answers are shown.
-SHOWN = "Where no mineral is sure, show the species, group or class that is, up to this one. [default: as in the run]"
+SHOWN = "If no mineral is certain, show the species, group or class that is, up to this level. [default: as in the run]"
 
 photos_option = click.option(
     "--photos", type=LOCAL, metavar="DIR", help="Folder where relative paths start. [default: here or near RESULTS]"
@@ -26,7 +26,7 @@ max_pixels_option = click.option(
     default=MAX_PIXELS,
     show_default=True,
     type=click.IntRange(1),
-    help="Refuse to decode images of more pixels.",
+    help="Refuse to decode images with more pixels than this.",
 )
 
 

@@ -33,7 +33,7 @@ _OPTIONS = (
         default="table",
         show_default=True,
         type=click.Choice(["table", PER_IMAGE]),
-        help=f"{PER_IMAGE}: also write a CSV for each image, in OUTPUT/{PER_IMAGE}, in folders as the images lie in.",
+        help=f"{PER_IMAGE}: also write a CSV for each image, in OUTPUT/{PER_IMAGE}, in the same folders as the images.",
     ),
     click.option(
         "--columns",
@@ -46,13 +46,14 @@ _OPTIONS = (
         "--prevalence",
         type=LOCAL_TEXT,
         metavar=f"FILE|{ESTIMATE}",
-        help="Correct the probabilities for how frequent the minerals are in your images: by a CSV "
-        f"(mineral,prevalence), or {ESTIMATE}: as estimated from the images.",
+        help="Correct the probabilities for how frequent the minerals are in your images: from a CSV "
+        f"(mineral,prevalence), or {ESTIMATE}: estimated from the images.",
     ),
     click.option(
         "--level",
         type=click.Choice(LEVELS),
-        help="Add the column `answer`: where no mineral is sure, the species, group or class that is, up to this one.",
+        help="Add the column `answer`: if no mineral is certain, the species, group or class that is, up to this "
+        "level.",
     ),
     click.option(
         "--specimen",

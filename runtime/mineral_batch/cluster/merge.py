@@ -21,15 +21,17 @@ from mineral_batch.cluster.work import MAY_DIFFER
 from mineral_batch.errors import DataError
 from mineral_batch.results.corrections import adjusted, check_prevalence, prevalence_shift
 from mineral_batch.results.csv import listed
-from mineral_batch.results.manifest import describe_software, timestamp, write_manifest
+from mineral_batch.results.manifest import RunManifest, describe_software, parse_manifest, timestamp, write_manifest
 from mineral_batch.results.prevalence import PrevalenceShift
 from mineral_batch.results.rows import TableCounts
-from mineral_batch.results.schema import FAILURES, RUN_MANIFEST, SCHEMA_VERSION, SPECIMENS
+from mineral_batch.results.schema import FAILURES, PER_IMAGE, RUN_MANIFEST, SCHEMA_VERSION, SPECIMENS
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
-from mineral_batch.results.written import refuse_edited_tables, refuse_foreign_tables
+from mineral_batch.results.written import note_written, refuse_edited_tables, refuse_foreign_tables
 from mineral_batch.types import Result
 
 _NAMED = 5
+# While a merge writes; without run.json nobody knows whose the tables are that it was killed over.
+_BEGUN = "merge.begun"
 # Tables that are written to a bucket at once, and how many wait for it.
 _UPLOADS, _WAITING = 8, 256
 
@@ -44,6 +46,7 @@ class MergeSummary:
         seconds: of the merge.
         warnings: a line for each thing that the user should know.
         not_read: see `Plan.not_read_line`.
+        files: names of the tables, failures.csv apart.
     """
 
     counts: TableCounts
@@ -51,6 +54,7 @@ class MergeSummary:
     seconds: float
     warnings: tuple[str, ...] = ()
     not_read: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass
@@ -96,14 +100,39 @@ def merge(place: Place, tables: Tables = CSV_ONLY, *, mixed: bool = False) -> Me
     require(wanted)
     if isinstance(place, Folder):
         wanted = wanted.including(place.folder)
-        refuse_edited_tables(place.folder)
-        refuse_foreign_tables(place.folder, wanted.replaced, "merge", has_begun=True)
-        return _write(plan, place, place.folder, wanted, mixed=mixed)
-    with tempfile.TemporaryDirectory(prefix="mineral-batch-") as name:
-        folder = Path(name)
-        summary = _write(plan, place, folder, wanted, mixed=mixed)
-        _upload(folder, place)
+    _refuse_others(place, wanted)
+    place.put(_BEGUN, b"", create_only=False)
+    if isinstance(place, Folder):
+        summary = _write(plan, place, place.folder, wanted, mixed=mixed)
+    else:
+        with tempfile.TemporaryDirectory(prefix="mineral-batch-") as name:
+            summary = _write(plan, place, Path(name), wanted, mixed=mixed)
+            _upload(Path(name), place)
+    place.delete(_BEGUN)
     return summary
+
+
+def _refuse_others(place: Place, tables: Tables) -> None:
+    """Check that the tables to be replaced are those of an earlier merge, or of one that was killed.
+
+    Raises:
+        DataError: naming those that were edited, or are somebody else's.
+    """
+    has_begun = place.get(_BEGUN) is not None
+    if isinstance(place, Folder):
+        refuse_edited_tables(place.folder, fix="")
+        refuse_foreign_tables(place.folder, tables.replaced, "merge", has_begun=has_begun, fix="")
+        return
+    manifest = parse_manifest(place.get(RUN_MANIFEST) or b"")
+    if has_begun and not isinstance(manifest, RunManifest):
+        return
+    known = manifest.digests if isinstance(manifest, RunManifest) else {}
+    others = [
+        name for name in tables.replaced if (found := place.digest(name)) is not None and found != known.get(name)
+    ]
+    if others:
+        named = listed([f"{place.name}/{name}" for name in others])
+        raise DataError(f"not written by merge, or edited since: {named}; move what you need, and merge again")
 
 
 def _refuse_missing(plan: Plan, place: Place) -> None:
@@ -125,9 +154,11 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
     # The estimate needs all results before the first row is written; the tables are streamed a second time.
     shift = prevalence_shift(contract, tables, _Reader(plan, place, mixed=mixed).results)
     counts = write_tables(folder, adjusted(reader.results(), shift, tables), contract, tables)
+    if tables.per_image:
+        note_written(folder, folder / PER_IMAGE)
     write_manifest(folder, _record(plan, reader.workers, counts, tables, shift))
     return MergeSummary(
-        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line
+        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line, tables.files
     )
 
 

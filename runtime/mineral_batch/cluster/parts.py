@@ -1,25 +1,30 @@
-"""Parts and lists of images as Parquet, made and read in memory: a piece is a few hundred KB.
+"""Parts and lists of images, made and read in memory: a piece is a few hundred KB.
 
-A part has the columns of the journal of a local run (`mineral_batch.results.journal_rows`), so every row carries the
-same checksum, and its metadata say which worker made it, with what.
+Both are JSON lines, compressed with gzip, whose CRC-32 covers every byte: a header, then an array per row. `zcat` shows
+them. A part has the columns of the journal of a local run (`mineral_batch.results.journal_rows`), so every row carries
+the same checksum, and its header says which worker made it, with what.
 """
 
 from __future__ import annotations
 
-import io
+import base64
+import gzip
 import json
 import os
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mineral_batch.errors import DataError
-from mineral_batch.results.journal_rows import checksum, decode_result, encode_values, is_intact
-from mineral_batch.results.parquet import import_pyarrow
+from mineral_batch.results.journal_rows import Row, checksum, decode_result, encode_values, is_intact
 from mineral_batch.types import Result
 
-_COLUMNS_BEFORE_FURTHER = 14
-_CERTIFICATE = b"mineral_batch.certificate"
+# Of the form of a part and its columns.
+_VERSION = 2
+_NAME, _PROBABILITIES = 0, 3
+# Probabilities hardly shrink, names do at any level.
+_GZIP_LEVEL = 1
 
 
 class PlannedImage(NamedTuple):
@@ -54,11 +59,8 @@ class Part:
 
 
 def encode_images(images: Sequence[PlannedImage]) -> bytes:
-    """Return the list of a piece's images as Parquet."""
-    arrow, _ = import_pyarrow()
-    rows = [(os.fsencode(image.name), *image[1:]) for image in images]
-    kinds = [arrow.binary(), arrow.int64(), arrow.int64(), arrow.string(), arrow.string()]
-    return _encode(rows, dict(zip(PlannedImage._fields, kinds, strict=True)), {})
+    """Return the list of a piece's images."""
+    return _encode({"version": _VERSION}, images)
 
 
 def decode_images(content: bytes, where: str) -> list[PlannedImage]:
@@ -67,79 +69,69 @@ def decode_images(content: bytes, where: str) -> list[PlannedImage]:
     Raises:
         DataError: if the list is damaged.
     """
-    rows, _ = _decode(content, where)
-    return [PlannedImage(os.fsdecode(name), *rest) for name, *rest in rows]
+    _, rows = _decode(content, where)
+    try:
+        return [PlannedImage(*row) for row in rows]
+    except TypeError:
+        raise _damaged(where) from None
 
 
 def encode_part(images: Sequence[PlannedImage], results: Sequence[Result], certificate: Mapping[str, Any]) -> bytes:
-    """Return the results of a piece's images as Parquet."""
-    arrow, _ = import_pyarrow()
+    """Return the results of a piece's images."""
     rows = []
     for image, result in zip(images, results, strict=True):
         row = (os.fsencode(image.name), image.size, image.modified, *encode_values(result))
-        rows.append((*row, checksum(row)))
-    text, real, integer = arrow.string(), arrow.float64(), arrow.int64()
-    kinds = {
-        "name": arrow.binary(),
-        "size": integer,
-        "modified": integer,
-        "probabilities": arrow.binary(),
-        "width": integer,
-        "height": integer,
-        "has_capture": integer,
-        "time": text,
-        "latitude": real,
-        "longitude": real,
-        "stage": text,
-        "reason": text,
-        "familiarity": real,
-        "further": integer,
-        "checksum": integer,
-    }
-    return _encode(rows, kinds, {_CERTIFICATE: json.dumps(certificate).encode()})
+        rows.append(_to_text((*row, checksum(row))))
+    return _encode({"version": _VERSION, "certificate": certificate}, rows)
 
 
 def decode_part(content: bytes, where: str) -> Part:
     """Return the results of a piece.
 
     Raises:
-        DataError: if a single byte of a row is not what was written.
+        DataError: if a single byte of a row is not what was written, or another release wrote it.
     """
-    rows, metadata = _decode(content, where)
-    if rows and len(rows[0]) == _COLUMNS_BEFORE_FURTHER:  # made by an earlier release
-        rows = [(*row[:-1], None, row[-1]) for row in rows]
+    header, texts = _decode(content, where)
     try:
-        intact = all(is_intact(row) for row in rows)
-    except (ValueError, TypeError, IndexError):  # columns of another release
-        intact = False
-    if not intact:
-        raise _damaged(where)
-    try:
-        certificate = json.loads(metadata[_CERTIFICATE])
-    except (KeyError, ValueError):
+        rows = [_from_text(row) for row in texts]
+        certificate = header["certificate"]
+        if not all(is_intact(row) for row in rows):
+            raise _damaged(where)
+    except (KeyError, ValueError, TypeError, IndexError):  # columns of another release
         raise _damaged(where) from None
     return Part([decode_result(row) for row in rows], certificate)
 
 
-def _encode(rows: Sequence[Sequence[Any]], kinds: Mapping[str, Any], metadata: Mapping[bytes, bytes]) -> bytes:
-    arrow, parquet = import_pyarrow()
-    schema = arrow.schema(list(kinds.items()), metadata=dict(metadata))
-    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
-    arrays = [arrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    buffer = io.BytesIO()
-    table = arrow.Table.from_arrays(arrays, schema=schema)
-    parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+def _to_text(row: Row) -> list[Any]:
+    """A row of the journal with text in place of bytes; a name that is not UTF-8 keeps them as lone surrogates."""
+    values = list(row)
+    values[_NAME] = os.fsdecode(values[_NAME])
+    if values[_PROBABILITIES] is not None:
+        values[_PROBABILITIES] = base64.b64encode(values[_PROBABILITIES]).decode()
+    return values
 
 
-def _decode(content: bytes, where: str) -> tuple[list[tuple[Any, ...]], Mapping[bytes, bytes]]:
-    arrow, parquet = import_pyarrow()
+def _from_text(values: list[Any]) -> Row:
+    values[_NAME] = os.fsencode(values[_NAME])
+    if values[_PROBABILITIES] is not None:
+        values[_PROBABILITIES] = base64.b64decode(values[_PROBABILITIES])
+    return values
+
+
+def _encode(header: Mapping[str, Any], rows: Iterable[Sequence[Any]]) -> bytes:
+    lines = "".join(f"{json.dumps(line)}\n" for line in (header, *rows))
+    return gzip.compress(lines.encode("ascii"), _GZIP_LEVEL, mtime=0)  # the same rows are the same bytes
+
+
+def _decode(content: bytes, where: str) -> tuple[dict[str, Any], list[list[Any]]]:
     try:
-        # One thread: a part has a few hundred KB, and each of Arrow's threads would keep memory of its own.
-        table = parquet.read_table(io.BytesIO(content), page_checksum_verification=True, use_threads=False)
-        return list(zip(*(column.to_pylist() for column in table.columns), strict=True)), table.schema.metadata or {}
-    except (arrow.ArrowException, OSError, ValueError):
-        raise _damaged(where) from None
+        header, *rows = map(json.loads, gzip.decompress(content).splitlines())
+        is_ours = header["version"] == _VERSION
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+        is_ours = False
+    if not is_ours:
+        raise _damaged(where)
+    return header, rows
 
 
 def _damaged(where: str) -> DataError:

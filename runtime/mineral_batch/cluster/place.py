@@ -6,6 +6,7 @@ any number of workers to share a run.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from mineral_batch.storage.store import open_store
 from mineral_batch.storage.urls import is_url, local_path, parse, redact, restored
 
 _TEMPORARY = ".part-"
+_BLOCK = 1 << 20
 
 
 class Place(Protocol):
@@ -34,6 +36,10 @@ class Place(Protocol):
 
     def get(self, key: str) -> bytes | None:
         """Return an object's content; None if there is no such object."""
+        ...
+
+    def digest(self, key: str) -> str | None:
+        """Return the SHA-256 of an object, which need not fit into memory; None if there is no such object."""
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -68,6 +74,16 @@ class Folder:
         """Read a file."""
         try:
             return (self.folder / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise DataError(f"cannot read {self.folder / key}: {error.strerror or error}") from None
+
+    def digest(self, key: str) -> str | None:
+        """Read a file."""
+        try:
+            with (self.folder / key).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -152,6 +168,21 @@ class Prefix:
             raise
         except NoSuchObjectError:
             return None
+
+    def digest(self, key: str) -> str | None:
+        """Read an object in chunks."""
+        digest = hashlib.sha256()
+        try:
+            with self._store.open(self._prefix + key) as content:
+                while block := content.read(_BLOCK):
+                    digest.update(block)
+        except NoSuchBucketError:
+            raise
+        except NoSuchObjectError:
+            return None
+        except OSError as error:
+            raise DataError(f"cannot read {self.name}/{key}: {error.strerror or error}") from None
+        return digest.hexdigest()
 
     def keys(self, prefix: str) -> Iterator[str]:
         """List objects, a page at a time."""

@@ -7,8 +7,8 @@ it: what is left to do is the plan without the names under `parts/`. There is no
 | object | content |
 |---|---|
 | plan.json | fingerprint, model, inputs, table options, and the identifiers of all pieces; written once |
-| plan/ID.parquet | the images of a piece: name, size, modified; for a folder that cannot be read the failure |
-| parts/ID.parquet | the results of a piece (`mineral_batch.cluster.parts`) |
+| plan/ID.jsonl.gz | the images of a piece: name, size, modified; for a folder that cannot be read the failure |
+| parts/ID.jsonl.gz | the results of a piece (`mineral_batch.cluster.parts`) |
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Piece:
     @property
     def part(self) -> str:
         """The key of its results."""
-        return f"{PARTS}{self.id}.parquet"
+        return f"{PARTS}{self.id}.jsonl.gz"
 
     @property
     def planned(self) -> str:
         """The key of the list of its images."""
-        return f"{IMAGES}{self.id}.parquet"
+        return f"{IMAGES}{self.id}.jsonl.gz"
 
 
 @dataclass(frozen=True)

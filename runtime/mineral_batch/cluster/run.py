@@ -161,6 +161,7 @@ def make_plan(
     identity, _ = identify(iter(()), found.fingerprint.get(DECODER))
     check_fingerprint(found, identity.fingerprint, place, mixed=mixed)
     _check_wanted(found, place, inputs, tables)
+    _check_size(found, place, piece_images)
     if relist:
         _check_images(found, place, inputs)
     return found
@@ -173,6 +174,15 @@ def _check_wanted(plan: Plan, place: Place, inputs: Inputs, tables: Tables) -> N
             f"the same order, or choose another output with -o"
         )
     refuse_unplanned_columns(plan, place, tables)
+
+
+def _check_size(plan: Plan, place: Place, wanted: int | None) -> None:
+    sizes = {piece.images for piece in plan.pieces[:-1]}  # the last one is what was left
+    if wanted is not None and sizes and sizes != {wanted}:
+        raise DataError(
+            f"the run in {place.name} was planned with pieces of {max(sizes)} images: leave out --piece-images "
+            f"{wanted}, or choose another output with -o"
+        )
 
 
 def refuse_unplanned_columns(plan: Plan, place: Place, tables: Tables) -> None:

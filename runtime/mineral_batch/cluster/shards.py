@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import OptionError
 
 _T = TypeVar("_T")
 _AUTO = re.compile(r"auto(?:/(\d+))?")
@@ -43,36 +43,53 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
     SLURM_ARRAY_TASK_COUNT. `auto/16` takes SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX as 0 to 15.
 
     Raises:
-        DataError: if it is none of these, or the environment does not say which shard this is.
+        OptionError: if it is none of these, or the environment does not say which shard this is.
     """
     if match := _NUMBERS.fullmatch(text.strip()):
         return _checked(int(match[1]), int(match[2]), f"--shard {text}")
     match = _AUTO.fullmatch(text.strip())
     if match is None:
-        raise DataError(f"--shard '{text}' is not a shard: write 3/16 for the third of 16, or auto in a job array")
+        raise OptionError(f"--shard '{text}' is not a shard: write 3/16 for the third of 16, or auto in a job array")
     if match[1]:
         name = _SLURM if _SLURM in environment else _KUBERNETES
         index = _number(environment, name, text)
-        return _checked(index + 1, int(match[1]), f"{name}={index} with --shard {text}, which counts from 0,")
+        return _of_task(index, 0, int(match[1]), f"--shard {text}: {name} is {index}")
     if _SLURM not in environment and _KUBERNETES in environment:
-        raise DataError(
-            f"{_KUBERNETES} says which shard this is, but not of how many: write --shard auto/COMPLETIONS, such as "
-            f"--shard auto/16"
+        raise OptionError(
+            f"--shard {text}: {_KUBERNETES} says which shard this is, but not how many there are: write "
+            f"--shard auto/COMPLETIONS, such as --shard auto/16"
         )
     number, count = _number(environment, _SLURM, text), _number(environment, _SLURM_COUNT, text)
     first = _number(environment, _SLURM_FIRST, text) if _SLURM_FIRST in environment else 0
-    return _checked(number - first + 1, count, f"{_SLURM}={number} of {_SLURM_COUNT}={count} from {first}")
+    return _of_task(number, first, count, f"--shard {text}: {_SLURM} is {number}")
 
 
 def _number(environment: Mapping[str, str], name: str, text: str) -> int:
     value = environment.get(name, "").strip()
     if not (value.isascii() and value.isdigit()):
-        state = f"{name} is '{value}', not a number" if name in environment else f"{name} is not set"
-        raise DataError(f"--shard {text}: {state}; is this task part of a job array? Write --shard 3/16 to say which")
+        state = f"{name} is '{value}', not a number" if name in environment else _missing(name)
+        raise OptionError(
+            f"--shard {text}: {state}; in a job that is not an array, write the shard, such as --shard 3/16"
+        )
     return int(value)
+
+
+def _missing(name: str) -> str:
+    """What is missing: the variable, or both of which one would do."""
+    if name == _KUBERNETES:
+        return f"neither {_SLURM} (Slurm) nor {_KUBERNETES} (Kubernetes) is set"
+    return f"{name} is not set"
 
 
 def _checked(number: int, count: int, what: str) -> Shard:
     if not 1 <= number <= count:
-        raise DataError(f"{what} is not a shard: the number must be from 1 to the number of shards")
+        raise OptionError(f"{what}: shards are numbered from 1/{count or 1} to {count or 1}/{count or 1}")
     return Shard(number, count)
+
+
+def _of_task(number: int, first: int, count: int, what: str) -> Shard:
+    """The shard of a task, the first of which has the number `first`."""
+    if not first <= number < first + count:
+        last = first + max(count, 1) - 1
+        raise OptionError(f"{what}, but the tasks of {count} shards are numbered from {first} to {last}")
+    return Shard(number - first + 1, count)

@@ -58,7 +58,7 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
                 for place in _places(record):
                     name = place.as_posix()
                     rows[name] = Made(name, record.path, kind, source.stat().st_size)
-                    _make(source.resolve(), tree / place, kind, counts, is_ours=name in earlier)
+                    _make(source.resolve(), tree / place, kind, counts, earlier.get(name))
         finally:
             # Also when it ends early: what is there can be taken back.
             write_made(tree, {**earlier, **rows}.values())
@@ -76,14 +76,15 @@ def _places(record: Record) -> Iterator[PurePath]:
         yield PurePath(folder.translate(_FORBIDDEN).strip(". ") or "_", f"{image.stem[:80]}-{digest}{image.suffix}")
 
 
-def _make(source: Path, target: Path, kind: Kind, counts: FoldersMade, *, is_ours: bool) -> None:
+def _make(source: Path, target: Path, kind: Kind, counts: FoldersMade, earlier: Made | None) -> None:
     target.parent.mkdir(exist_ok=True)
     if os.path.lexists(target):
-        if not is_ours:
+        if earlier is None:
             raise DataError(f"{target} is in the way and not of an earlier delivery: choose another folder with -o")
         if _is_same(source, target, kind):
             counts.kept += 1
             return
+        _refuse_edited(source, target, earlier)
         target.unlink()
     if kind == "symbolic":
         target.symlink_to(source)
@@ -92,6 +93,15 @@ def _make(source: Path, target: Path, kind: Kind, counts: FoldersMade, *, is_our
     else:
         shutil.copy2(source, target)
     counts.made += 1
+
+
+def _refuse_edited(source: Path, target: Path, earlier: Made) -> None:
+    """A copy has the size and time of the photograph that it was made of; later than that, it was edited."""
+    if earlier.kind != "copy" or target.is_symlink():
+        return
+    found = target.stat()
+    if found.st_size != earlier.bytes or found.st_mtime > source.stat().st_mtime:
+        raise DataError(f"{target} was edited since the delivery copied it: move it, or name another folder with -o")
 
 
 def _hard_link(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, OptionError
 from mineral_batch.results.csv import open_csv
 
 _TOKEN = re.compile(r"[^\W_]+")
@@ -105,7 +105,8 @@ def read_inventory(path: Path, column: str, pattern: str | None = None) -> Inven
         pattern: regular expression that finds the number in a path, by its first group if it has one.
 
     Raises:
-        DataError: if it cannot be read or lacks the column, or the pattern is none.
+        OptionError: if the pattern is not a regular expression.
+        DataError: if it cannot be read or lacks the column.
     """
     with open_csv(path, sniff=(column,)) as table:
         at = table.index(column)
@@ -122,7 +123,7 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--match {pattern} is not a regular expression: {error}") from None
+        raise OptionError(f"--match {pattern} is not a regular expression: {error}") from None
 
 
 def join(inventory: Inventory, paths: Iterable[str]) -> Joined:

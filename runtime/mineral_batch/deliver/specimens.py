@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.deliver.inventory import Joined
 from mineral_batch.deliver.records import Delivery
-from mineral_batch.errors import DataError
+from mineral_batch.errors import OptionError
 from mineral_batch.results.read import Results
 from mineral_batch.results.specimens import Rule, combined, specimen_rule
 from mineral_batch.review.decisions import Decision
@@ -51,7 +51,7 @@ def _rule(delivery: Delivery, rule: str) -> Rule:
     if rule != INVENTORY:
         return specimen_rule(rule)
     if delivery.joined is None:
-        raise DataError("--specimen inventory needs the inventory: --join CSV --on COLUMN")
+        raise OptionError("--specimen inventory needs the inventory: --join CSV --on COLUMN")
     joined = delivery.joined
     return lambda path: joined.number(path) or None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import OptionError
 from mineral_batch.evaluation.metrics import checked
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Rule(NamedTuple):
         """Read `f1`, `precision=0.9` or `recall=0.9`.
 
         Raises:
-            DataError: if it is none of them.
+            OptionError: if it is none of them.
         """
         goal, _, number = text.partition("=")
         if text == "f1":
@@ -108,7 +108,7 @@ class Rule(NamedTuple):
         except ValueError:
             value = -1.0
         if goal not in ("precision", "recall") or not 0.0 < value < 1.0:
-            raise DataError(f"'{text}' is not a rule for thresholds: f1, precision=0.9 or recall=0.9")
+            raise OptionError(f"'{text}' is not a rule for thresholds: use f1, precision=0.9 or recall=0.9")
         return cls(goal, value)
 
     def __str__(self) -> str:

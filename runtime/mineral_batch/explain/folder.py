@@ -21,13 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mineral_batch.errors import DataError
 from mineral_batch.files import atomic_file, write_file
-from mineral_batch.results.csv import csv_line, write_csv
+from mineral_batch.results.csv import write_csv
 from mineral_batch.results.per_image import mirrored
 from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import FailuresCsv
-from mineral_batch.results.written import is_noted, replacing, require_unedited
+from mineral_batch.results.written import is_nothing, note_written, require_replaceable, require_unedited
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from mineral_batch.types import Failure
 
 INDEX, OVERLAYS, MAPS, SCORES = "maps.csv", "overlays", "maps", "scores.json"
+#: All that may be in the folder, the failures apart.
+NAMES = (INDEX, OVERLAYS, MAPS, SCORES)
 _COLUMNS = ("path", "mineral", "probability", "present", "peak_x", "peak_y", "overlay")
 
 
@@ -75,6 +76,7 @@ class OutputFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._new = folder / ".explain.part"
+        self._is_replacing = False
 
     def __enter__(self) -> OutputFolder:
         self._require_replaceable()
@@ -83,30 +85,15 @@ class OutputFolder:
         return self
 
     def _require_replaceable(self) -> None:
-        """Refuse to replace files and folders of these names that are not of an earlier run, or of one cut short."""
-        index = self._folder / INDEX
-        require_unedited(self._folder, index, "explain")
-        if self._new.is_dir() or self._is_index(index) or is_noted(self._folder, index):
-            return
-        for name in (INDEX, OVERLAYS, MAPS, SCORES, FAILURES):
-            if (self._folder / name).exists():
-                raise DataError(
-                    f"{self._folder / name} is there already and was not written by explain: name another folder"
-                )
-
-    @staticmethod
-    def _is_index(path: Path) -> bool:
-        try:
-            with path.open("rb") as file:
-                return file.readline().rstrip() == csv_line(_COLUMNS).encode()
-        except OSError:
-            return False
+        """Refuse to replace what is foreign or was edited; after a run that was cut short nobody knows what is."""
+        require_unedited(self._folder, self._folder / INDEX, "explain")
+        if not self._new.is_dir():
+            for name in (*NAMES, FAILURES):
+                require_replaceable(self._folder, self._folder / name, "explain")
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._new, ignore_errors=True)
-        if not self._is_index(self._folder / INDEX) and (self._folder / OVERLAYS).exists():
-            with suppress(OSError):  # cut short while it replaced: the next run may replace the rest
-                self._new.mkdir()
+        if not self._is_replacing:  # else the next run may replace what is there
+            shutil.rmtree(self._new, ignore_errors=True)
 
     def new_file(self, place: Path) -> Path:
         """Return the path of a file to write, in a folder that exists."""
@@ -116,6 +103,7 @@ class OutputFolder:
 
     def finish(self, rows: Iterable[MapRow], failures: Sequence[Failure], scores: Mapping[str, Any] | None) -> None:
         """Replace what an earlier run left; the index is removed first and written last."""
+        self._is_replacing = True
         (self._folder / INDEX).unlink(missing_ok=True)
         for kind in (OVERLAYS, MAPS):
             shutil.rmtree(self._folder / kind, ignore_errors=True)
@@ -130,5 +118,8 @@ class OutputFolder:
                     table.write(failure)
         if scores:
             write_file(self._folder / SCORES, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-        with replacing(self._folder, self._folder / INDEX):
-            write_csv(self._folder / INDEX, _COLUMNS, (row.cells() for row in rows))
+        write_csv(self._folder / INDEX, _COLUMNS, (row.cells() for row in rows))
+        note_written(
+            self._folder, *(path for name in (*NAMES, FAILURES) if not is_nothing(path := self._folder / name))
+        )
+        self._is_replacing = False

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image as PILImage
 
-from mineral_batch.errors import ImageError, MissingDecoderError, one_line
+from mineral_batch.arguments import require_bool, require_path, shown
+from mineral_batch.errors import ImageError, MissingDecoderError, OptionError, one_line
 from mineral_batch.images.best_effort import ended, load_part
 from mineral_batch.images.budget import decode_budget, decoded_size
 from mineral_batch.images.color import ColorTransform, color_transform, to_rgb
@@ -25,12 +26,11 @@ from mineral_batch.images.tiff.load import load_tiff
 from mineral_batch.images.tiff.pages import read_pages
 from mineral_batch.images.truncated import reason_of
 from mineral_batch.images.webp import load_webp
+from mineral_batch.model.contract import InputSpec
 from mineral_batch.types import Failure, Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from mineral_batch.model.contract import InputSpec
 
 
 # Their decoder can compute a smaller version of the whole image. (HEIC's would return the file's thumbnail.)
@@ -83,7 +83,14 @@ def load_image(path: str | Path, spec: InputSpec, *, exact: bool = False) -> Ima
         path: the file.
         spec: the model's input.
         exact: decode JPEGs in full instead of at the nearest sufficient scale (see `open_rgb`).
+
+    Raises:
+        OptionError: if an argument has a wrong type.
     """
+    require_path("path", path)
+    require_bool("exact", exact)
+    if not isinstance(spec, InputSpec):
+        raise OptionError(f"spec must be an InputSpec, such as ModelContract.input; got {shown(spec)}")
     return decode_image(str(path), lambda: read_file(path), spec, exact=exact)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 import PIL
 import simplejpeg
 
-from mineral_batch.errors import BackendError
 from mineral_batch.images.decode import decode_image
 from mineral_batch.images.limits import MAX_PIXELS
 from mineral_batch.system import cpu_count
@@ -107,23 +106,3 @@ class CpuDecoder:
 
     def close(self) -> None:
         """Do nothing: it holds nothing."""
-
-
-def check_damaged(choice: str) -> None:
-    """Check a choice from the Python API.
-
-    Raises:
-        BackendError: if there is no such choice.
-    """
-    if choice not in DAMAGED:
-        raise BackendError(f"unknown choice damaged='{choice}'; choose one of {', '.join(DAMAGED)}")
-
-
-def check_decoder_name(name: str) -> None:
-    """Check a name from the command line or the Python API.
-
-    Raises:
-        BackendError: if there is no such decoder.
-    """
-    if name not in DECODERS:
-        raise BackendError(f"unknown decoder '{name}'; choose one of {', '.join(DECODERS)}")

@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mineral_batch.arguments import require_path, require_several
 from mineral_batch.errors import DataError, one_line
 from mineral_batch.images.archives import (
     ARCHIVE_SUFFIXES,
@@ -116,9 +117,14 @@ def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) ->
         skipped: counts what is in folders and not read.
 
     Raises:
+        OptionError: if `inputs` is a single name, or one of them is no name.
         DataError: if an input does not exist.
     """
-    found = _find([list(inputs)], skipped)
+    require_several("inputs", inputs, " of names, as in find_images(['photos'])")
+    names = list(inputs)
+    for name in names:
+        require_path("each of inputs", name)
+    found = _find([names], skipped)
     return (one if isinstance(one, Failure) else Path(one) for one in found)
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from mineral_batch.errors import DataError
@@ -16,9 +16,11 @@ from mineral_batch.report.data import ROWS, frame, pages, script_json
 from mineral_batch.report.groups import Groups, find_groups
 from mineral_batch.report.page import page, script
 from mineral_batch.report.thumbnails import find_base, small_files, thumbnails
+from mineral_batch.results.written import SealedFile, is_nothing, require_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import BinaryIO
 
     from mineral_batch.evaluation.curves import Accuracy
     from mineral_batch.report.explained import Explained
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 #: With thumbnails, a single page with more images and maps would be over a hundred megabytes.
 LARGEST_FILE = 15_000
 INDEX = "index.html"
-#: In the first lines of every page, by which a report is told from other files.
-GENERATOR = b'<meta name="generator" content="mineral-batch report">'
 _MARKER = "mineral-batch-report"
+# Of the folder of a report; nothing else may be in it when it is replaced.
+_ENTRIES = {INDEX, _MARKER, "thumbs", "maps", "data"}
 _PER_FOLDER = 1000
 _PER_BLOCK = 50
 _END = "</body>\n</html>\n"
@@ -72,7 +74,8 @@ def write_file(results: Results, accuracy: Accuracy | None, target: Path, option
     """
     _refuse_too_many(len(results.predictions.paths), options)
     base, groups = _base(results, options), options.groups or find_groups(results)
-    with write_errors(target), atomic_file(target) as file:
+    with write_errors(target), atomic_file(target) as opened:
+        file = SealedFile(opened)
         _write(file, page(results, accuracy, options.explained, groups, in_folder=False))
         _write_data(file, "frame", frame(results, accuracy, _link(target.parent, base), groups))
         for rows in pages(results, accuracy, groups):
@@ -81,6 +84,7 @@ def write_file(results: Results, accuracy: Accuracy | None, target: Path, option
         maps = ((f"{index}-{label}", content) for (index, label), content in _maps(options))
         written = Written(_write_blocks(file, "thumbnails", photos), _write_blocks(file, "maps", maps))
         _write(file, f"<script>{script()}</script>{_END}")
+        file.seal()
     return written
 
 
@@ -96,29 +100,42 @@ def _refuse_too_many(images: int, options: ReportOptions) -> None:
 def write_folder(results: Results, accuracy: Accuracy | None, target: Path, options: ReportOptions) -> Written:
     """Write a folder: index.html, thumbs/ with a JPEG per image, maps/ per map and data/ with pages of rows.
 
-    An earlier report in `target` is replaced when the new one is complete.
+    An earlier report in `target` is replaced when the new one is complete: `require_report` checks that it is one.
 
     Raises:
-        DataError: if `target` is something else, or cannot be written.
+        DataError: if it cannot be written.
     """
     base, groups = _base(results, options), options.groups or find_groups(results)
-    if target.exists() and not (target.is_dir() and _is_replaceable(target)):
-        raise DataError(f"{target} exists and is not a report: name a new folder with -o")
     with write_errors(target), atomic_folder(target) as folder:
         (folder / _MARKER).touch()
         has_thumbnail = _write_thumbnails(folder / "thumbs", results, base, options)
         maps = _write_maps(folder / "maps", options)
         scripts = _write_rows(folder / "data", pages(results, accuracy, groups), has_thumbnail, maps)
-        with (folder / INDEX).open("wb") as file:
+        with (folder / INDEX).open("wb") as opened:
+            file = SealedFile(opened)
             _write(file, page(results, accuracy, options.explained, groups, in_folder=True))
             _write_data(file, "frame", frame(results, accuracy, _link(target, base), groups))
             _write(file, *(f'<script src="data/{name}"></script>' for name in scripts))
             _write(file, f"<script>{script()}</script>{_END}")
+            file.seal()
     return Written(sum(has_thumbnail), sum(map(len, maps.values())))
 
 
-def _is_replaceable(folder: Path) -> bool:
-    return (folder / _MARKER).is_file() or next(folder.iterdir(), None) is None
+def require_report(folder: Path) -> None:
+    """Check that a folder is not there, is empty, or holds a report that nobody edited, and nothing else.
+
+    Raises:
+        DataError: if it does not, and a new report would replace what is there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: name a folder with -o")
+    if not folder.is_dir() or is_nothing(folder):
+        return
+    if not (folder / _MARKER).is_file():
+        raise DataError(f"{folder} is there already and is not a report: name a new folder with -o")
+    require_sealed(folder / INDEX, "report")
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in _ENTRIES):
+        raise DataError(f"{folder} has files that report did not write, such as {others[0]}: move them")
 
 
 def _write_rows(
@@ -145,16 +162,16 @@ def _base(results: Results, options: ReportOptions) -> Path:
     return find_base(results.predictions.paths, [Path(), beside.parent, beside])
 
 
-def _write(file: BinaryIO, *texts: str) -> None:
+def _write(file: BinaryIO | SealedFile, *texts: str) -> None:
     for text in texts:
         file.write(text.encode("utf-8", "replace"))  # the bytes of file names that are not UTF-8 become "?"
 
 
-def _write_data(file: BinaryIO, kind: str, value: Any, attributes: str = "") -> None:
+def _write_data(file: BinaryIO | SealedFile, kind: str, value: Any, attributes: str = "") -> None:
     _write(file, f'<script type="application/json" class="{kind}"{attributes}>{script_json(value)}</script>\n')
 
 
-def _write_blocks(file: BinaryIO, kind: str, images: Iterator[tuple[str, bytes]]) -> int:
+def _write_blocks(file: BinaryIO | SealedFile, kind: str, images: Iterator[tuple[str, bytes]]) -> int:
     """Write {key: JPEG as base64}, a few in each element; return how many there were."""
     written = 0
     while block := {key: base64.b64encode(content).decode() for key, content in islice(images, _PER_BLOCK)}:

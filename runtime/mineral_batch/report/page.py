@@ -21,6 +21,7 @@ from markupsafe import Markup
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.report import figures, svg, warnings
+from mineral_batch.report.about_run import of_run
 from mineral_batch.report.script import bundle
 from mineral_batch.report.worldmap import world_map
 
@@ -86,6 +87,7 @@ def page(
         "accuracy": accuracy,
         "never_found": figures.never_found(results),
         "threshold_rule": _threshold_rule(results),
+        "about_run": of_run(results.manifest, _threshold_rule(results)),
         "kinds": _kinds(results, accuracy, explained, groups),
         "implausible": Counter(groups.implausible.values()),
         "groups": groups,
@@ -199,7 +201,7 @@ def _sections(results: Results, accuracy: Accuracy | None) -> list[Section]:
     sections += [Section("map", "Where they were taken")] if results.has_places else []
     sections += [Section("accuracy", "Accuracy")] if accuracy else []
     sections += [Section("failures", "Could not be read")] if results.failures else []
-    sections += [Section("run", "Run")] if results.manifest else []
+    sections += [Section("run", "How this was made")] if results.manifest else []
     return sections
 
 

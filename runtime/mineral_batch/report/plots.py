@@ -39,6 +39,12 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def plot_files(results: Results, accuracy: Accuracy | None, folder: Path) -> list[Path]:
+    """The files that `write_plots` writes for the same arguments."""
+    charts = figures.all_charts(results, accuracy)
+    return [folder / f"{chart.name}.{suffix}" for chart in charts for suffix in ("png", "svg")]
+
+
 def write_plots(results: Results, accuracy: Accuracy | None, folder: Path) -> list[Path]:
     """Write every chart for which there are data, each as NAME.png (200 dpi) and NAME.svg.
 

@@ -31,9 +31,9 @@ from mineral_batch.results.manifest import (
     written_counts,
 )
 from mineral_batch.results.rows import TableCounts
-from mineral_batch.results.schema import FAILURES, PARTIAL, SCHEMA_VERSION
+from mineral_batch.results.schema import FAILURES, PARTIAL, PER_IMAGE, SCHEMA_VERSION
 from mineral_batch.results.write import Tables, write_partial, write_tables
-from mineral_batch.results.written import refuse_edited_tables
+from mineral_batch.results.written import note_written, refuse_edited_tables
 from mineral_batch.storage.urls import without_secrets
 from mineral_batch.system import peak_memory_mib
 from mineral_batch.types import Failure, Result, Source
@@ -57,6 +57,7 @@ class RunSummary:
         counts: of the rows that were written; None if it was stopped.
         warnings: a line for each thing that the user should know.
         not_read: a line that counts what is in the folders beside the images; empty if there is nothing to say.
+        files: names of the tables that were written, failures.csv apart.
     """
 
     predicted: int
@@ -70,6 +71,7 @@ class RunSummary:
     counts: TableCounts | None = None
     warnings: tuple[str, ...] = ()
     not_read: str = ""
+    files: tuple[str, ...] = ()
 
     @property
     def reused(self) -> int:
@@ -192,6 +194,8 @@ class Attempt:
         counts = written_counts(self._folder, key, tables)
         if counts is None:
             counts = write_tables(self._folder, adjusted(journal.results(), shift, tables), contract, tables)
+            if tables.per_image:
+                note_written(self._folder, self._folder / PER_IMAGE)
         else:
             (self._folder / PARTIAL).unlink(missing_ok=True)
         summary = replace(
@@ -201,6 +205,7 @@ class Attempt:
             predicted=counts.predicted,
             failed=counts.failed,
             kept=journal.kept(),
+            files=tables.files,
         )
         record = self._record(summary, counts, journal.facts(), options)
         record |= {"tables_key": key, "table_counts": counts.record()}

@@ -135,8 +135,9 @@ def open_csv(
             skipped = 0 if sniff is None else _skip_separator_line(file)
             delimiter = "," if sniff is None else _delimiter(file, sniff, synonyms or {})
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = _renamed([name.strip() for name in next(reader, [])], synonyms or {})
-            _check_header(path, header, required)
+            written = [name.strip() for name in next(reader, [])]
+            header = _renamed(written, synonyms or {})
+            _check_header(path, header, required, written)
             yield CsvTable(path, tuple(header), reader, skipped)
     except FileNotFoundError:
         raise DataError(missing or f"there is no file {shown(str(path))}") from None
@@ -307,12 +308,12 @@ def _renamed(header: Sequence[str], synonyms: Mapping[str, str]) -> list[str]:
     return names
 
 
-def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+def _check_header(path: Path, header: Sequence[str], required: Sequence[str], written: Sequence[str]) -> None:
     present = set(header)
     absent = [name for name in required if name not in present]
     if absent:
         raise DataError(
-            f"{shown(str(path))} has no column {listed(absent)}; its first line has {listed(header) or 'nothing'}"
+            f"{shown(str(path))} has no column {listed(absent)}; its first line has {listed(written) or 'nothing'}"
         )
     duplicates = repeated(header)
     if duplicates:

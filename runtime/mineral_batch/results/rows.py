@@ -97,8 +97,8 @@ class TableCounts:
             return ""
         line = f"{self.specimens:,} specimen{'s' if self.specimens != 1 else ''}"
         if self.unnamed:
-            images = "1 image" if self.unnamed == 1 else f"{self.unnamed:,} images"
-            line += f", of which {images} without the name of one, such as {shown(self.unnamed_example)}"
+            images = "1 image has" if self.unnamed == 1 else f"{self.unnamed:,} images have"
+            line += f"; {images} no specimen by this rule, such as {shown(self.unnamed_example)}"
         return line
 
     def add(self, row: TableRow | Failure) -> None:

@@ -11,6 +11,7 @@ r"""The tables that a run leaves, schema version 1: files, columns and formats. 
 | predictions.partial.csv | what an interrupted run has so far, as predictions.csv |
 | specimens.csv | `--specimen`: a row per specimen: `specimen`, `images`, `minerals`, `answer`, `best`, labels |
 | run.json | how a complete run was made (`mineral_batch.results.manifest`); written last |
+| written.json | what else was written about the run (`mineral_batch.results.written`) |
 
 | column | meaning |
 |---|---|
@@ -48,6 +49,8 @@ CSV_EXCEL = "predictions.excel.csv"
 PER_IMAGE = "per-image"
 SPECIMENS = "specimens.csv"
 RUN_MANIFEST = "run.json"
+#: Which files other commands wrote about the run, wherever they are, and the SHA-256 of each.
+RECORD = "written.json"
 
 #: What `Tables.formats` may hold, and the file of each.
 FORMATS = {"csv": PREDICTIONS, "jsonl": JSON_LINES, "parquet": PARQUET, "csv-excel": CSV_EXCEL}

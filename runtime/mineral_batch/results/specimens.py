@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, OptionError
 from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.results.csv import CsvWriter, csv_line, encode, formula_safe_text, open_csv
@@ -62,7 +62,8 @@ def specimen_rule(text: str) -> Rule:
             the path, whose group `specimen`, else its first group, else all of it, is the name; or a CSV file.
 
     Raises:
-        DataError: if the pattern is none, or the file cannot be read or names an image twice.
+        OptionError: if the pattern is not a regular expression.
+        DataError: if the file cannot be read, or names an image twice.
     """
     if text == FOLDER:
         return lambda path: posixpath.dirname(path) or None
@@ -81,7 +82,7 @@ def _searched(pattern: str) -> Rule:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise DataError(f"--specimen {REGEX}{pattern} is not a regular expression: {error}") from None
+        raise OptionError(f"--specimen {REGEX}{pattern} is not a regular expression: {error}") from None
     group = "specimen" if "specimen" in compiled.groupindex else min(compiled.groups, 1)
 
     def rule(path: str) -> str | None:

@@ -33,6 +33,7 @@ from mineral_batch.results.schema import (
     PARTIAL,
     PER_IMAGE,
     PREDICTIONS,
+    RECORD,
     RUN_MANIFEST,
     SEPARATOR,
     SPECIMENS,
@@ -97,7 +98,7 @@ class Tables:
     @property
     def replaced(self) -> tuple[str, ...]:
         """The files that a run writes, or removes where it has nothing to write into them."""
-        return tuple(dict.fromkeys((*self.files, FAILURES, SPECIMENS)))
+        return tuple(dict.fromkeys((*self.files, FAILURES, SPECIMENS, PARTIAL)))
 
     def marking_damaged(self) -> Tables:
         """Return these with the column `damaged`."""
@@ -290,5 +291,5 @@ def sweep(folder: Path) -> None:
     Raises:
         OSError: if the folder cannot be written.
     """
-    for name in (*FORMATS.values(), FAILURES, PARTIAL, RUN_MANIFEST, PER_IMAGE, SPECIMENS):
+    for name in (*FORMATS.values(), FAILURES, PARTIAL, RUN_MANIFEST, PER_IMAGE, SPECIMENS, RECORD):
         remove_leftovers(folder / name)

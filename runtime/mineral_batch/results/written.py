@@ -1,13 +1,18 @@
 """Which files a command may replace: those that it wrote itself, as long as nobody has edited them since.
 
-They are recorded by name, with their SHA-256: the tables of a run in run.json, which describes them, and what other
-commands wrote about the run in written.json beside it.
+| a file is known by | for |
+|---|---|
+| its SHA-256 in run.json | the tables of a run |
+| its SHA-256 in written.json beside it | tables, workbooks and folders that other commands wrote about the run |
+| a seal: its last line is the SHA-256 of everything before | HTML, Markdown and JSON, wherever they are moved |
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +22,19 @@ from mineral_batch.files import write_file
 from mineral_batch.results.csv import listed
 from mineral_batch.results.fingerprint import file_digest
 from mineral_batch.results.manifest import read_manifest
-from mineral_batch.results.schema import RUN_MANIFEST
+from mineral_batch.results.schema import RECORD, RUN_MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import BinaryIO
 
-#: In the folder of the run: which files the commands wrote about it, and the SHA-256 of each. A file in the folder is
-#: named by its place there, so that the folder can be moved; any other by its whole path.
-RECORD = "written.json"
-_MARKER_BYTES = 4096
+#: How to fix it besides moving a table, for a command with -o.
+OTHER_FOLDER = ", or choose another folder with -o"
+# Of a larger file in a folder the size counts, not the content: nobody edits an image of that kind.
+_SMALL = 65_536
+_SEAL = re.compile(rb'(?:<!-- sha256 |  "sha256": ")([0-9a-f]{64})(?: -->\n|"\n\}\n)\Z')
+_LONGEST_SEAL = 100  # bytes
+_BLOCK = 1 << 20
 
 
 def edited_tables(folder: Path) -> list[str]:
@@ -41,8 +50,12 @@ def edited_tables(folder: Path) -> list[str]:
     return edited
 
 
-def refuse_edited_tables(folder: Path) -> None:
+def refuse_edited_tables(folder: Path, fix: str = OTHER_FOLDER) -> None:
     """Check that the tables that a run is going to replace are as the last one wrote them.
+
+    Args:
+        folder: of the output.
+        fix: what the command can do besides moving them, for the end of the message.
 
     Raises:
         DataError: naming the tables that were edited.
@@ -50,20 +63,23 @@ def refuse_edited_tables(folder: Path) -> None:
     if edited := edited_tables(folder):
         _, was, it = _words(edited)
         raise DataError(
-            f"{_paths(folder, edited)} {was} edited since the last run and would be overwritten: rename or move {it}, "
-            f"or choose another folder with -o"
+            f"{_paths(folder, edited)} {was} edited since the last run and would be overwritten: rename or move "
+            f"{it}{fix}"
         )
 
 
-def refuse_foreign_tables(folder: Path, names: Iterable[str], command: str, *, has_begun: bool) -> None:
+def refuse_foreign_tables(
+    folder: Path, names: Iterable[str], command: str, *, has_begun: bool, fix: str = OTHER_FOLDER
+) -> None:
     """Check that no file that a run is going to replace or remove is somebody else's.
 
     Args:
         folder: of the output.
-        names: files that the run writes, or removes if it has nothing to write there.
+        names: files and folders that the run writes, or removes if it has nothing to write there.
         command: that writes them, for the message.
         has_begun: whether a run of ours has begun there. Without its run.json it was killed while it wrote, and
             nobody knows which of the tables are its own.
+        fix: see `refuse_edited_tables`.
 
     Raises:
         DataError: naming them.
@@ -72,13 +88,16 @@ def refuse_foreign_tables(folder: Path, names: Iterable[str], command: str, *, h
     if manifest is None and has_begun:
         return
     known = set() if manifest is None else {*manifest.digests, *manifest.tables, RUN_MANIFEST}
+    names = [*names]
     foreign = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
     if foreign:
         is_, was, it = _words(foreign)
         raise DataError(
-            f"{_paths(folder, foreign)} {is_} there already and {was} not written by {command}: move {it}, or choose "
-            f"another folder with -o"
+            f"{_paths(folder, foreign)} {is_} there already and {was} not written by {command}: move {it}{fix}"
         )
+    for name in names:
+        if (folder / name).is_dir():  # one file per image
+            require_replaceable(folder, folder / name, command)
 
 
 def require_replaceable(results: Path, target: Path, command: str) -> None:
@@ -86,36 +105,36 @@ def require_replaceable(results: Path, target: Path, command: str) -> None:
 
     Args:
         results: folder of the run.
+        target: file or folder to write.
+        command: that writes it, for the message.
+
+    Raises:
+        DataError: if it was edited, or is somebody else's.
+    """
+    if is_nothing(target):
+        return
+    digest = _digest(results, target)
+    if digest is None:
+        origin = "" if target.resolve().is_relative_to(results.resolve()) else f" from {results}"
+        raise _foreign(target, f"was not written by {command}{origin}")
+    if digest != _content_digest(target):
+        raise _foreign(target, f"was edited since {command} wrote it")
+
+
+def require_sealed(target: Path, command: str) -> None:
+    """Check that a file is not there, is empty, or ends with a seal that fits.
+
+    Args:
         target: file to write.
         command: that writes it, for the message.
 
     Raises:
         DataError: if it was edited, or is somebody else's.
     """
-    if not target.is_file() or not target.stat().st_size:
+    if is_nothing(target):
         return
-    digest = _digest(results, target)
-    if digest is None:
-        raise _foreign(target, f"was not written by {command} from {results}")
-    if digest != file_digest(target):
-        raise _foreign(target, f"was edited since {command} wrote it")
-
-
-def require_marked(target: Path, marker: bytes, command: str) -> None:
-    """Check that a file is not there, or begins as this command's files do: for files that nobody edits.
-
-    Raises:
-        DataError: if its first 4 KB lack the marker.
-    """
-    if not target.is_file() or not target.stat().st_size:
-        return
-    try:
-        with target.open("rb") as file:
-            is_own = marker in file.read(_MARKER_BYTES)
-    except OSError:
-        is_own = False
-    if not is_own:
-        raise _foreign(target, f"was not written by {command}")
+    if target.is_dir() or not _has_seal(target):
+        raise _foreign(target, f"was not written by {command}, or was edited since")
 
 
 def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) -> None:
@@ -137,7 +156,7 @@ def is_noted(results: Path, target: Path) -> bool:
 def is_edited(results: Path, target: Path) -> bool:
     """Whether a file is known to have been changed since a command wrote it: by hand, or by another program."""
     digest = _digest(results, target)
-    return digest is not None and target.is_file() and digest != file_digest(target)
+    return digest is not None and target.exists() and digest != _content_digest(target)
 
 
 def require_unedited(results: Path, target: Path, command: str) -> None:
@@ -153,12 +172,12 @@ def require_unedited(results: Path, target: Path, command: str) -> None:
 
 
 def note_written(results: Path, *targets: Path) -> None:
-    """Remember files that were just written; where it cannot be noted, the next command takes them for foreign ones.
+    """Remember what was just written, files or folders; what cannot be noted is foreign to the next command.
 
     Raises:
         OSError: if a file is gone.
     """
-    _write(results, {**_read(results), **{_key(results, target): file_digest(target) for target in targets}})
+    _write(results, {**_read(results), **{_key(results, target): _content_digest(target) for target in targets}})
 
 
 @contextmanager
@@ -171,8 +190,81 @@ def replacing(results: Path, *targets: Path) -> Iterator[None]:
     note_written(results, *targets)
 
 
+class SealedFile:
+    """Passes on what is written to an open file, and ends it with a seal in an HTML comment."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        """Write a part."""
+        self._digest.update(content)
+        self._file.write(content)
+
+    def seal(self) -> None:
+        """Write the last line."""
+        self._file.write(f"<!-- sha256 {self._digest.hexdigest()} -->\n".encode())
+
+
+def sealed_markdown(text: str) -> str:
+    """Return a text with a seal that Markdown does not show."""
+    return f"{text}<!-- sha256 {_sha256(text)} -->\n"
+
+
+def sealed_json(text: str) -> str:
+    """Return an indented JSON object with a seal as its last key."""
+    body = f"{text.rstrip().removesuffix('}').rstrip()},\n"
+    return f'{body}  "sha256": "{_sha256(body)}"\n}}\n'
+
+
+def is_nothing(target: Path) -> bool:
+    """Return whether there is nothing to lose in a place: no file, or an empty one, or an empty folder."""
+    if target.is_dir():
+        return next(target.iterdir(), None) is None
+    return not target.is_file() or not target.stat().st_size
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _has_seal(target: Path) -> bool:
+    try:
+        with target.open("rb") as file:
+            size = target.stat().st_size
+            file.seek(max(0, size - _LONGEST_SEAL))
+            seal = _SEAL.search(file.read())
+            file.seek(0)
+            return seal is not None and _digest_of(file, size - len(seal[0])) == seal[1].decode()
+    except OSError:
+        return False
+
+
+def _digest_of(file: BinaryIO, size: int) -> str:
+    """SHA-256 of the next bytes."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := file.read(min(size, _BLOCK))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def _content_digest(target: Path) -> str:
+    """SHA-256 of a file; of a folder that of the names, sizes and small files in it."""
+    if not target.is_dir():
+        return file_digest(target)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in target.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= _SMALL else b""
+        digest.update(f"{path.relative_to(target).as_posix()}\0{size}\0".encode("utf-8", "surrogateescape") + content)
+    return digest.hexdigest()
+
+
 def _foreign(target: Path, why: str) -> DataError:
-    return DataError(f"{target} is there already and {why}: move it, or name another file")
+    kind = "folder" if target.is_dir() else "file"
+    return DataError(f"{target} is there already and {why}: move it, or name another {kind}")
 
 
 def _digest(results: Path, target: Path) -> str | None:

@@ -112,7 +112,8 @@ def test_other_thresholds_than_the_earlier_runs_are_said(
     said = "The thresholds are not those of the earlier run"
     first = predict(album, "--specimen", "catalog")
     assert said not in first.output + predict(album).output
-    assert "11 specimens: " in first.output
+    assert "11 specimens\n" in first.output
+    assert f"{tmp_path / 'out/specimens.csv'}\n" in first.output
     other = tmp_path / "other.onnx"
     shutil.copy(model_path, other)
     write_contract(other, contract.with_thresholds([0.99] * len(contract.labels)))
@@ -266,7 +267,7 @@ def test_more_formats_columns_and_a_tree(predict: Any, album: Path, tmp_path: Pa
     formats = ["--format", "jsonl", "--format", "parquet", "--layout", "per-image"]
     assert predict(album, *formats, "--columns", "gps, size").exit_code == 0
     assert {entry.name for entry in (tmp_path / "out").iterdir() if not entry.name.startswith("journal")} == {
-        "predictions.csv", "predictions.jsonl", "predictions.parquet", "per-image", "run.json",
+        "predictions.csv", "predictions.jsonl", "predictions.parquet", "per-image", "run.json", "written.json",
     }  # fmt: skip
     assert list(table(tmp_path / "out/predictions.csv")[0])[:6] == [
         "path", "minerals", "width", "height", "latitude", "longitude",
@@ -316,11 +317,11 @@ def test_images_without_a_mineral_are_counted_at_the_end(predict: Any, album: Pa
 def test_the_closing_lines_count_specimens_and_images_without_one(predict: Any, album: Path) -> None:
     for name in ("M-1235 front.png", "M-1235 back.png", "IMG_4711.png"):
         shutil.copy(album / "00.png", album / name)
-    line = "13 specimens, of which 1 image without the name of one, such as"
+    line = "13 specimens; 1 image has no specimen by this rule, such as"
     for _ in range(2):  # also when there is nothing to do
         output = predict(album, "--specimen", "catalog").output
         assert line in output
-        assert "IMG_4711.png: " in output
+        assert "IMG_4711.png\n" in output
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "failures.csv", "specimens.csv", "run.json"])

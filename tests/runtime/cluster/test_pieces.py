@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -147,11 +148,11 @@ def test_other_inputs_models_and_kinds_of_runs_are_refused(album: Path, tmp_path
     command(tmp_path / "single", album)
     assert "without --shard" in error_line(command(tmp_path / "single", album, "--shard", "1/2"))
     assert "no run in pieces" in error_line(merge(tmp_path / "single"))
-    assert "not a number" in error_line(
-        CliRunner(env={"SLURM_ARRAY_TASK_ID": ""}).invoke(
-            main, ["predict", str(album), "-o", str(tmp_path / "new"), "--shard", "auto"]
-        )
-    )
+    for shard, message in [("auto", "not a number"), ("5/4", "numbered from 1/4 to 4/4"), ("all", "is not a shard")]:
+        words = ["predict", str(album), "-o", str(tmp_path / "new"), "--shard", shard]
+        done = CliRunner(env={"SLURM_ARRAY_TASK_ID": ""}).invoke(main, words)
+        assert done.exit_code == 2
+        assert message in done.stderr
 
 
 def test_mixed_decoders_need_an_option_and_are_named(album: Path, tmp_path: Path, command: Any) -> None:
@@ -230,6 +231,50 @@ def test_structured_logs_are_one_object_per_line(album: Path, tmp_path: Path, co
     assert run["stages"]["decode"] >= 0
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_shards_and_merge_need_no_pyarrow(
+    missing: bool, album: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert command(tmp_path / "out", album, "--shard", "1/1").exit_code == 0
+    assert merge(tmp_path / "out").exit_code == 0
+    asked = merge(tmp_path / "out", "--format", "parquet")
+    assert (asked.exit_code == 1) == missing
+    assert not missing or "[parquet]" in error_line(asked)
+
+
+def test_merge_replaces_only_what_merge_wrote(album: Path, tmp_path: Path, command: Any) -> None:
+    out = tmp_path / "out"
+    command(out, album, "--shard", "1/1")
+    for name in ("failures.csv", "predictions.csv", "specimens.csv"):
+        (out / name).write_text("mine\n")
+    line = error_line(merge(out))
+    assert f"{out / 'predictions.csv'}, {out / 'failures.csv'}, {out / 'specimens.csv'} are there already" in line
+    assert line.endswith("were not written by merge: move them")
+    for name in ("failures.csv", "predictions.csv", "specimens.csv"):
+        assert (out / name).read_text() == "mine\n"
+        (out / name).unlink()
+    done = merge(out, "--format", "csv-excel", "--layout", "per-image", "--specimen", "folder")
+    files = ("predictions.csv", "predictions.excel.csv", "specimens.csv", "per-image/")
+    assert f"Tables: {', '.join(f'{out}/{name}' for name in files)}" in done.output
+    assert merge(out, "--specimen", "folder").exit_code == 0
+    for name in ("predictions.csv", "predictions.excel.csv"):
+        (out / name).write_text("edited\n")
+    line = error_line(merge(out))
+    assert line.endswith("were edited since the last run and would be overwritten: rename or move them")
+    for name in ("predictions.csv", "predictions.excel.csv"):
+        (out / name).unlink()
+    assert merge(out).exit_code == 0
+    (out / "per-image/mine.csv").write_text("mine\n")
+    assert "per-image is there already and was edited since merge wrote it" in error_line(merge(out))
+    (out / "per-image/mine.csv").unlink()
+    (out / "run.json").unlink()
+    (out / "merge.begun").touch()  # killed while it replaced the tables
+    assert merge(out).exit_code == 0
+    assert not (out / "merge.begun").exists()
+
+
 def test_parts_keep_every_value_and_any_name(tmp_path: Path, contract: Any) -> None:
     name = os.fsdecode(b"odd \xff name.jpg")
     values = np.array([0.1, 1, 0, 1e-7, 0.5], np.float32)
@@ -246,24 +291,23 @@ def test_parts_keep_every_value_and_any_name(tmp_path: Path, contract: Any) -> N
 
 
 def test_a_part_of_another_release_is_no_traceback() -> None:
-    import pyarrow
-    from pyarrow import parquet
-
     results = [Prediction("a.jpg", np.array([0.5, 0.25], np.float32), 3, 4)]
-    table = parquet.read_table(pyarrow.BufferReader(encode_part([PlannedImage("a.jpg", 1, 2)], results, {})))
-    for other in (table.append_column("newer", [["x"]]), table.drop_columns(["familiarity"])):
-        sink = pyarrow.BufferOutputStream()
-        parquet.write_table(other, sink)
+    header, row = gzip.decompress(encode_part([PlannedImage("a.jpg", 1, 2)], results, {})).splitlines()
+    values = json.loads(row)
+    newer = b'{"version": 3}'
+    longer, shorter = (json.dumps(values).encode() for values in ([*values, "x"], values[:-2]))
+    rows_of_others = [[newer, row], [header, longer], [header, shorter], [header, b"[]"], [header, b"7"]]
+    for lines in (*rows_of_others, [b"[]", row], [b"7"], [], [b"PAR1"]):
         with pytest.raises(DataError, match="here is damaged"):
-            decode_part(sink.getvalue().to_pybytes(), "here")
+            decode_part(gzip.compress(b"\n".join(lines)), "here")
 
 
 def test_a_damaged_byte_is_noticed_or_harmless() -> None:
-    images = [PlannedImage(f"{index}.jpg", 1, 2) for index in range(3)]
+    images = [PlannedImage(f"{index}.jpg", 1, 2) for index in range(30)]
     results = [Prediction(image.name, np.array([0.5, 0.25], np.float32), 3, 4) for image in images]
     content = encode_part(images, results, {"engine": "any"})
     noticed = 0
-    for position in range(0, len(content), 7):
+    for position in range(0, len(content), 3):
         damaged = bytearray(content)
         damaged[position] ^= 0x10
         try:
@@ -298,3 +342,10 @@ def test_every_line_of_json_logs_is_an_object(album: Path, tmp_path: Path, comma
         result = command(tmp_path / f"out{len(more)}", album, tmp_path / "absent", "--log-format", "json", *more)
         events = [json.loads(line)["event"] for line in result.stderr.splitlines()]
         assert "message" in events, result.stderr
+
+
+def test_another_size_of_pieces_is_not_ignored(album: Path, tmp_path: Path, command: Any) -> None:
+    command(tmp_path / "out", album, "--shard", "1/2")
+    line = error_line(command(tmp_path / "out", album, "--shard", "2/2", "--piece-images", "5"))
+    assert "was planned with pieces of 3 images: leave out --piece-images 5" in line
+    assert command(tmp_path / "out", album, "--shard", "2/2").exit_code == 0

@@ -137,7 +137,7 @@ def test_numbers_of_the_inventory_can_be_the_specimens(results: Path, tmp_path: 
     run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", *joined, "--specimen", "inventory")
     found = {row["specimen"]: row["place"] for row in rows_of(tmp_path / "x.csv")}
     assert found == {"X-10": "Tsumeb", "Y-20": "Elba", "photos/c/Z-33.jpg": "", "photos/c/loose.jpg": ""}
-    assert "--join CSV" in run(results, "--as", "csv-excel", "--specimen", "inventory", code=1)
+    assert "--join CSV" in run(results, "--as", "csv-excel", "--specimen", "inventory", code=2)
 
 
 def test_broader_names_where_no_mineral_is_sure(results: Path, tmp_path: Path) -> None:

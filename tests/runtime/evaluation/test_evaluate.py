@@ -31,9 +31,9 @@ def run(*arguments, code=0):
     return result
 
 
-def fails(*arguments):
+def fails(*arguments, code=1):
     """The one line of an error."""
-    result = run(*arguments, code=1)
+    result = run(*arguments, code=code)
     assert result.stdout == ""
     assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
     return result.stderr
@@ -302,8 +302,8 @@ def test_a_promise_needs_a_calibrated_model(world):
 
 @pytest.mark.parametrize("rule", ["precision", "precision=1.5", "f1=0.5", "accuracy=0.9", "model.onnx"])
 def test_an_unknown_rule_lists_those_there_are(world, rule):
-    message = fails(world.predictions(), world.labels(), "--tune", rule, "--model", world.model())
-    assert f"'{rule}' is not a rule for thresholds: f1, precision=0.9 or recall=0.9" in message
+    message = fails(world.predictions(), world.labels(), "--tune", rule, "--model", world.model(), code=2)
+    assert f"'{rule}' is not a rule for thresholds: use f1, precision=0.9 or recall=0.9" in message
 
 
 def test_tune_needs_a_model_or_a_place_for_a_copy_of_the_starter(world):
@@ -535,7 +535,7 @@ def test_an_unknown_split_lists_those_there_are(world):
 
 @pytest.mark.parametrize("value", ["1.5", "-1", "nan"])
 def test_a_threshold_is_a_probability(world, value):
-    assert "0 to 1" in fails(world.predictions(), world.labels(), f"--thresholds={value}")
+    assert "0 to 1" in fails(world.predictions(), world.labels(), f"--thresholds={value}", code=2)
 
 
 def test_an_output_that_cannot_be_written(world):

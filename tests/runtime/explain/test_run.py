@@ -54,6 +54,7 @@ def test_every_mineral_of_every_image_gets_an_overlay(album, color_model_path, t
         assert row["present"] == "1"
     assert "3 maps of 3 images" in done.output
     assert "No map for 1 of 3 images: no mineral among its 2 most probable reaches its threshold" in done.output
+    assert f"{tmp_path / 'out/maps.csv'}, {tmp_path / 'out/overlays'}" in done.output
     assert not list((tmp_path / "out").glob(".*"))
     assert len(files(tmp_path / "out" / "overlays")) == 3
 
@@ -207,6 +208,19 @@ def test_user_error_is_one_line(arguments, message, album, color_model_path, mod
     assert len(done.output.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("edit", ["maps.csv", "overlays/mine.png", "failures.csv"])
+def test_edited_files_and_files_added_later_stay(edit, album, color_model_path, tmp_path):
+    out = tmp_path / "out"
+    (album / "broken.jpg").write_bytes(b"no image")
+    for _ in range(2):
+        assert invoke(album, "-m", color_model_path, "-o", out).exit_code == 3
+    (out / edit).write_text("mine")
+    done = invoke(album, "-m", color_model_path, "-o", out)
+    assert done.exit_code == 1
+    assert "was edited since explain wrote it" in done.output
+    assert (out / edit).read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["maps/france.txt", "maps.csv", "overlays/a.png", "failures.csv"])
 def test_files_of_others_in_the_output_folder_stay(name, album, color_model_path, tmp_path):
     mine = tmp_path / "out" / name
@@ -214,7 +228,7 @@ def test_files_of_others_in_the_output_folder_stay(name, album, color_model_path
     mine.write_text("mine")
     done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out")
     assert done.exit_code == 1
-    assert "was not written by explain: name another folder" in done.output
+    assert "was not written by explain: move it, or name another f" in done.output
     assert mine.read_text() == "mine"
     assert files(tmp_path / "out") == [mine]
 

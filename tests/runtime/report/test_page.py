@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mineral_batch.cli import main
+from mineral_batch.report.about_run import of_run
 from mineral_batch.report.data import script_json
 
 from .runs import LABELS, ROWS, THRESHOLDS, Page, report, write_csv, write_predictions
@@ -185,3 +186,50 @@ def test_thresholds_that_are_none_are_one_line(run: Path, threshold: str) -> Non
     done = CliRunner().invoke(main, ["report", "results", "-o", "page.html"])
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     assert "is not a number from 0 to 1: rerun" in done.stderr
+
+
+RUN = {
+    "started": "2026-11-30T10:01:00+00:00",
+    "finished": "2026-11-30T11:32:07+01:00",
+    "inputs": ["drawer 1", "drawer 2"],
+    "inputs_named": 2,
+    "tables": ["predictions.csv", "failures.csv"],
+    "model": {
+        "name": "mine",
+        "labels": ["agate", "quartz"],
+        "thresholds": [0.2, 0.6],
+        "measured": {"mean_ap": 0.4567, "images": 1234, "dataset": "the test split"},
+        "calibration": {"images": 635, "dataset": "val", "date": "2026-11-29"},
+    },
+    "engine": {"backend": "onnx-cpu", "device": "CPU, float32"},
+    "versions": {"mineral-batch": "0.1.0"},
+    "pictures": {"predicted": 1587, "failed": 2, "damaged": 1, "of_other_inputs": 3},
+}
+
+
+def test_the_run_is_described_for_a_curator() -> None:
+    facts = dict(of_run(RUN, "the highest F1"))
+    assert facts["Photographs"] == "1,587 predicted, 1 of them damaged, 2 could not be read, 3 kept from earlier runs"
+    assert facts["From"] == "drawer 1, drawer 2"
+    assert facts["When"] == "2026-11-30 10:01 to 10:32 UTC"
+    assert facts["Model"] == "mine, which knows 2 minerals"
+    assert facts["How accurate"].startswith("mean average precision 0.46 (1 is perfect) on 1,234 photographs")
+    assert facts["Probabilities"].startswith("calibrated on 635 photographs (val, 2026-11-29)")
+    assert facts["Found"].endswith("each mineral has its own (chosen for the highest F1)")
+    assert facts["Computed by"] == "mineral-batch 0.1.0 with onnx-cpu on CPU, float32"
+
+
+@pytest.mark.parametrize("key", RUN)
+def test_a_part_of_run_json_that_is_missing_or_odd_costs_its_lines_alone(key: str) -> None:
+    whole = of_run(RUN, "")
+    for value in (None, 7, "text", [], {}):
+        assert len(of_run(RUN | {key: value}, "")) >= len(whole) - 5
+    del (without := dict(RUN))[key]
+    assert len(of_run(without, "")) >= len(whole) - 5
+
+
+def test_technical_details_are_folded(run: Path) -> None:
+    report("-o", "page.html", "--thumbnails", "0")
+    content = Path("page.html").read_text("utf-8")
+    assert "tiny &lt;/script&gt;, which knows" in content
+    assert content.index("which knows") < content.index('<details class="technical">') < content.index("The content of")

@@ -63,7 +63,7 @@ def test_batches_and_threads_change_no_byte(
     with Predictor(model_path, backend="onnx-cpu", **options) as other:
         run(other, [album], tmp_path / "out", ALL)
     assert outcome(tmp_path / "out") == outcome(tmp_path / "reference")
-    assert len(outcome(tmp_path / "out")) == 13
+    assert len(outcome(tmp_path / "out")) == 14
     assert list(check(tmp_path / "out")) == []
 
 

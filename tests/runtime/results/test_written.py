@@ -58,13 +58,54 @@ def test_a_foreign_file_stays_and_an_own_one_is_replaced(name: str, results: Pat
     run(*commands(results)[name], path)
 
 
-@pytest.mark.parametrize("name", ["audit", "evaluate --json", "evaluate --csv"])
-def test_an_edited_table_stays(name: str, results: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_an_edited_file_stays(name: str, results: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     run(*commands(results)[name], path)
-    path.write_text(edited := path.read_text() + "c.jpg,gold\n")
-    assert "was edited since" in run(*commands(results)[name], path, code=1)
-    assert path.read_text() == edited
+    for edited in (path.read_text() + "c.jpg,gold\n", path.read_text().replace("quartz", "opal", 1)):
+        path.write_text(edited)
+        assert "edited since" in run(*commands(results)[name], path, code=1)
+        assert path.read_text() == edited
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_that_were_moved_are_still_known(name: str, results: Path) -> None:
+    run(*commands(results)[name], results / "out.csv")
+    moved = results.rename(results.with_name("moved"))
+    run(*commands(moved)[name], moved / "out.csv")
+
+
+def test_a_page_in_results_that_may_not_be_written_is_known(results: Path, tmp_path: Path) -> None:
+    """The page carries its own mark, so nothing need be noted beside the results."""
+    words = ["report", results, "--thumbnails", 0, "-o", tmp_path / "page.html"]
+    for _ in range(2):
+        run(*words)
+    assert not (results / "written.json").exists()
+
+
+def test_an_edited_report_in_a_folder_stays(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    words = ["report", results, "--thumbnails", 0, "--folder", "-o", page]
+    for _ in range(2):
+        run(*words)
+    (page / "notes.txt").write_text("mine")
+    assert "has files that report did not write, such as notes.txt" in run(*words, code=1)
+    (page / "notes.txt").unlink()
+    index = page / "index.html"
+    index.write_text(edited := index.read_text().replace("</html>", "<p>mine</p></html>"))
+    assert "edited since" in run(*words, code=1)
+    assert index.read_text() == edited
+
+
+def test_an_edited_chart_stays(results: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["report", results, "--thumbnails", 0, "--plots", tmp_path / "charts"]
+    for _ in range(2):
+        assert f"Charts: {tmp_path / 'charts'}" in run(*words)
+    chart = min((tmp_path / "charts").glob("*.svg"))
+    chart.write_text("mine")
+    assert f"{chart} is there already and was edited since report wrote it" in run(*words, code=1)
+    assert chart.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", [*NAMES, "deliver"])

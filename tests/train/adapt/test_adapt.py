@@ -266,6 +266,9 @@ def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):
     (tmp_path / "7.png").write_bytes(b"not an image")
     (tmp_path / "8.png").unlink()
     out = adapt(photos, base, tmp_path / "mine.onnx", code=3)
+    assert out.index("1 photograph could not be found and will be left out; the first: ") < out.index(
+        "fitting 3 labels"
+    )
     assert "1 photograph could not be found and left out; the first: " in out
     assert "1 photograph could not be read and left out; the first: " in out
     for number in range(60):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.calibration import probability_scores
-from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
-from mineral_batch.evaluation.labels import labels_meant
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
 from mineral_batch.evaluation.thresholds import tune_thresholds
 from mineral_batch.files import write_file
@@ -26,49 +24,19 @@ from mineral_train.adapt.compare import FEW, LabelComparison, compare
 from mineral_train.adapt.features import FeatureCache, Features, extract
 from mineral_train.adapt.graph import LinearHead, answers
 from mineral_train.adapt.head import FOLDS, Adapted, Head, adapt_head
+from mineral_train.adapt.photos import LEAST_IMAGES, LabeledPhotos
 from mineral_train.calibration import fit_calibration
 from mineral_train.data.duplicates import classes, connected, link_classes, near_duplicates
-from mineral_train.data.folders import (
-    TableFormat,
-    folder_names,
-    is_negative,
-    merge_identical,
-    read_columns,
-    rows_from_folders,
-    rows_from_table,
-)
-from mineral_train.data.labels import label_faults, raise_faults, split_labels
-from mineral_train.data.manifest import Row, multi_hot
-from mineral_train.data.source import require_found
+from mineral_train.data.manifest import multi_hot
 from mineral_train.data.splits import stratified_folds
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
-LEAST_IMAGES = 2 * FOLDS
 _CHECKED = 4  # photographs whose answers are compared before the file is written
 _TOLERANCE = 1e-3
 _METHOD = "logistic regression per label on the features of {}"
 _WITH_OLD = ", whose logit is one of them"
 _INHERITED = ("backbone", "weights", "features")  # facts about the model whose features these are
-
-
-@dataclass(frozen=True)
-class LabeledPhotos:
-    """What the user has.
-
-    Attributes:
-        rows: photographs; one row for files with the same bytes. Those of the split `test` are held out.
-        labels: L names.
-        contradictions: files that are there several times with different labels.
-        merged: rows that were merged into another with the same bytes.
-        renamed: names that were read as another name of a label.
-    """
-
-    rows: tuple[Row, ...]
-    labels: tuple[str, ...]
-    contradictions: int
-    merged: int
-    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,52 +113,6 @@ class Result:
     def comparison(self) -> Comparison:
         """The one that counts: on held-out photographs if there are any."""
         return self.test or self.folds
-
-
-def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None, table: TableFormat) -> LabeledPhotos:
-    """Read a table or a folder of folders; names that mean a label of the old model get its name.
-
-    Args:
-        source: a CSV, or a folder with one folder per label.
-        known: labels of the old model.
-        labels: the label set; None takes those that occur.
-        table: the columns of a CSV. Rows with `test` in the split column are held out; without such a column none is.
-
-    Raises:
-        DataError: if it is missing, has labels that cannot be, or most of its photographs are not there.
-    """
-    if not source.exists():
-        raise DataError(f"no such folder or CSV: {source}")
-    names = _names(source, table)
-    labels = _occurring(names, known) if labels is None else labels
-    raise_faults(str(source), label_faults(tuple(labels)))
-    rows = rows_from_folders(source, labels) if source.is_dir() else rows_from_table(source, labels, table)
-    require_found(source, rows, table, LEAST_IMAGES)
-    merged = merge_identical(rows, labels)
-    before = {row.path: frozenset(row.labels) for row in rows}
-    changed = sum(before[row.path] != frozenset(row.labels) for row in merged)
-    renamed = {name: "; ".join(to) for name in sorted(names) if (to := labels_meant(name, labels)) != (name,)}
-    return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged), renamed)
-
-
-def _names(source: Path, table: TableFormat) -> set[str]:
-    """All names of labels, as they are written."""
-    if source.is_dir():
-        return {name for name in folder_names(source) if not is_negative(name)}
-    if is_tool_file(source):
-        return {name for _, labels, _ in read_tool_labels(source, warn=False) for name in labels}
-    header, records = read_columns(source, table, [])  # what is wrong with it is said where its rows are read
-    if table.labels_column not in header:
-        raise DataError(
-            f"{source} has no column {table.labels_column!r}, only {', '.join(header)}; name it with --labels-column"
-        )
-    return {name for _, r in records for name in split_labels(r[table.labels_column], table.separator)}
-
-
-def _occurring(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The labels that names mean: those of the old model first, in its order, then the others by name."""
-    meant = {one for name in names for one in labels_meant(name, known)}
-    return (*(label for label in known if label in meant), *sorted(meant - set(known)))
 
 
 def fit_candidate(

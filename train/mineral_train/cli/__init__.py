@@ -2,7 +2,7 @@
 
 import click
 
-from mineral_batch.cli.console import TerminableGroup
+from mineral_batch.cli.console import LazyGroup
 
 _COMMANDS = {
     "fit": ("mineral_train.cli.fit:fit", "Train a model on a manifest; resumes where it stopped."),
@@ -20,7 +20,7 @@ _COMMANDS = {
 
 
 @click.group(
-    cls=TerminableGroup,
+    cls=LazyGroup,
     table=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MINERAL_TRAIN"},
 )

@@ -14,7 +14,7 @@ import click
 
 from mineral_batch.cli.help import NumberFormat
 from mineral_batch.cli.paths import FETCHED
-from mineral_batch.errors import DataError
+from mineral_batch.errors import OptionError
 from mineral_batch.minerals import MINERALS
 from mineral_train.data.labels import nearest, read_names
 from mineral_train.model.presets import PRESETS, Head, Method, ModelConfig, Projection
@@ -134,7 +134,7 @@ def run_options(*, shown: bool) -> Decorator:
         click.option(
             "--deterministic", is_flag=True, help="Bit-identical results; slower: one CPU thread.", hidden=not shown
         ),
-        click.option("--skip-damaged", is_flag=True, help="Go on without images that cannot be decoded."),
+        click.option("--skip-damaged", is_flag=True, help="Continue without images that cannot be decoded."),
         click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs.", hidden=not shown),
         click.option(
             "--save-every",
@@ -162,12 +162,12 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Read the `key=value` of `--set`.
 
     Raises:
-        DataError: if a text is not of that form.
+        OptionError: if a text is not of that form.
     """
     pairs = [text.partition("=") for text in texts]
     for text, (key, sign, value) in zip(texts, pairs, strict=True):
         if not (key and sign and value):
-            raise DataError(f"--set takes key=value, for example --set epochs=20; got {text!r}")
+            raise OptionError(f"--set takes key=value, for example --set epochs=20; got {text!r}")
     return {key.strip().replace("-", "_"): value.strip() for key, _, value in pairs}
 
 
@@ -175,7 +175,7 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings to the types of their fields.
 
     Raises:
-        DataError: if there is no such setting, or a value is of another type.
+        OptionError: if there is no such setting, or a value is of another type.
     """
     return {name: _typed(name, value) for name, value in settings.items()}
 
@@ -184,7 +184,7 @@ def _typed(name: str, value: Any) -> Any:
     if name not in SETTINGS:
         guess = nearest(name, SETTINGS)
         hint = f"did you mean {guess}?" if guess else "`mineral-train fit --settings` lists them"
-        raise DataError(f"no setting {name!r}; {hint}")
+        raise OptionError(f"no setting {name!r}; {hint}")
     if name == "augment" and value == "none":
         return ""
     kind = type(SETTINGS[name])
@@ -198,14 +198,14 @@ def _typed(name: str, value: Any) -> Any:
         return _number(name, value, int)
     elif kind is str and isinstance(value, str):
         return value
-    raise DataError(f"the setting {name} must be of type {kind.__name__}, got {value!r}")
+    raise OptionError(f"the setting {name} must be of type {kind.__name__}, got {value!r}")
 
 
 def _number(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
     try:
         return kind(value)
     except (TypeError, ValueError):
-        raise DataError(f"the setting {name} must be a number ({kind.__name__}), got {value!r}") from None
+        raise OptionError(f"the setting {name} must be a number ({kind.__name__}), got {value!r}") from None
 
 
 def make_recipe(settings: Mapping[str, Any], model: ModelConfig) -> TrainConfig:
@@ -223,13 +223,13 @@ def preset_model(settings: Mapping[str, Any], default: ModelConfig) -> ModelConf
     """Return the model that `preset` or `backbone` names, else `default`.
 
     Raises:
-        DataError: if there is no such preset.
+        OptionError: if there is no such preset.
     """
     if settings.get("backbone"):
         return replace(PRESETS["vit-b16-384"], backbone=settings["backbone"])
     name = settings.get("preset")
     if name and name not in PRESETS:
-        raise DataError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+        raise OptionError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name] if name else default
 
 

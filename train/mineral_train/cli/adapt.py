@@ -22,6 +22,7 @@ from mineral_batch.system import require_packages
 from mineral_batch.types import Failure
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
+from mineral_train.adapt.photos import LabeledPhotos, read_photos
 from mineral_train.cli._table import table_options
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import read_labels
@@ -100,9 +101,9 @@ def adapt(source: Path | str, output: Path, base: Path | None, **chosen: Any) ->
     (`none` for photographs that show none of them). Labels may be any names. The backbone stays as it is and a new last
     layer is fitted, so that 500 photographs take about a minute on two CPU cores.
 
-    Before it writes, it says whether the new model is better than the old one, per label: on the test photographs if
-    SOURCE has a column split or with --test-share, else by 5-fold cross-validation. Photographs of one specimen and
-    near-duplicates stay together. A run that was stopped goes on where it was.
+    Before it writes the new model, it compares it with the old one for each label: on the test photographs if SOURCE
+    has a column split or with --test-share, else by 5-fold cross-validation. Photographs of one specimen and
+    near-duplicates stay together. A run that was stopped continues where it stopped.
     """
     start = time.monotonic()
     base = base or starter_path()
@@ -134,7 +135,7 @@ def adapt(source: Path | str, output: Path, base: Path | None, **chosen: Any) ->
 def _adapted(
     base: Path,
     output: Path,
-    photos: adapting.LabeledPhotos,
+    photos: LabeledPhotos,
     features: Path,
     source: Path,
     chosen: dict[str, Any],
@@ -200,16 +201,16 @@ def _group_column(source: Path, table: TableFormat, named: str | None) -> str | 
     return found
 
 
-def _read(source: Path, known: tuple[str, ...], table: TableFormat, chosen: dict[str, Any]) -> adapting.LabeledPhotos:
+def _read(source: Path, known: tuple[str, ...], table: TableFormat, chosen: dict[str, Any]) -> LabeledPhotos:
     labels = read_labels(chosen["labels"]) if chosen["labels"] else None
-    photos = adapting.read_photos(source, known, labels, table)
+    photos = read_photos(source, known, labels, table)
     if not chosen["imply_parents"]:
         return photos
     return replace(photos, rows=tuple(with_parents(row, photos.labels) for row in photos.rows))
 
 
 def _candidates(
-    base: Path, photos: adapting.LabeledPhotos, features: Path, source: Path, chosen: dict[str, Any]
+    base: Path, photos: LabeledPhotos, features: Path, source: Path, chosen: dict[str, Any]
 ) -> list[adapting.Candidate]:
     """The old model first, then each backbone."""
     tried = _backbones(chosen)
@@ -253,12 +254,12 @@ def _backbones(chosen: dict[str, Any]) -> list[backbones.Backbone]:
     return tried
 
 
-def _made(backbone: backbones.Backbone, folder: Path, photos: adapting.LabeledPhotos) -> Path:
+def _made(backbone: backbones.Backbone, folder: Path, photos: LabeledPhotos) -> Path:
     click.echo(f"loading {backbone.name} ({backbone.license or 'license unknown'})")
     return backbones.make_base(backbone, folder, [row.path for row in photos.rows[:4]])
 
 
-def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
+def _about(photos: LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     own = [label for label in photos.labels if label not in known]
     test = sum(row.split == "test" for row in photos.rows)
     yield (
@@ -282,6 +283,11 @@ def _about(photos: adapting.LabeledPhotos, known: tuple[str, ...]) -> Iterator[s
         yield (
             f"the new model will not know {counted(len(lost), 'label')} of the old one that no photograph shows: "
             f"{', '.join(lost[:5])}{more}; name them in --labels to keep them as they are"
+        )
+    if photos.absent:
+        yield (
+            f"{counted(len(photos.absent), 'photograph')} could not be found and will be left out; the first: "
+            f"{photos.absent[0]}"
         )
     if photos.merged:
         yield f"{photos.merged:,} rows are the same photograph as another and were merged"

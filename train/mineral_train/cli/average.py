@@ -16,10 +16,10 @@ from mineral_train.model.fetched import fetch_model
 @click.option("-o", "--output", required=True, type=LOCAL, metavar="DIR", help="Folder to write.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint that is in the folder.")
 def average(runs: tuple[Path | str, ...], output: Path, force: bool) -> None:
-    """Average the weights of two or more RUNs (folders of `fit`) that began with the same weights.
+    """Average the weights of two or more RUNs (folders of `fit`) that started from the same weights.
 
-    For runs that differ in their seed, recipe or photographs. Whether the mean is better than each of them only a
-    validation split can say: calibrate it, then compare.
+    The runs may differ in seed, recipe or photographs. Check on a validation split whether the average is better than
+    each of them: calibrate it, then compare.
     """
     from mineral_train.training.average import average as average_checkpoints
     from mineral_train.training.checkpoint import CONFIG

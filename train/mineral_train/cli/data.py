@@ -169,8 +169,7 @@ def _write(prepared: Prepared, output: Path) -> None:
     if prepared.manifest.labels != MINERALS:
         write_text(_labels_file(output), "".join(f"{label}\n" for label in prepared.manifest.labels))
     write_manifest(prepared.manifest, output)
-    for target in filter(Path.is_file, _targets(output)):
-        note_written(output.parent, target)
+    note_written(output.parent, *filter(Path.is_file, _targets(output)))
 
 
 def _labels_file(output: Path) -> Path:

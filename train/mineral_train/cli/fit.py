@@ -51,7 +51,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
     "--init",
     default=None,
     metavar="RUN|FILE.onnx|starter",
-    help="Start with the weights of a run or an exported model, or of its URL.",
+    help="Start from the weights of a run or an exported model (a path or URL).",
 )
 @_options.loss_option
 @_options.recipe_options(shown=False)
@@ -64,7 +64,7 @@ def _print_settings(context: click.Context, _: click.Parameter, wanted: bool) ->
               help="List all settings with the paper's values, and exit.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Delete the run in the folder and start over.")
 def fit(manifests: tuple[Path | str, ...], run: Path, **chosen: Any) -> None:
-    """Train a model on MANIFEST (or several, or their URLs) and keep the best epoch by its validation split.
+    """Train a model on MANIFEST (or several, or their URLs) and keep the epoch that is best on the validation split.
 
     The same command resumes where it stopped. With several GPUs: torchrun --nproc-per-node 4 -m mineral_train fit ...
     """

@@ -10,8 +10,9 @@ import click
 from mineral_batch.cli.console import EXIT_INTERRUPTED
 from mineral_batch.cli.help import SectionedCommand
 from mineral_batch.cli.paths import INPUT, LOCAL
-from mineral_batch.errors import DataError
+from mineral_batch.errors import DataError, OptionError
 from mineral_batch.files import is_file, write_errors
+from mineral_batch.results.written import require_replaceable
 from mineral_batch.storage.models import fetch
 from mineral_train import paper_tables as paper
 from mineral_train.cli import _options
@@ -55,7 +56,7 @@ _SECTIONS = {
     "--stand-in",
     multiple=True,
     metavar="PRESET=TIMM",
-    help="In the row of PRESET train another backbone of timm. Repeatable.",
+    help="Train another timm backbone in the row of PRESET. Repeatable.",
 )
 @click.option(
     "--weights",
@@ -70,10 +71,13 @@ _SECTIONS = {
 def tables(manifest: Path | str, folder: Path, **chosen: Any) -> None:
     """Train and print the paper's Tables 3, 4 and 5 on MANIFEST, beside the paper's figures.
 
-    Each row is a run in its own folder; the same command reads the finished ones and goes on with the rest. Writes
-    tables.md and tables.csv after every row.
+    Each row is a run in its own folder; the same command continues with the unfinished ones. Writes tables.md and
+    tables.csv after every row.
     """
     rows = paper.choose_rows([int(number) for number in chosen["numbers"]], chosen["runs"])
+    if not any((folder / row.run).is_dir() for row in rows):  # nothing of ours is there yet
+        for name in paper.TABLES:
+            require_replaceable(folder, folder / name, "mineral-train tables")
     configs = _configs(rows, chosen)
     paper.require_usable(manifest, _options.chosen_labels(chosen), skip_damaged=chosen["skip_damaged"])
     try:
@@ -82,6 +86,7 @@ def tables(manifest: Path | str, folder: Path, **chosen: Any) -> None:
         click.echo(f"\nstopped; the same command goes on; what is finished is in {folder / 'tables.md'}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     click.echo(text)
+    click.echo("\n".join(f"Wrote {folder / name}" for name in paper.TABLES))
 
 
 def _configs(rows: list[paper.Row], chosen: dict[str, Any]) -> dict[str, TrainConfig]:
@@ -102,7 +107,7 @@ def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
     pairs = dict(text.partition("=")[::2] for text in texts)
     wrong = [name for name, value in pairs.items() if name not in PRESETS or not value]
     if wrong:
-        raise DataError(f"{flag} takes PRESET=VALUE with a preset of {', '.join(PRESETS)}; got {wrong[0]!r}")
+        raise OptionError(f"{flag} takes PRESET=VALUE with a preset of {', '.join(PRESETS)}; got {wrong[0]!r}")
     return pairs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mineral_batch.errors import DataError
+from mineral_batch.errors import OptionError
 from mineral_batch.minerals import MINERALS
 from mineral_train.synth.looks import LOOKS
 from mineral_train.synth.shading import Light, shade
@@ -105,18 +105,18 @@ def check(seed: int, size: int, max_minerals: int, minerals: Sequence[str]) -> N
     """Refuse what cannot be drawn.
 
     Raises:
-        DataError: naming the value and what is allowed.
+        OptionError: naming the value and what is allowed.
     """
     unknown = sorted(set(minerals) - set(MINERALS))
     if unknown or not minerals:
         wrong = f"unknown minerals {', '.join(unknown)}" if unknown else "no minerals were named"
-        raise DataError(f"{wrong}; known are {', '.join(MINERALS)}")
+        raise OptionError(f"{wrong}; known are {', '.join(MINERALS)}")
     if seed < 0:
-        raise DataError(f"seed must be 0 or above, got {seed}")
+        raise OptionError(f"seed must be 0 or above, got {seed}")
     if not 1 <= max_minerals <= len(LABELS_PER_PICTURE):
-        raise DataError(f"max-minerals must be 1 to {len(LABELS_PER_PICTURE)}, got {max_minerals}")
+        raise OptionError(f"max-minerals must be 1 to {len(LABELS_PER_PICTURE)}, got {max_minerals}")
     if not 32 <= size <= 4096:
-        raise DataError(f"size must be 32 to 4096 pixels, got {size}")
+        raise OptionError(f"size must be 32 to 4096 pixels, got {size}")
 
 
 def turn_of(index: int, seed: int, minerals: Sequence[str]) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from mineral_batch.errors import DataError, plain_reason
+from mineral_batch.errors import DataError, OptionError, plain_reason
 from mineral_batch.files import atomic_file
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import CsvWriter
@@ -133,9 +133,9 @@ def read_mask(path: str | Path) -> Bytes:
 def _check_options(n: int, config: SynthConfig, workers: int) -> None:
     check(config.seed, config.size, config.max_minerals, config.minerals)
     if n < 1 or workers < 1:
-        raise DataError(f"the numbers of images and of workers must be above 0, got {n} and {workers}")
+        raise OptionError(f"the numbers of images and of workers must be above 0, got {n} and {workers}")
     if len(config.split) != 3 or min(config.split) < 0 or sum(config.split) == 0:
-        raise DataError(f"split needs three parts such as 18:1:1, got {':'.join(map(str, config.split))}")
+        raise OptionError(f"split needs three parts such as 18:1:1, got {':'.join(map(str, config.split))}")
 
 
 def _reduced(split: tuple[int, ...]) -> list[int]:

@@ -212,6 +212,10 @@ class RunFolder:
             raise DataError(
                 f"{self.path} has a checkpoint but no {STATE.as_posix()} to resume from: give another -o, or --restart"
             )
+        if (self.path / LOG).exists():  # the state is written first
+            raise DataError(
+                f"{self.path / LOG} is there already and {STATE.as_posix()} is not: give another -o, or --restart"
+            )
 
     def _require_same(self, record: dict[str, Any]) -> None:
         differences = self.config.differences(record["train"])

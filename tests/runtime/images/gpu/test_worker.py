@@ -301,8 +301,6 @@ def test_a_missing_nvimagecodec_or_gpu_is_named_and_nothing_is_decoded_otherwise
     monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
     with pytest.raises(BackendError, match=r"needs nvImageCodec, .*: pip install .*\[gpu-decode\]'"):
         Predictor(model_path, backend="onnx-cpu", decode="gpu")
-    with pytest.raises(BackendError, match="unknown decoder 'fpga'; choose one of cpu, gpu, auto"):
-        Predictor(model_path, backend="onnx-cpu", decode="fpga")
 
 
 def test_the_command_says_in_one_line_what_is_missing(
