@@ -32,6 +32,7 @@ from mineral_batch.results.journal_rows import (
     is_intact,
     source_identity,
 )
+from mineral_batch.results.journal_schema import COLUMNS, create_tables, create_views
 from mineral_batch.types import Failure, Result, Source
 
 JOURNAL = "journal.sqlite"
@@ -46,27 +47,6 @@ _SOURCES_AT_ONCE = 256
 _SOURCES_AHEAD = 16
 _SECONDS_FOR_A_CHUNK = 0.01
 _BYTES_AT_ONCE = 32 * 2**20
-
-# Of the tables below; kept in SQLite's own `user_version`, which is 0 in a new file.
-_SCHEMA_VERSION = 4
-# Names are bytes: a file's name need not be text. `listing` is this run's order of files, `result` all runs' results.
-_TABLES = {
-    "fingerprint": "key TEXT PRIMARY KEY, value TEXT NOT NULL",
-    "listing": "position INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, "
-    "modified INTEGER NOT NULL",
-    "result": "name BLOB PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, probabilities BLOB, "
-    "width INTEGER, height INTEGER, has_capture INTEGER NOT NULL, time TEXT, latitude REAL, longitude REAL, "
-    "stage TEXT, reason TEXT, familiarity REAL, further INTEGER, checksum INTEGER",
-}
-_IDENTITY = "name, size, modified"
-_VALUES = "probabilities, width, height, has_capture, time, latitude, longitude, stage, reason, familiarity, further"
-_COLUMNS = f"{_IDENTITY}, {_VALUES}, checksum"
-# Views of this connection only, kept in no file. A listed image's result counts if the file is still what it was.
-_VIEWS = (
-    f"CREATE TEMP VIEW answered AS SELECT position, {_COLUMNS} FROM listing JOIN result USING ({_IDENTITY})",  # noqa: S608
-    f"CREATE TEMP VIEW kept AS SELECT {_COLUMNS} FROM result "  # noqa: S608
-    "WHERE NOT EXISTS (SELECT 1 FROM listing WHERE listing.name = result.name)",
-)
 
 
 class Journal:
@@ -135,39 +115,12 @@ class Journal:
         self._db.execute("PRAGMA cache_size = -256")
         # One transaction: a kill in the middle leaves the file as it was, be it empty.
         self._db.execute("BEGIN EXCLUSIVE")
-        self._create_tables(restart)
+        create_tables(self._db, self.path, restart=restart)
         self._check(fingerprint)
         self._db.execute("COMMIT")
-        for view in _VIEWS:
-            self._db.execute(view)
+        create_views(self._db)
         self._has_results = self._db.execute("SELECT EXISTS (SELECT 1 FROM result)").fetchone()[0] == 1
         self._begin()
-
-    def _create_tables(self, restart: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in range(_SCHEMA_VERSION + 1) and not restart:
-            raise DataError(
-                f"{self.path} was made by another release of mineral-batch (version {version} of its tables, this one "
-                f"reads {_SCHEMA_VERSION}): choose another folder with -o, or discard its results with --restart"
-            )
-        for table, columns in _TABLES.items():
-            if restart:
-                self._db.execute(f"DROP TABLE IF EXISTS {table}")
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-        if 0 < version < _SCHEMA_VERSION and not restart:
-            self._upgrade(version)
-        self._db.execute("DELETE FROM listing")
-        self._db.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-
-    def _upgrade(self, version: int) -> None:
-        """Bring the tables of an earlier version up to date: 2 added checksums, 3 the familiarity, 4 further photos."""
-        self._db.execute("ALTER TABLE result ADD COLUMN further INTEGER")
-        if version <= 2:
-            self._db.execute("ALTER TABLE result ADD COLUMN familiarity REAL")
-        if version == 1:
-            self._db.execute("ALTER TABLE result ADD COLUMN checksum INTEGER")
-            self._db.create_function("checksum_of", -1, lambda *row: checksum(row), deterministic=True)
-            self._db.execute(f"UPDATE result SET checksum = checksum_of({_IDENTITY}, {_VALUES})")  # noqa: S608
 
     def _check(self, fingerprint: Mapping[str, str]) -> None:
         earlier = dict(self._db.execute("SELECT key, value FROM fingerprint"))
@@ -215,7 +168,7 @@ class Journal:
                 self._listed = None
                 return list(chunk), 0
             known = self._db.execute(
-                f"SELECT position, result.{_COLUMNS.replace(', ', ', result.')} FROM listing "  # noqa: S608
+                f"SELECT position, result.{COLUMNS.replace(', ', ', result.')} FROM listing "  # noqa: S608
                 "LEFT JOIN result USING (name, size, modified) WHERE position > ? ORDER BY position",
                 (first,),
             ).fetchall()
@@ -274,8 +227,8 @@ class Journal:
 
     def _write(self) -> None:
         with self._explaining():
-            places = ", ".join("?" * (_COLUMNS.count(",") + 1))
-            self._db.executemany(f"INSERT OR REPLACE INTO result ({_COLUMNS}) VALUES ({places})", self._unwritten)  # noqa: S608
+            places = ", ".join("?" * (COLUMNS.count(",") + 1))
+            self._db.executemany(f"INSERT OR REPLACE INTO result ({COLUMNS}) VALUES ({places})", self._unwritten)  # noqa: S608
             self._unwritten.clear()
 
     def commit(self) -> None:
@@ -366,8 +319,8 @@ class Journal:
         self._write()
         with self._explaining():
             if kept:
-                yield from map(decode_result, self._db.execute(f"SELECT {_COLUMNS} FROM kept ORDER BY name"))  # noqa: S608
-            yield from map(decode_result, self._db.execute(f"SELECT {_COLUMNS} FROM answered ORDER BY position"))  # noqa: S608
+                yield from map(decode_result, self._db.execute(f"SELECT {COLUMNS} FROM kept ORDER BY name"))  # noqa: S608
+            yield from map(decode_result, self._db.execute(f"SELECT {COLUMNS} FROM answered ORDER BY position"))  # noqa: S608
 
     def close(self) -> None:
         """Commit and let go of the file. Never raises: it also runs while an error is on its way."""
