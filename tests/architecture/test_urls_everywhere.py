@@ -122,6 +122,22 @@ def stand_in(parameter: click.Parameter) -> str:
 
 
 @pytest.mark.slow
+def test_a_model_at_a_url_is_converted_and_compared(here: Path) -> None:
+    from mineral_batch.storage.store import open_store
+    from mineral_export.cli import main
+
+    open_store("s3://photos").put_file("m/model.onnx", starter_path())
+    url = "s3://photos/m/model.onnx"
+    refused = CliRunner().invoke(main, ["fp16", url])
+    assert refused.exit_code == 2
+    assert "MODEL is a URL, beside which nothing is written: say with -o what to write" in refused.output
+    done = CliRunner().invoke(main, ["fp16", url, "-o", "half.onnx", "--count", "1", "--force"])
+    assert done.exit_code == 0, done.output
+    same = CliRunner().invoke(main, ["verify", f"{url}@onnx-cpu", "half.onnx", "--count", "1", "--budget", "fp16"])
+    assert same.stdout.startswith(f"A  {url}@onnx-cpu  (ONNX Runtime"), same.output
+
+
+@pytest.mark.slow
 def test_a_url_is_read_or_refused_in_one_line(here: Path) -> None:
     wrong = []
     for program, command, parameter in parameters():

@@ -72,11 +72,15 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
 
 
 def _cache_line(cache: Cache) -> str:
-    copies, most, others = (f"{size / 2**30:.1f}" for size in (cache.copies, cache.most_copies, cache.others))
+    copies, most, others = map(_in_words, (cache.copies, cache.most_copies, cache.others))
     return (
-        f"cache      {cache.folder}: {copies} GiB copied from URLs (at most {most}: {LIMIT}), {others} GiB of engines "
+        f"cache      {cache.folder}: {copies} copied from URLs (at most {most}: {LIMIT}), {others} of engines "
         f"and the like"
     )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def _auto_line(engines: Sequence[EngineTrial]) -> Iterator[str]:
