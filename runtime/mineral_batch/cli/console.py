@@ -118,8 +118,10 @@ class LazyGroup(click.Group):
 
 
 def _name_of(error: OSError) -> str:
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else str(error.filename)
-    return harmless(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    from mineral_batch.results.csv import shown
+
+    named = error.filename
+    return shown(os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else str(named))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labeling_tools import is_tool_file
 from mineral_batch.evaluation.labels import match_paths, name_labels, read_labels, read_other_columns
+from mineral_batch.files import is_file
 from mineral_batch.results.csv import CsvWriter, formula_safe_text, shown, write_csv
 from mineral_batch.results.schema import SEPARATOR
 
@@ -79,7 +80,7 @@ def read_given(path: Path, results: Results) -> GivenLabels:
 def _from_anywhere(table: Path, path: str) -> str:
     """A path that also holds in a table in another folder, if it is relative to this one's; else as it is."""
     file = table.parent / path
-    return str(file.absolute()) if "\0" not in path and file.is_file() else path
+    return str(file.absolute()) if is_file(file) else path
 
 
 class LabelTable:
