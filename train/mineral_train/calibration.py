@@ -131,7 +131,10 @@ class _Common:
 
     @classmethod
     def fit(cls, z: Floats, y: Bools) -> _Common:
-        """Platt's map of all decisions; `center` and `spread` are of the logits where the decision is open."""
+        """Fit Platt's map of all decisions, of logits (N, L) to truth (N, L).
+
+        `center` and `spread` are those of the logits where the decision is open.
+        """
         first = cls(0.0, 0.0, float(z.mean()), float(z.std()) or 1.0)
         alpha, beta = _fit(first.coordinate(z), y, np.zeros((z.shape[1] + 1, 2)), 0.0, 0.0)[0]
         p = _sigmoid(np.exp(alpha) * first.coordinate(z) + beta)

@@ -85,7 +85,9 @@ def _weighted_sum(gradient: Tensor, tokens: Tensor) -> Tensor:
 
 
 def cross_attention(model: MineralNet, x: Tensor, labels: Tensor) -> Tensor:
-    """Compute cross-attention of chosen labels in the last decoder block, mean over heads; as `grad_cam`.
+    """Compute cross-attention of chosen labels in the last decoder block, mean over heads.
+
+    Args and the result are those of `grad_cam`.
 
     Raises:
         DataError: if the model has no decoder over places.

@@ -278,7 +278,7 @@ class Engine(ABC):
 
     @abstractmethod
     def compute(self, pixels: Pixels) -> Probabilities:
-        """Do the work of `infer`, whose checks have passed.
+        """(N, H, W, 3) uint8 -> (N, L) float32, or (N, L + 1): the work of `infer`, whose checks have passed.
 
         Raises:
             BackendError: with the software's own words, if it fails.

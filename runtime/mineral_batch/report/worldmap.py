@@ -83,7 +83,7 @@ class View(NamedTuple):
 
     @classmethod
     def around(cls, places: NDArray[np.float64]) -> View:
-        """Show all places with a margin, at least about two kilometers, not higher than wide."""
+        """Show all places (N, 2), latitude and longitude, with a margin of 2 km or more, not higher than wide."""
         (south, west), (north, east) = places.min(axis=0).tolist(), places.max(axis=0).tolist()
         margin = max(0.01, 0.08 * max(north - south, east - west))
         south, north = max(-90.0, south - margin), min(90.0, north + margin)

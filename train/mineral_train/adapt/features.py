@@ -119,6 +119,11 @@ class FeatureCache:
     def add(self, keys: Sequence[bytes], vectors: NDArray[np.float32], thumbs: Sequence[Pixels]) -> None:
         """Append the features of photographs to the file, in one write.
 
+        Args:
+            keys: N, what tells a photograph from others.
+            vectors: (N, D), what the model sees in them.
+            thumbs: N small images (H, W, 3) uint8.
+
         Raises:
             DataError: if it cannot be written.
         """

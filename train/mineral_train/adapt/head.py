@@ -92,9 +92,15 @@ def _out_of_fold(
 
 
 def fit_head(x: NDArray[np.float32], y: Bools, old: Sequence[tuple[Floats, float] | None], c: float) -> Head:
-    """Fit one logistic regression per label; arguments as `adapt_head`, `c` the inverse penalty.
+    """Fit one logistic regression per label.
 
     All labels are fitted at once by L-BFGS: their losses add up, and one product of matrices serves all of them.
+
+    Args:
+        x: (N, C) features.
+        y: (N, L) truth.
+        old: per label the old model's weights (C,) and bias, None for a label that it does not know.
+        c: inverse strength of the penalty.
     """
     mean, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-6
     normal = ((x - mean.astype(np.float32)) / spread.astype(np.float32)).astype(np.float32, copy=False)

@@ -95,6 +95,6 @@ class WithAuxiliary(nn.Module):
             self.auxiliary.get_parameter("bias").copy_(share.logit(eps=1e-6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the logits of the labels and, behind them, of the auxiliary names."""
+        """(N, 3, H, W) to (N, L + A): the logits of the labels and, behind them, of the auxiliary names."""
         tokens = self.model.features(x)
         return torch.cat([self.model.classify(tokens), self.auxiliary(tokens.mean(dim=1))], dim=1)

@@ -105,7 +105,7 @@ class DecodeProcesses:
         """Decode sources into the first rows of a buffer, in pieces; a failed image's row is black.
 
         Args:
-            pixels: from `buffer`.
+            pixels: (images, H, W, 3) uint8, from `buffer`.
             sources: at most as many as the buffer has rows; failures are passed on.
             with_exif: see `images.decode.decode_image`.
 
