@@ -9,10 +9,11 @@
 from mineral_batch.errors import BackendError, ContractError, DataError, MineralError, OptionError
 from mineral_batch.images.decode import load_image
 from mineral_batch.images.discover import find_images
+from mineral_batch.images.given import Input
 from mineral_batch.minerals import MINERALS
 from mineral_batch.minerals.levels import Levels
 from mineral_batch.model.contract import InputSpec, Measured, ModelContract
-from mineral_batch.predictor import Input, Predictor
+from mineral_batch.predictor import Predictor
 from mineral_batch.types import Failure, Image, Prediction, Result
 
 __all__ = [

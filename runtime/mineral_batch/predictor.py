@@ -10,23 +10,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self, cast, overload
-
-import numpy as np
-from PIL import Image as PILImage
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast, overload
 
 from mineral_batch import pipeline
-from mineral_batch.arguments import require_bool, require_choice, require_int, require_path, require_several, shown
+from mineral_batch.arguments import require_bool, require_choice, require_int, require_path, require_several
 from mineral_batch.decoder_choice import choose_decoder, peek
 from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, choose_backend, engine_names
-from mineral_batch.errors import BackendError, DataError, OptionError, one_line
+from mineral_batch.errors import BackendError, DataError
 from mineral_batch.images.decoder import AUTO as AUTO_DECODER
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, PREDICT, REFUSE, DecodeOptions, Decoder
 from mineral_batch.images.decoders import open_decoder
-from mineral_batch.images.discover import find_sources
+from mineral_batch.images.given import Input, sources_given
 from mineral_batch.images.limits import MAX_PIXELS
-from mineral_batch.images.lists import NameList
 from mineral_batch.images.processes.pool import DecodeProcesses, is_supported
 from mineral_batch.images.remote import read_ahead
 from mineral_batch.model.starter import starter_path
@@ -47,10 +43,6 @@ _log = logging.getLogger("mineral_batch")
 
 # With fewer, the engine's thread and the tables take so much of the machine that processes gain nothing.
 _CPUS_FOR_PROCESSES = 4
-
-#: What can be predicted: names of folders and files, and lists of names; images in memory, as the bytes of a file, a
-#: binary file object, a PIL image or an array (H, W, 3) of uint8, RGB; sources; failures, which are passed on.
-Input = str | Path | NameList | bytes | BinaryIO | PILImage.Image | Pixels | Source | Failure
 
 _CLOSED = "this Predictor is closed: open a new one"
 
@@ -273,7 +265,7 @@ class Predictor:
     ) -> Generator[Result, None, None]:
         if self._closed:
             raise BackendError(_CLOSED)
-        decoder, sources = self.choose_decoder(_sources(inputs))
+        decoder, sources = self.choose_decoder(sources_given(inputs))
         ahead = read_ahead(sources)
         results = pipeline.run(
             ahead,
@@ -304,7 +296,7 @@ class Predictor:
         require_bool("with_exif", with_exif)
         if self._closed:
             raise BackendError(_CLOSED)
-        sources = list(itertools.islice(_sources([image]), 2))
+        sources = list(itertools.islice(sources_given([image]), 2))
         if len(sources) != 1:
             raise DataError(f"{image!s} is {'more than one' if sources else 'no'} image: use predict([...])")
         decoder, remaining = self.choose_decoder(iter(sources))
@@ -434,42 +426,3 @@ class _SharedEngine:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-
-def _sources(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
-    """Images in memory one by one, names in the stretches between them, so that each file still comes once."""
-    numbers = itertools.count()
-    for are_names, stretch in itertools.groupby(inputs, key=lambda value: isinstance(value, (str, Path, NameList))):
-        if are_names:
-            yield from find_sources(cast("Iterator[str | Path | NameList]", stretch))
-            continue
-        for value in stretch:
-            yield value if isinstance(value, (Source, Failure)) else _in_memory(f"picture {next(numbers)}", value)
-
-
-def _in_memory(name: str, value: object) -> Source | Failure:
-    """An image in memory; what is in the bytes is not looked at yet."""
-    try:
-        content = value.read() if hasattr(value, "read") else value
-    except (OSError, ValueError) as error:  # a closed file is a ValueError
-        return Failure(name, "read", one_line(error))
-    if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.ndim == 3 and content.shape[2] == 3:
-        content = PILImage.fromarray(content)
-    if isinstance(content, (bytearray, memoryview)):
-        content = bytes(content)
-    if isinstance(content, (bytes, PILImage.Image)):
-        return Source(name, 0, 0, partial(_given, content))
-    raise OptionError(f"{name}: {_kind(content)} is not an image: {_EXPECTED}")
-
-
-_EXPECTED = "give a path, bytes, a binary file, a PIL image or an array (H, W, 3) of uint8, RGB"
-
-
-def _given(content: bytes | PILImage.Image) -> bytes | PILImage.Image:
-    return content
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array {value.shape} of {value.dtype}"
-    return shown(value)
