@@ -91,9 +91,10 @@ class OddKeys:
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[Entry]:
         """Return the objects whose keys begin with a prefix; keys that end with a slash stand for empty folders."""
+        behind = {"StartAfter": after} if after else {}
         try:
             paginator = self._client.get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix, StartAfter=after, **self._payer):
+            for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix, **behind, **self._payer):
                 for meta in page.get("Contents", ()):
                     if not meta["Key"].endswith("/"):
                         yield _entry(meta["Key"], meta, "Size")
