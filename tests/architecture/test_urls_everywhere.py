@@ -130,7 +130,7 @@ def test_a_model_at_a_url_is_converted_and_compared(here: Path) -> None:
     url = "s3://photos/m/model.onnx"
     refused = CliRunner().invoke(main, ["fp16", url])
     assert refused.exit_code == 2
-    assert "MODEL is a URL, beside which nothing is written: say with -o what to write" in refused.output
+    assert "MODEL is a URL: name the file to write with -o" in refused.output
     done = CliRunner().invoke(main, ["fp16", url, "-o", "half.onnx", "--count", "1", "--force"])
     assert done.exit_code == 0, done.output
     same = CliRunner().invoke(main, ["verify", f"{url}@onnx-cpu", "half.onnx", "--count", "1", "--budget", "fp16"])

@@ -91,7 +91,7 @@ def require_output(given: Path, output: Path | None, default: Path, parameter: s
         click.UsageError: if there is no `output`, and what is read is a copy of what a URL names.
     """
     if output is None and is_copy(given):
-        raise click.UsageError(f"{parameter} is a URL, beside which nothing is written: say with -o what to write")
+        raise click.UsageError(f"{parameter} is a URL: name the file to write with -o")
     return output or default
 
 

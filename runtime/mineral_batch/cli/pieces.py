@@ -196,7 +196,7 @@ def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on
             say(counts.specimens_line())
         say(tables_line(place.name, summary.files))
     if not counts.predicted and not counts.failed:
-        raise DataError(f"the run in {place.name} has no images: what was named is empty")
+        raise DataError(f"the run in {place.name} has no images: its inputs are empty")
     if not counts.predicted:
         raise DataError(f"none of {counts.failed} images could be read: see {place.name}/{FAILURES}")
     return EXIT_SOME_IMAGES_FAILED if counts.failed and not exit_zero_on_failures else 0

@@ -152,9 +152,9 @@ def read_list(file: str | Path) -> NameList:
     try:
         names = NameList(_Content(source, _plain(_opened(file))))
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise DataError(f"the list {source} is damaged: its gzip stream is not whole") from None
+        raise DataError(f"the list {source} is damaged: its gzip stream is incomplete") from None
     except UnicodeDecodeError:
-        raise DataError(f"the list {source} is not whole UTF-16: save it as UTF-8") from None
+        raise DataError(f"the list {source} is incomplete UTF-16: save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"cannot read the list {source}: {one_line(error)}") from None
     if not names.first(1):

@@ -109,8 +109,8 @@ def _require_memory(size: int) -> None:
     available = available_memory()
     if available is not None and _COPIES * size > available:
         raise ImageError(
-            f"a row group of {size / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory: write the table again "
-            f"with smaller row groups (row_group_size)"
+            f"the row group takes {size / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are left: rewrite "
+            f"the table with smaller row groups (row_group_size)"
         )
 
 
@@ -127,7 +127,7 @@ def _image(value: Any, name: str) -> Source | Failure:
     if path:
         name = f"{name}/{str(path).replace(chr(92), '/').rpartition('/')[2]}"
     if content is None and path:
-        return Failure(name, "read", "the row has the name of a file in place of an image: list the files with --list")
+        return Failure(name, "read", "the row names a file instead of holding an image: list the files with --list")
     if content is None:
         return Failure(name, "read", "the row has no image")
     try:

@@ -112,9 +112,9 @@ def _unpacked(content: bytes) -> bytes:
     try:
         unpacked = unpack.decompress(content, MAX_BYTES + 1)
     except zlib.error:
-        raise ImageError("it is compressed with gzip, and damaged") from None
+        raise ImageError("it is compressed with gzip and damaged") from None
     if not unpack.eof and len(unpacked) <= MAX_BYTES:
-        raise ImageError("it is compressed with gzip, and not whole")
+        raise ImageError("it is compressed with gzip and incomplete")
     check_bytes(len(unpacked))
     return unpacked
 

@@ -65,7 +65,7 @@ def _check(url: Url, version: int) -> Check:
         same(now)
         if not now.is_delimited:
             raise ImageError(
-                "the server does not say where the archive ends, so that half of it would look whole: download it"
+                "the server gives no length, so an archive that breaks off would look complete: download it first"
             )
 
     return check

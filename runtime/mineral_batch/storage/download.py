@@ -30,7 +30,7 @@ def download(url: Url, file: BinaryIO, expected: Entry | None = None) -> str:
 
     Raises:
         StoreError: if the object cannot be read, is no longer the expected one, or did not arrive whole; also if a
-            server does not say where it ends, because one that broke off would look whole.
+            server gives no length, because a file that breaks off would look complete.
         OSError: if the file cannot be written.
     """
     stated = [] if expected is None else [expected]
@@ -40,7 +40,7 @@ def download(url: Url, file: BinaryIO, expected: Entry | None = None) -> str:
             raise StoreError(f"{url} has changed while it was read: try again")
         if not now.is_delimited:
             raise StoreError(
-                f"{url}: the server does not say where the file ends, so half of it would look whole: download it, and "
+                f"{url}: the server gives no length, so a file that breaks off would look complete: download it, and "
                 f"name the copy"
             )
         stated.append(now)
@@ -54,7 +54,7 @@ def download(url: Url, file: BinaryIO, expected: Entry | None = None) -> str:
     for entry in stated:
         digest = _MD5.fullmatch(entry.etag) if url.scheme == "s3" else None
         if entry.size not in (-1, size) or (digest and digest[1] != md5.hexdigest()):
-            raise StoreError(f"{url} was damaged on the way: try again")
+            raise StoreError(f"{url} was damaged in transit: try again")
     return sha256.hexdigest()
 
 

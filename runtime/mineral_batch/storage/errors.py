@@ -34,7 +34,7 @@ class ExhaustedError(StoreError):
     """The store has no room left for what is written."""
 
 
-_ODD = "there is a key with an empty part, with . or .. for a part, or with a control character: rename that object"
+_ODD = "the key has an empty part, . or .. as a part, or a control character: rename the object"
 
 # What the text or the class of obstore's errors tells -> what it means. The first that fits counts.
 _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
@@ -43,7 +43,7 @@ _SIGNS: tuple[tuple[tuple[str, ...], type[StoreError], str], ...] = (
         NoSuchBucketError,
         "no such bucket",
     ),
-    (("InvalidBucketName", "InvalidResourceName"), NoSuchBucketError, "no bucket can be called so"),
+    (("InvalidBucketName", "InvalidResourceName"), NoSuchBucketError, "not a valid bucket name"),
     (("NotFoundError", "FileNotFoundError"), NoSuchObjectError, "no such object"),
     (
         ("QuotaExceeded", "InsufficientStorage", "507 Insufficient", "No space left", "XMinioStorageFull"),

@@ -49,7 +49,7 @@ def fetch(name: str | os.PathLike[str]) -> Path:
     with its description, the .json beside it.
 
     Raises:
-        DataError: if it is not there, may not be read, is damaged on the way, or the extra `cloud` is not installed.
+        DataError: if it is not there, may not be read, is damaged in transit, or the extra `cloud` is not installed.
     """
     if not is_url(name):
         return Path(name)

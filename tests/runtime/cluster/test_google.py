@@ -93,6 +93,6 @@ def test_a_key_that_keeps_a_bucket_from_being_listed_is_named(bucket: Bucket, tm
     bucket.write("photos//02.png", b"1", None)
     refused = command("gs://minerals/photos/", "-o", tmp_path / "out")
     assert refused.exit_code == 1
-    assert "Error: gs://minerals/photos//02.png: there is a key with an empty part" in refused.stderr.splitlines()[-1]
+    assert "Error: gs://minerals/photos//02.png: the key has an empty part" in refused.stderr.splitlines()[-1]
     other = command("gs://minerals/photos//", "-o", tmp_path / "out")
-    assert "Error: gs://minerals/photos//: there is a key with an empty part" in other.stderr.splitlines()[-1]
+    assert "Error: gs://minerals/photos//: the key has an empty part" in other.stderr.splitlines()[-1]

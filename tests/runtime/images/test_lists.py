@@ -29,7 +29,7 @@ def test_a_list_may_be_compressed_but_not_cut_off(tmp_path: Path) -> None:
     (tmp_path / "names.txt.gz").write_bytes(gzip.compress(CONTENT))
     assert list(read_list(tmp_path / "names.txt.gz")) == NAMES
     (tmp_path / "half.gz").write_bytes(gzip.compress(CONTENT)[:-20])
-    with pytest.raises(DataError, match=r"half\.gz is damaged: its gzip stream is not whole"):
+    with pytest.raises(DataError, match=r"half\.gz is damaged: its gzip stream is incomplete"):
         read_list(tmp_path / "half.gz")
 
 
@@ -124,7 +124,7 @@ def test_an_archive_that_may_not_be_whole_is_refused(site: Site) -> None:
     site.files["x.tar"] = b""
     (failure,) = find_sources([f"{site.address}/endless/x.tar"])
     assert isinstance(failure, Failure)
-    assert "the server does not say where the archive ends" in failure.reason
+    assert "the server gives no length, so an archive that breaks off would look complete" in failure.reason
 
 
 @pytest.mark.parametrize("how", ["plain", "chunked", "gzip", "endless", "again/3"])
@@ -139,7 +139,7 @@ def test_an_image_is_read_however_it_is_sent(site: Site, how: str) -> None:
     ("how", "message"),
     [
         ("half", "no answer from the server"),
-        ("endless", "the server does not say where the file ends, so half of it would look whole"),
+        ("endless", "the server gives no length, so a file that breaks off would look complete"),
         ("round", "redirected more than"),
         ("again/1000", "redirected more than"),
     ],

@@ -31,7 +31,7 @@ A, B = picture(1), picture(2)
 ROWS = [{"bytes": A, "path": "d/a.png"}, {"bytes": B, "path": "d/b.png"}]
 FRONT, BACK = pa.array(ROWS[:1], IMAGE), pa.array(ROWS[1:], IMAGE)
 EMPTY = {"bytes": b"", "path": "e.png"}
-NAMED = "the row has the name of a file in place of an image: list the files with --list"
+NAMED = "the row names a file instead of holding an image: list the files with --list"
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_a_row_group_beyond_the_memory_is_a_failure_and_the_others_are_read(
     assert (first.name, last.name) == (f"{file}/0", f"{file}/3")  # type: ignore[union-attr]
     assert isinstance(failure, Failure)
     assert failure.path == f"{file}/1-2"
-    assert "write the table again with smaller row groups" in failure.reason
+    assert "rewrite the table with smaller row groups" in failure.reason

@@ -61,7 +61,7 @@ def test_nothing_is_written_to_a_key_that_would_become_another(root, key, tmp_pa
         monkeypatch.setenv(name, "testing")
     store = open_store(root)
     for act in (lambda: store.put(key, b"1"), lambda: store.put_file(key, tmp_path), lambda: store.delete(key)):
-        with pytest.raises(StoreError, match="there is a key with an empty part"):
+        with pytest.raises(StoreError, match="the key has an empty part"):
             act()
 
 
