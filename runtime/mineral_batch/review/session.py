@@ -155,9 +155,16 @@ class Review:
         while place < len(rows) and len(items) < min(limit, 4 * _PAGE):
             row = int(rows[place])
             if not (undecided and self._is_known(row, name)):
-                items.append(self.item(row) | {"place": place})
+                items.append(self.item(row) | {"place": place} | self._of_mineral(row, name, label))
             place += 1
         return {"items": items, "next": place, "total": len(rows), "edition": edition}
+
+    def _of_mineral(self, row: int, name: str, label: str) -> dict[str, float]:
+        """In the order `mineral`, the probability of the mineral, which need not be among the candidates."""
+        if name != "mineral":
+            return {}
+        predictions = self.results.predictions
+        return {"probability": round(float(predictions.scores[row, predictions.labels.index(label)]), 4)}
 
     def _is_known(self, row: int, name: str) -> bool:
         return self.decisions.get(self.paths[row]) is not None or (

@@ -228,7 +228,7 @@ def test_maps_of_where_the_model_looks_come_one_after_the_other(browser: Any, re
             (["agate"], look("agate"), True),
             ([], "photos/a.jpg", True),
         ]
-        page.click("#maps button:first-child")
+        page.click("#maps button >> nth=0")
         seen(page)
         assert page.evaluate("document.getElementById('photo').naturalWidth") == 90
         page.keyboard.press("0")  # the next photograph has none
@@ -256,6 +256,71 @@ def test_a_hostile_label_is_text_in_the_page(browser: Any, server: Server) -> No
     assert page.text_content("#found button") == name
     assert page.locator("img[src='x']").count() == 0
     assert not page.problems
+
+
+def test_the_grid_is_walked_with_arrows_and_saved_from_anywhere(browser: Any, server: Server) -> None:
+    page = opened(browser, server, width=400)
+    page.keyboard.press("Shift+G")
+    page.wait_for_selector("#below-field:not([hidden])")
+    page.check("#below")
+    page.select_option("#mineral", "gold")
+    page.wait_for_function("() => /Which of these 5 are gold/.test(document.getElementById('question').textContent)")
+    captions = page.locator("#tiles button > span").all_text_contents()
+    assert all(" %not gold" in caption for caption in captions)  # each with its probability
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("ArrowRight")  # the first; the tiles are in two columns
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    assert page.locator("#tiles button").nth(2).get_attribute("aria-pressed") == "false"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")  # stays in the grid
+    assert page.evaluate("[...document.querySelectorAll('#tiles button')].indexOf(document.activeElement)") == 1
+    assert page.locator("#confirm").bounding_box()["y"] < 800  # Save is in sight on a small screen
+    page.keyboard.press("Shift+Enter")
+    progress(page, "1 of 5 labeled, 4 rejected")
+    assert not page.problems
+
+
+def test_save_is_in_sight_on_a_narrow_screen_and_the_next_photograph_too(browser: Any, server: Server) -> None:
+    page = opened(browser, server, width=400)
+    page.evaluate("window.scrollTo(0, 300)")
+    box = page.locator("#accept").bounding_box()
+    assert 0 < box["y"] < 800 - box["height"]
+    page.click("#accept")
+    progress(page, "1 of 5 labeled")
+    assert page.evaluate("window.scrollY") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, results: Path, scheme: str) -> None:
+    """The rules of WCAG 2.2 A and AA that a program can check, in each state of the page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    with serving(results, "--explained", str(with_maps(results))) as server:
+        page = opened(browser, server)
+        page.emulate_media(color_scheme=scheme)
+        page.select_option("#order", "file")
+        page.wait_for_function("() => document.getElementById('name').textContent.includes('a.jpg')")
+        seen(page)
+
+        def violations() -> list[str]:
+            found = axe.Axe().run(page).response["violations"]
+            return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+        assert not violations()
+        page.keyboard.press("Shift+M")
+        seen(page)
+        page.keyboard.type("go")
+        assert not violations()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Shift+G")
+        page.wait_for_selector("#below-field:not([hidden])")
+        page.check("#below")
+        page.wait_for_selector("#tiles button")
+        assert not violations()
+        page.keyboard.press("Shift+H")
+        page.wait_for_selector("#keys[open]")
+        assert not violations()
 
 
 def test_every_control_has_a_name(browser: Any, server: Server) -> None:

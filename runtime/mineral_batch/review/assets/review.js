@@ -125,6 +125,7 @@ function showImage(item) {
   $("given").textContent = item.given === null ? "" : `Existing label: ${item.given.join(", ") || "none of them"}`;
   $("damaged").textContent = item.damaged ? `Only a part of this file could be decoded: ${item.damaged}` : "";
   $("before").textContent = item.decision ? said(item.decision) : "";
+  window.scrollTo(0, 0); // on a narrow screen, Save is below the photograph
   $("search").value = "";
   showPhoto();
   showMaps(item);
@@ -169,7 +170,8 @@ function preload() {
 }
 
 function showMaps(item) {
-  $("maps").replaceChildren(...item.maps.map((label, number) => {
+  $("maps").hidden = item.maps.length === 0;
+  $("maps").replaceChildren($("maps-name"), ...item.maps.map((label, number) => {
     const button = element("button", label);
     button.type = "button";
     button.setAttribute("aria-pressed", "false");
@@ -181,7 +183,7 @@ function showMaps(item) {
 
 function toggleMap(number) {
   page.map = page.map === number ? -1 : number;
-  [...$("maps").children].forEach((button, index) => button.setAttribute("aria-pressed", String(index === page.map)));
+  $("maps").querySelectorAll("button").forEach((button, index) => button.setAttribute("aria-pressed", String(index === page.map)));
   showPhoto();
 }
 
@@ -316,8 +318,9 @@ function showGrid() {
     image.loading = "lazy";
     image.alt = "";
     image.src = `thumbnail/${item.row}`;
-    const probability = item.candidates.find(({ label }) => label === mineral)?.probability;
-    tile.append(image, element("span", probability === undefined ? "" : percent(probability)));
+    const caption = element("span", item.probability === undefined ? "" : percent(item.probability));
+    caption.append(element("i", `not ${mineral}`));
+    tile.append(image, caption);
     tile.addEventListener("click", () => {
       if (!page.wrong.delete(item.row)) page.wrong.add(item.row);
       tile.setAttribute("aria-pressed", String(page.wrong.has(item.row)));
@@ -383,7 +386,8 @@ function keyAction(event) {
   const isTyping = search.value !== "";
   const onButton = event.target instanceof HTMLButtonElement || event.target instanceof HTMLAnchorElement;
   if (event.shiftKey && SHIFTED[key]) return run(SHIFTED[key]);
-  if (page.isGrid) return key === "Enter" && !onButton && run(confirmPage);
+  if (page.isGrid && PAN[key]) return walk(key);
+  if (page.isGrid) return key === "Enter" && (event.shiftKey || !onButton) && run(confirmPage);
   if (event.shiftKey && PAN[key]) return run(() => { page.x += PAN[key][0]; page.y += PAN[key][1]; move(); });
   if (key === "Enter" && isTyping) return run(() => $("found").querySelector("button")?.click());
   if (key === "Enter" && !onButton) return run(() => decide("labeled", [...page.chosen]));
@@ -397,6 +401,16 @@ function keyAction(event) {
   if (key === "-") return run(() => zoomBy(0.8));
   if (/^\p{L}$/u.test(key) && event.target !== search) return run(() => { search.value = key; search.focus(); showFound(); });
   return false;
+}
+
+/** Move from tile to tile, as in a table. */
+function walk(key) {
+  const tiles = [...$("tiles").children];
+  const columns = tiles.filter((tile) => tile.offsetTop === tiles[0].offsetTop).length;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+  const at = tiles.indexOf(document.activeElement);
+  tiles[at < 0 ? 0 : at + by]?.focus();
+  return true;
 }
 
 function run(action) {
