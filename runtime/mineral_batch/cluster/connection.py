@@ -45,6 +45,7 @@ _PATIENCE, _PROBE_EVERY = 35.0, 5.0
 # speaks gRPC, which is HTTP/2.
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + bytes(5)
+_NOT_SERVED = "Initialization failure from server"
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
 
@@ -159,13 +160,23 @@ def _init(address: str) -> Any:
         warnings.simplefilter("ignore")
         try:
             with nullcontext() if address == LOCAL else _standard_error_into(said.fileno()):
-                ray.init(address, **options)
+                _connect(ray, address, options)
         except Exception as error:  # whatever Ray raises for a bad address, an old version, a missing package
             said.seek(0)
             raise BackendError(_no_cluster(address, error, said.read())) from None
     with suppress(AttributeError):  # what the raylets print, such as the death of a worker, is told in our words
         ray._private.worker._worker_logs_enabled = False
     return ray
+
+
+def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address, **options)
+    except ConnectionError as error:
+        # The process that serves a Ray Client on the head at times dies while it starts.
+        if _NOT_SERVED not in str(error):
+            raise
+        ray.init(address, **options)
 
 
 @contextmanager

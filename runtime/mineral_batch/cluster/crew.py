@@ -232,6 +232,8 @@ class Crew:
             opened = self._workforce.result(call)
         except WorkerLostError as error:
             self._workforce.end(worker)
+            if error.is_memory:
+                self._lack_memory(error)
             self._count_loss("opening", f"workers end while they open the engine: {error}", _LOSSES_OPENING)
             return
         if isinstance(opened, Refusal):
@@ -292,7 +294,7 @@ class Crew:
         """Go on with fewer workers: as many as before would fill the same machine again."""
         self._count_loss("memory", f"{error}; let fewer share a machine, by more --worker-cpus", _LOSSES_OPENING)
         self._shrink()
-        self._tell(f"{error}; its pieces are done again, by {self._most} at a time")
+        self._tell(f"{error}; going on with {self._most} at a time")
 
     def _refused(self, worker: Any, refusal: Refusal) -> None:
         if not refusal.is_machine:

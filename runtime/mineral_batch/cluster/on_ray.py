@@ -20,10 +20,12 @@ from mineral_batch.cluster.work import PieceReport
 from mineral_batch.cluster.worker import IN_HAND, Refusal, Worker, WorkerOptions
 from mineral_batch.errors import BackendError
 
+# What Ray adds to the reason why an actor died before it began.
+_NEVER_RAN = "The actor never ran"
 # What Ray's messages say of the machine that a call ran on, and of one whose memory was used up.
 _ADDRESS = re.compile(r"\bip=([^,)\s]+)")
 _NODE = re.compile(r"\bIP: ([^,)\s]+)")
-_USED = re.compile(r"[\d.]+GB / [\d.]+GB")
+_USED = re.compile(r"([\d.]+)GB(?: used)? / ([\d.]+)GB")
 
 
 class RayWorker(Worker):
@@ -170,15 +172,17 @@ def _cannot_load(error: Exception) -> Refusal:
 
 
 def _memory(error: Exception) -> str:
-    """`10.0.0.5 is short of memory (15.4GB / 16.0GB used), so a worker was ended`."""
+    """`10.0.0.5 is short of memory (15.4 of 16.0 GB used), so Ray ended a worker`."""
     where, used = _NODE.search(str(error)), _USED.search(str(error))
     return (
         f"{where[1] if where else 'a machine of the cluster'} is short of memory"
-        f"{f' ({used[0]} used)' if used else ''}, so Ray ended a worker"
+        f"{f' ({used[1]} of {used[2]} GB used)' if used else ''}, so Ray ended a worker"
     )
 
 
 def _cause(error: Exception) -> str:
-    """The last line of what Ray says says why, in its first sentence."""
+    """The last line of what Ray says tells why, in its first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[-1].startswith(_NEVER_RAN):
+        lines.pop()
     return lines[-1].split(". ")[0] if lines else type(error).__name__

@@ -22,6 +22,16 @@ from typing import Any
 import psutil
 
 SMALL = 80_000_000
+# What the fake provider of nodes calls the head.
+_HEAD = f"{'f' * 51}00000"
+_PROVIDER = {
+    "type": "fake_multinode",
+    "launch_multiple": True,
+    "head_node_id": _HEAD,
+    "use_node_id_as_ip": True,
+    "disable_node_updaters": True,
+    "disable_launch_config_check": True,
+}
 _NOTHING = ("auth", "docker", "file_mounts")
 _NO_COMMANDS = (
     "initialization_commands",
@@ -44,7 +54,7 @@ def config(address: str, most: int) -> dict[str, Any]:
         "max_workers": most,
         "idle_timeout_minutes": 2 / 60,
         "upscaling_speed": 10.0,
-        "provider": {"type": "fake_multinode", "gcs_address": address, "launch_multiple": True},
+        "provider": {**_PROVIDER, "gcs_address": address},
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
@@ -68,17 +78,21 @@ def raylets(folder: str) -> list[psutil.Process]:
 def main(most: int) -> None:
     """Serve until the input ends."""
     folder = tempfile.mkdtemp(prefix="ray")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    with socket.create_server(("", 0)) as server, socket.create_server(("", 0)) as other:
+        port, client = server.getsockname()[1], other.getsockname()[1]
     host = socket.gethostbyname(socket.gethostname())
     file = Path(folder, "autoscaler.json")
     file.write_text(json.dumps(config(f"{host}:{port}", most)))
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"),
         *(f"--port={port}", f"--node-ip-address={host}", f"--temp-dir={folder}", f"--autoscaling-config={file}"),
-        *("--num-cpus=0", f"--object-store-memory={SMALL}", "--ray-client-server-port=0"),
+        *("--num-cpus=0", f"--object-store-memory={SMALL}", f"--ray-client-server-port={client}"),
     ]
-    environment = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     with Path(folder, "log").open("w") as log:
         head = subprocess.Popen(
             command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True

@@ -203,8 +203,13 @@ def test_workers_that_die_while_they_open_their_engines_end_the_run(tmp_path: Pa
     def dying(worker: int) -> Any:
         raise WorkerLostError("a library crashed")
 
+    def starving(worker: int) -> Any:
+        raise WorkerLostError("full", is_memory=True)
+
     with pytest.raises(BackendError, match="while they open the engine: a library crashed"):
         run(tmp_path, Scripted(open_=dying))
+    with pytest.raises(BackendError, match="full; let fewer share a machine, by more --worker-cpus"):
+        run(tmp_path, Scripted(open_=starving))
     with pytest.raises(DataError, match="no such model"):
         run(tmp_path, Scripted(open_=lambda worker: Refusal("vm: no such model", is_machine=False)))
 
@@ -224,8 +229,8 @@ def test_a_machine_short_of_memory_gets_fewer_workers_and_no_photograph_is_blame
     assert sorted(report.piece for report in reports) == [piece.id for piece in PIECES]
     assert len(lost) == 2
     assert told == [
-        "vm1 is short of memory; its pieces are done again, by 3 at a time",
-        "vm1 is short of memory; its pieces are done again, by 2 at a time",
+        "vm1 is short of memory; going on with 3 at a time",
+        "vm1 is short of memory; going on with 2 at a time",
     ]
     assert not [key for piece in PIECES for key in place.keys(f"attempts/{piece.id}/")]
 

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +23,24 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from mineral_batch.cluster.place import open_place
+from mineral_batch.cluster.place import Folder, open_place
 
 COMMAND = [sys.executable, "-m", "mineral_batch", "predict", "--backend", "onnx-cpu"]
 _SECONDS = 900
 
 
 class Nodes:
-    """A cluster in a process of its own; see `ray_nodes`."""
+    """A cluster in a process of its own; see `ray_nodes`.
 
-    def __init__(self, count: int) -> None:
-        program = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(count)]
+    Args:
+        count: of nodes, of one CPU each.
+        cpus: of the first one.
+    """
+
+    def __init__(self, count: int, cpus: int = 1) -> None:
+        program = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(count), str(cpus)]
         self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.address = self._line()
+        self.address, self.client, self.metrics = self._line().split()
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -134,7 +142,7 @@ def disturb(nodes: Nodes, process: subprocess.Popen[str], events: list[str], pau
 def assert_tables_of_one_machine(output: str, single: Path) -> None:
     place = open_place(output)
     for name in ("predictions.csv", "failures.csv"):
-        assert place.get(name) == (single / name).read_bytes(), name
+        assert place.get(name) == Folder(single).get(name), name
     record = json.loads(place.get("run.json") or b"")
     assert sum(worker["pieces"] for worker in record["workers"]) == record["pieces"]
     assert {worker["engine"]["backend"] for worker in record["workers"]} == {"onnx-cpu"}
@@ -225,6 +233,123 @@ def test_ctrl_c_leaves_the_pieces_in_hand_and_no_process(
     code, _, err = finish(start(tmp_path / "one", model_path, album))
     assert code == 0, err
     assert (tmp_path / "out/predictions.csv").read_bytes() == (tmp_path / "one/predictions.csv").read_bytes()
+
+
+# The command with less patience with a silent head than 35 seconds.
+_IMPATIENT = """
+from mineral_batch.cluster.connection import Head
+Head.__init__.__kwdefaults__.update(patience=1.0, every=0.5)
+from mineral_batch.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_two_commands_share_a_cluster_and_an_output_and_a_lost_head_is_one_line(
+    in_workers: Callable[[str], Path], album: Path, model_path: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("grpc", reason="the Ray Client needs the package grpcio")
+    in_workers("time.sleep(0.1)")
+    nodes = Nodes(1, cpus=2)
+    try:
+        share_an_output(nodes, album, model_path, tmp_path)
+        in_workers("time.sleep(1)")
+        lose_the_head(nodes, album, model_path, tmp_path)
+    finally:
+        nodes.close()
+
+
+def share_an_output(nodes: Nodes, album: Path, model: Path, folder: Path) -> None:
+    """Two commands at once, on a machine of the cluster and through a Ray Client."""
+    options = [album, "--piece-images", 2, "--workers", 1, "--worker-cpus", 1]
+    both = [start(folder / "both", model, *options, "--cluster", each) for each in (nodes.address, nodes.client)]
+    for process in both:
+        code, _, err = finish(process)
+        assert code == 0, err
+    assert finish(start(folder / "one", model, album))[0] == 0
+    assert_tables_of_one_machine(str(folder / "both"), folder / "one")
+
+
+def lose_the_head(nodes: Nodes, album: Path, model: Path, folder: Path) -> None:
+    """Kill the head after the first piece; afterwards another cluster would do the rest."""
+    options = ["-m", model, "--backend", "onnx-cpu", "--piece-images", 2, "--workers", 1, "--worker-cpus", 1]
+    words = ["predict", album, "-o", folder / "lost", *options, "--cluster", nodes.address, "--log-format", "json"]
+    command = [sys.executable, "-c", _IMPATIENT, *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while '"event": "piece"' not in (line := process.stderr.readline()):
+        assert line, "it ended before the first piece"
+    assert nodes("head") == 1
+    code, _, err = finish(process)
+    assert code == 1
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert f"the head of the Ray cluster at {nodes.address} does not answer any more; what is done is safe" in last
+    assert 1 <= len(list((folder / "lost/parts").iterdir())) < 6
+
+
+@pytest.mark.slow
+def test_what_prometheus_reads_is_what_run_json_says(
+    album: Path, model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("opencensus", "prometheus_client", "aiohttp"):
+        pytest.importorskip(package, reason="Ray exports metrics with its extra ray[default]")
+    (album / "04.png").write_bytes(b"damaged")
+    sockets = Path(tempfile.mkdtemp(prefix="ray"))
+    monkeypatch.setenv("RAY_TMPDIR", str(sockets))
+    nodes = Nodes(1, cpus=2)
+    try:
+        options = ["--cluster", nodes.address, "--piece-images", 2, "--workers", 2, "--worker-cpus", 1]
+        code, _, err = finish(start(tmp_path / "out", model_path, album, *options))
+        assert code == 3, err
+        host = nodes.address.rpartition(":")[0]
+        with urllib.request.urlopen(f"http://{host}:{nodes.metrics}/metrics") as page:
+            found = counters(page.read().decode())
+    finally:
+        nodes.close()
+        shutil.rmtree(sockets, ignore_errors=True)
+    record = json.loads((tmp_path / "out/run.json").read_text("utf-8"))
+    assert found["pieces_total"] == record["pieces"] == 6
+    assert (found["images_total"], found["failed_images_total"]) == (12, 1)
+    stages = {name.partition(":")[2]: value for name, value in found.items() if ":" in name}
+    assert stages == pytest.approx({name: value for name, value in record["stage_seconds"].items() if value}, abs=1e-3)
+
+
+def counters(page: str) -> Counter[str]:
+    """Our counters on a page for Prometheus, summed over the workers; of seconds those of each stage."""
+    found: Counter[str] = Counter()
+    for name, labels, value in re.findall(r"^ray_mineral_batch_(\w+)\{([^}]*)\} (\S+)", page, re.MULTILINE):
+        stage = re.search(r'stage="(\w+)"', labels)
+        found[f"{name}:{stage[1]}" if stage else name] += float(value)
+    return found
+
+
+@pytest.mark.soak
+def test_an_autoscaler_gives_as_many_nodes_as_workers_and_takes_them_back(
+    in_workers: Callable[[str], Path], album: Path, model_path: Path, tmp_path: Path
+) -> None:
+    """A minute on an idle machine: the cluster begins without a CPU, may grow to three nodes, and gets two workers."""
+    in_workers("time.sleep(1)")
+    program = [sys.executable, str(Path(__file__).with_name("ray_autoscaler.py")), "3"]
+    cluster = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    address = cluster.stdout.readline().strip()
+    options = [album, "--cluster", address, "--workers", "2-2", "--worker-cpus", 1, "--piece-images", 1]
+    process = start(tmp_path / "out", model_path, *options)
+    counts: list[int] = []
+    while process.poll() is None or counts[-1]:
+        cluster.stdin.write("nodes\n")
+        cluster.stdin.flush()
+        counts.append(int(cluster.stdout.readline().split()[1]))
+        time.sleep(0.5)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "2 workers on 2 machines" in out
+    assert max(counts) == 2
+    cluster.stdin.close()
+    cluster.stdout.close()
+    cluster.wait(60)
 
 
 @pytest.mark.soak

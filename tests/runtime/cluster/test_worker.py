@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,6 +177,73 @@ def test_a_port_where_something_else_answers_is_said_at_once() -> None:
         with pytest.raises(BackendError, match="something else answers there"), connected(address):
             pass
         thread.join()
+
+
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.41.0
+    Python: 3.10.4
+This process on node 10.0.0.7 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+@pytest.mark.parametrize(
+    ("address", "raised", "written", "message"),
+    [
+        ("", RuntimeError(MISMATCH), "", "has Ray 2.41.0 and Python 3.10.4, this machine Ray 2.60.0 and Python 3.11.7"),
+        ("", ConnectionError("Failed to connect to Ray cluster"), "", "a server answers at ADDRESS, but not as a Ray"),
+        ("", ConnectionError("Failed to connect"), "RPC error: Unauthenticated", "wants a token that this process"),
+        ("ray://", ConnectionError("ray client connection timeout"), "", "a server answers at ADDRESS, but not as"),
+        (
+            "ray://",
+            ConnectionError("Initialization failure:\n  no disk"),
+            "",
+            "ADDRESS: Initialization failure: no disk",
+        ),
+        ("auto", ConnectionError("Could not find any running Ray instance"), "", "no Ray cluster runs on this machine"),
+    ],
+)
+def test_a_cluster_that_takes_nobody_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    address: str,
+    raised: Exception,
+    written: str,
+    message: str,
+) -> None:
+    def init(*arguments: object, **options: object) -> None:
+        os.write(2, f"{written}\n".encode())
+        raise raised
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, __spec__=SimpleNamespace()))
+    with grpc_server() as port:
+        address = address if address == "auto" else f"{address}127.0.0.1:{port}"
+        with pytest.raises(BackendError) as refused, connected(address):
+            pass
+    assert message.replace("ADDRESS", address) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+    assert capfd.readouterr().err in ("", "\n")
+
+
+@contextmanager
+def grpc_server() -> Iterator[int]:
+    """Something that greets as gRPC does; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(bytes(3) + b"\x04" + bytes(5))
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+    # A thread of an address that nobody asked is a daemon: closing the socket does not wake it.
 
 
 def cluster_of(*nodes: dict[str, float]) -> Any:
