@@ -12,7 +12,7 @@ import numpy as np
 
 from mineral_batch.errors import DataError, plain_reason
 from mineral_batch.files import write_file
-from mineral_batch.results.written import sealed_json, sealed_markdown
+from mineral_batch.results.seals import sealed_json, sealed_markdown
 from mineral_bench.conditions import in_words
 from mineral_bench.measure import Estimate, three_digits
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mineral_batch.errors import DataError
+from mineral_batch.results.seals import sealed_markdown
 from mineral_bench.conditions import conditions
 from mineral_bench.measure import Estimate
 from mineral_bench.report import BenchmarkReport, Table, load_figures
@@ -54,7 +55,7 @@ def test_figures_come_back_from_the_file(
     report.write(path, tmp_path / "saved.md")
     saved = load_figures(path, "decode")
     assert saved["figures"] == {"rate": {"value": 2, "low": 1, "high": 3}, "seconds": [1.5, 2.5]}
-    assert (tmp_path / "saved.md").read_text("utf-8") == report.markdown()
+    assert (tmp_path / "saved.md").read_text("utf-8") == sealed_markdown(report.markdown())
     assert report.markdown() in capsys.readouterr().out
 
 

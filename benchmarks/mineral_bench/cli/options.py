@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mineral_batch.cli.paths import LOCAL, FetchedBy
-from mineral_batch.results.written import require_sealed
+from mineral_batch.results.seals import require_sealed
 from mineral_train.model.fetched import fetch_model
 
 #: A checkpoint's folder, a file or the name of a preset, or a URL.

@@ -51,7 +51,7 @@ def verify(
     With labels, B is judged by its loss of mAP and, for a calibrated model, by the rise of its calibration error;
     without labels, by the differences of the probabilities. The exit code is 1 if B exceeds the budget.
     """
-    from mineral_batch.results.written import require_sealed
+    from mineral_batch.results.seals import require_sealed
     from mineral_export.verify.artifacts import open_artifact, require_same
     from mineral_export.verify.budget import budget_for, least_exact
     from mineral_export.verify.parity import compare
@@ -113,7 +113,7 @@ def _record(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> dict[st
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     from mineral_batch.files import write_file
-    from mineral_batch.results.written import sealed_json
+    from mineral_batch.results.seals import sealed_json
 
     write_file(path, sealed_json(json.dumps(record, indent=2, ensure_ascii=False)))
     click.echo(f"Wrote {path}")

@@ -31,13 +31,8 @@ from mineral_batch.model.onnx_file import read_contract, require_model_or_nothin
 from mineral_batch.model.starter import starter_path
 from mineral_batch.results.csv import write_csv
 from mineral_batch.results.read import table_in
-from mineral_batch.results.written import (
-    note_written,
-    require_not_read,
-    require_replaceable,
-    require_sealed,
-    sealed_json,
-)
+from mineral_batch.results.seals import require_sealed, sealed_json
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

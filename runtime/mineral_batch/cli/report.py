@@ -18,8 +18,9 @@ from mineral_batch.report.build import INDEX, ReportOptions, require_report, wri
 from mineral_batch.report.explained import read_explained
 from mineral_batch.report.groups import find_groups
 from mineral_batch.results.read import read_results
+from mineral_batch.results.seals import require_sealed
 from mineral_batch.results.specimens import CATALOG, FOLDER, REGEX
-from mineral_batch.results.written import note_written, require_not_read, require_replaceable, require_sealed
+from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 from mineral_batch.storage.models import is_copy
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from mineral_batch.report.data import ROWS, frame, pages, script_json
 from mineral_batch.report.groups import Groups, find_groups
 from mineral_batch.report.page import page, script
 from mineral_batch.report.thumbnails import find_base, small_files, thumbnails
-from mineral_batch.results.written import SealedFile, is_nothing, require_sealed
+from mineral_batch.results.seals import SealedFile, require_sealed
+from mineral_batch.results.written import is_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,7 +4,7 @@
 |---|---|
 | its SHA-256 in run.json | the tables of a run |
 | its SHA-256 in written.json beside it | tables, workbooks and folders that other commands wrote about the run |
-| a seal: its last line is the SHA-256 of everything before | HTML, Markdown and JSON, wherever they are moved |
+| a seal in the file itself (`mineral_batch.results.seals`) | HTML, Markdown and JSON, wherever they are moved |
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,15 +25,11 @@ from mineral_batch.results.schema import RECORD, RUN_MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from typing import BinaryIO
 
 #: How to fix it besides moving a table, for a command with -o.
 OTHER_FOLDER = ", or choose another folder with -o"
 # Of a larger file in a folder the size counts, not the content: nobody edits an image of that kind.
 _SMALL = 65_536
-_SEAL = re.compile(rb'(?:<!-- sha256 |  "sha256": ")([0-9a-f]{64})(?: -->\n|"\n\}\n)\Z')
-_LONGEST_SEAL = 100  # bytes
-_BLOCK = 1 << 20
 
 
 def edited_tables(folder: Path) -> list[str]:
@@ -89,11 +84,11 @@ def refuse_foreign_tables(
         return
     known = set() if manifest is None else {*manifest.digests, *manifest.tables, RUN_MANIFEST}
     names = [*names]
-    foreign = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
-    if foreign:
-        is_, was, it = _words(foreign)
+    others = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
+    if others:
+        is_, was, it = _words(others)
         raise DataError(
-            f"{_paths(folder, foreign)} {is_} there already and {was} not written by {command}: move {it}{fix}"
+            f"{_paths(folder, others)} {is_} there already and {was} not written by {command}: move {it}{fix}"
         )
     for name in names:
         if (folder / name).is_dir():  # one file per image
@@ -116,25 +111,9 @@ def require_replaceable(results: Path, target: Path, command: str) -> None:
     digest = _digest(results, target)
     if digest is None:
         origin = "" if target.resolve().is_relative_to(results.resolve()) else f" from {results}"
-        raise _foreign(target, f"was not written by {command}{origin}")
+        raise foreign(target, f"was not written by {command}{origin}")
     if digest != _content_digest(target):
-        raise _foreign(target, f"was edited since {command} wrote it")
-
-
-def require_sealed(target: Path, command: str) -> None:
-    """Check that a file is not there, is empty, or ends with a seal that fits.
-
-    Args:
-        target: file to write.
-        command: that writes it, for the message.
-
-    Raises:
-        DataError: if it was edited, or is somebody else's.
-    """
-    if is_nothing(target):
-        return
-    if target.is_dir() or not _has_seal(target):
-        raise _foreign(target, f"was not written by {command}, or was edited since")
+        raise foreign(target, f"was edited since {command} wrote it")
 
 
 def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) -> None:
@@ -168,7 +147,7 @@ def require_unedited(results: Path, target: Path, command: str) -> None:
         DataError: if it was edited.
     """
     if is_edited(results, target):
-        raise _foreign(target, f"was edited since {command} wrote it")
+        raise foreign(target, f"was edited since {command} wrote it")
 
 
 def note_written(results: Path, *targets: Path) -> None:
@@ -190,64 +169,11 @@ def replacing(results: Path, *targets: Path) -> Iterator[None]:
     note_written(results, *targets)
 
 
-class SealedFile:
-    """Passes on what is written to an open file, and ends it with a seal in an HTML comment."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, content: bytes) -> None:
-        """Write a part."""
-        self._digest.update(content)
-        self._file.write(content)
-
-    def seal(self) -> None:
-        """Write the last line."""
-        self._file.write(f"<!-- sha256 {self._digest.hexdigest()} -->\n".encode())
-
-
-def sealed_markdown(text: str) -> str:
-    """Return a text with a seal that Markdown does not show."""
-    return f"{text}<!-- sha256 {_sha256(text)} -->\n"
-
-
-def sealed_json(text: str) -> str:
-    """Return an indented JSON object with a seal as its last key."""
-    body = f"{text.rstrip().removesuffix('}').rstrip()},\n"
-    return f'{body}  "sha256": "{_sha256(body)}"\n}}\n'
-
-
 def is_nothing(target: Path) -> bool:
     """Return whether there is nothing to lose in a place: no file, or an empty one, or an empty folder."""
     if target.is_dir():
         return next(target.iterdir(), None) is None
     return not target.is_file() or not target.stat().st_size
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _has_seal(target: Path) -> bool:
-    try:
-        with target.open("rb") as file:
-            size = target.stat().st_size
-            file.seek(max(0, size - _LONGEST_SEAL))
-            seal = _SEAL.search(file.read())
-            file.seek(0)
-            return seal is not None and _digest_of(file, size - len(seal[0])) == seal[1].decode()
-    except OSError:
-        return False
-
-
-def _digest_of(file: BinaryIO, size: int) -> str:
-    """SHA-256 of the next bytes."""
-    digest = hashlib.sha256()
-    while size > 0 and (block := file.read(min(size, _BLOCK))):
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest()
 
 
 def _content_digest(target: Path) -> str:
@@ -262,7 +188,8 @@ def _content_digest(target: Path) -> str:
     return digest.hexdigest()
 
 
-def _foreign(target: Path, why: str) -> DataError:
+def foreign(target: Path, why: str) -> DataError:
+    """Return the error about a file or folder that must not be replaced; `why` says what is known of it."""
     kind = "folder" if target.is_dir() else "file"
     return DataError(f"{target} is there already and {why}: move it, or name another {kind}")
 
