@@ -35,9 +35,8 @@ from mineral_batch.cluster.worker import Opened, Refusal, WorkerOptions
 from mineral_batch.engines.registry import BACKENDS
 from mineral_batch.errors import BackendError
 from mineral_batch.images import remote
-from mineral_batch.images.remote import find_remote
-from mineral_batch.images.skipped import Skipped
 from mineral_batch.results.fingerprint import shared_fingerprint
+from mineral_batch.results.inputs import Inputs
 from mineral_batch.results.manifest import describe_engine, describe_software
 from mineral_batch.storage.interface import Check, Entry
 from mineral_batch.types import Prediction
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
     from mineral_batch.cluster.identity import Identity
     from mineral_batch.cluster.plan import Piece
     from mineral_batch.storage.urls import Url
-    from mineral_batch.types import Failure, Source
 
+_PHOTOS = "s3://simulated/photos/"
 _PAGE = 1000  # keys that a store lists at once, as S3 does
 _SIDE = 32
 
@@ -184,18 +183,6 @@ def _simulate_bucket(simulation: Simulation) -> None:
     vars(remote)["open_store"] = open_store
 
 
-class _Bucket:
-    """What `make_plan` needs of inputs."""
-
-    named = ("s3://simulated/photos/",)
-
-    def __init__(self) -> None:
-        self.skipped = Skipped()
-
-    def sources(self) -> Iterator[Source | Failure]:
-        return find_remote([self.named])
-
-
 def simulate(simulation: Simulation) -> dict[str, float]:
     """Do one run; return seconds of each step, CPU seconds and peak memory of this process."""
     _simulate_bucket(simulation)
@@ -220,7 +207,7 @@ def _run(simulation: Simulation, place: Folder, crew: Crew, identity: Identity, 
         del earlier
         return identity, sources
 
-    inputs: Any = _Bucket()
+    inputs = Inputs((_PHOTOS,), (_PHOTOS,), (), ())
     with _timed(figures, "plan"):
         plan = make_plan(identify, place, inputs, piece_images=simulation.piece_images)
     cpu, moments = time.process_time(), [time.monotonic()]
