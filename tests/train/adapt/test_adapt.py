@@ -262,6 +262,16 @@ def test_names_that_mean_a_label_are_said(photos, base, tmp_path):
     assert "3 labels" in out
 
 
+def test_images_whose_label_is_not_known_are_no_label_of_their_own(photos, base, tmp_path):
+    lines = photos.read_text().splitlines()
+    lines[1:4] = [
+        f"{line.split(',')[0]},{name}" for line, name in zip(lines[1:4], ("?", "Unknown", "gold;?"), strict=True)
+    ]
+    photos.write_text("\n".join(lines) + "\n")
+    out = adapt(photos, base, tmp_path / "mine.onnx")
+    assert "57 photographs, 3 labels" in out
+
+
 def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):
     (tmp_path / "7.png").write_bytes(b"not an image")
     (tmp_path / "8.png").unlink()

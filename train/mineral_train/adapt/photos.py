@@ -14,6 +14,7 @@ from mineral_train.data.folders import (
     TableFormat,
     folder_names,
     is_negative,
+    is_undetermined,
     merge_identical,
     read_columns,
     rows_from_folders,
@@ -62,7 +63,7 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
     """
     if not source.exists():
         raise DataError(f"no such folder or CSV: {source}")
-    names = _names(source, table)
+    names = {name for name in _names(source, table) if source.is_dir() or not is_undetermined(name, known)}
     labels = _occurring(names, known) if labels is None else labels
     raise_faults(str(source), label_faults(tuple(labels)))
     rows = rows_from_folders(source, labels) if source.is_dir() else rows_from_table(source, labels, table)

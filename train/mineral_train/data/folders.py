@@ -6,14 +6,16 @@ name each; an image of several minerals lies in several of them, byte for byte t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labeling_tools import is_tool_file, photo_in, read_tool_labels
-from mineral_batch.evaluation.labels import COLUMN_NAMES, labels_meant
+from mineral_batch.evaluation.labels import COLUMN_NAMES, UNDETERMINED, labels_meant
 from mineral_batch.images.discover import find_images
 from mineral_batch.minerals import canonical
+from mineral_batch.results.csv import shown
 from mineral_batch.types import Failure
 from mineral_train.data.duplicates import classes, connected, identical_files
 from mineral_train.data.labels import NEGATIVE_NAMES, SEPARATOR, describe_unknown, raise_faults, split_labels
@@ -23,6 +25,8 @@ from mineral_train.data.moved import find_moved
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+_log = logging.getLogger("mineral_batch")
 
 SPLIT = "split"
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid": "val", "validation": "val"}
@@ -126,6 +130,7 @@ def rows_from_table(
     columns = columns or TableFormat()
     folder = (columns.root or table.parent).absolute()
     rows, faults = (_tool_rows if is_tool_file(table) else _csv_rows)(table, columns, folder)
+    rows = _determined(rows, labels, table)
     meant = _meant(rows, labels)
     unknown = {name for name, labels_of_it in meant.items() if not labels_of_it}
     raise_faults(str(table), faults, [] if ignore_unknown or not unknown else [_unknown(unknown, labels)])
@@ -149,6 +154,19 @@ def read_columns(
     named = {"path": columns.path_column, "labels": columns.labels_column, SPLIT: columns.split_column or SPLIT}
     synonyms = {name: column for name, column in COLUMN_NAMES.items() if named[column] == column}
     return read_table(table, [columns.path_column, columns.labels_column], synonyms=synonyms, faults=faults)
+
+
+def is_undetermined(name: str, labels: Sequence[str]) -> bool:
+    """Whether a name says that nobody knows what an image shows, and is no label."""
+    return name.casefold() in UNDETERMINED and name not in labels
+
+
+def _determined(rows: list[Row], labels: Sequence[str], table: Path) -> list[Row]:
+    """The rows without those whose label says that it is not known; a line in the log counts these."""
+    known = [row for row in rows if not any(is_undetermined(name, labels) for name in row.labels)]
+    if left_out := len(rows) - len(known):
+        _log.warning("%s: images left out, as their label says that it is not known: %d", shown(str(table)), left_out)
+    return known
 
 
 def _csv_rows(table: Path, columns: TableFormat, folder: Path) -> tuple[list[Row], list[str]]:
