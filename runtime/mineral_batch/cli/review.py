@@ -77,7 +77,7 @@ def review(
     if export is not None:
         _export(results, labels, export)
         return
-    from mineral_batch.report.explained import Explained, read_explained
+    from mineral_batch.report.explained import read_explained
     from mineral_batch.report.thumbnails import find_base
     from mineral_batch.results.read import read_results
     from mineral_batch.review.decisions import Decisions
@@ -86,9 +86,11 @@ def review(
 
     read = read_results(results)
     given = read_given(labels, read) if labels else GivenLabels()
-    maps = read_explained(explained, read) if explained else Explained({}, 0)
+    maps = read_explained(explained, read) if explained else None
     base = photos or find_base(read.predictions.paths, [Path(), results, results.parent])
     with Decisions(results) as decisions:
+        if maps is not None:
+            click.echo(f"Maps of {len(maps.overlays)} of {counted(len(read.predictions.paths), 'image')}", err=True)
         features, note = _features(read, base, model)
         levels = _levels(read, level, minerals)
         session = Review(read, decisions, base, reviewer or _user(), given, maps, features, levels)

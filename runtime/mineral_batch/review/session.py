@@ -14,7 +14,6 @@ from mineral_batch.errors import ImageError
 from mineral_batch.images.decode import open_rgb
 from mineral_batch.images.limits import read_file
 from mineral_batch.images.names import FORMULA_SIGNS
-from mineral_batch.report.explained import Explained
 from mineral_batch.results.csv import shown
 from mineral_batch.review import order
 from mineral_batch.review.decisions import STATUSES, Decision, Decisions, now
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mineral_batch.minerals.levels import Levels
+    from mineral_batch.report.explained import Explained, Overlay
     from mineral_batch.results.read import Results
     from mineral_batch.review.features import FeatureStore
 
@@ -55,7 +55,7 @@ class Review:
         base: where relative paths start.
         reviewer: who decides.
         given: labels that exist already.
-        maps: of `mineral-batch explain`.
+        maps: of `mineral-batch explain`; None if nobody made any.
         features: of the run's model, for the order that teaches most; None without the model.
         levels: the broader names that are answers where no label is sure; None for labels only.
     """
@@ -65,7 +65,7 @@ class Review:
     base: Path
     reviewer: str
     given: GivenLabels = field(default_factory=GivenLabels)
-    maps: Explained = field(default_factory=lambda: Explained({}, 0))
+    maps: Explained | None = None
     features: FeatureStore | None = None
     levels: Levels | None = None
 
@@ -104,7 +104,7 @@ class Review:
             "counts": self.counts(),
             "reviewer": self.reviewer,
             "page": _PAGE,
-            "maps": bool(self.maps.overlays),
+            "maps": self.maps is not None,
         }
 
     def counts(self) -> dict[str, int]:
@@ -226,7 +226,7 @@ class Review:
             "machine": self.machine(row),
             "damaged": shown(self.results.damaged[row]),
             "given": list(given) if given is not None else None,
-            "maps": [predictions.labels[overlay.label] for overlay in self.maps.overlays.get(row, ())],
+            "maps": [predictions.labels[overlay.label] for overlay in self._overlays(row)],
             "decision": _described(decision),
         }
 
@@ -294,7 +294,7 @@ class Review:
             UnknownError: if there is none of that number.
         """
         self._require(row)
-        overlays = self.maps.overlays.get(row, ())
+        overlays = self._overlays(row)
         if not 0 <= number < len(overlays):
             raise UnknownError(f"no map {number} of image {row}")
         name = shown(overlays[number].file.name)
@@ -305,6 +305,9 @@ class Review:
         if not content.startswith(_PNG):  # the table beside the maps may name any file
             raise UnknownError(f"{name} is no map")
         return content
+
+    def _overlays(self, row: int) -> tuple[Overlay, ...]:
+        return self.maps.overlays.get(row, ()) if self.maps else ()
 
     def _require(self, row: int) -> None:
         if not 0 <= row < len(self.paths):

@@ -240,6 +240,18 @@ def test_maps_of_where_the_model_looks_come_one_after_the_other(browser: Any, re
         assert not page.problems
 
 
+def test_a_run_in_which_no_photograph_has_a_map_says_so(browser: Any, results: Path) -> None:
+    folder = results.parent / "maps"
+    folder.mkdir()
+    (folder / "maps.csv").write_text("path,mineral,probability,overlay\n")
+    with serving(results, "--explained", str(folder)) as server:
+        page = opened(browser, server)
+        assert not page.is_visible("#maps")
+        page.keyboard.press("Shift+M")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.text_content("#problem") == "There is no map of this photograph."
+
+
 def test_a_hostile_label_is_text_in_the_page(browser: Any, server: Server) -> None:
     name = '<img src=x onerror=alert(1)>"&lt'
     both = [{"row": row, "status": "labeled", "minerals": [name]} for row in range(2)]
