@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import glob
+import hashlib
 import os
 import platform
 import re
@@ -17,6 +19,7 @@ from typing import BinaryIO
 from mineral_batch.errors import DataError
 
 _MAKE_ROOM = "free some space"
+_LONGEST = 240  # bytes of a name, of 255, so that a temporary file can be named after it
 _FIXES = {
     errno.ENOSPC: _MAKE_ROOM,
     errno.EDQUOT: _MAKE_ROOM,
@@ -128,7 +131,7 @@ def remove_leftovers(path: str | Path) -> None:
         OSError: if the folder cannot be written.
     """
     target = Path(path)
-    for stale in target.parent.glob(f".{target.name}.*.part"):
+    for stale in target.parent.glob(f".{glob.escape(_stem(target))}.*.part"):
         if stale.is_dir():
             shutil.rmtree(stale, ignore_errors=True)
         else:
@@ -140,11 +143,17 @@ def remove_leftovers(path: str | Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    return target.with_name(f".{_stem(target)}.{secrets.token_hex(4)}.part")
 
 
 def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+    return target.with_name(f".{_stem(target)}.old")
+
+
+def _stem(target: Path) -> str:
+    """The file's name, or a digest of one that leaves no room for more."""
+    name = os.fsencode(target.name)
+    return target.name if len(name) <= _LONGEST else hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextmanager

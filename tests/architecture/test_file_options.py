@@ -234,6 +234,8 @@ def test_what_is_no_such_file_is_one_line_in_words(
     monkeypatch.setattr("torch.onnx.export", begin)
     wrong = []
     for kind in KINDS:
+        if (parameter, kind) == ("config", "empty"):  # a file of options that gives none
+            continue
         path = world / "bad" / kind
         by = nobody() if kind in ("forbidden", "sealed/x") else nullcontext()
         with by, limited():

@@ -90,3 +90,14 @@ def test_the_message_names_the_target_and_not_the_temporary_file(tmp_path: Path)
     with pytest.raises(DataError, match="create the folder first") as caught, write_errors(tmp_path / "no/a"):
         write_file(tmp_path / "no/a", b"")
     assert ".part" not in str(caught.value)
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path: Path) -> None:
+    """A temporary file beside it needs a name, too."""
+    path = tmp_path / ("ы" * 127)
+    write_file(path, "one")
+    write_file(path, "two")
+    assert path.read_text() == "two"
+    (tmp_path / f".{'x' * 240}.0123abcd.part").touch()
+    remove_leftovers(tmp_path / ("x" * 240))
+    assert list(tmp_path.iterdir()) == [path]

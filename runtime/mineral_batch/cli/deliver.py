@@ -324,7 +324,9 @@ def _xmp(delivery: Delivery, tree: Path | None, root: str, *, undo: bool, adobe:
         return f"the answers were taken out of {counted(removed, 'sidecar')} {_where(tree)}; empty ones were removed"
     counts = trees.write_sidecars(delivery, tree, root, with_suffix=not adobe)
     new = f"{counted(counts.new, 'sidecar')} new, {counts.merged:,} merged with what was there, {_where(tree)}"
-    return f"{new}; {counted(counts.missing)} not found as files" if counts.missing else new
+    missing = f"; {counted(counts.missing)} not found as files" * bool(counts.missing)
+    long = f"; {counted(counts.too_long)} without one, as the name is too long" * bool(counts.too_long)
+    return f"{new}{missing}{long}"
 
 
 def _where(tree: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ class SidecarCounts:
         new: sidecars that were not there before.
         merged: sidecars that were there.
         missing: images without a file to write beside.
+        too_long: images whose name leaves no room for the sidecar's suffix.
     """
 
     new: int = 0
     merged: int = 0
     missing: int = 0
+    too_long: int = 0
 
 
 def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suffix: bool) -> SidecarCounts:
@@ -50,10 +53,15 @@ def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suf
             continue
         with write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if write_sidecar(path, record, delivery, root):
-            counts.merged += 1
-        else:
-            counts.new += 1
+        try:
+            was_there = write_sidecar(path, record, delivery, root)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            counts.too_long += 1
+            continue
+        counts.merged += was_there
+        counts.new += not was_there
     return counts
 
 

@@ -281,8 +281,12 @@ def match_paths(images: Sequence[str], labeled: Sequence[str]) -> Matches:
     Raises:
         DataError: if one path matches two, naming both.
     """
-    theirs, ours = _by_components(images), _by_components(labeled)
-    pairs = {ours[key]: theirs[key] for key in ours.keys() & theirs.keys()}
+    theirs_exact, ours_exact = _by_components(images), _by_components(labeled)
+    exact = {ours_exact[key]: theirs_exact[key] for key in ours_exact.keys() & theirs_exact.keys()}
+    theirs, ours = _composed(theirs_exact), _composed(ours_exact)
+    taken = {*exact.values()}
+    alike = {ours[key]: theirs[key] for key in ours.keys() & theirs.keys() if theirs[key] not in taken}
+    pairs = {**alike, **exact}
     left_theirs = {key: path for key, path in theirs.items() if key not in ours}
     left_ours = {key: path for key, path in ours.items() if key not in theirs}
     ends = {(left_ours[end], path) for key, path in left_theirs.items() if (end := _longest_end(key, left_ours))}
@@ -299,7 +303,7 @@ Components = tuple[str, ...]
 
 def _components(path: str) -> Components:
     """The parts of a normalized path; an absolute one begins with `/`, so that it is the end of no other."""
-    clean = posixpath.normpath(unicodedata.normalize("NFC", path.strip().replace("\\", "/")))
+    clean = posixpath.normpath(path.strip().replace("\\", "/"))
     parts = clean.lstrip("/").split("/")
     while parts and parts[0] == "..":
         parts.pop(0)
@@ -313,6 +317,13 @@ def _by_components(paths: Iterable[str]) -> dict[Components, str]:
         if other != path:
             raise DataError(f"{shown(other)} and {shown(path)} in one table are the same path: keep one of them")
     return found
+
+
+def _composed(paths: dict[Components, str]) -> dict[Components, str]:
+    """The same with accents composed (NFC), but for files whose names differ in nothing else: those stay apart."""
+    composed = {key: tuple(unicodedata.normalize("NFC", part) for part in key) for key in paths}
+    counts = Counter(composed.values())
+    return {(composed[key] if counts[composed[key]] == 1 else key): path for key, path in paths.items()}
 
 
 def _longest_end(key: Components, among: Collection[Components]) -> Components | None:

@@ -57,3 +57,13 @@ def test_a_message_shows_a_cell_and_does_not_obey_it(command: str, cell: str, pl
     assert not OBEYED.search(done.output), done.output
     assert max(map(len, done.output.splitlines())) < 2500
     assert sum(line.startswith("Error: ") for line in done.stderr.splitlines()) == (done.exit_code != 0)
+
+
+def test_a_name_without_room_for_a_sidecar_s_suffix_costs_its_sidecar_alone(folder: Path) -> None:
+    pytest.importorskip("lxml")
+    Path("results/predictions.csv").write_text(f"{HEADER}\n{'x' * 251}.jpg,gold,0.8,0.1\n{GOOD}\n", "utf-8")
+    done = CliRunner().invoke(main, ["deliver", "results", "--as", "xmp", "-o", "tree"])
+    assert done.exit_code == 0, done.output
+    assert "1 sidecar new" in done.output
+    assert "1 image without one, as the name is too long" in done.output
+    assert [path.name for path in Path("tree").iterdir()] == ["a.jpg.xmp"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,3 +184,12 @@ def test_a_file_name_that_comes_twice_matches_nothing(images, labeled):
 
 def test_a_name_is_ambiguous_even_if_one_of_the_two_has_its_match():
     assert match_paths(["x/a.jpg", "y/a.jpg"], ["x/a.jpg", "z/a.jpg"]).index == {"x/a.jpg": 0}
+
+
+def test_files_whose_names_differ_only_in_how_accents_are_composed_stay_apart() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "p/Größe.jpg") for form in ("NFC", "NFD"))
+    twins = [decomposed, composed, "p/a.jpg"]
+    assert match_paths(twins, [composed, decomposed]).index == {composed: 1, decomposed: 0}
+    assert match_paths(twins, [decomposed]).index == {decomposed: 0}
+    assert match_paths(["p/a.jpg", decomposed], [composed]).index == {composed: 1}
+    assert match_paths([decomposed], [composed, decomposed]).index == {decomposed: 0}
