@@ -12,7 +12,7 @@ import numpy as np
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL, refuse_swapped
-from mineral_batch.cli.shared_options import JUDGED, specimen_option
+from mineral_batch.cli.shared_options import JUDGED, labels_options, specimen_option
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.audit import suspects, suspicion
 from mineral_batch.evaluation.evaluate import join
@@ -35,14 +35,7 @@ COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability"
 @click.command()
 @click.argument("labels", type=LOCAL)
 @click.argument("results", type=LOCAL)
-@click.option(
-    "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
-)
-@click.option(
-    "--ignore-unknown",
-    is_flag=True,
-    help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
-)
+@labels_options
 @specimen_option(JUDGED)
 @click.option("--features", is_flag=True, help="Find similar images by the model's features instead of by its answers.")
 @click.option("--photos", type=LOCAL, metavar="DIR", help="With --features: where relative paths start.")

@@ -14,7 +14,7 @@ from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
 from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
 from mineral_batch.cli.paths import FETCHED, LOCAL, LOCAL_TEXT, refuse_swapped
-from mineral_batch.cli.shared_options import JUDGED, specimen_option
+from mineral_batch.cli.shared_options import JUDGED, labels_options, specimen_option
 from mineral_batch.errors import ContractError, DataError, OptionError
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning, join
 from mineral_batch.evaluation.evaluate import evaluate as judge
@@ -48,14 +48,7 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
 @click.command()
 @click.argument("predictions", callback=_table, type=FETCHED)
 @click.argument("labels", type=FETCHED)
-@click.option(
-    "--split", metavar="NAME", help="Use only the rows of LABELS with this value in the column `split`. [default: all]"
-)
-@click.option(
-    "--ignore-unknown",
-    is_flag=True,
-    help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
-)
+@labels_options
 @click.option(
     "--thresholds",
     type=LOCAL_TEXT,

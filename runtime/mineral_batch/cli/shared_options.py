@@ -30,6 +30,21 @@ max_pixels_option = click.option(
 )
 
 
+def labels_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that compares answers with labels the options `--split` and `--ignore-unknown`."""
+    split = click.option(
+        "--split",
+        metavar="NAME",
+        help="Use only the rows of LABELS with this value in the column `split`. [default: all]",
+    )
+    ignore = click.option(
+        "--ignore-unknown",
+        is_flag=True,
+        help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
+    )
+    return split(ignore(command))
+
+
 def specimen_option(text: str) -> Decorator:
     """Give a command the option `--specimen` with this help."""
     return click.option("--specimen", type=LOCAL_TEXT, metavar="RULE", help=text)

@@ -127,11 +127,6 @@ def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) 
             raise DataError(f"{target} is what {command} reads: name another file to write")
 
 
-def is_noted(results: Path, target: Path) -> bool:
-    """Whether a command is known to have written a file of this name, which may be gone or edited."""
-    return _digest(results, target) is not None
-
-
 def is_edited(results: Path, target: Path) -> bool:
     """Whether a file is known to have been changed since a command wrote it: by hand, or by another program."""
     digest = _digest(results, target)
