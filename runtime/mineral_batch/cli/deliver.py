@@ -227,10 +227,12 @@ def _summary(delivery: Delivery) -> str:
 
 
 def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:
-    from mineral_batch.deliver.sheets import write_workbook
+    from mineral_batch.deliver.sheets import MOST_THUMBNAILS, write_workbook
 
     write_workbook(delivery, path, thumbnail=thumbnail)
-    return f"{_summary(delivery)}: {path}"
+    is_cut = thumbnail and len(delivery) > MOST_THUMBNAILS
+    note = f"\nThumbnails: in the first {MOST_THUMBNAILS:,} rows only" if is_cut else ""
+    return f"{_summary(delivery)}: {path}{note}"
 
 
 def _csv(delivery: Delivery, path: Path) -> str:

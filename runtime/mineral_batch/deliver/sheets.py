@@ -22,6 +22,8 @@ from mineral_batch.system import pip_install
 #: Rows that a sheet of Excel can have, with the header.
 MOST_ROWS = 1_048_576
 _LINKS = 65_000  # hyperlinks that a sheet can have
+#: Rows with a thumbnail at most: XlsxWriter holds 2.4 KB of memory for each.
+MOST_THUMBNAILS = 200_000
 _COLUMNS = ("minerals", "evidence", "decided by", "decided", "model says", "best", "probability", "taken")
 _PLACE = ("latitude", "longitude")
 _MOST_IMAGES = 100  # whose names stand in a cell
@@ -100,7 +102,7 @@ def _quoted(cell: object) -> str:
 def write_workbook(delivery: Delivery, path: Path, *, thumbnail: int = 0) -> None:
     """Write an Excel workbook: the images with filters, the minerals, and how it was made.
 
-    Memory hardly grows with the rows: by about 2 KB for each thumbnail, and less without.
+    Memory hardly grows with the rows: by 2.4 KB for each thumbnail, of which the first `MOST_THUMBNAILS` rows have one.
 
     Args:
         delivery: the records.
@@ -163,7 +165,8 @@ class _Thumbnails:
         self._places: dict[int, tuple[int, int]] = {}
 
     def make(self, delivery: Delivery) -> None:
-        for row, content in thumbnails(delivery.first_images, delivery.base, self.size) if self.size else ():
+        images = delivery.first_images[:MOST_THUMBNAILS] if self.size else []
+        for row, content in thumbnails(images, delivery.base, self.size):
             self._places[row] = self._file.tell(), len(content)
             self._file.write(content)
 

@@ -200,6 +200,16 @@ def test_entities_of_a_hostile_sidecar_are_not_expanded(results: Path, photos: P
     assert ">secret<" not in path.read_text()
 
 
+def test_only_so_many_rows_have_a_thumbnail(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mineral_batch.deliver.sheets.MOST_THUMBNAILS", 2)
+    text = run(results, "--as", "excel", "-o", tmp_path / "x.xlsx", "--thumbnails", 32)
+    assert "Thumbnails: in the first 2 rows only" in text
+    sheet = openpyxl.load_workbook(tmp_path / "x.xlsx")["Images"]
+    assert [image.anchor._from.row for image in sheet._images] == [1, 2]
+    assert sheet.max_row == 6
+    assert "Thumbnails" not in run(results, "--as", "excel", "-o", tmp_path / "x.xlsx")
+
+
 def test_images_that_would_share_a_sidecar_are_refused(results: Path, photos: Path) -> None:
     table = results / "predictions.csv"
     table.write_text(table.read_text().replace("deep/c.jpg", "deep/ü;=1.jpg"))
