@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +23,9 @@ from mineral_batch.system import pip_install
 #: Rows that a sheet of Excel can have, with the header.
 MOST_ROWS = 1_048_576
 _LINKS = 65_000  # hyperlinks that a sheet can have
-#: Rows with a thumbnail at most: XlsxWriter holds 2.4 KB of memory for each.
-MOST_THUMBNAILS = 200_000
+#: Rows with a thumbnail at most: a workbook is a ZIP file, which has at most 65,535 members without ZIP64, and memory
+#: grows by 2.4 KB for each.
+MOST_THUMBNAILS = 65_000
 _COLUMNS = ("minerals", "evidence", "decided by", "decided", "model says", "best", "probability", "taken")
 _PLACE = ("latitude", "longitude")
 _MOST_IMAGES = 100  # whose names stand in a cell
@@ -114,13 +116,32 @@ def write_workbook(delivery: Delivery, path: Path, *, thumbnail: int = 0) -> Non
     """
     if len(delivery) >= MOST_ROWS:
         raise DataError(f"{len(delivery):,} {delivery.what} are more than a sheet of Excel holds: use --as csv-excel")
-    with write_errors(path), atomic_file(path) as file, tempfile.TemporaryFile() as small:
+    with (
+        write_errors(path),
+        atomic_file(path) as file,
+        tempfile.TemporaryFile() as small,
+        tempfile.TemporaryDirectory() as scratch,  # XlsxWriter's, which it does not remove if it fails
+    ):
         # Rows and thumbnails go to temporary files at once; text stays text, whatever sign it begins with.
-        options = {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
-        with _xlsxwriter().Workbook(file, options) as book:
+        options = {"constant_memory": True, "strings_to_formulas": False, "strings_to_urls": False, "tmpdir": scratch}
+        with _closing_well(_xlsxwriter().Workbook(file, options)) as book:
             counts = _images_sheet(book, delivery, path.parent, _Thumbnails(small, thumbnail))
             _minerals_sheet(book, counts, delivery.table, delivery.what)
             _about_sheet(book, delivery)
+
+
+@contextmanager
+def _closing_well(book: Any) -> Iterator[Any]:
+    """Write the workbook at the end; what the disk or the format refuses is an error in one line."""
+    from xlsxwriter.exceptions import FileSizeError, XlsxFileError
+
+    try:
+        with book:
+            yield book
+    except FileSizeError:
+        raise DataError("the workbook is larger than its format can be: use --as csv-excel, or no thumbnails") from None
+    except XlsxFileError as error:
+        raise OSError(str(error)) from error
 
 
 def _xlsxwriter() -> Any:

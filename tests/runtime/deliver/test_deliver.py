@@ -210,6 +210,30 @@ def test_only_so_many_rows_have_a_thumbnail(results: Path, tmp_path: Path, monke
     assert "Thumbnails" not in run(results, "--as", "excel", "-o", tmp_path / "x.xlsx")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (zipfile.LargeZipFile("Files count would require ZIP64 extensions"), "larger than its format can be"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ],
+)
+def test_a_workbook_that_cannot_be_written_is_one_line(
+    error: Exception, said: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr("xlsxwriter.workbook.ZipFile.write", refuse)
+    text = run(results, "--as", "excel", "-o", tmp_path / "x.xlsx", code=1)
+    assert said in text
+    assert len(text.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*x.xlsx*"))
+    assert not list(scratch.iterdir()), "nothing stays behind in the folder for temporary files"
+
+
 def test_images_that_would_share_a_sidecar_are_refused(results: Path, photos: Path) -> None:
     table = results / "predictions.csv"
     table.write_text(table.read_text().replace("deep/c.jpg", "deep/ü;=1.jpg"))
