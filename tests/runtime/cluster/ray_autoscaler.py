@@ -92,6 +92,7 @@ def main(most: int) -> None:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
     }
     with Path(folder, "log").open("w") as log:
         head = subprocess.Popen(

@@ -334,22 +334,23 @@ def test_an_autoscaler_gives_as_many_nodes_as_workers_and_takes_them_back(
     cluster = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert cluster.stdin is not None
     assert cluster.stdout is not None
-    address = cluster.stdout.readline().strip()
-    options = [album, "--cluster", address, "--workers", "2-2", "--worker-cpus", 1, "--piece-images", 1]
-    process = start(tmp_path / "out", model_path, *options)
-    counts: list[int] = []
-    while process.poll() is None or counts[-1]:
-        cluster.stdin.write("nodes\n")
-        cluster.stdin.flush()
-        counts.append(int(cluster.stdout.readline().split()[1]))
-        time.sleep(0.5)
-    code, out, err = finish(process)
+    options = [album, "--workers", "2-2", "--worker-cpus", 1, "--piece-images", 1]
+    try:
+        process = start(tmp_path / "out", model_path, *options, "--cluster", cluster.stdout.readline().strip())
+        counts: list[int] = []
+        while process.poll() is None or counts[-1]:
+            cluster.stdin.write("nodes\n")
+            cluster.stdin.flush()
+            counts.append(int(cluster.stdout.readline().split()[1]))
+            time.sleep(0.5)
+        code, out, err = finish(process)
+    finally:
+        cluster.stdin.close()
+        cluster.stdout.close()
+        cluster.wait(60)
     assert code == 0, err
     assert "2 workers on 2 machines" in out
     assert max(counts) == 2
-    cluster.stdin.close()
-    cluster.stdout.close()
-    cluster.wait(60)
 
 
 @pytest.mark.soak
