@@ -53,6 +53,16 @@ def _workers(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return least, most
 
 
+def _gpus(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Check what Ray can hand out: a share of one GPU, or whole ones."""
+    del ctx, parameter
+    if value is not None and value > 1 and not value.is_integer():
+        raise click.BadParameter(
+            f"{value:g} is no number of GPUs: write a share below 1, such as 0.5, or a whole number"
+        )
+    return value
+
+
 _OPTIONS = (
     click.option(
         "--cluster",
@@ -73,6 +83,7 @@ _OPTIONS = (
     click.option(
         "--worker-gpus",
         type=click.FloatRange(0, 64),
+        callback=_gpus,
         help="GPUs per worker; 0.5: two workers share a GPU. [default: 1 if the cluster has GPUs, else 0]",
     ),
 )

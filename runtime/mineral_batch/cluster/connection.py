@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +101,16 @@ class Head:
         return HeadLostError(self._lost)
 
 
+class _NoFolders(list[str]):
+    """Takes none of the folders that Ray has the workers import from first.
+
+    They are those of this command: a json.py or numpy.py beside the photographs would take the place of the real one.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Leave them out."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """A connection to a Ray cluster.
@@ -156,6 +166,9 @@ def _init(address: str) -> Any:
         options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     import ray
 
+    if not address.startswith(_CLIENT):
+        options["job_config"] = job = ray.job_config.JobConfig()
+        job._py_driver_sys_path = _NoFolders()
     with TemporaryFile("w+", errors="replace") as said, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -260,9 +260,15 @@ def test_two_commands_share_a_cluster_and_an_output_and_a_lost_head_is_one_line(
 
 
 def share_an_output(nodes: Nodes, album: Path, model: Path, folder: Path) -> None:
-    """Two commands at once, on a machine of the cluster and through a Ray Client."""
+    """Two commands at once, on a machine of the cluster and through a Ray Client, beside files named as modules are."""
+    beside = folder / "beside"
+    beside.mkdir()
+    for module in ("json", "numpy"):
+        (beside / f"{module}.py").write_text("raise SystemExit('imported by its place')")
+    here = {"cwd": beside, "env": {**os.environ, "PYTHONSAFEPATH": "1"}}
     options = [album, "--piece-images", 2, "--workers", 1, "--worker-cpus", 1]
-    both = [start(folder / "both", model, *options, "--cluster", each) for each in (nodes.address, nodes.client)]
+    addresses = (nodes.address, nodes.client)
+    both = [start(folder / "both", model, *options, "--cluster", address, **here) for address in addresses]
     for process in both:
         code, _, err = finish(process)
         assert code == 0, err

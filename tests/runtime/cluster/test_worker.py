@@ -142,6 +142,7 @@ def test_what_a_machine_lacks_is_said_with_its_name(album: Path, tmp_path: Path,
         (["--cluster", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1: "),
         (["--workers", "2"], "--workers is for a run on a cluster"),
         (["--cluster", "local", "--workers", "9-2"], "is not a number of workers"),
+        (["--cluster", "local", "--worker-gpus", "1.5"], "1.5 is no number of GPUs: write a share below 1"),
         (["--cluster", "local", "--shard", "1/2"], "--shard is for machines without a cluster"),
         (["--cluster", "local", "--decode", "auto"], "measures on one machine"),
         (["--cluster", "local", "--devices", "1"], "hands out GPUs by --worker-gpus"),
@@ -218,7 +219,8 @@ def test_a_cluster_that_takes_nobody_is_one_line(
         raise raised
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, __spec__=SimpleNamespace()))
+    jobs = SimpleNamespace(JobConfig=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, job_config=jobs, __spec__=SimpleNamespace()))
     with grpc_server() as port:
         address = address if address == "auto" else f"{address}127.0.0.1:{port}"
         with pytest.raises(BackendError) as refused, connected(address):
