@@ -57,7 +57,7 @@ CALLS = {
     "mineral-bench throughput": "no.onnx no",
     "mineral-bench decode": "no",
     "mineral-bench peers": "no.onnx no",
-    "mineral-bench engines": "no.onnx",
+    "mineral-bench engines": "no.onnx no.onnx",
     "mineral-bench accuracy": "no.csv no no.onnx",
     "mineral-bench scaling": "no",
     "mineral-bench feed": "no.onnx no",
@@ -71,7 +71,7 @@ CALLS = {
     "mineral-bench gpu-pieces": "out",
 }
 # They read no file, or measure before they look for one.
-WITHOUT_FILES = {"mineral-bench cluster", "mineral-bench bombs", "mineral-bench cost", "mineral-bench gpu-pieces"}
+WITHOUT_FILES = {f"mineral-bench {name}" for name in ("cluster", "bombs", "cost", "gpu", "gpu-pieces")}
 #: They import PyTorch, ONNX or an engine before they look for a file.
 HEAVY = ("mineral-train", "mineral-export", "mineral-bench")
 

@@ -101,3 +101,14 @@ def test_the_report_and_the_doctor_need_nothing_that_only_unix_has(photos: Path,
     doctor = run(tmp_path, "doctor")
     assert "Traceback" not in doctor.stderr
     assert "onnx-cpu" in doctor.stdout
+
+
+@pytest.mark.slow
+def test_shards_and_their_merge_need_nothing_that_only_unix_has(photos: Path, tmp_path: Path) -> None:
+    for code in (3, 0):  # one photograph is damaged; the second time there is nothing to do
+        done = run(tmp_path, "predict", str(photos), "-o", "shared", "--shard", "1/1")
+        assert done.returncode == code, done.stderr
+    for _ in range(2):
+        done = run(tmp_path, "merge", "shared", "--layout", "per-image", "-q")
+        assert done.returncode == 3, done.stderr
+    assert (tmp_path / "shared/predictions.csv").read_text("utf-8").count("\n") == 4

@@ -29,9 +29,10 @@ class Log:
         self.progress = self._progress if self.is_json else None
 
     def event(self, name: str, **values: Any) -> None:
-        """Write one event with its time, in UTC."""
+        """Write one event with its time, in UTC; numbers to a thousandth."""
         if self.is_json:
-            say(json.dumps({"time": timestamp(), "event": name, **values}), err=True)
+            short = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+            say(json.dumps({"time": timestamp(), "event": name, **short}), err=True)
 
     def line(self, text: str) -> None:
         """Write a line for people to standard error; as JSON an event `message`, so that every line is an object."""

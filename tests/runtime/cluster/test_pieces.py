@@ -224,6 +224,7 @@ def test_structured_logs_are_one_object_per_line(album: Path, tmp_path: Path, co
     pieces = [event for event in events if event["event"] == "piece"]
     assert [piece["images"] for piece in pieces] == [3, 3, 3, 2]
     assert all({"failed", "seconds", "images_per_second", "stages", "time"} <= set(piece) for piece in pieces)
+    assert all(round(event["seconds"], 3) == event["seconds"] for event in events if "seconds" in event)
     assert any(event["event"] == "progress" and event["total"] == 11 for event in events)
     single = command(tmp_path / "one", album, "--log-format", "json", "-q")
     (run,) = [json.loads(line) for line in single.stderr.splitlines()]
