@@ -84,7 +84,7 @@ UNREADABLE = re.compile(
     r"Traceback|Errno|\bNone\b|<class|<[\w.]+ object|PosixPath|\w\(\)|\b\w+(?:Exception|Warning)\b|\w+Error\b"
 )
 NOBODY = 65534
-SECONDS = 30
+SECONDS = 120
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
