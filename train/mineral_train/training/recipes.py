@@ -24,8 +24,8 @@ STARTER_MODEL = ModelConfig(
 
 #: Fields of `TrainConfig`: those that the starter was trained with, from ImageNet's weights, on 4,290
 #: images (see its card). They were chosen together, on one validation split. The card has a small study of single ones:
-#: in runs of four passes that fine-tune one stage, the log loss is a little lower without mixup and with plain
-#: cross-entropy, which says little about eight epochs that fine-tune four.
+#: in runs of four passes that fine-tune one stage, the log loss is lower without mixup, which says little about eight
+#: epochs that fine-tune four.
 #: What they are worth from the starter's weights has not been measured.
 FEW: Mapping[str, Any] = {
     "init": STARTER,
