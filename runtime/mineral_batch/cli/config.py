@@ -52,6 +52,7 @@ COMMANDS = frozenset(
         "scaling",
         "memory",
         "feed",
+        "review-page",
         "reviewing",
         "cost",
         "bombs",
