@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +46,8 @@ _PATIENCE, _PROBE_EVERY = 35.0, 5.0
 # speaks gRPC, which is HTTP/2.
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + bytes(5)
+# Ends with its standard input; speaks if nothing came by it.
+_EXECUTOR = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 _NOT_SERVED = "Initialization failure from server"
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 
@@ -172,7 +175,7 @@ def _init(address: str) -> Any:
     with TemporaryFile("w+", errors="replace") as said, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with nullcontext() if address == LOCAL else _standard_error_into(said.fileno()):
+            with nullcontext() if address == LOCAL else _quiet(said.fileno(), _ended(address)):
                 _connect(ray, address, options)
         except Exception as error:  # whatever Ray raises for a bad address, an old version, a missing package
             said.seek(0)
@@ -193,16 +196,31 @@ def _connect(ray: Any, address: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _standard_error_into(file: int) -> Iterator[None]:
-    """Catch what Ray's C++ writes at every second of its tries."""
+def _quiet(file: int, last_words: str) -> Iterator[None]:
+    """Write what Ray's C++ says at every second of its tries into a file.
+
+    Args:
+        file: its descriptor.
+        last_words: what a small process says if Ray ends this one, as it does on a machine that is no node.
+    """
     sys.stderr.flush()
-    before = os.dup(_STANDARD_ERROR)
-    os.dup2(file, _STANDARD_ERROR)
-    try:
-        yield
-    finally:
-        os.dup2(before, _STANDARD_ERROR)
-        os.close(before)
+    command = [sys.executable, "-I", "-S", "-c", _EXECUTOR, last_words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as executor:  # noqa: S603 - our own words
+        before = os.dup(_STANDARD_ERROR)
+        os.dup2(file, _STANDARD_ERROR)
+        try:
+            yield
+        finally:
+            os.dup2(before, _STANDARD_ERROR)
+            os.close(before)
+            executor.communicate(b"alive")
+
+
+def _ended(address: str) -> str:
+    return (
+        f"Error: Ray could not work on this machine with the cluster at {address}: {_AUTO} and HOST:PORT are for "
+        f"machines of the cluster (ray start --address=HOST:PORT makes this one of them), ray://HOST:10001 for others"
+    )
 
 
 def _no_cluster(address: str, error: Exception, said: str) -> str:

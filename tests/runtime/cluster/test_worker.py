@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -228,6 +229,27 @@ def test_a_cluster_that_takes_nobody_is_one_line(
     assert message.replace("ADDRESS", address) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
     assert capfd.readouterr().err in ("", "\n")
+
+
+# Ray ends the process by itself on a machine that is no node of the cluster.
+_ENDING = """
+import os, sys
+from types import SimpleNamespace
+jobs = SimpleNamespace(JobConfig=SimpleNamespace)
+end = lambda *args, **options: os.write(2, b"C++") and os._exit(1)
+sys.modules["ray"] = SimpleNamespace(init=end, job_config=jobs, __spec__=jobs)
+from mineral_batch.cluster.connection import connected
+connected(sys.argv[1]).__enter__()
+"""
+
+
+def test_a_machine_that_is_no_node_is_told_so_although_ray_ends_the_process() -> None:
+    with grpc_server() as port:
+        command = [sys.executable, "-c", _ENDING, f"127.0.0.1:{port}"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"the cluster at 127.0.0.1:{port}: auto and HOST:PORT are for machines of the cluster" in ended.stderr
 
 
 @contextmanager
