@@ -46,6 +46,13 @@ def test_a_change_takes_one_label_and_gives_another() -> None:
         assert ((after != truth).any(axis=1) == which).all()
 
 
+def test_planted_errors_are_counted_by_how_probable_the_suggestion_is() -> None:
+    scores = np.array([[0.9, 0.01], [0.2, 0.001], [0.2, 0.001], [0.01, 0.9]])
+    after = np.array([[False, True], [False, True], [False, True], [False, True]])
+    changed = np.array([True, True, False, False])
+    assert label_errors.planted(scores, after, changed) == (1, 1, 2, 1)
+
+
 def test_a_swap_keeps_how_frequent_labels_are() -> None:
     truth = np.eye(4, dtype=bool)[np.arange(40) % 4]
     after, which = label_errors.swapped(np.random.default_rng(1).random((40, 4)), truth, 0.2, np.random.default_rng(2))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from mineral_batch.evaluation.audit import suspicion
+from mineral_batch.evaluation.audit import LIKELY, PROBABLE, look_wrong, suspicion
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.model.starter import starter_path
 from mineral_batch.results.schema import PREDICTIONS
@@ -110,6 +110,18 @@ def found(score: Floats, is_changed: Bools) -> tuple[float, float]:
     """Share of the k first that were changed, and share of the k changed ones among the 2k first."""
     order, count = np.argsort(-score, kind="stable"), int(is_changed.sum())
     return float(is_changed[order[:count]].mean()), float(is_changed[order[: 2 * count]].sum() / count)
+
+
+def planted(scores: Floats, after: Bools, is_changed: Bools) -> tuple[int, int, int, int]:
+    """Count what `audit` says looks wrong, and what has the same odds but an improbable suggestion.
+
+    Returns:
+        How many look wrong and how many of these were changed; the same of the less certain ones.
+    """
+    is_listed = look_wrong(scores, after)
+    is_doubtful = (suspicion(scores, after) >= np.log(LIKELY)) & ~is_listed
+    counts = [(int(which.sum()), int((which & is_changed).sum())) for which in (is_listed, is_doubtful)]
+    return *counts[0], *counts[1]
 
 
 def nearest_votes(features: Floats, truth: Bools, count: int = _NEIGHBORS) -> Floats:
@@ -221,6 +233,11 @@ def main(predictions: str, labels: str, split: str | None = None) -> None:
             for name, score in CANDIDATES.items():
                 mean = np.array([found(score(scores, after), which) for after, which in cases]).mean(axis=0)
                 click.echo(f"  {name:<32} {mean[0]:.2f} {mean[1]:.2f}")
+            counts = np.mean([planted(scores, after, is_changed) for after, is_changed in cases], axis=0)
+            click.echo(
+                f"  odds of {LIKELY:g} or more, changed of all: {counts[1]:.1f} of {counts[0]:.1f} where the suggestion is "
+                f"at least {PROBABLE:.0%} probable, {counts[3]:.1f} of {counts[2]:.1f} where it is less"
+            )
 
 
 if __name__ == "__main__":

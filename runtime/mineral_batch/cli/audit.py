@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL, refuse_swapped
 from mineral_batch.cli.shared_options import JUDGED, labels_options, specimen_option
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.audit import suspects, suspicion
+from mineral_batch.evaluation.audit import LIKELY, NONE, PROBABLE, look_wrong, suspects
 from mineral_batch.evaluation.evaluate import join
 from mineral_batch.evaluation.specimens import by_specimen, thresholds_of_run
 from mineral_batch.results.csv import shown, write_csv
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from mineral_batch.evaluation.evaluate import Joined
 
 _SHOWN = 10
-#: From these odds on a label is counted as one that looks wrong.
-LIKELY = 20.0
 COLUMNS = ("path", "labels", "suspect", "suggested", "odds_ratio", "probability", "suggested_probability", "alike")
 
 
@@ -139,15 +136,13 @@ def _times(ratio: float) -> str:
 
 
 def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
-    likely = [suspect for suspect in found if suspect.odds_ratio >= LIKELY]
-    wrong = int((suspicion(joined.predictions.scores, joined.truth) >= np.log(LIKELY)).sum())  # also those left out
+    likely = [suspect for suspect in found if suspect.looks_wrong]
+    wrong = int(look_wrong(joined.predictions.scores, joined.truth).sum())  # also those left out
     lines = [
         f"{counted(len(joined.truth), f'labeled {noun}')}; {counted(wrong, 'label looks', 'labels look')} wrong "
-        f"(the odds of another are {LIKELY:g} times as high or more)"
+        f"(another is at least {PROBABLE:.0%} probable, and its odds are {LIKELY:g} times as high or more)"
     ]
-    for suspect in likely[:_SHOWN]:
-        path = shown(joined.predictions.paths[suspect.row])
-        lines.append(f"  {suspect.given:<15} {suspect.suggested + '?':<16} {_times(suspect.odds_ratio):>10} x  {path}")
+    lines += [_line(joined, suspect) for suspect in likely[:_SHOWN]]
     if more := len(likely) - _SHOWN:
         lines += [f"  and {more:,} more"] * (more > 0)
     if doubtful := len(found) - len(likely):
@@ -155,3 +150,16 @@ def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
     pairs = Counter((suspect.given, suspect.suggested) for suspect in likely).most_common(5)
     frequent = [f"{given} -> {suggested} ({n})" for (given, suggested), n in pairs if n > 1]
     return [*lines, f"Most frequent: {', '.join(frequent)}"] if frequent else lines
+
+
+def _line(joined: Joined, suspect: Suspect) -> str:
+    """`opal 1 %  quartz? 46 %  70 x  photo.jpg`; a label that the model does not have has no probability."""
+    is_known = suspect.given in (NONE, *joined.predictions.labels)
+    given = f"{suspect.given:<15} {_percent(suspect.probability) if is_known else '-':>6}"
+    suggested = f"{suspect.suggested + '?':<15} {_percent(suspect.suggested_probability):>6}"
+    return f"  {given}  {suggested}  {_times(suspect.odds_ratio):>11} x  {shown(joined.predictions.paths[suspect.row])}"
+
+
+def _percent(value: float) -> str:
+    """`<1 %`, `46 %`, `>99 %`."""
+    return "<1 %" if value < 0.005 else ">99 %" if value > 0.995 else f"{100 * value:.0f} %"

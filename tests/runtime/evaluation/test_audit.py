@@ -100,9 +100,24 @@ def test_only_what_looks_wrong_is_listed_with_odds_for_people(results: Path) -> 
         file.write("doubt.jpg,quartz\nsure.jpg,galena\n")
     lines = run(results.parent / "labels.csv", results).splitlines()
     assert lines[0].startswith("7 labeled images; 3 labels look wrong (")
-    assert re.fullmatch(r"  galena +quartz\? +> 1 million x  sure.jpg", lines[1])
-    assert re.fullmatch(r"  quartz +galena\? +931 x  wrong.jpg", lines[3])
+    assert re.fullmatch(r"  galena +<1 %  quartz\? +>99 % +> 1 million x  sure.jpg", lines[1])
+    assert re.fullmatch(r"  quartz +2 %  galena\? +95 % +931 x  wrong.jpg", lines[3])
     assert lines[4] == "Less certain, in the table only: 1"
+
+
+def test_a_suggestion_that_is_itself_improbable_is_less_certain(results: Path) -> None:
+    """Odds of thousands mean little where the model finds neither of the two labels probable."""
+    with (results / "predictions.csv").open("a", encoding="utf-8") as file:
+        file.write("weak.jpg,,0.00001,0.16,0.00001\n")
+    with (results.parent / "labels.csv").open("a", encoding="utf-8") as file:
+        file.write("weak.jpg,quartz\n")
+    text = run(results.parent / "labels.csv", results)
+    assert "2 labels look wrong (another is at least 30% probable, and its odds are 20 times as high" in text
+    assert "weak.jpg" not in text
+    assert "Less certain, in the table only: 1" in text
+    with (results / "audit.csv").open(encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))
+    assert (first["path"], first["suggested_probability"]) == ("weak.jpg", "0.16"), "the order of the table stays"
 
 
 def test_a_file_of_ones_own_is_not_replaced(results: Path) -> None:
