@@ -235,8 +235,8 @@ def main(predictions: str, labels: str, split: str | None = None) -> None:
                 click.echo(f"  {name:<32} {mean[0]:.2f} {mean[1]:.2f}")
             counts = np.mean([planted(scores, after, is_changed) for after, is_changed in cases], axis=0)
             click.echo(
-                f"  odds of {LIKELY:g} or more, changed of all: {counts[1]:.1f} of {counts[0]:.1f} where the suggestion is "
-                f"at least {PROBABLE:.0%} probable, {counts[3]:.1f} of {counts[2]:.1f} where it is less"
+                f"  odds of {LIKELY:g} or more, changed of all: {counts[1]:.1f} of {counts[0]:.1f} where the "
+                f"suggestion is at least {PROBABLE:.0%} probable, {counts[3]:.1f} of {counts[2]:.1f} where it is less"
             )
 
 

@@ -190,7 +190,8 @@ def echo_exported(exported: ExportedFile, source: str | Path) -> None:
 
 def echo_layers(result: Quantized, precision: str) -> None:
     """Print how many layers are in 8 bits, and which were taken back."""
-    click.echo(f"{result.rounded} of {result.layers} layers in {precision}, the rest in {result.rest}")
+    rest = f", the rest in {result.rest}" if result.rounded < result.layers else ""
+    click.echo(f"{result.rounded} of {result.layers} layers in {precision}{rest}")
     kept = [f"{name} ({result.errors[name]:.1%})" for name in result.kept]
     if kept:
         click.echo(f"Left in {result.rest} to meet the budget, with their error in {precision}: {', '.join(kept)}")

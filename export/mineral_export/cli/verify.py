@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mineral_batch.cli.console import EXIT_FOUND_SOMETHING
+from mineral_batch.cli.console import EXIT_FOUND_SOMETHING, counted
 from mineral_batch.cli.help import NumberFormat
 from mineral_batch.cli.paths import LOCAL
 from mineral_export.cli._options import sample_options
@@ -49,7 +49,8 @@ def verify(
     are synthetic.
 
     With labels, B is judged by its loss of mAP and, for a calibrated model, by the rise of its calibration error;
-    without labels, by the differences of the probabilities. The exit code is 1 if B exceeds the budget.
+    without labels, by the differences of the probabilities and, on photographs, by how often the minerals named differ;
+    synthetic images are too few and too unlike photographs for that. The exit code is 1 if B exceeds the budget.
     """
     from mineral_batch.results.seals import require_sealed
     from mineral_export.verify.artifacts import open_artifact, require_same
@@ -79,8 +80,16 @@ def _text(a: Artifact, b: Artifact, parity: Parity, budget: Budget) -> list[str]
         *_ap_lines(parity),
         *_calibration_lines(parity),
         f"budget         {budget}",
+        *_synthetic_lines(parity),
         f"verdict        {'; '.join(parity.beyond(budget)) or 'within the budget'}",
     ]
+
+
+def _synthetic_lines(parity: Parity) -> list[str]:
+    if not parity.are_synthetic:
+        return []
+    images = counted(parity.images, "synthetic image")
+    return [f"not judged     how often the minerals named differ: {images} cannot show it; use --photos"]
 
 
 def _ap_lines(parity: Parity) -> list[str]:
@@ -100,8 +109,9 @@ def _calibration_lines(parity: Parity) -> list[str]:
         return []
     a, b = parity.scores
     return [
-        f"calibration    error A {a.ece:.4f}, B {b.ece:.4f}, drift {parity.drift:+.4f}; "
-        f"log loss A {a.log_loss:.4f}, B {b.log_loss:.4f}"
+        f"calibration    error A {a.ece:.4f}, B {a.ece + parity.drift:.4f}: {parity.drift:+z.4f} "
+        f"(both in the bins of A; B in its own: {b.ece:.4f})",
+        f"log loss       A {a.log_loss:.4f}, B {b.log_loss:.4f}",
     ]
 
 

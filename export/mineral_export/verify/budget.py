@@ -37,7 +37,8 @@ class Budget:
         return (
             f"{self.name}: with labels, at most {self.points:g} points of mAP lost and, calibrated, "
             f"{self.ece:g} more calibration error; without, a largest difference of "
-            f"{self.largest:g}, a mean of {self.mean:g}, other minerals in {self.changed:.1%} of the images"
+            f"{self.largest:g}, a mean of {self.mean:g}, and other minerals "
+            f"named in {100 * self.changed:g} % of the photographs"
         )
 
 

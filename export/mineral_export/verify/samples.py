@@ -52,10 +52,12 @@ class Samples:
     Attributes:
         what: the images in words.
         batches: (N, H, W, 3) uint8 with (N, L) bool ground truth, or None.
+        are_synthetic: rendered, and so of no use to judge how often answers about photographs differ.
     """
 
     what: str
     batches: Iterable[tuple[Pixels, Bools | None]]
+    are_synthetic: bool = False
 
     @classmethod
     def of(cls, pixels: Pixels, what: str) -> Samples:
@@ -147,7 +149,8 @@ def load_samples(
     if labels is None and split is not None:
         raise OptionError("--split chooses rows of a label table: add --labels")
     if labels is None and photos is None:
-        return Samples.of(synthetic_images(contract.input, count or SYNTHETIC_COUNT), "synthetic images")
+        pixels = synthetic_images(contract.input, count or SYNTHETIC_COUNT)
+        return Samples("synthetic images", [(pixels, None)], are_synthetic=True)
     if labels is None:
         paths = image_files([str(photos)])[:count]
         if not paths:  # before minutes of exporting

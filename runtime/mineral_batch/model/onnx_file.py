@@ -194,7 +194,7 @@ def reading(path: str | Path) -> Iterator[BinaryIO]:
         raise ContractError(f"there is no model file {path}{starter}") from None
     except MalformedError as error:
         if not begins_well:
-            raise ContractError(f"{path} is not an ONNX file: name a model from mineral-export onnx") from None
+            raise ContractError(f"{path} is not an ONNX file: give a model written by mineral-export onnx") from None
         raise ContractError(f"{path} is not a complete ONNX model ({error}): copy or export it again") from None
     except OSError as error:
         raise ContractError(f"cannot read or write the model file {path}: {error.strerror or error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,13 +20,16 @@ from mineral_batch.model.contract import Numerics
 from mineral_batch.model.onnx_file import graph_digest, read_contract
 from mineral_batch.model.starter import starter_path
 from mineral_export.cli import main
+from mineral_export.cli._options import echo_layers
 from mineral_export.precision import int8 as int8_room
 from mineral_export.precision.calibration import MIN_CALIBRATION
 from mineral_export.precision.int8 import to_int8
 from mineral_export.precision.qdq import quantized_layers
+from mineral_export.precision.quantize import Quantized
 from mineral_export.verify.artifacts import open_artifact
 from mineral_export.verify.budget import BUDGETS
-from mineral_export.verify.parity import ParityError
+from mineral_export.verify.convert import ExportedFile
+from mineral_export.verify.parity import Parity, ParityError
 from mineral_export.verify.samples import synthetic_images
 
 from .graphs import pair
@@ -282,7 +286,7 @@ def test_the_command_compares_on_photographs_held_out_of_calibration(cnn, tmp_pa
     done = quantize_command(cnn, photos, target, "--force")
     assert done.exit_code == 0, done.output
     assert f"Calibrating with 17 photographs of {photos}; 3 others are held out to compare on" in done.output
-    assert f"over 3 photographs of {photos}, held out of calibration" in done.output
+    assert f"of 3 photographs of {photos}, held out of calibration" in done.output
     layers = sum(node.op_type in ("Conv", "MatMul", "Gemm") for node in onnx.load(cnn).graph.node)
     assert f"2 of {layers} layers in INT8" in done.output
     assert read_contract(target).provenance["calibration_pictures"] == 17
@@ -292,7 +296,7 @@ def test_photographs_that_are_named_are_compared_on_instead(cnn, tmp_path, photo
     target = tmp_path / "int8.onnx"
     done = quantize_command(cnn, photos, target, "--photos", photos / "0.png", "--force")
     assert done.exit_code == 0, done.output
-    assert f"over 1 photographs of {photos / '0.png'}" in done.output
+    assert f"of 1 photographs of {photos / '0.png'}" in done.output
     assert read_contract(target).provenance["calibration_pictures"] == 20
 
 
@@ -332,3 +336,14 @@ def test_without_nncf_one_line_says_what_to_install(cnn, tmp_path, photos, monke
     assert done.exit_code == 1
     assert "[int8]'" in done.output
     assert not target.exists()
+
+
+def test_all_layers_leave_no_rest(capsys):
+    parity = Parity(0.1, 0.01, 8, "photographs")
+    whole = Quantized(ExportedFile(Path("m.onnx"), 1, parity), 64, 64, (), "float32", {})
+    echo_layers(whole, "INT8")
+    echo_layers(replace(whole, rounded=60), "INT8")
+    assert capsys.readouterr().out.splitlines() == [
+        "64 of 64 layers in INT8",
+        "60 of 64 layers in INT8, the rest in float32",
+    ]

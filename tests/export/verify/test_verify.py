@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_a_calibrated_model_may_not_lose_its_calibration():
     assert found.record()["calibration_drift"] == found.drift
 
 
+def test_how_often_the_minerals_differ_is_judged_on_photographs_only():
+    """One of five images gets another mineral: more than int8 may, but rendered images do not show how often."""
+    other = [*ONE[:2], [0.48, 0.3], *ONE[3:]]
+    assert parity(ONE, other).beyond(BUDGETS["int8"]) == (
+        "the minerals named differ in 20 % of the images (the limit is 15 %)",
+    )
+    samples = Samples("synthetic images", [(PIXELS, None)], are_synthetic=True)
+    found = compare(by_row(ONE), by_row(other), samples, CONTRACT)
+    assert (found.changed, found.beyond(BUDGETS["int8"])) == (1, ())
+    assert str(found).endswith("the minerals named differ in 1 of 5 synthetic images")
+    worse = compare(by_row(ONE), by_row(np.array(ONE) * 0.5), samples, CONTRACT)
+    assert len(worse.beyond(BUDGETS["int8"])) == 2, "the probabilities are still judged"
+
+
 @pytest.mark.parametrize("truth", [None, TRUTH])
 def test_what_is_not_a_number_is_beyond_every_budget(truth):
     broken = [[np.nan, 0.1], *ONE[1:]]
@@ -128,7 +143,7 @@ def run(folder, *arguments):
 def test_the_checkpoint_and_its_file_are_within_the_budget(folder):
     done = run(folder, "run", "model.onnx")
     assert done.exit_code == 0, done.output
-    assert "8 synthetic images" in done.output
+    assert "8 synthetic images cannot show it; use --photos" in done.output
     assert "within the budget" in done.output
 
 
@@ -152,6 +167,25 @@ def test_labels_give_the_map_of_both(folder, tmp_path):
     assert record["mean_ap"][0] == record["mean_ap"][1]
     assert [row["support"] for row in record["minerals"]] == [2]
     assert "points of mAP lost" in done.output
+
+
+def test_the_calibration_errors_that_are_compared_are_printed(folder, tmp_path):
+    """Both in the bins of A, so that the difference is that of the two errors beside it; B's own error differs."""
+    contract = read_contract(folder / "model.onnx")
+    zero, ones = ProbabilityScores(0, 0, 0), (1,) * len(contract.labels)
+    found = Calibration("Platt", "val", 5, "2026-01-01", ones, (0,) * len(ones), ones, zero, zero)
+    for name in ("model.onnx", "damaged.onnx"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        write_contract(tmp_path / name, replace(read_contract(tmp_path / name), calibration=found))
+    done = run(
+        folder, *(str(tmp_path / name) for name in ("model.onnx", "damaged.onnx")), "--labels", "photos/labels.csv"
+    )
+    (line,) = (line for line in done.output.splitlines() if line.startswith("calibration"))
+    a, b, rise = re.fullmatch(
+        r"calibration +error A (\S+), B (\S+): (\S+) \(both in the bins of A; B in its own: \S+\)", line
+    ).groups()
+    assert float(b) - float(a) == pytest.approx(float(rise), abs=1.5e-4)
+    assert abs(float(rise)) > 0.01, "the head is damaged"
 
 
 def test_labels_are_found_in_another_folder_by_the_end_of_their_paths(folder):
