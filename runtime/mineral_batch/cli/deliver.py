@@ -15,6 +15,7 @@ from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.cli.shared_options import level_options, photos_option, specimen_option
 from mineral_batch.errors import DataError
+from mineral_batch.results.schema import FAILURES
 
 if TYPE_CHECKING:
     from mineral_batch.deliver.folders import Kind
@@ -180,6 +181,8 @@ def deliver(
         done = write[form]()
     for file in written:
         note_written(results, file)
+    if not undo:
+        click.echo(_summary(delivery))
     click.echo(done)
 
 
@@ -217,13 +220,14 @@ def _written(form: str, target: Path) -> list[Path]:
 
 
 def _summary(delivery: Delivery) -> str:
-    unsure = sum(decision.status == "unsure" for decision in delivery.decisions.values())
-    decided = f"{len(delivery.decisions) - unsure:,} of them decided by people" + (
-        f", {unsure:,} unsure" if unsure else ""
-    )
+    """How many answers there are, who gave them, and how many images have none."""
+    counts = delivery.count()
+    said = f"{counts.answered:,} with an answer, {counts.decided:,} decided by people"
+    unsure = f", {counts.unsure:,} unsure" if counts.unsure else ""
+    failed = f"; {counts.failed:,} more could not be read ({FAILURES})" if counts.failed else ""
     images = counted(sum(map(len, delivery.images.values())) or len(delivery))
     what = f"{counted(len(delivery), 'specimen')} of {images}" if delivery.has_specimens else images
-    return f"{what}, {decided}"
+    return f"{what}: {said}{unsure}{failed}"
 
 
 def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:
@@ -232,21 +236,21 @@ def _excel(delivery: Delivery, path: Path, thumbnail: int) -> str:
     write_workbook(delivery, path, thumbnail=thumbnail)
     is_cut = thumbnail and len(delivery) > MOST_THUMBNAILS
     note = f"\nThumbnails: in the first {MOST_THUMBNAILS:,} rows only" if is_cut else ""
-    return f"{_summary(delivery)}: {path}{note}"
+    return f"{path}{note}"
 
 
 def _csv(delivery: Delivery, path: Path) -> str:
     from mineral_batch.deliver.sheets import write_semicolons
 
     write_semicolons(delivery, path)
-    return f"{_summary(delivery)}: {path}"
+    return str(path)
 
 
 def _tool(delivery: Delivery, folder: Path, form: str) -> str:
     from mineral_batch.deliver.labeling_tools import FILES, WRITERS
 
     WRITERS[form](delivery, folder)
-    return f"{_summary(delivery)}: {', '.join(str(folder / name) for name in FILES[form])}"
+    return ", ".join(str(folder / name) for name in FILES[form])
 
 
 def _joined(delivery: Delivery, inventory: Path, column: str, match: str | None) -> Delivery:
@@ -266,11 +270,11 @@ def _darwin_core(delivery: Delivery, path: Path, form: str) -> str:
     from mineral_batch.deliver.darwin_core import write_archive, write_data_package
 
     written = (write_archive if form == "dwca" else write_data_package)(delivery, path)
-    specimens = "" if delivery.has_specimens else f", {counted(written, 'specimen')}"
+    specimens = "" if delivery.has_specimens else f"{counted(written, 'specimen')}: "
     hint = ""
     if delivery.id_prefix is None:
         hint = "\nIdentifiers are UUIDs; --id-prefix makes them those of your collection (do it before you publish)"
-    return f"{_summary(delivery)}{specimens}: {path}{hint}"
+    return f"{specimens}{path}{hint}"
 
 
 def _places(delivery: Delivery, path: Path, form: str) -> str:
@@ -288,9 +292,9 @@ def _folders(delivery: Delivery, tree: Path, kind: Kind, *, undo: bool) -> str:
         return _undone(tree)
     counts = make_folders(delivery, tree, kind)
     missing = f"; {counted(counts.missing)} not found as files (--photos DIR, or unpack archives)"
-    return (
-        f"{counted(counts.made, 'file')} made, {counts.kept:,} already there{missing if counts.missing else ''}: {tree}"
-    )
+    removed = f", {counts.removed:,} of an earlier delivery removed" if counts.removed else ""
+    made = f"{counted(counts.made, 'file')} made, {counts.kept:,} already there{removed}"
+    return f"{made}{missing if counts.missing else ''}: {tree}"
 
 
 def _undone(tree: Path) -> str:
@@ -325,7 +329,8 @@ def _xmp(delivery: Delivery, tree: Path | None, root: str, *, undo: bool, adobe:
             raise DataError(f"nothing to undo: no sidecar of an earlier delivery {_where(tree)}{hint}")
         return f"the answers were taken out of {counted(removed, 'sidecar')} {_where(tree)}; empty ones were removed"
     counts = trees.write_sidecars(delivery, tree, root, with_suffix=not adobe)
-    new = f"{counted(counts.new, 'sidecar')} new, {counts.merged:,} merged with what was there, {_where(tree)}"
+    merged = f"{counts.updated:,} updated, {counts.merged:,} merged with what was there"
+    new = f"{counted(counts.new, 'sidecar')} new, {merged}, {_where(tree)}"
     missing = f"; {counted(counts.missing)} not found as files" * bool(counts.missing)
     long = f"; {counted(counts.too_long)} without one, as the name is too long" * bool(counts.too_long)
     return f"{new}{missing}{long}"

@@ -12,7 +12,14 @@ import click
 
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.evaluation_record import evaluation_record, six_digits
-from mineral_batch.cli.evaluation_text import CSV_COLUMNS, Comparison, evaluation_lines, label_rows, tuning_lines
+from mineral_batch.cli.evaluation_text import (
+    CSV_COLUMNS,
+    Comparison,
+    evaluation_lines,
+    label_rows,
+    too_few,
+    tuning_lines,
+)
 from mineral_batch.cli.paths import FETCHED, LOCAL, LOCAL_TEXT, refuse_swapped
 from mineral_batch.cli.shared_options import JUDGED, labels_options, specimen_option
 from mineral_batch.errors import ContractError, DataError, OptionError
@@ -169,7 +176,7 @@ def evaluate(
         _require_promise(tuning, contract, len(joined.truth), force=force)
         target = _tuned_file(model or starter_path(), output)
         write_contract(target, _tuned(contract, tuning, joined, compared))
-        click.echo("\n".join(tuning_lines(tuning, contract, target, split)))
+        click.echo("\n".join(tuning_lines(tuning, contract, target, len(joined.truth), split)))
     if record:
         measured = _measured(joined, result, dataset or _in_words(compared))
         write_contract(record, replace(read_contract(record), measured=measured))
@@ -221,8 +228,8 @@ def _require_promise(tuning: Tuning, contract: ModelContract, images: int, *, fo
     if tuning.bound is None or force or len(tuning.without_promise(contract.labels)) < len(contract.labels):
         return
     raise DataError(
-        f"these {images} images guarantee {tuning.rule.goal} {tuning.rule.value:g} for no mineral; the thresholds were "
-        "not changed: label more images, or use --force to rely on the calibration alone"
+        f"{too_few(tuning.rule, images)}, so no thresholds were written: label more images, or use --force to rely on "
+        "the calibration alone"
     )
 
 

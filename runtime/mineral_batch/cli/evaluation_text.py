@@ -15,7 +15,7 @@ from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning
 from mineral_batch.evaluation.levels import readings_of
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
-from mineral_batch.evaluation.thresholds import CONFIDENCE
+from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.minerals.table import LEVELS, Level
 from mineral_batch.results.csv import listed, shown
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TRAINING_SPLITS = ("train", "training")
 _SHOWN = 5
 _RENAMED = 40
+# Of predictions without labels beside those of their specimens; of a single one.
+_COUNTS = {False: "; those of labeled specimens count", True: "; it counts if its specimen has one"}
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,25 @@ def _join_text(joined: Joined, compared: Comparison) -> list[str]:
         f"{compared.predictions} and {compared.labels}{of_split}."
     ]
     if joined.unlabeled:
-        ignored = "no labels and are ignored" if joined.noun == "image" else "no labels; those of these specimens count"
-        lines.append(f"{joined.unlabeled} predictions have {ignored}.")
+        one = joined.unlabeled == 1
+        lacking = f"{counted(joined.unlabeled, 'prediction')} {'has no label' if one else 'have no labels'}"
+        ignored = f" and {'is' if one else 'are'} ignored" if joined.noun == "image" else _COUNTS[one]
+        lines.append(f"{lacking}{ignored}.")
     if joined.other_splits:
-        lines.append(f"{joined.other_splits} predictions belong to other splits and are ignored.")
+        belong = "belongs to another split and is" if joined.other_splits == 1 else "belong to other splits and are"
+        lines.append(f"{counted(joined.other_splits, 'prediction')} {belong} ignored.")
     if joined.missing:
         first = ", ".join(map(shown, joined.missing[:_SHOWN]))
         more = f" and {len(joined.missing) - _SHOWN} more" if len(joined.missing) > _SHOWN else ""
-        lines.append(f"{len(joined.missing)} labeled images have no prediction: {first}{more}.")
+        lacking = f"{counted(len(joined.missing), 'labeled image')} {'has' if len(joined.missing) == 1 else 'have'}"
+        lines.append(f"{lacking} no prediction: {first}{more}.")
     if joined.renamed:
         renamed = [f"{name} = {label}" for name, label in joined.renamed.items()]
         lines.append(f"Read as: {listed(renamed, _RENAMED)}.")
     lines += [f"{note}." for note in joined.notes]
     lines += _reading(joined, compared.level)
     if joined.predictions.ignored:
-        lines.append(f"Columns that are not labels, ignored: {listed(joined.predictions.ignored)}.")
+        lines.append(f"Ignored columns (not labels): {listed(joined.predictions.ignored)}.")
     if compared.split is None and joined.splits:
         lines.append(
             f"Note: all splits of {compared.labels} are judged together ({', '.join(joined.splits)}); if the model was "
@@ -169,7 +175,10 @@ def _cell(value: float) -> str:
 
 
 def _mean_ap_lines(result: Evaluation, resamples: int, noun: str) -> list[str]:
-    lines = [f"Mean average precision (mAP; 1 is perfect). Quote the first, by equation-6, with its number of {noun}s."]
+    lines = [
+        "Mean average precision (mAP; 1 is perfect). When you quote a figure, use the first (equation-6) and give",
+        f"the number of {noun}s.",
+    ]
     for name, figure in result.ap.items():
         interval, text = "", DEFINITIONS[name]
         if name == EQUATION_6 and result.interval:
@@ -182,8 +191,8 @@ def _mean_ap_lines(result: Evaluation, resamples: int, noun: str) -> list[str]:
 
 
 _LOPSIDED = (
-    " The interval reaches further down than up, because the AP of rare minerals comes out too high, and the "
-    "interval corrects that"
+    " The interval extends further below than above, because AP is biased upwards for rare minerals and the interval "
+    "corrects for it."
 )
 
 
@@ -226,23 +235,22 @@ def _decision_lines(result: Evaluation) -> list[str]:
 
 
 def _empty_lines(result: Evaluation, noun: str) -> list[str]:
-    empty = [result.labels[index] for index in result.mean_ap.empty]
+    called = result.decisions.called
+    empty = [result.labels[index] for index in result.mean_ap.empty if not called[index]]  # the others have a row
     if not empty:
         return []
-    return [
-        "",
-        f"In no {noun}, so not evaluated ({len(empty)} of {len(result.labels)}): {', '.join(empty)}.",
-    ]
+    where = f"Neither labeled nor named in any {noun}, so not in the table"
+    return ["", f"{where} ({len(empty)} of {len(result.labels)}): {', '.join(empty)}."]
 
 
-def tuning_lines(tuning: Tuning, contract: ModelContract, model: Path, split: str | None) -> list[str]:
+def tuning_lines(tuning: Tuning, contract: ModelContract, model: Path, images: int, split: str | None) -> list[str]:
     """What tuning changed: the figures before and after on the same images, and what can be promised."""
     lines = ["", f"Wrote thresholds by {tuning.rule} into {model}: {_f1_changes(tuning)}."]
     for when, found in (("before", tuning.before), ("after", tuning.after)):
         means = f"macro-F1 {found.macro_f1:.4f}  CF1 {found.per_class.f1:.4f}  OF1 {found.overall.f1:.4f}"
         lines.append(f"{when:<7} {means}  OP {found.overall.precision:.4f}  OR {found.overall.recall:.4f}")
     if tuning.bound is not None:
-        lines += _promise_lines(tuning, contract.labels)
+        lines += _promise_lines(tuning, contract.labels, images)
     if split != "val":
         lines.append(
             "The thresholds were chosen on these images, so the figures after are optimistic; evaluate on others."
@@ -251,19 +259,27 @@ def tuning_lines(tuning: Tuning, contract: ModelContract, model: Path, split: st
 
 
 def _f1_changes(tuning: Tuning) -> str:
-    """How many minerals gained and lost: `F1 rises for 3, falls for 1, is unchanged for 32 minerals`."""
+    """How many minerals gained and lost: `F1 rises for 3 minerals, falls for 1 and is unchanged for 32`."""
     difference = tuning.after.f1 - tuning.before.f1
     counts = {"rises": (difference > 0).sum(), "falls": (difference < 0).sum(), "is unchanged": (difference == 0).sum()}
-    return "F1 " + ", ".join(f"{what} for {count}" for what, count in counts.items() if count) + " minerals"
+    (first, count), *others = ((what, int(count)) for what, count in counts.items() if count)
+    parts = [f"{first} for {counted(count, 'mineral')}", *(f"{what} for {count}" for what, count in others)]
+    return "F1 " + " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def _promise_lines(tuning: Tuning, labels: Sequence[str]) -> list[str]:
+def too_few(rule: Rule, images: int) -> str:
+    """Say that no mineral gets what a rule promises."""
+    are = f"{counted(images)} {'is' if images == 1 else 'are'}"
+    return f"{are} too few to guarantee a {rule.goal} of {rule.value:g} for any mineral"
+
+
+def _promise_lines(tuning: Tuning, labels: Sequence[str], images: int) -> list[str]:
     unknown = tuning.without_promise(labels)
     promised = len(labels) - len(unknown)
+    if not promised:
+        return [f"Warning: {too_few(tuning.rule, images)}; the thresholds rest on the calibration alone."]
     goal = f"{tuning.rule.goal} of at least {tuning.rule.value:g}"
     lines = [f"A {goal} is guaranteed with {CONFIDENCE:.0%} confidence for {promised} of {len(labels)} minerals."]
-    if not promised:
-        lines.append("Warning: these images guarantee it for no mineral; the thresholds rest on the calibration alone.")
     if unknown:
         text = f"Too few images for a guarantee; only the calibration supports the threshold: {', '.join(unknown)}."
         lines += textwrap.wrap(text, 100)

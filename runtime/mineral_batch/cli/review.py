@@ -98,8 +98,9 @@ def review(
             _serve(session, port, note, is_opened=not no_browser)
         finally:
             session.close()
-        session.label_table().write(results / LABELS, decisions.recorded_labels())
-        click.echo("\n".join(_closing(decisions.counts, given, results / LABELS)), err=True)
+        rows = session.label_table()
+        rows.write(results / LABELS, decisions.recorded_labels())
+        click.echo("\n".join(_closing(decisions.counts, given, rows.kept, results / LABELS)), err=True)
 
 
 def _levels(read: Results, level: Level | None, minerals: Path | None) -> Levels | None:
@@ -119,14 +120,16 @@ def _export(results: Path, labels: Path | None, table: Path) -> None:
 
     given = read_given(labels, read_results(results)) if labels else GivenLabels()
     decisions = read_decisions(results)
-    LabelTable(decisions, given).write(table, read_recorded_labels(results))
-    click.echo("\n".join(_closing(Counter(one.status for one in decisions), given, table)))
+    rows = LabelTable(decisions, given)
+    rows.write(table, read_recorded_labels(results))
+    click.echo("\n".join(_closing(Counter(one.status for one in decisions), given, rows.kept, table)))
 
 
-def _closing(counts: Mapping[str, int], given: GivenLabels, table: Path) -> Iterator[str]:
+def _closing(counts: Mapping[str, int], given: GivenLabels, kept: int, table: Path) -> Iterator[str]:
     """What was decided, what the table has besides and why it lacks some, and what it is good for."""
     left_out = [f"{counts[status]} {status}" for status in ("unsure", "rejected") if counts.get(status)]
-    line = f"{counted(sum(counts.values()), 'image')} decided; labels: {table}"
+    decided = f"{counted(sum(counts.values()), 'image')} decided"
+    line = f"{decided}; {counted(kept, 'existing label')} kept: {table}" if kept else f"{decided}; labels: {table}"
     yield f"{line} ({' and '.join(left_out)}: not in this table)" if left_out else line
     if given.elsewhere:
         rows = counted(len(given.elsewhere), "row")

@@ -40,7 +40,7 @@ def labels_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ignore = click.option(
         "--ignore-unknown",
         is_flag=True,
-        help="Go on where a label that the model does not have looks like a misspelling of one that it has.",
+        help="Continue even if an unknown label looks like a misspelling of a known one.",
     )
     return split(ignore(command))
 

@@ -31,11 +31,13 @@ class FoldersMade:
     Attributes:
         made: files made.
         kept: those that were there already.
+        removed: files of an earlier delivery that this one does not have.
         missing: images whose file is not there, such as members of archives.
     """
 
     made: int = 0
     kept: int = 0
+    removed: int = 0
     missing: int = 0
 
 
@@ -62,7 +64,7 @@ def make_folders(delivery: Delivery, tree: Path, kind: Kind) -> FoldersMade:
         finally:
             # Also when it ends early: what is there can be taken back.
             write_made(tree, {**earlier, **rows}.values())
-        take_back(tree, (row for name, row in earlier.items() if name not in rows))
+        counts.removed = take_back(tree, (row for name, row in earlier.items() if name not in rows))
         write_made(tree, rows.values())
     return counts
 
@@ -101,7 +103,9 @@ def _refuse_edited(source: Path, target: Path, earlier: Made) -> None:
         return
     found = target.stat()
     if found.st_size != earlier.bytes or found.st_mtime > source.stat().st_mtime:
-        raise DataError(f"{target} was edited since the delivery copied it: move it, or name another folder with -o")
+        raise DataError(
+            f"{target} has been edited since the delivery copied it: move it, or choose another folder with -o"
+        )
 
 
 def _hard_link(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mineral_batch.deliver.inventory import Joined
 from mineral_batch.minerals.levels import Levels, union_probability
 from mineral_batch.minerals.table import Level, Table, load_table
 from mineral_batch.report.thumbnails import find_base
+from mineral_batch.results.predictions import Bools
 from mineral_batch.results.read import Results, read_results
 from mineral_batch.review.decisions import Decision, read_decisions
 
@@ -72,6 +73,22 @@ class Record:
     def best(self) -> str:
         """The most probable label."""
         return max(self.probabilities, key=lambda label: self.probabilities[label])
+
+
+class DeliveryCounts(NamedTuple):
+    """What a delivery has to say, in figures.
+
+    Attributes:
+        answered: records that name a mineral.
+        decided: records that a person decided.
+        unsure: records that a person could not decide.
+        failed: images that could not be read, of which there is no record.
+    """
+
+    answered: int
+    decided: int
+    unsure: int
+    failed: int
 
 
 @dataclass(frozen=True)
@@ -147,12 +164,34 @@ class Delivery:
 
     def __iter__(self) -> Iterator[Record]:
         """The records in the order of the table."""
-        table = self.results.predictions
-        called = table.called if self.least is None else table.scores >= self.least
-        answers = self._levels.answers(table.scores, called) if self._levels else None
-        for row, path in enumerate(table.paths):
+        called, answers = self._answers()
+        for row, path in enumerate(self.results.predictions.paths):
             yield self._record(row, path, called[row], answers[row] if answers else None)
             self.on_record()
+
+    def count(self) -> DeliveryCounts:
+        """Count the records that name a mineral and those that people decided, as `__iter__` yields them."""
+        called, answers = self._answers()
+        named: Bools = (
+            np.atleast_1d(called.any(axis=1))
+            if answers is None
+            else np.array([bool(answer) for answer in answers], np.bool_)
+        )
+        decided = unsure = 0
+        for row, path in enumerate(self.results.predictions.paths):
+            if (decision := self.decisions.get(path)) is None:
+                continue
+            machine = tuple(compress(self.labels, called[row]))
+            named[row] = bool(_decided(decision, machine, answers[row] if answers else None)[0])
+            decided += decision.status != "unsure"
+            unsure += decision.status == "unsure"
+        return DeliveryCounts(int(named.sum()), decided, unsure, len(self.results.failures))
+
+    def _answers(self) -> tuple[Bools, list[tuple[str, ...]] | None]:
+        """What the model calls present (N, L), and with a level its answer to each image."""
+        table = self.results.predictions
+        called = table.called if self.least is None else table.scores >= self.least
+        return called, self._levels.answers(table.scores, called) if self._levels else None
 
     @cached_property
     def _levels(self) -> Levels | None:

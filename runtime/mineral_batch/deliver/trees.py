@@ -22,12 +22,14 @@ class SidecarCounts:
 
     Attributes:
         new: sidecars that were not there before.
-        merged: sidecars that were there.
+        updated: sidecars that an earlier delivery had written into.
+        merged: sidecars of other programs that were there.
         missing: images without a file to write beside.
         too_long: images whose name leaves no room for the sidecar's suffix.
     """
 
     new: int = 0
+    updated: int = 0
     merged: int = 0
     missing: int = 0
     too_long: int = 0
@@ -54,14 +56,15 @@ def write_sidecars(delivery: Delivery, tree: Path | None, root: str, *, with_suf
         with write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            was_there = write_sidecar(path, record, delivery, root)
+            change = write_sidecar(path, record, delivery, root)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             counts.too_long += 1
             continue
-        counts.merged += was_there
-        counts.new += not was_there
+        counts.new += change == "new"
+        counts.updated += change == "updated"
+        counts.merged += change == "merged"
     return counts
 
 

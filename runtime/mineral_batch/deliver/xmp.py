@@ -12,7 +12,7 @@ Format: XMP Specification Part 1 (ISO 16684-1:2019); hierarchicalSubject as Adob
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mineral_batch.deliver.packets import PacketError
 from mineral_batch.errors import DataError
@@ -32,6 +32,8 @@ DC = "http://purl.org/dc/elements/1.1/"
 LR = "http://ns.adobe.com/lightroom/1.0/"
 MB = "urn:mineral-batch:xmp:1:"
 _PREFIXES = {"x": META, "rdf": RDF, "dc": DC, "lr": LR, "mb": MB}
+
+SidecarChange = Literal["new", "updated", "merged"]
 
 ROOT = "Mineral"
 SEPARATOR = "|"
@@ -67,17 +69,24 @@ def keywords(
     return flat, hierarchical
 
 
-def write_sidecar(path: Path, record: Record, delivery: Delivery, root: str = ROOT) -> bool:
-    """Write or merge the sidecar of an image; returns whether there was one.
+def write_sidecar(path: Path, record: Record, delivery: Delivery, root: str = ROOT) -> SidecarChange:
+    """Write or merge the sidecar of an image.
+
+    Returns:
+        `new`, or what became of the one that was there: `updated` if an earlier delivery had written into it, `merged`
+        if it was somebody else's.
 
     Raises:
         DataError: if one is there that is not XMP, or it cannot be written.
     """
     existed = path.exists()
     document = _read(path) if existed else _empty()
+    had_ours = bool(_ours(document))
     _merge(document, record, delivery, root, created=not existed or _first(document, MB, "created") is not None)
     write_file(path, _serialized(document))
-    return existed
+    if not existed:
+        return "new"
+    return "updated" if had_ours else "merged"
 
 
 def merged_packet(packet: str, record: Record, delivery: Delivery, root: str = ROOT) -> str:

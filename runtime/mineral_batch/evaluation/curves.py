@@ -98,11 +98,11 @@ def judge(results: Results, labels: Path, split: str | None, *, ignore_unknown: 
     index = {path: row for row, path in enumerate(results.predictions.paths)}
     count = range(len(table.labels))
     alarms, missed = worst_mistakes(table.scores, table.called, truth, results.thresholds)
-    left_out = {
-        "predictions have no labels": joined.unlabeled,
-        "predictions are of other splits": joined.other_splits,
-        "labeled photographs have no prediction": len(joined.missing),
-    }
+    left_out = (
+        (joined.unlabeled, "prediction has no label", "predictions have no labels"),
+        (joined.other_splits, "prediction belongs to another split", "predictions belong to other splits"),
+        (len(joined.missing), "labeled photograph has no prediction", "labeled photographs have no prediction"),
+    )
     return Accuracy(
         source=f"split {split} of {labels.name}" if split else labels.name,
         evaluation=evaluate(joined, resamples=_RESAMPLES if len(truth) <= _RESAMPLED_UP_TO else 0),
@@ -113,7 +113,11 @@ def judge(results: Results, labels: Path, split: str | None, *, ignore_unknown: 
         confusion=confusion(table.called, truth),
         false_alarms=alarms,
         missed=missed,
-        notes=(*(f"{n} {what}" for what, n in left_out.items() if n), *joined.notes, *map(str, readings_of(joined))),
+        notes=(
+            *(f"{n} {one if n == 1 else many}" for n, one, many in left_out if n),
+            *joined.notes,
+            *map(str, readings_of(joined)),
+        ),
     )
 
 

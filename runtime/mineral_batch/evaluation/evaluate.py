@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -33,11 +34,11 @@ from mineral_batch.evaluation.metrics import (
 from mineral_batch.evaluation.thresholds import MIN_SUPPORT, Rule, binarize, promise_thresholds, tune_thresholds
 from mineral_batch.minerals import MINERALS
 from mineral_batch.results.csv import shown
+from mineral_batch.results.manifest import labels_of_run
 from mineral_batch.results.predictions import Predictions, indicator, read_predictions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from mineral_batch.evaluation.calibration import CalibrationFigures
 from mineral_batch.evaluation.labels import LabelRow
@@ -184,8 +185,8 @@ def join(
         predictions: CSV file.
         labels: CSV file.
         split: judge only rows of this split; all rows when None.
-        known: the labels to judge, in this order, each a column of the predictions. None takes the columns after
-            `minerals` that are one of the 36 minerals, occur in the labels or are called present somewhere.
+        known: the labels to judge, in this order, each a column of the predictions. None takes those in run.json
+            beside the predictions; without it the columns that `read_predictions` takes for labels.
         keep_unlabeled: keep the predictions without labels beside the others: specimens need them.
         ignore_unknown: go on where a label without a column looks like a misspelling of one that has one.
 
@@ -195,13 +196,13 @@ def join(
     """
     everything = read_labels(labels)
     named = set(chain.from_iterable(row.labels for row in everything))
-    table = read_predictions(predictions, named | {*MINERALS}, exactly=known)
+    table = read_predictions(predictions, named | {*MINERALS}, exactly=known or labels_of_run(Path(predictions)))
     everything, renamed = name_labels(everything, table.labels)
     matches = match_paths(table.paths, [row.path for row in everything])
     chosen = of_split(everything, split, labels)
     unsure = {row.path for row in everything if is_undetermined(row, table.labels)}
     rows = [row for row in chosen if row.path not in unsure]
-    require_known(rows, table.labels, labels, "were not predicted", ignore_unknown=ignore_unknown)
+    require_known(rows, table.labels, labels, "the model does not have", ignore_unknown=ignore_unknown)
     pairs = [(matches.index[row.path], row) for row in rows if row.path in matches.index]
     if not pairs:
         raise DataError(_nothing_matches(predictions, labels, table.paths, chosen))

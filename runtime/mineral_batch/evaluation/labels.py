@@ -185,7 +185,7 @@ def require_known(
         rows: of the table.
         labels: the label set.
         path: of the table, for the message.
-        what: what is wrong with an unknown label, such as `were not predicted`.
+        what: what is wrong with an unknown label, such as `the model does not have`.
         ignore_unknown: allow labels that look like a misspelling, too.
 
     Raises:
@@ -197,7 +197,7 @@ def require_known(
     if near and not ignore_unknown:
         named = _with_places({name: unknown[name] for name in near}, near)
         raise DataError(
-            f"{path} has labels that {what} and look misspelled: {named}; correct them, or count them as other "
+            f"{path} has labels that {what} and that look misspelled: {named}; correct them, or count them as other "
             "minerals with --ignore-unknown"
         )
     if unknown and not any(name in labels for row in rows for name in row.labels):

@@ -87,7 +87,7 @@ def require_model_or_nothing(target: Path) -> None:
     except OSError:
         return  # a name that is too long: said where it is written
     except ContractError:
-        raise DataError(f"{target} is there already and is not an ONNX file: move it, or name another file") from None
+        raise DataError(f"{target} already exists and is not an ONNX file: move it, or choose another file") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -133,7 +133,7 @@ def require_report(folder: Path) -> None:
     if not folder.is_dir() or is_nothing(folder):
         return
     if not (folder / _MARKER).is_file():
-        raise DataError(f"{folder} is there already and is not a report: name a new folder with -o")
+        raise DataError(f"{folder} already exists and is not a report: choose a new folder with -o")
     require_sealed(folder / INDEX, "report")
     if others := sorted(path.name for path in folder.iterdir() if path.name not in _ENTRIES):
         raise DataError(f"{folder} has files that report did not write, such as {others[0]}: move them")

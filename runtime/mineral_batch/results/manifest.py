@@ -102,6 +102,12 @@ def read_manifest(folder: Path) -> RunManifest | None:
     return manifest if isinstance(manifest, RunManifest) else None
 
 
+def labels_of_run(table: Path) -> tuple[str, ...] | None:
+    """Return the labels of the model that made a table; None if no run.json beside it knows the table."""
+    manifest = read_manifest(table.parent)
+    return manifest.labels if manifest is not None and table.name in manifest.tables else None
+
+
 def other_thresholds(folder: Path, contract: ModelContract) -> bool:
     """Return whether the run in a folder had the same labels and other thresholds; no if there is none."""
     manifest = read_manifest(folder)

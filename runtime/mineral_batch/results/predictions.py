@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mineral_batch.errors import DataError
 from mineral_batch.results.csv import decimal_point, listed, open_csv, require_distinct, shown
-from mineral_batch.results.schema import SEPARATOR
+from mineral_batch.results.schema import LEADING, SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -65,7 +65,8 @@ def read_predictions(path: str | Path, known: Collection[str], exactly: Sequence
 
     Args:
         path: CSV file.
-        known: names whose columns are labels; a name in the column `minerals` is a label too.
+        known: names whose columns are labels; a name in the column `minerals` is a label too, and so is every other
+            column of nothing but probabilities, except the extra ones that `predict` writes (`LEADING`).
         exactly: these labels in this order instead.
 
     Raises:
@@ -73,8 +74,7 @@ def read_predictions(path: str | Path, known: Collection[str], exactly: Sequence
     """
     header, paths, calls = _read_calls(path)
     candidates = header[header.index("minerals") + 1 :]
-    named = {*known, *chain.from_iterable(calls)}
-    labels = tuple(exactly or (name for name in candidates if name in named))
+    labels = tuple(exactly or _label_columns(path, candidates, {*known, *chain.from_iterable(calls)}))
     present, wanted = set(candidates), set(labels)
     absent = [name for name in labels if name not in present]
     if absent or not labels:
@@ -117,6 +117,18 @@ def _read_calls(path: str | Path) -> tuple[tuple[str, ...], list[str], list[tupl
             lines.append(line)
     require_distinct(path, list(zip(paths, lines, strict=True)))
     return table.header, paths, calls
+
+
+def _label_columns(path: str | Path, candidates: Sequence[str], named: Collection[str]) -> list[str]:
+    """The columns that are labels by name or by their values: a model's own label may be in no image."""
+    others = [name for name in candidates if name not in named and name not in LEADING]
+    if others:
+        with open_csv(path, others, sniff=others) as table:
+            places = {name: table.index(name) for name in others}
+            for _, fields in table:
+                places = {name: place for name, place in places.items() if _is_probability(fields[place])}
+        named = {*named, *places}
+    return [name for name in candidates if name in named]
 
 
 def _read_scores(path: str | Path, labels: Sequence[str]) -> NDArray[np.float64]:

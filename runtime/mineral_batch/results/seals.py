@@ -58,7 +58,7 @@ def require_sealed(target: Path, command: str) -> None:
     if is_nothing(target):
         return
     if target.is_dir() or not _has_seal(target):
-        raise foreign(target, f"was not written by {command}, or was edited since")
+        raise foreign(target, f"was not written by {command}, or has been edited since")
 
 
 def _sha256(text: str) -> str:

@@ -56,7 +56,7 @@ def refuse_edited_tables(folder: Path, fix: str = OTHER_FOLDER) -> None:
         DataError: naming the tables that were edited.
     """
     if edited := edited_tables(folder):
-        _, was, it = _words(edited)
+        was, it = _words(edited)
         raise DataError(
             f"{_paths(folder, edited)} {was} edited since the last run and would be overwritten: rename or move "
             f"{it}{fix}"
@@ -86,10 +86,9 @@ def refuse_foreign_tables(
     names = [*names]
     others = [name for name in (*names, RUN_MANIFEST) if (folder / name).is_file() and name not in known]
     if others:
-        is_, was, it = _words(others)
-        raise DataError(
-            f"{_paths(folder, others)} {is_} there already and {was} not written by {command}: move {it}{fix}"
-        )
+        was, it = _words(others)
+        exist = "exists" if len(others) == 1 else "exist"
+        raise DataError(f"{_paths(folder, others)} already {exist} and {was} not written by {command}: move {it}{fix}")
     for name in names:
         if (folder / name).is_dir():  # one file per image
             require_replaceable(folder, folder / name, command)
@@ -113,7 +112,7 @@ def require_replaceable(results: Path, target: Path, command: str) -> None:
         origin = "" if target.resolve().is_relative_to(results.resolve()) else f" from {results}"
         raise foreign(target, f"was not written by {command}{origin}")
     if digest != _content_digest(target):
-        raise foreign(target, f"was edited since {command} wrote it")
+        raise foreign(target, f"has been edited since {command} wrote it")
 
 
 def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) -> None:
@@ -124,7 +123,7 @@ def require_not_read(target: Path, inputs: Iterable[Path | None], command: str) 
     """
     for source in inputs:
         if source is not None and source.exists() and target.exists() and source.samefile(target):
-            raise DataError(f"{target} is what {command} reads: name another file to write")
+            raise DataError(f"{target} is what {command} reads: choose another file to write")
 
 
 def is_edited(results: Path, target: Path) -> bool:
@@ -142,7 +141,7 @@ def require_unedited(results: Path, target: Path, command: str) -> None:
         DataError: if it was edited.
     """
     if is_edited(results, target):
-        raise foreign(target, f"was edited since {command} wrote it")
+        raise foreign(target, f"has been edited since {command} wrote it")
 
 
 def note_written(results: Path, *targets: Path) -> None:
@@ -186,7 +185,7 @@ def _content_digest(target: Path) -> str:
 def foreign(target: Path, why: str) -> DataError:
     """Return the error about a file or folder that must not be replaced; `why` says what is known of it."""
     kind = "folder" if target.is_dir() else "file"
-    return DataError(f"{target} is there already and {why}: move it, or name another {kind}")
+    return DataError(f"{target} already exists and {why}: move it, or choose another {kind}")
 
 
 def _digest(results: Path, target: Path) -> str | None:
@@ -217,5 +216,5 @@ def _paths(folder: Path, names: Sequence[str]) -> str:
     return listed([str(folder / name) for name in names])
 
 
-def _words(names: Sequence[str]) -> tuple[str, str, str]:
-    return ("is", "was", "it") if len(names) == 1 else ("are", "were", "them")
+def _words(names: Sequence[str]) -> tuple[str, str]:
+    return ("was", "it") if len(names) == 1 else ("were", "them")

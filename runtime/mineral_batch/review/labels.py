@@ -111,6 +111,11 @@ class LabelTable:
         for path, names in self._given.elsewhere.items():
             yield self._given_row(path, names)
 
+    @property
+    def kept(self) -> int:
+        """Images of the run that keep their given labels, because nobody decided."""
+        return len(self._given.labels.keys() - {decision.path for decision in self._decisions})
+
     def _given_row(self, path: str, names: tuple[str, ...]) -> tuple[str, ...]:
         return self._row(path, names, self._given.evidence.get(path, ("", "", "")))
 

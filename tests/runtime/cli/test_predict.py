@@ -336,5 +336,5 @@ def test_a_file_of_somebody_elses_is_neither_replaced_nor_removed(predict: Any, 
         (out / name).write_text(text)
         refused = predict(album, "-o", out)
         assert refused.exit_code == 1
-        assert "is there already and was not written by predict" in refused.stderr
+        assert "already exists and was not written by predict" in refused.stderr
         assert (out / name).read_text() == text

@@ -22,7 +22,7 @@ def test_a_table_of_somebody_elses_is_not_replaced(album: Path, tmp_path: Path, 
     (out / "predictions.jsonl").write_text("mine\n")
     refused = merge(out, "--format", "jsonl")
     assert refused.exit_code == 1
-    said = f"{out}/predictions.jsonl is there already and was not written by merge: move it"
+    said = f"{out}/predictions.jsonl already exists and was not written by merge: move it"
     assert said in refused.stderr
     assert (out / "predictions.jsonl").read_text() == "mine\n"
     (out / "predictions.csv").write_text("edited\n")

@@ -268,7 +268,7 @@ def test_merge_replaces_only_what_merge_wrote(album: Path, tmp_path: Path, comma
         (out / name).unlink()
     assert merge(out).exit_code == 0
     (out / "per-image/mine.csv").write_text("mine\n")
-    assert "per-image is there already and was edited since merge wrote it" in error_line(merge(out))
+    assert "per-image already exists and has been edited since merge wrote it" in error_line(merge(out))
     (out / "per-image/mine.csv").unlink()
     (out / "run.json").unlink()
     (out / "merge.begun").touch()  # killed while it replaced the tables

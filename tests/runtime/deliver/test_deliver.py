@@ -85,7 +85,7 @@ def items(path: Path, namespace: str, name: str) -> list[str]:
 
 def test_workbook_has_the_answers_the_probabilities_and_no_formula(results: Path, tmp_path: Path) -> None:
     text = run(results, "--as", "excel", "-o", tmp_path / "x.xlsx", "--thumbnails", 32)
-    assert "5 images, 2 of them decided by people, 1 unsure" in text
+    assert "5 images: 2 with an answer, 2 decided by people, 1 unsure\n" in text
     book = openpyxl.load_workbook(tmp_path / "x.xlsx")
     assert book.sheetnames == ["Images", "Minerals", "About"]
     header, *rows = [[cell.value for cell in row] for row in book["Images"].iter_rows(min_col=2)]
@@ -127,7 +127,10 @@ def test_geojson_has_longitude_first_and_counts_the_rest(results: Path, tmp_path
 
 
 def test_a_least_probability_takes_the_place_of_the_thresholds(results: Path, tmp_path: Path) -> None:
-    run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--min-probability", 0.95)
+    write_csv(results / "failures.csv", ("path", "stage", "reason"), [("broken.jpg", "decode", "no image")])
+    said = run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--min-probability", 0.95)
+    counts = "5 images: 1 with an answer, 2 decided by people, 1 unsure; 1 more could not be read (failures.csv)"
+    assert said.splitlines()[0] == counts
     rows = semicolons(tmp_path / "x.csv")
     assert [row["minerals"] for row in rows] == ["", "agate;own name", "", "", ""], "people's answers stay"
     assert rows[1]["model says"] == "malachite"
@@ -141,7 +144,7 @@ def test_keywords_are_hierarchical_under_one_root() -> None:
 
 def test_sidecars_in_a_tree_hold_keywords_and_evidence(results: Path, photos: Path, tmp_path: Path) -> None:
     tree = tmp_path / "xmp"
-    assert "5 sidecars new, 0 merged" in run(results, "--as", "xmp", "-o", tree)
+    assert "5 sidecars new, 0 updated, 0 merged" in run(results, "--as", "xmp", "-o", tree)
     found = {path.name: path for path in tree.rglob("*.xmp")}
     assert len(found) == 5
     one = found["ü;=1.png.xmp"]
@@ -151,7 +154,7 @@ def test_sidecars_in_a_tree_hold_keywords_and_evidence(results: Path, photos: Pa
     assert items(one, MB, "machine") == ["malachite"]
     assert not list(photos.rglob("*.xmp"))
     before = {path: path.read_bytes() for path in tree.rglob("*.xmp")}
-    assert "0 sidecars new, 5 merged" in run(results, "--as", "xmp", "-o", tree)
+    assert "0 sidecars new, 5 updated, 0 merged" in run(results, "--as", "xmp", "-o", tree)
     assert {path: path.read_bytes() for path in tree.rglob("*.xmp")} == before
     assert "the answers were taken out of 5 sidecars" in run(results, "--as", "xmp", "-o", tree, "--undo")
     assert not tree.exists()
@@ -170,7 +173,8 @@ def test_a_sidecar_that_is_there_is_merged_and_restored(results: Path, photos: P
     """The user's own keyword `galena` stays when ours go."""
     path = photos / "a b.jpg.xmp"
     path.write_text(FOREIGN)
-    assert "4 sidecars new, 1 merged" in run(results, "--as", "xmp", "--beside")
+    assert "4 sidecars new, 0 updated, 1 merged" in run(results, "--as", "xmp", "--beside")
+    assert "0 sidecars new, 5 updated, 0 merged" in run(results, "--as", "xmp", "--beside")
     assert items(path, DC, "subject") == ["holiday", "galena"]
     assert items(path, LR, "hierarchicalSubject") == ["Mineral|Sulfides and sulfosalts|galena group|galena"]
     assert b'Rating="4"' in path.read_bytes()
@@ -264,7 +268,12 @@ def test_folders_are_made_once_and_taken_back(link: str, results: Path, photos: 
     assert one.is_symlink() == (link == "symbolic")
     assert one.samefile(photos / NAMES[1]) == (link != "copy")
     assert list(find_images([tree])) == [], "a later predict would read the photographs twice"
-    assert "0 files made, 6 already there" in run(results, "--as", "folders", "-o", tree, "--link", link)
+    assert "0 files made, 6 already there: " in run(results, "--as", "folders", "-o", tree, "--link", link)
+    fewer = run(results, "--as", "folders", "-o", tree, "--link", link, "--min-probability", 0.95)
+    assert "1 file made, 5 already there, 1 of an earlier delivery removed: " in fewer
+    assert "1 file made, 5 already there, 1 of an earlier delivery removed: " in run(
+        results, "--as", "folders", "-o", tree, "--link", link
+    )
     own = tree / "galena" / "own.txt"
     own.write_text("mine")
     assert "6 files removed" in run(results, "--as", "folders", "-o", tree, "--undo")
@@ -520,14 +529,14 @@ def test_a_delivery_replaces_its_own_file_but_nobody_elses(form: str, results: P
     """Neither a file that was there before, nor one that somebody has worked in since."""
     path = tmp_path / "out"
     path.write_text("mine")
-    assert "is there already and was not written by deliver" in run(results, "--as", form, "-o", path, code=1)
+    assert "already exists and was not written by deliver" in run(results, "--as", form, "-o", path, code=1)
     assert path.read_text() == "mine"
     path.unlink()
     run(results, "--as", form, "-o", path)
     run(results, "--as", form, "-o", path)
     path.write_bytes(path.read_bytes() + b" ")
     edited = path.read_bytes()
-    assert "was edited since deliver wrote it" in run(results, "--as", form, "-o", path, code=1)
+    assert "has been edited since deliver wrote it" in run(results, "--as", form, "-o", path, code=1)
     assert path.read_bytes() == edited
 
 

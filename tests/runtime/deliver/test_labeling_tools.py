@@ -66,7 +66,7 @@ def labels(file: Path, images: list[str]) -> dict[int, tuple[str, ...]]:
 
 @pytest.mark.parametrize("form", FILES)
 def test_what_people_said_comes_back_and_the_models_answers_do_not(results: Path, form: str) -> None:
-    assert "6 images, 3 of them decided by people, 1 unsure" in run("deliver", results, "--as", form)
+    assert "6 images: 4 with an answer, 3 decided by people, 1 unsure\n" in run("deliver", results, "--as", form)
     assert labels(results / form / FILES[form], paths(results)) == DECIDED
 
 
@@ -76,7 +76,7 @@ def test_only_files_of_a_delivery_are_replaced(results: Path, form: str) -> None
     run("deliver", results, "--as", form)
     edited = results / form / FILES[form]
     edited.write_bytes(edited.read_bytes() + b" ")
-    assert "was edited since deliver wrote it" in run("deliver", results, "--as", form, code=1)
+    assert "has been edited since deliver wrote it" in run("deliver", results, "--as", form, code=1)
     assert "--undo is for xmp and folders" in run("deliver", results, "--as", form, "--undo", code=2)
 
 

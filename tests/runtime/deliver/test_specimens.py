@@ -71,7 +71,7 @@ def items(path: Path, namespace: str, name: str) -> list[str]:
 
 def test_a_row_per_specimen_with_the_answer_of_all_its_photographs(results: Path, tmp_path: Path) -> None:
     text = run(results, "--as", "csv-excel", "-o", tmp_path / "x.csv", "--specimen", "catalog")
-    assert "4 specimens of 6 images, 1 of them decided by people, 1 unsure" in text
+    assert "4 specimens of 6 images: 3 with an answer, 1 decided by people, 1 unsure\n" in text
     one, two, three, loose = rows_of(tmp_path / "x.csv")
     assert (one["specimen"], one["photographs"], one["minerals"], one["evidence"]) == ("X-10", "2", "galena", "machine")
     assert float(one["galena"].replace(",", ".")) == pytest.approx(GALENA, rel=1e-6)

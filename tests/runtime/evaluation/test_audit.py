@@ -123,7 +123,7 @@ def test_a_suggestion_that_is_itself_improbable_is_less_certain(results: Path) -
 def test_a_file_of_ones_own_is_not_replaced(results: Path) -> None:
     labels = results.parent / "labels.csv"
     before = labels.read_bytes()
-    assert "is what audit reads: name another file to write" in run(labels, results, "-o", labels, code=1)
+    assert "is what audit reads: choose another file to write" in run(labels, results, "-o", labels, code=1)
     assert labels.read_bytes() == before
     for _ in range(2):
         run(labels, results)  # an earlier audit is replaced

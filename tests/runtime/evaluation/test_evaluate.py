@@ -32,7 +32,9 @@ def test_the_printed_figures_are_scikit_learns(world, split):
     assert f"mAP {np.sum(ap) / 4:.4f}  empty-as-zero" in out
     assert re.search(r"mAP 0\.\d{4}  voc2010-envelope", out)
     assert f"OF1 {f1_score(truth.ravel(), called.ravel()):.4f}" in out
-    assert "In no image, so not evaluated (1 of 4): topaz." in out
+    never = "Neither labeled nor named in any image, so not in the table (1 of 4): topaz."
+    assert (never in out) != bool(re.search(r"^topaz ", out, re.M)), "in the table or in this line, never in both"
+    assert (never in out) == (not called[:, 3].any())
 
 
 def test_the_first_figures_need_no_technical_term(world):
@@ -60,7 +62,7 @@ def test_a_mineral_that_is_neither_labeled_nor_named_is_in_no_row(world):
     out = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
     assert not re.search(r"^topaz ", out, re.M)
     assert re.search(r"^quartz +- +0 ", out, re.M)
-    assert "In no image, so not evaluated (2 of 4): quartz, topaz." in out
+    assert "Neither labeled nor named in any image, so not in the table (1 of 4): topaz." in out
 
 
 def test_the_prevalence_wins_nothing_in_the_calibration_error(world):
@@ -75,7 +77,7 @@ def test_a_lopsided_interval_is_explained(world, monkeypatch, down, up, is_expla
     monkeypatch.setattr("mineral_batch.evaluation.evaluate.bootstrap_interval", lambda *_: (mean - down, mean + up))
     out = " ".join(run(world.predictions(), world.labels()).stdout.split())
     assert f"95 % interval {mean - down:.4f} to {mean + up:.4f}" in out
-    assert ("further down than up" in out) == is_explained
+    assert ("further below than above" in out) == is_explained
 
 
 def test_json_has_every_figure_with_six_significant_digits(world):
@@ -137,8 +139,8 @@ def test_further_columns_that_are_no_labels_are_ignored_and_named(world):
     rows = [[path, called, 512, *rest, "n/a"] for path, called, *rest in world.prediction_rows]
     plain = run(world.predictions(), world.labels()).stdout
     more = run(world.predictions(rows, header), world.labels()).stdout
-    assert "Columns that are not labels, ignored: width, seconds.\n" in more
-    assert more.replace("Columns that are not labels, ignored: width, seconds.\n", "") == plain
+    assert "Ignored columns (not labels): width, seconds.\n" in more
+    assert more.replace("Ignored columns (not labels): width, seconds.\n", "") == plain
 
 
 def test_labels_of_ones_own_are_known_by_being_labeled_or_called(world):
@@ -149,6 +151,44 @@ def test_labels_of_ones_own_are_known_by_being_labeled_or_called(world):
     assert joined.predictions.labels == ("grün, gelb", "Täuschung")
     assert joined.truth.tolist() == [[True, False], [False, False]]
     assert joined.predictions.called.tolist() == [[False, True], [False, False]]
+
+
+OWN = (*LABELS[:3], "bornite")  # which the table of minerals does not have, and which no image shows
+
+
+@pytest.mark.parametrize("extra", [[], ["0.5", "n/a"]], ids=["run.json", "columns"])
+def test_a_label_of_the_model_counts_though_no_image_has_it(world, extra):
+    """The labels are those of run.json; without it every column of probabilities is one."""
+    world.called[:, 3] = False
+    header = ["path", "minerals", "familiarity", *OWN, *(["notes"] if extra else [])]
+    cells = [extra[i % 2 : i % 2 + 1] for i in range(COUNT)] if extra else [[]] * COUNT
+    rows = [
+        [path, called, 0.5, *rest, *more]
+        for (path, called, *rest), more in zip(world.prediction_rows, cells, strict=True)
+    ]
+    predictions = world.predictions(rows, header)
+    if not extra:
+        record = {
+            "model": {"labels": OWN, "thresholds": [0.5] * 4},
+            "pictures": {"predicted": COUNT, "failed": 0},
+            "tables": ["predictions.csv"],
+        }
+        (world.folder / "run.json").write_text(json.dumps(record), "utf-8")
+    out = run(predictions, world.labels(), "--bootstrap", 0).stdout
+    ap = [average_precision_score(world.truth[:, i], world.scores[:, i]) for i in range(3)]
+    assert f"mAP {np.sum(ap) / 4:.4f}  empty-as-zero" in out
+    assert "Neither labeled nor named in any image, so not in the table (1 of 4): bornite." in out
+    assert f"Ignored columns (not labels): familiarity{', notes' if extra else ''}.\n" in out
+
+
+def test_a_column_that_the_table_of_a_run_has_lost_is_missed(world):
+    record = {
+        "model": {"labels": [*LABELS, "bornite"], "thresholds": [0.5] * 5},
+        "pictures": {"predicted": COUNT, "failed": 0},
+        "tables": ["predictions.csv"],
+    }
+    (world.folder / "run.json").write_text(json.dumps(record), "utf-8")
+    assert "no columns bornite; it has agate" in run(world.predictions(), world.labels(), code=1).stderr
 
 
 def test_rounded_probabilities_are_warned_about(world):
@@ -176,7 +216,7 @@ def test_names_that_are_not_utf8_match_and_are_printed(world):
         table.write_bytes(table.read_bytes().replace(b"images/59", b"images/\xff59"))
     assert "60 images are in both" in run(predictions, labels).stdout
     predictions.write_bytes(predictions.read_bytes().replace(b"\xff59", b"gone"))
-    assert "1 labeled images have no prediction: images/" in run(predictions, labels).stdout
+    assert "1 labeled image has no prediction: images/" in run(predictions, labels).stdout
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(world):

@@ -55,7 +55,10 @@ def test_a_misspelled_label_is_named_with_the_nearest(world):
     rows = world.label_rows
     rows[2][1] = "gold;qartz"
     message = fails(world.predictions(), world.labels(rows))
-    assert "look misspelled: 'qartz' (line 4, did you mean 'quartz'?); correct them" in message
+    assert (
+        "labels that the model does not have and that look misspelled: 'qartz' (line 4, did you mean 'quartz'?); "
+        "correct them" in message
+    )
     assert "(and their images): qartz (1)." in run(
         world.predictions(), world.labels(rows), "--ignore-unknown"
     ).stdout.replace("\n", " ")
@@ -71,7 +74,7 @@ def test_labels_of_other_minerals_are_counted_and_change_no_figure(world):
     assert (
         "Labels that the model does not have, counted as other minerals (and their images): feldspar (2), calcite (1)."
     ) in text
-    assert "has only labels that were not predicted: 'calcite' (line 2)" in fails(
+    assert "has only labels that the model does not have: 'calcite' (line 2)" in fails(
         world.predictions(), world.labels([[rows[0][0], "calcite", ""]])
     )
 

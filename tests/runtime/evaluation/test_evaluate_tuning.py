@@ -31,7 +31,7 @@ def test_tune_writes_thresholds_of_higher_f1_into_the_model(world):
     assert after > before
     assert f"before  macro-F1 {before:.4f}" in out
     assert f"after   macro-F1 {after:.4f}" in out
-    assert re.search(r"Wrote thresholds by f1 into .*: F1 rises for 3, is unchanged for 1 minerals", out)
+    assert re.search(r"Wrote thresholds by f1 into .*: F1 rises for 3 minerals and is unchanged for 1\.", out)
     assert "optimistic" not in out
     assert contract.provenance == {
         "by": "me",
@@ -101,10 +101,12 @@ def test_thresholds_that_no_image_supports_are_written_only_by_force(world):
     words = (world.predictions(), world.labels(), "--split", "val", "--tune", "precision=0.999", "--model", model)
     before = model.read_bytes()
     refused = run(*words, code=1).stderr
-    assert "these 30 images guarantee precision 0.999 for no mineral" in refused
-    assert "use --force" in refused
+    too_few = "30 images are too few to guarantee a precision of 0.999 for any mineral"
+    assert f"Error: {too_few}, so no thresholds were written: label more images, or use --force" in refused
     assert model.read_bytes() == before
-    run(*words, "--force")
+    forced = run(*words, "--force").stdout
+    assert f"\nWarning: {too_few}; the thresholds rest on the calibration alone.\n" in forced
+    assert "agate, gold" not in forced.split(too_few)[1], "nobody needs the names of all labels"
     assert read_contract(model).provenance["thresholds"]["without_promise"] == list(LABELS)
 
 

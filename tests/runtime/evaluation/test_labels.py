@@ -63,8 +63,9 @@ def test_a_misspelled_label_stops_and_another_mineral_does_not(tmp_path):
     with pytest.raises(DataError) as caught:
         require_known(rows, MINERALS, path, "are unknown")
     assert str(caught.value) == (
-        f"{path} has labels that are unknown and look misspelled: 'qartz' (line 4, did you mean 'quartz'?), 'flourite' "
-        "(line 4, did you mean 'fluorite'?); correct them, or count them as other minerals with --ignore-unknown"
+        f"{path} has labels that are unknown and that look misspelled: 'qartz' (line 4, did you mean 'quartz'?), "
+        "'flourite' (line 4, did you mean 'fluorite'?); correct them, or count them as other minerals "
+        "with --ignore-unknown"
     )
     require_known(rows, MINERALS, path, "are unknown", ignore_unknown=True)
     require_known(rows[:2], MINERALS, path, "are unknown")

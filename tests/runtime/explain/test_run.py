@@ -217,7 +217,7 @@ def test_edited_files_and_files_added_later_stay(edit, album, color_model_path, 
     (out / edit).write_text("mine")
     done = invoke(album, "-m", color_model_path, "-o", out)
     assert done.exit_code == 1
-    assert "was edited since explain wrote it" in done.output
+    assert "has been edited since explain wrote it" in done.output
     assert (out / edit).read_text() == "mine"
 
 
@@ -228,7 +228,7 @@ def test_files_of_others_in_the_output_folder_stay(name, album, color_model_path
     mine.write_text("mine")
     done = invoke(album, "-m", color_model_path, "-o", tmp_path / "out")
     assert done.exit_code == 1
-    assert "was not written by explain: move it, or name another f" in done.output
+    assert "was not written by explain: move it, or choose another f" in done.output
     assert mine.read_text() == "mine"
     assert files(tmp_path / "out") == [mine]
 
@@ -246,7 +246,7 @@ def test_an_edited_table_of_maps_is_not_overwritten_and_report_says_so(album, co
     moved = out.rename(tmp_path / "moved")
     done = invoke(album, "-m", color_model_path, "-o", moved)
     assert done.exit_code == 1
-    assert f"{moved / 'maps.csv'} is there already and was edited since explain wrote it: move it" in done.output
+    assert f"{moved / 'maps.csv'} already exists and has been edited since explain wrote it: move it" in done.output
     assert (moved / "maps.csv").read_text("utf-8") == kept
     (moved / "maps.csv").unlink()
     assert invoke(album, "-m", color_model_path, "-o", moved).exit_code == 0

@@ -70,7 +70,7 @@ def test_folder_has_thumbnails_and_data_beside_the_page(run: Path) -> None:
 def test_folder_that_is_not_a_report_is_left_alone(run: Path) -> None:
     done = CliRunner().invoke(main, ["report", "results", "--folder", "-o", "photos"])
     assert done.exit_code == 1
-    assert "photos is there already and is not a report" in done.output
+    assert "photos already exists and is not a report" in done.output
     assert Path("photos/a.jpg").exists()
 
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_a_report_is_left_alone(run: Path) -> None:
     before = Path("labels.csv").read_bytes()
     done = CliRunner().invoke(main, ["report", "results", "-o", "labels.csv"])
     assert done.exit_code == 1
-    assert "labels.csv is there already and was not written by report, or was edited since: move it" in done.output
+    assert "labels.csv already exists and was not written by report, or has been edited since: move it" in done.output
     assert Path("labels.csv").read_bytes() == before
     Path("page.html").touch()  # empty: as from mktemp
     for _ in range(2):

@@ -51,7 +51,7 @@ def test_a_foreign_file_stays_and_an_own_one_is_replaced(name: str, results: Pat
     path = tmp_path / "out.csv"
     path.write_text("mine\n")
     said = run(*commands(results)[name], path, code=1)
-    assert f"{path} is there already and was not written by {name.split(maxsplit=1)[0]}" in said
+    assert f"{path} already exists and was not written by {name.split(maxsplit=1)[0]}" in said
     assert path.read_text() == "mine\n"
     path.unlink()
     run(*commands(results)[name], path)
@@ -104,7 +104,7 @@ def test_an_edited_chart_stays(results: Path, tmp_path: Path) -> None:
         assert f"Charts: {tmp_path / 'charts'}" in run(*words)
     chart = min((tmp_path / "charts").glob("*.svg"))
     chart.write_text("mine")
-    assert f"{chart} is there already and was edited since report wrote it" in run(*words, code=1)
+    assert f"{chart} already exists and has been edited since report wrote it" in run(*words, code=1)
     assert chart.read_text() == "mine"
 
 
@@ -113,7 +113,7 @@ def test_what_is_read_is_never_written(name: str, results: Path, tmp_path: Path)
     """Also by another name of the same file, and if the command wrote it."""
     path = tmp_path / "link.csv"
     path.hardlink_to(tmp_path / "labels.csv")
-    assert "name another file to write" in run(*commands(results)[name], path, code=1)
+    assert "choose another file to write" in run(*commands(results)[name], path, code=1)
     assert (tmp_path / "labels.csv").read_text() == LABELS
 
 
@@ -121,7 +121,7 @@ def test_thresholds_go_into_no_file_but_a_model(results: Path, tmp_path: Path) -
     path = tmp_path / "mine.csv"
     path.write_text("mine\n")
     said = run("evaluate", results, tmp_path / "labels.csv", "--tune", "f1", "-o", path, code=1)
-    assert "is there already and is not an ONNX file" in said
+    assert "already exists and is not an ONNX file" in said
     assert path.read_text() == "mine\n"
 
 
@@ -131,4 +131,4 @@ def test_a_folder_that_was_moved_still_knows_its_files(results: Path, tmp_path: 
     command = ["evaluate", moved, tmp_path / "labels.csv", "--bootstrap", 0, "--csv", moved / "out.csv"]
     run(*command)
     (moved / "out.csv").write_text("mine\n")
-    assert "was edited since" in run(*command, code=1)
+    assert "has been edited since" in run(*command, code=1)

@@ -302,7 +302,7 @@ def test_rows_about_other_images_stay_and_lead_to_their_files(results: Path, tmp
     labels.write_text("path,labels,note\nphotos/a.jpg,gold,x\nfar.jpg,feldspar,y\ngone.jpg,?,z\n", encoding="utf-8")
     done = CliRunner().invoke(main, ["review", str(results), "--labels", str(labels), "--export", str(out)])
     assert done.exit_code == 0, done.output
-    assert "2 rows of --labels" in done.output
+    assert f"0 images decided; 1 existing label kept: {out}\n2 rows of --labels" in done.output
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [(row["path"], row["labels"], row["note"]) for row in rows] == [
         ("photos/a.jpg", "gold", "x"),
@@ -333,7 +333,8 @@ def test_what_people_wrote_into_a_table_is_not_replaced(results: Path, tmp_path:
     assert (code, out.read_text()) == (1, own)
     assert "has 2 of 2 rows (the first: photos/a.jpg) that this review did not write" in said
     assert f"write both to a new one: --labels {out} --export NEW.csv" in said
-    assert export("--labels", str(out)) == (0, f"0 images decided; labels: {out}\n{KEPT}\n")  # the advice holds
+    advised = export("--labels", str(out))
+    assert advised == (0, f"0 images decided; 1 existing label kept: {out}\n{KEPT}\n")
     out.write_text("<html>")
     code, said = export()
     assert code == 1

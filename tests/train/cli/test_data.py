@@ -273,7 +273,7 @@ def test_a_manifest_that_somebody_edited_stays(download: Path, tmp_path: Path) -
     path.write_text(edited := path.read_text() + "x.jpg,gold,train\n")
     refused = run(download, "-o", path)
     assert refused.exit_code == 1
-    assert "was edited since mineral-train data wrote it" in refused.output
+    assert "has been edited since mineral-train data wrote it" in refused.output
     assert path.read_text() == edited
 
 

@@ -159,5 +159,5 @@ def test_tables_that_were_edited_stay(invoke, tmp_path, monkeypatch):
     page.write_text(kept := page.read_text("utf-8") + "our own remark\n", "utf-8")
     result = invoke("--table", "5")
     assert result.exit_code == 1
-    assert "tables.md is there already and was edited since mineral-train tables wrote it" in result.output
+    assert "tables.md already exists and has been edited since mineral-train tables wrote it" in result.output
     assert page.read_text("utf-8") == kept

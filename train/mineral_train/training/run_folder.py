@@ -214,7 +214,7 @@ class RunFolder:
             )
         if (self.path / LOG).exists():  # the state is written first
             raise DataError(
-                f"{self.path / LOG} is there already and {STATE.as_posix()} is not: give another -o, or --restart"
+                f"{self.path / LOG} already exists and {STATE.as_posix()} does not: give another -o, or --restart"
             )
 
     def _require_same(self, record: dict[str, Any]) -> None:
