@@ -57,13 +57,14 @@ class Predictor:
     ...         else:
     ...             print(result.path, "failed:", result.reason)
 
-    An image that cannot be read is a `Failure` in its place and ends nothing. What raises:
+    An image that cannot be read, or a name that does not exist, is a `Failure` in its place and ends nothing. What
+    raises:
 
     | exception | when | exit code of the command |
     |---|---|---|
     | `ContractError` | the file is not a model, or contradicts its contract | 1 |
     | `BackendError` | the engine cannot be opened or fails, or the predictor is closed | 1 |
-    | `DataError` | an input does not exist | 1 |
+    | `DataError` | a glob matches nothing, or a bucket cannot be listed | 1 |
     | `OptionError`, a `DataError` | an argument has a wrong type or value; the message names it | 2 |
 
     The command's other exit codes: 0 all images predicted, 3 some images could not be read, 130 and 143 stopped by
@@ -81,7 +82,7 @@ class Predictor:
         precision: `auto`, or one of `mineral_batch.engines.base.PRECISIONS` that the engine must compute in.
         batch_size: images per call of the engine, 1 to 4096; None for what suits the device.
         decode_threads: 1 to 1024; None for one per CPU.
-        decode_processes: decode in so many processes instead of threads (POSIX only); 0 for threads; None for one per
+        decode_processes: decode in this many processes instead of threads (POSIX only); 0 for threads; None for one per
             CPU where the engine is on a GPU and there are at least four CPUs, else threads.
         exact: decode JPEGs in full (see `mineral_batch.images.decode.open_rgb`).
         decode: `cpu`; `gpu`, which decodes large JPEGs on the GPU (`mineral_batch.images.gpu.decoder`); or `auto`,
@@ -170,12 +171,12 @@ class Predictor:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the probabilities are calibrated: of the answers of 70 %, about seven in ten are right."""
+        """Whether the probabilities are calibrated: of the answers given at 70 %, about seven in ten are right."""
         return self.contract.is_calibrated
 
     @property
     def backend(self) -> str:
-        """The engine that really answers: a name in `mineral_batch.engines.registry.BACKENDS`."""
+        """The engine actually used: a name in `mineral_batch.engines.registry.BACKENDS`."""
         return self._backend.name
 
     @property
@@ -249,7 +250,7 @@ class Predictor:
 
         Raises:
             OptionError: if `inputs` is a single input, or one of them is of none of these types.
-            DataError: if an input does not exist.
+            DataError: if a glob matches nothing, or a bucket does not exist or may not be listed.
             BackendError: if the engine fails, or the predictor is closed.
         """
         require_several("inputs", inputs, ", as in predict(['photos']); for one image use predict_one")
@@ -265,7 +266,7 @@ class Predictor:
     ) -> Generator[Result, None, None]:
         if self._closed:
             raise BackendError(_CLOSED)
-        decoder, sources = self.choose_decoder(sources_given(inputs))
+        decoder, sources = self.choose_decoder(sources_given(inputs, keep_missing=True))
         ahead = read_ahead(sources)
         results = pipeline.run(
             ahead,
@@ -326,7 +327,7 @@ class Predictor:
     def close(self) -> None:
         """End what `predict` has begun, then close the decoder and the engine, even if one of them fails to close.
 
-        Results that nobody draws any more may still be held by the traceback of the error that ended the drawing:
+        Results that are no longer consumed may still be held by the traceback of the error that ended the iteration:
         their threads would go on with a decoder and an engine that are closed.
         """
         self._closed = True

@@ -86,7 +86,7 @@ def test_the_text_has_a_line_for_each_engine(model_path: Path) -> None:
     assert any(line.startswith("onnx-cpu       yes  CPU, float32, ") for line in lines)
     (auto,) = [line for line in lines if line.startswith("auto ")]
     with Predictor(model_path) as predictor:
-        assert auto.startswith(f"auto           {predictor.backend}, which computes as the model was measured")
+        assert auto.startswith(f"auto           {predictor.backend}, the engine that the model was measured with")
 
 
 def test_without_a_starter_model_it_asks_for_a_model_after_the_rest(

@@ -254,9 +254,21 @@ def test_lack_of_memory_is_no_verdict_on_the_image(
 
 def test_nothing_is_read_before_the_first_result_is_asked_for(model_path: Path, tmp_path: Path) -> None:
     with Predictor(model_path, backend="onnx-cpu") as predictor:
-        results = predictor.predict([tmp_path / "not there yet"])
-        with pytest.raises(DataError, match="not there yet"):
-            next(results)
+        photo = tmp_path / "not there yet.png"
+        results = predictor.predict([photo])
+        PILImage.new("RGB", (8, 8)).save(photo)
+        (result,) = results
+        assert isinstance(result, Prediction)
+
+
+def test_a_name_that_does_not_exist_is_a_failure_in_its_place(album: Path, model_path: Path, tmp_path: Path) -> None:
+    gone, image = tmp_path / "gone.jpg", (album / "02.png").read_bytes()
+    with Predictor(model_path, backend="onnx-cpu") as predictor:
+        for inputs in ([album / "00.png", gone, album / "01.png"], [image, gone, image], [album / "00.png", gone]):
+            results = list(predictor.predict(inputs))
+            assert results.pop(1) == Failure(str(gone), "read", "no such file or folder")
+            assert {type(result) for result in results} == {Prediction}
+            assert len(results) == len(inputs) - 1
 
 
 class Closing:

@@ -17,7 +17,7 @@ from mineral_batch.cli.logs import Log
 from mineral_batch.cli.opening import describe_model, describe_passed_over, describe_starter, describe_uncalibrated
 from mineral_batch.cli.pieces import PiecesRun
 from mineral_batch.cli.signals import Stop
-from mineral_batch.cluster.connection import Head, connected
+from mineral_batch.cluster.connection import LOCAL, Head, connected
 from mineral_batch.cluster.crew import Crew
 from mineral_batch.cluster.identity import Identity
 from mineral_batch.cluster.on_ray import RayWorkforce
@@ -179,7 +179,9 @@ class OnCluster:
             for line in describe_passed_over(first.engine["passed_over"], has_gpu=bool(cluster.gpus)):
                 run.log.line(line)
             share = describe_share(cluster.cpus or 0, cluster.gpus or 0)
-            run.log.line(f"Cluster {cluster.address}: at most {counted(cluster.most or 1, 'worker')} of {share}")
+            name = "Local cluster" if cluster.address == LOCAL else f"Cluster {cluster.address}"
+            each = " each" if (cluster.most or 1) > 1 else ""
+            run.log.line(f"{name}: up to {counted(cluster.most or 1, 'worker')} with {share}{each}")
             if self.model is None:
                 run.log.line(describe_starter(contract))
         if not first.is_calibrated:

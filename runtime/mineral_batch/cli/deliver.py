@@ -198,7 +198,7 @@ def _require_sensible(
 ) -> None:
     """Refuse options that do not belong together."""
     if beside and has_output:
-        raise click.UsageError("--beside writes beside the photographs: leave -o out")
+        raise click.UsageError("--beside writes beside the photographs: omit -o")
     if embed and (beside or form != "xmp"):
         raise click.UsageError("--embed is for --as xmp, in a folder of its own: leave --beside out")
     if id_prefix is not None and (form not in _DARWIN_CORE or not id_prefix.strip()):

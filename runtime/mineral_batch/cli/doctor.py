@@ -75,7 +75,7 @@ def _cache_line(cache: Cache) -> str:
     copies, most, others = map(_in_words, (cache.copies, cache.most_copies, cache.others))
     return (
         f"cache      {cache.folder}: {copies} copied from URLs (at most {most}: {LIMIT}), {others} of engines "
-        f"and the like"
+        f"and other files"
     )
 
 
@@ -90,7 +90,7 @@ def _auto_line(engines: Sequence[EngineTrial]) -> Iterator[str]:
     others = [name for name in working if name not in AUTO_ORDER]
     if taken:
         yield (
-            f"{'auto':<14} {taken}, which computes as the model was measured"
+            f"{'auto':<14} {taken}, the engine that the model was measured with"
             + (f"; {' and '.join(others)} only with --backend" if others else "")
         )
 

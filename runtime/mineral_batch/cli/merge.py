@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from mineral_batch.cli.console import say
 from mineral_batch.cli.paths import INPUT
-from mineral_batch.cli.pieces import say_merged
+from mineral_batch.cli.pieces import planned_line, say_merged
 from mineral_batch.cli.table_options import table_options
 from mineral_batch.cluster.merge import merge as merge_parts
 from mineral_batch.cluster.place import open_place
@@ -37,4 +38,6 @@ def merge(
     """
     place = open_place(output)
     summary = merge_parts(place, tables, mixed=allow_mixed_engines)
+    if not quiet:
+        say(f"{planned_line(summary.planned, summary.images)}; images added since then are not in the tables")
     ctx.exit(say_merged(summary, place, quiet=quiet, exit_zero_on_failures=exit_zero_on_failures))

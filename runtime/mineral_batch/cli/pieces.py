@@ -16,10 +16,11 @@ from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say, tab
 from mineral_batch.cli.logs import Log
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
+from mineral_batch.cluster.changes import can_relist, changes_since
 from mineral_batch.cluster.identity import Identify, identify
 from mineral_batch.cluster.merge import MergeSummary, merge
 from mineral_batch.cluster.place import Folder, Place, open_place
-from mineral_batch.cluster.plan import Plan
+from mineral_batch.cluster.plan import Plan, read_plan
 from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_single_run, work
 from mineral_batch.cluster.shards import Shard, parse_shard
 from mineral_batch.errors import DataError
@@ -30,6 +31,9 @@ from mineral_batch.results.inputs import Inputs, check_inputs, expand_lists
 from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import Tables, require
 from mineral_batch.storage.urls import redact
+
+# Of more shards only the first lists the images again: for a thousand it would cost as much as the predictions.
+_MOST_RELISTING = 100
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class PiecesRun:
                 f"{counted(len(summary.left), 'piece')} could not be read now (piece {piece}: {reason}); everything "
                 f"else is saved: rerun the same command"
             )
-        return self._finish(place, shard, summary)
+        return self._finish(place, shard, summary, given)
 
     def _checked(self) -> tuple[Place, Shard]:
         shard = Shard(1, 1) if self.shard is None else parse_shard(self.shard, os.environ)
@@ -104,13 +108,38 @@ class PiecesRun:
         """Return the bar, or what stands for it, of a number of images."""
         return Progress((), self.log_every, self.quiet, total=total, log=self.log.progress)
 
-    def _finish(self, place: Place, shard: Shard, summary: PiecesSummary) -> int:
+    def _finish(self, place: Place, shard: Shard, summary: PiecesSummary, given: Inputs) -> int:
         if not self.quiet:
             say(_closing(summary, shard, place))
         if self.shard is not None:
+            self._refuse_additions(place, shard, given)
             return 0 if self.exit_zero_on_failures or not summary.failed else EXIT_SOME_IMAGES_FAILED
         merged = merge(place, mixed=self.mixed)
         return say_merged(merged, place, quiet=self.quiet, exit_zero_on_failures=self.exit_zero_on_failures)
+
+    def _refuse_additions(self, place: Place, shard: Shard, given: Inputs) -> None:
+        """Compare the plan with the images that are there now, once this shard's pieces are saved.
+
+        Raises:
+            DataError: if there are images that the run lacks: nobody else would notice.
+        """
+        plan = read_plan(place)
+        if plan is None:
+            return
+        if not can_relist(given) or (shard.count > _MOST_RELISTING and shard.number > 1):
+            if not self.quiet:
+                say(f"{planned_line(plan.started, plan.images)}; images added since then are not in this run")
+            return
+        changes = changes_since(plan, place, given)
+        if changes is None:
+            return
+        line = changes.describe(place, plan)
+        if changes.is_incomplete:
+            raise DataError(
+                f"{line}; all planned images of this shard are saved. To include the others, choose another output "
+                f"with -o, or remove {place.name} and start all shards again"
+            )
+        self.log.line(f"Warning: {line}")
 
 
 class Workers(Protocol):
@@ -165,19 +194,30 @@ def _refuse_signed(given: Inputs) -> None:
 
 
 def _closing(summary: PiecesSummary, shard: Shard, place: Place) -> str:
-    rate = summary.images / summary.seconds if summary.seconds else 0.0
+    predicted = summary.images - summary.failed
+    rate = predicted / summary.seconds if summary.seconds else 0.0
     who = f"Cluster ({summary.who})" if summary.who else f"Shard {shard}"
-    lines = [f"{who}: {counted(summary.images)} in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
-    if summary.reused:
-        lines.append(f"{counted(summary.reused)} already done by an earlier run")
+    # The parts of earlier runs are not read for it, so failures in them are told by the merge.
+    earlier = f"{counted(summary.reused)} already done by an earlier run, failures included"
+    if summary.images:
+        lines = [f"{who}: {counted(predicted)} predicted in {summary.seconds:.1f} s ({rate:.1f} images/s)"]
+        lines += [earlier] if summary.reused else []
+    else:
+        lines = [f"{who}: {earlier if summary.reused else 'no images'}"]
     if summary.failed:
         lines.append(f"{counted(summary.failed)} could not be read")
     if summary.missing:
-        lines.append(f"{counted(summary.missing, 'piece')} of other shards missing")
+        verb = "is" if summary.missing == 1 else "are"
+        lines.append(f"{counted(summary.missing, 'piece')}, assigned to other shards, {verb} not done yet")
     elif shard.count > 1:
         name = place.name if not isinstance(place, Folder) else str(place.folder)
-        lines.append(f"All pieces are done. For the tables: mineral-batch merge {name}")
+        lines.append(f"All pieces are done. To write the tables: mineral-batch merge {name}")
     return "\n".join(lines)
+
+
+def planned_line(started: str, images: int) -> str:
+    """Return when a run was planned and for how many images."""
+    return f"Planned on {started}: {counted(images)}"
 
 
 def say_merged(summary: MergeSummary, place: Place, *, quiet: bool, exit_zero_on_failures: bool) -> int:

@@ -29,6 +29,7 @@ from mineral_batch.engines.base import PRECISIONS
 from mineral_batch.engines.registry import AUTO, engine_names
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.decoder import CPU, DAMAGED, DECODERS, REFUSE
+from mineral_batch.images.discover import NOT_THERE
 from mineral_batch.images.lists import read_list
 from mineral_batch.minerals.table import Table, load_table
 from mineral_batch.model.contract import ModelContract
@@ -294,8 +295,6 @@ def _workers(
 
 def _refuse_nothing(summary: RunSummary, given: Inputs, output: Path) -> None:
     """Raise if there is not one prediction: something is wrong with the model or with all images."""
-    for warning in () if summary.predicted else summary.warnings:
-        say(f"Warning: {warning}", err=True)
     if summary.is_model_at_fault:
         raise ContractError(
             f"the model's output is not a probability for any of {summary.failed} images: the images were read, "
@@ -349,7 +348,8 @@ def _closing(summary: RunSummary, output: Path, contract: ModelContract, tables:
         lines.append(f"Warning: {what} predicted from what could be decoded (column damaged)")
     lines += [summary.not_read] if summary.not_read else []
     lines += [summary.counts.further_line()] if summary.counts and summary.counts.further else []
-    lines += [f"Warning: {warning}" for warning in summary.warnings]
+    # Missing names were told at the start, and are rows of failures.csv.
+    lines += [f"Warning: {warning}" for warning in summary.warnings if not warning.startswith(NOT_THERE)]
     minerals = summary.counts.minerals if summary.counts else Counter()
     lines += [f"  {name:<20} in {counted(n)}" for name, n in minerals.most_common(_SHOWN)]
     if len(minerals) > _SHOWN:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 _STDERR = 2
-# How long the first signal waits for the images in flight: less than the half minute that cluster schedulers wait.
+# How long the first signal waits for the images in progress: less than the half minute that cluster schedulers wait.
 _SECONDS_TO_FINISH = 20.0
 # How long the second signal leaves for saving what is done. An engine may be in a native call that never returns.
 _SECONDS_TO_SAVE = 3.0
@@ -44,7 +44,7 @@ class Stop:
         return self
 
     def finished(self) -> None:
-        """Note that nothing is in flight any more: what is left to do is bounded."""
+        """Note that nothing is in progress any more: what is left to do is bounded."""
         self._finished.set()
 
     def __exit__(self, *_: object) -> None:
@@ -60,11 +60,12 @@ class Stop:
         self.signal = number
         # Not print: a signal may arrive in the middle of one.
         with suppress(OSError):
-            os.write(_STDERR, b"\nfinishing the images in flight; press Ctrl-C again to stop at once\n")
+            again = b"; press Ctrl-C again to stop at once" if number == signal.SIGINT else b""
+            os.write(_STDERR, b"\nFinishing the images in progress" + again + b"\n")
         threading.Thread(target=self._insist, args=(number,), daemon=True, name="insist").start()
 
     def _insist(self, number: int) -> None:
-        """Send the second signal, unless the images in flight are finished before."""
+        """Send the second signal, unless the images in progress are finished before."""
         main = threading.main_thread().ident
         if self._finished.wait(_SECONDS_TO_FINISH) or main is None:
             return

@@ -21,6 +21,7 @@ from mineral_batch.cluster.work import MAY_DIFFER
 from mineral_batch.errors import DataError
 from mineral_batch.results.corrections import adjusted, check_prevalence, prevalence_shift
 from mineral_batch.results.csv import listed
+from mineral_batch.results.fingerprint import describe_difference
 from mineral_batch.results.manifest import RunManifest, describe_software, parse_manifest, timestamp, write_manifest
 from mineral_batch.results.prevalence import PrevalenceShift
 from mineral_batch.results.rows import TableCounts
@@ -43,6 +44,8 @@ class MergeSummary:
     Attributes:
         counts: of the rows.
         parts: that were read.
+        planned: when the list of images was made, ISO 8601; what was added later is not in the tables.
+        images: in that list.
         seconds: of the merge.
         warnings: a line for each thing that the user should know.
         not_read: see `Plan.not_read_line`.
@@ -51,6 +54,8 @@ class MergeSummary:
 
     counts: TableCounts
     parts: int
+    planned: str
+    images: int
     seconds: float
     warnings: tuple[str, ...] = ()
     not_read: str = ""
@@ -141,7 +146,8 @@ def _refuse_missing(plan: Plan, place: Place) -> None:
         images = sum(piece.images for piece in missing)
         names = listed([piece.id for piece in missing], _NAMED)
         raise DataError(
-            f"{len(missing)} of {len(plan.pieces)} pieces ({images} images) are not done in {place.name}: "
+            f"{len(missing)} of {len(plan.pieces)} piece{'' if len(plan.pieces) == 1 else 's'} ({images} "
+            f"image{'' if images == 1 else 's'}) {'is' if len(missing) == 1 else 'are'} not done in {place.name}: "
             f"{names}; rerun the same predict command, with --shard 1/1 to do all that is missing, then "
             f"merge again"
         )
@@ -158,7 +164,14 @@ def _write(plan: Plan, place: Place, folder: Path, tables: Tables, *, mixed: boo
         note_written(folder, folder / PER_IMAGE)
     write_manifest(folder, _record(plan, reader.workers, counts, tables, shift))
     return MergeSummary(
-        counts, len(plan.pieces), time.monotonic() - clock, tuple(reader.warnings()), plan.not_read_line, tables.files
+        counts,
+        len(plan.pieces),
+        plan.started,
+        plan.images,
+        time.monotonic() - clock,
+        tuple(reader.warnings()),
+        plan.not_read_line,
+        tables.files,
     )
 
 
@@ -233,8 +246,8 @@ class _Reader:
         for name in differing:
             if not (self._mixed and name in MAY_DIFFER):
                 raise DataError(
-                    f"{where} was made differently ({name} was {planned[name]}, is {made.get(name)}): delete it and "
-                    f"rerun, or merge with --allow-mixed-engines"
+                    f"{where} was {describe_difference({name: planned[name]}, {name: made.get(name, 'unknown')})}: "
+                    f"delete it and rerun" + (", or merge with --allow-mixed-engines" if name in MAY_DIFFER else "")
                 )
             self._others.add(f"{name} {made[name]}")
 

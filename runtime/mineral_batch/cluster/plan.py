@@ -190,7 +190,7 @@ def planned(source: Source | Failure) -> PlannedImage:
     name, size, modified = source_identity(source)
     if isinstance(source, Failure):
         if may_pass(source.reason):  # in the plan it would fail for ever
-            raise DataError(f"cannot plan the run: {source.reason}; nothing is done yet: rerun the same command")
+            raise DataError(f"cannot list the images now: {source.reason}; rerun the same command")
         return PlannedImage(name, size, modified, source.stage, source.reason)
     return PlannedImage(name, size, modified)
 

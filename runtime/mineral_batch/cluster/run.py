@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mineral_batch.cluster.changes import changes_since
 from mineral_batch.cluster.crew import WAITS, Crew
 from mineral_batch.cluster.identity import Identify
 from mineral_batch.cluster.place import Folder, Place
@@ -15,7 +16,6 @@ from mineral_batch.cluster.plan import (
     ATTEMPTS,
     IMAGES,
     PARTS,
-    PIECE_IMAGES,
     PLAN,
     Plan,
     read_plan,
@@ -43,7 +43,7 @@ class PiecesSummary:
         images: predicted or failed by this worker.
         failed: of them, without a prediction.
         pieces: that this worker finished.
-        reused: images of pieces of this shard that had a part already.
+        reused: images of pieces of this shard that had a part already, those that could not be read included.
         left: why pieces were left for another try: identifier -> reason.
         missing: pieces of the whole run that have no part yet.
         seconds: of the work.
@@ -200,14 +200,9 @@ def refuse_unplanned_columns(plan: Plan, place: Place, tables: Tables) -> None:
 
 
 def _check_images(plan: Plan, place: Place, inputs: Inputs) -> None:
-    size = max((piece.images for piece in plan.pieces), default=PIECE_IMAGES)
-    now = write_pieces(place, inputs.sources(), plan.fingerprint, size, dry=True)
-    if now != list(plan.pieces):
-        images = sum(piece.images for piece in now)
-        raise DataError(
-            f"the images have changed since the run in {place.name} was planned ({plan.images} then, {images} now): "
-            f"choose another output with -o, or start over with --restart"
-        )
+    changes = changes_since(plan, place, inputs)
+    if changes is not None:
+        raise DataError(f"{changes.describe(place, plan)}: choose another output with -o, or start over with --restart")
 
 
 def work(

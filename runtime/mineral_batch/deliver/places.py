@@ -41,7 +41,7 @@ def _require_places(delivery: Delivery) -> None:
     if not delivery.results.has_places:
         raise DataError(
             "no image in the table says where it was taken; if the photographs do, rerun predict with --columns gps "
-            "(what is predicted already is not predicted again)"
+            "(existing predictions are reused)"
         )
 
 

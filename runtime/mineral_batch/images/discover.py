@@ -44,7 +44,9 @@ NOT_THERE = "no such file or folder"
 _CONTAINER_SUFFIXES = (*ARCHIVE_SUFFIXES, *OTHER_ARCHIVE_SUFFIXES, *PARQUET_SUFFIXES)
 
 
-def find_sources(inputs: Iterable[str | Path | NameList], skipped: Skipped | None = None) -> Iterator[Source | Failure]:
+def find_sources(
+    inputs: Iterable[str | Path | NameList], skipped: Skipped | None = None, *, keep_missing: bool = False
+) -> Iterator[Source | Failure]:
     """Find the images under inputs, lazily, each once and in a fixed order.
 
     Folders are walked as `find_images` does; a file is read whatever its name; an archive named directly gives its
@@ -56,14 +58,15 @@ def find_sources(inputs: Iterable[str | Path | NameList], skipped: Skipped | Non
     Args:
         inputs: names of folders, files, archives, and globs, and lists of names.
         skipped: counts what is in folders and archives and not read.
+        keep_missing: yield a failure for an input that does not exist, as for a name in a list.
 
     Raises:
-        DataError: if an input does not exist or a glob matches nothing; a name in a list that does not exist is a
-            failure.
+        DataError: if an input does not exist, unless `keep_missing`, or a glob matches nothing; a name in a list that
+            does not exist is a failure.
     """
     skipped = skipped if skipped is not None else Skipped()
     parts = expand_once(inputs)
-    for found in _find(parts, skipped):
+    for found in _find(parts, skipped, keep_missing=keep_missing):
         if isinstance(found, Failure):
             yield Failure(formula_safe(found.path), found.stage, found.reason)
         elif found.lower().endswith(_CONTAINER_SUFFIXES):
@@ -90,7 +93,7 @@ def count_sources(inputs: Iterable[str | Path | NameList]) -> int | None:
         DataError: as `find_sources` does.
     """
     parts = expand_once(inputs)
-    if any(map(_takes_long, chain.from_iterable(parts))):
+    if any(map(takes_long, chain.from_iterable(parts))):
         return None
     # The files are not looked at: a million are counted beside a run that waits for the same interpreter.
     found = _find(parts, None)
@@ -99,7 +102,8 @@ def count_sources(inputs: Iterable[str | Path | NameList]) -> int | None:
     )
 
 
-def _takes_long(name: str | Path) -> bool:
+def takes_long(name: str | Path) -> bool:
+    """Return whether listing an input means more than reading folders: a URL, a compressed tar, a Parquet file."""
     text = str(name)
     return is_url(name) or is_parquet(text) or (is_archive(text) and not text.lower().endswith((".zip", ".tar")))
 
@@ -128,11 +132,14 @@ def find_images(inputs: Iterable[str | Path], skipped: Skipped | None = None) ->
     return (one if isinstance(one, Failure) else Path(one) for one in found)
 
 
-def _find(parts: Iterable[NameList | list[str | Path]], skipped: Skipped | None) -> Iterator[str | Failure]:
+def _find(
+    parts: Iterable[NameList | list[str | Path]], skipped: Skipped | None, *, keep_missing: bool = False
+) -> Iterator[str | Failure]:
     """Do what `find_images` does, without a path object for each file: there may be a million. URLs are passed over."""
     seen, skipped = _Seen(), skipped if skipped is not None else Skipped()
     # All are looked at before the first is walked: a mistyped name must not end a run that took hours.
-    looked = [part if isinstance(part, NameList) else list(map(_look, filter(_is_local, part))) for part in parts]
+    look = partial(_look, keep_missing=keep_missing)
+    looked = [part if isinstance(part, NameList) else list(map(look, filter(_is_local, part))) for part in parts]
     for name, is_folder in chain.from_iterable(_listed(one) if isinstance(one, NameList) else one for one in looked):
         if is_folder:
             yield from _walk(name, seen, skipped)
@@ -146,11 +153,13 @@ def _is_local(name: str | Path) -> bool:
     return not is_url(name)
 
 
-def _look(name: str | Path) -> tuple[Path, bool]:
+def _look(name: str | Path, *, keep_missing: bool) -> tuple[Path, bool | None]:
     path = Path(name)
     try:
         return path, _is_folder_there(path)
     except (FileNotFoundError, NotADirectoryError):
+        if keep_missing:
+            return path, None
         raise DataError(f"{NOT_THERE}: {path} (current folder: {Path.cwd()})") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {one_line(error)}") from None

@@ -24,20 +24,24 @@ Input = str | Path | NameList | bytes | BinaryIO | PILImage.Image | Pixels | Sou
 _EXPECTED = "give a path, bytes, a binary file, a PIL image or an array (H, W, 3) of uint8, RGB"
 
 
-def sources_given(inputs: Iterable[Input]) -> Iterator[Source | Failure]:
+def sources_given(inputs: Iterable[Input], *, keep_missing: bool = False) -> Iterator[Source | Failure]:
     """Yield a source for each image, or a failure in its place.
 
     Names are looked up in the stretches between images in memory, so that each file still comes once. Images in memory
     are named `picture 0`, `picture 1`, ...
 
+    Args:
+        inputs: of any mix of the types.
+        keep_missing: yield a failure for a name that does not exist.
+
     Raises:
         OptionError: if an input is of none of the types of `Input`.
-        DataError: if an input does not exist.
+        DataError: if an input does not exist, unless `keep_missing`, or a glob matches nothing.
     """
     numbers = itertools.count()
     for are_names, stretch in itertools.groupby(inputs, key=lambda value: isinstance(value, (str, Path, NameList))):
         if are_names:
-            yield from find_sources(cast("Iterator[str | Path | NameList]", stretch))
+            yield from find_sources(cast("Iterator[str | Path | NameList]", stretch), keep_missing=keep_missing)
             continue
         for value in stretch:
             yield value if isinstance(value, (Source, Failure)) else _in_memory(f"picture {next(numbers)}", value)

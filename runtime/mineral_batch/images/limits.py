@@ -100,7 +100,9 @@ def check_png_data(image: PILImage.Image, size: int) -> None:
     """
     bits = {"RGB": 24, "RGBA": 32, "LA": 16}.get(image.mode, 1)
     if image.width * image.height * bits // 8 > _DEFLATE_RATIO * size:
-        raise ImageError(f"image file is truncated: {size} bytes cannot hold {image.width} x {image.height} pixels")
+        raise ImageError(
+            f"damaged: the file ends early: {size} bytes cannot hold {image.width} x {image.height} pixels"
+        )
 
 
 def read_file(path: str | Path) -> bytes:

@@ -6,7 +6,9 @@ from mineral_batch.errors import ImageError, one_line
 from mineral_batch.images.boxes import is_cut_off
 from mineral_batch.images.formats import JXL_SIGNATURES
 
+# As Pillow begins it, and the parts of ours that do its work; it goes on with a count of bytes that says nothing.
 _TRUNCATED = "image file is truncated"
+_ENDS_EARLY = "damaged: the file ends early"
 _JPEG2000_START, _JPEG2000_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _JPEG2000 = b"jP  "
 _BOXES = (b"ftyp", _JPEG2000, b"JXL ")
@@ -20,12 +22,14 @@ def reason_of(error: Exception, content: object) -> str:
         content: the file's bytes; anything else tells nothing more.
     """
     reason = one_line(error)
+    if reason.startswith(_TRUNCATED):
+        return _ENDS_EARLY
     # What our own code says is clear, but for what it takes from Pillow.
     is_clear = isinstance(error, ImageError) and not reason.startswith("not an image")
-    if is_clear or reason.startswith(_TRUNCATED) or not isinstance(content, bytes):
+    if is_clear or not isinstance(content, bytes):
         return reason
     if _is_truncated(content):
-        return _TRUNCATED
+        return _ENDS_EARLY
     return "damaged: libjxl cannot decode it" if content.startswith(JXL_SIGNATURES) else reason
 
 

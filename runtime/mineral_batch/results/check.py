@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mineral_batch.errors import DataError, one_line
 from mineral_batch.results.check_specimens import check_specimens, wrong_minerals
-from mineral_batch.results.csv import csv_records, decimal_point, repeated
+from mineral_batch.results.csv import csv_records, decimal_point, describe_fields, repeated
 from mineral_batch.results.manifest import RunManifest, is_time, parse_manifest
 from mineral_batch.results.parquet import import_pyarrow
 from mineral_batch.results.schema import (
@@ -164,7 +164,7 @@ def _check_csv(path: Path, expected: _Expected) -> Iterator[str]:
     def rows() -> Iterator[_Row]:
         for where, row in lines:
             if len(row) != len(header):
-                problems.append(f"{where}: {len(row)} fields instead of {len(header)}")
+                problems.append(f"{where}: {describe_fields(len(row), len(header))}")
                 continue
             extra = {name: value or None for name, value in zip(leading[2:], row[2:], strict=False)}
             yield _Row(where, row[0], row[1].split(";") if row[1] else [], extra, row[len(leading) :])
@@ -250,7 +250,7 @@ def _check_failures(path: Path, expected: _Expected) -> Iterator[str]:
         return
     for where, row in lines:
         if len(row) != 3:
-            yield f"{where}: {len(row)} fields instead of 3"
+            yield f"{where}: {describe_fields(len(row), 3)}"
         else:
             yield from _check_failure(where, *row)
             yield from _check_new(where, row[0], seen)

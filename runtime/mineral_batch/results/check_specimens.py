@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from mineral_batch.results.csv import csv_records
+from mineral_batch.results.csv import csv_records, describe_fields
 from mineral_batch.results.schema import BEST, SEPARATOR, SPECIMEN_COLUMNS, SPECIMEN_EXTRA
 
 # Seven significant digits are written, so a probability may seem to lie on the other side of its threshold.
@@ -36,7 +36,7 @@ def check_specimens(
     images = 0
     for line, cells in records:
         if len(cells) != len(header):
-            yield f"line {line}: {len(cells)} fields instead of {len(header)}"
+            yield f"line {line}: {describe_fields(len(cells), len(header))}"
             continue
         name, count, minerals = cells[:named]
         if not name or name in seen:

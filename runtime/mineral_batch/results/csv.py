@@ -255,6 +255,11 @@ def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> Non
             raise DataError(f"{path} names {shown(name)} twice, in lines {first} and {line}: keep one of them")
 
 
+def describe_fields(found: int, expected: int) -> str:
+    """`1 field instead of 43`."""
+    return f"{found} field{'' if found == 1 else 's'} instead of {expected}"
+
+
 def listed(names: Sequence[str], limit: int = _LISTED) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

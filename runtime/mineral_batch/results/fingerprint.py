@@ -14,6 +14,8 @@ from mineral_batch.images.decoder import Decoder
 from mineral_batch.model.onnx_file import graph_digest
 from mineral_batch.predictor import Predictor
 
+#: The model's key: a digest of its graph.
+MODEL = "model"
 #: The decoder's key; a run that goes on keeps the decoder it began with.
 DECODER = "decoder"
 #: Beside the fingerprint: what else the engine was for some results. A GPU short of memory takes smaller batches.
@@ -21,6 +23,7 @@ ENGINE_LATER = "engine later"
 #: The key of `--max-pixels` where many machines work on one run. In a folder of one machine's own the images to which
 #: another limit makes a difference are done again instead.
 LIMIT = "max pixels"
+_LABELS = "labels and input"
 _NANOSECONDS_TO_SETTLE = 10 * 10**9
 
 
@@ -32,8 +35,8 @@ def fingerprint(predictor: Predictor, decoder: Decoder) -> dict[str, str]:
     contract = predictor.contract
     described = json.dumps([contract.labels, vars(contract.input)])
     return {
-        "model": _computation_digest(predictor.model)[:16],
-        "labels and input": hashlib.sha256(described.encode()).hexdigest()[:16],
+        MODEL: _computation_digest(predictor.model)[:16],
+        _LABELS: hashlib.sha256(described.encode()).hexdigest()[:16],
         "engine": f"{predictor.backend}, {predictor.engine_identity}",
         DECODER: decoder.version,
     }
@@ -85,8 +88,20 @@ def refuse_other(place: str | Path, earlier: Mapping[str, str], now: Mapping[str
     """
     differing = [key for key in now if earlier and earlier.get(key) != now[key]]
     if differing:
-        changes = "; ".join(f"{key} was {earlier.get(key, 'unknown')}, is {now[key]}" for key in differing)
         raise DataError(
-            f"the results in {place} were made differently ({changes}): "
+            f"the results in {place} were {describe_difference(earlier, {key: now[key] for key in differing})}: "
             f"choose another folder with -o, or discard them with --restart"
         )
+
+
+def describe_difference(earlier: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return how results were made, such as `made with another model (engine was A, is B)`.
+
+    Args:
+        earlier: the fingerprint of the results.
+        now: of this run, only what differs.
+    """
+    head = "made with another model" if MODEL in now else "made differently"
+    changes = [f"{key} was {earlier.get(key, 'unknown')}, is {now[key]}" for key in now if key not in (MODEL, _LABELS)]
+    changes += ["labels or input differ"] if _LABELS in now else []  # a digest tells a user nothing
+    return f"{head} ({'; '.join(changes)})" if changes else head

@@ -55,7 +55,7 @@ def interrupted(model_path: Path, tmp_path: Path) -> Any:
     return run
 
 
-FINISHING = "finishing the images in flight; press Ctrl-C again to stop at once\n"
+FINISHING = "Finishing the images in progress; press Ctrl-C again to stop at once\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
@@ -74,6 +74,8 @@ def test_a_signal_finishes_what_is_in_flight_and_says_how_to_go_on(
         f"rerun the same command to resume."
     )
     assert not (out / "predictions.csv").exists()
+    said = FINISHING.strip() if number == signal.SIGINT else "Finishing the images in progress"
+    assert said in lines
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def test_a_deleted_part_is_made_again_and_a_damaged_one_is_named(album: Path, tm
     before = (tmp_path / "out/predictions.csv").read_bytes()
     first, second, *_ = sorted((tmp_path / "out/parts").iterdir())
     first.unlink()
-    assert "1 of 4 pieces" in error_line(merge(tmp_path / "out"))
+    assert "1 of 4 pieces (3 images) is not done" in error_line(merge(tmp_path / "out"))
     second.write_bytes(second.read_bytes()[:-100])
     command(tmp_path / "out", album, "--shard", "1/1")
     line = error_line(merge(tmp_path / "out"))
@@ -343,6 +344,69 @@ def test_every_line_of_json_logs_is_an_object(album: Path, tmp_path: Path, comma
         result = command(tmp_path / f"out{len(more)}", album, tmp_path / "absent", "--log-format", "json", *more)
         events = [json.loads(line)["event"] for line in result.stderr.splitlines()]
         assert "message" in events, result.stderr
+
+
+def test_a_shard_tells_what_was_added_removed_or_changed_since_the_plan(
+    album: Path, tmp_path: Path, command: Any
+) -> None:
+    """Between shards and after the merge; what was planned is finished and saved first."""
+    out = tmp_path / "out"
+    first = command(out, album, "--shard", "1/2")
+    assert first.exit_code == 0
+    assert "2 pieces, assigned to other shards, are not done yet" in first.stdout
+    new = album / "99.png"
+    new.write_bytes((album / "00.png").read_bytes())
+    line = error_line(command(out, album, "--shard", "2/2"))
+    assert f"1 image added since the run in {out} was planned (" in line
+    assert "all planned images of this shard are saved" in line
+    merged = merge(out)
+    assert merged.exit_code == 0
+    assert re.search(r"^Planned on 20\S+: 11 images; images added since then are not in", merged.stdout, re.MULTILINE)
+    for shard in ("1/2", "2/2", "1/1"):
+        again = command(out, album, "--shard", shard)
+        assert "1 image added since" in error_line(again)
+        assert "0 images" not in again.stdout
+    (album / "03.png").unlink()
+    os.utime(album / "05.png", ns=(1, 1))
+    line = error_line(command(out, album, "--shard", "1/2"))
+    assert "1 image added, 1 removed and 1 changed since" in line
+    new.unlink()
+    assert "Error: 1 image removed and 1 changed since" in error_line(command(out, album, "--shard", "1/2"))
+
+
+def test_an_image_that_was_removed_is_no_error_of_the_shards(album: Path, tmp_path: Path, command: Any) -> None:
+    """Its prediction, or its row of failures.csv, says what became of it: the run lacks nothing."""
+    command(tmp_path / "out", album, "--shard", "1/1")
+    (album / "03.png").unlink()
+    done = command(tmp_path / "out", album, "--shard", "1/1")
+    assert done.exit_code == 0
+    assert "Warning: 1 image removed since the run in" in done.stderr
+
+
+def test_of_very_many_shards_and_where_listing_takes_long_only_the_date_is_told(
+    album: Path, tmp_path: Path, command: Any
+) -> None:
+    command(tmp_path / "out", album, "--shard", "2/101")
+    (album / "99.png").write_bytes((album / "00.png").read_bytes())
+    told = "11 images; images added since then are not in this run"
+    later = command(tmp_path / "out", album, "--shard", "3/101")
+    assert later.exit_code == 0
+    assert told in later.stdout
+    assert "1 image added since" in error_line(command(tmp_path / "out", album, "--shard", "1/101"))
+    with tarfile.open(tmp_path / "more.tar.gz", "w:gz") as archive:
+        for name in (f"{index:02}.png" for index in range(11)):
+            archive.add(album / name, name)
+    packed = command(tmp_path / "packed", tmp_path / "more.tar.gz", "--shard", "1/1")
+    assert packed.exit_code == 0
+    assert told in packed.stdout
+
+
+def test_images_that_cannot_be_read_are_told_apart(album: Path, tmp_path: Path, command: Any) -> None:
+    (album / "00.png").write_bytes(b"damaged")
+    said = command(tmp_path / "out", album, "--shard", "1/1").stdout
+    assert re.search(r"^Shard 1/1: 10 images predicted in .*\n1 image could not be read$", said, re.MULTILINE)
+    again = command(tmp_path / "out", album, "--shard", "1/1").stdout
+    assert "Shard 1/1: 11 images already done by an earlier run, failures included\n" in again
 
 
 def test_another_size_of_pieces_is_not_ignored(album: Path, tmp_path: Path, command: Any) -> None:

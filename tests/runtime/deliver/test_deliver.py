@@ -311,7 +311,7 @@ def test_photographs_that_are_gone_are_counted(results: Path, photos: Path, tmp_
     ("arguments", "problem"),
     [
         (["--as", "excel", "--undo"], "--undo is for xmp and folders"),
-        (["--as", "xmp", "--beside", "-o", "x"], "leave -o out"),
+        (["--as", "xmp", "--beside", "-o", "x"], "omit -o"),
         (["--as", "folders", "--undo", "-o", "nowhere"], "nothing to undo"),
         (["--as", "excel", "--join", "x.csv"], "--on COLUMN belong together"),
         (["--as", "excel", "--join", "x.csv", "--on", "y"], "there is no file x.csv"),

@@ -135,6 +135,7 @@ def test_damage_to_the_lines_is_reported(results: Path, damage: str) -> None:
         ("path,stage,reason\nbad.jpg,dream,damaged\n", "line 2: stage 'dream'"),
         ("path,stage,reason\nbad.jpg,decode,\n", "line 2: the reason must be one line"),
         ("path,stage,reason\nbad.jpg,decode\n", "line 2: 2 fields instead of 3"),
+        ("path,stage,reason\nbad.jpg\n", "line 2: 1 field instead of 3"),
         ("path,stage,reason\na,read,x\nb,read,x\n", "2 rows, run.json says 1"),
         ("path,stage,reason\na,read,x\na,read,x\n", "line 3: duplicate path 'a'"),
     ],

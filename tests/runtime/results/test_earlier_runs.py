@@ -119,6 +119,7 @@ def test_one_missing_name_is_a_row_and_not_the_end(predict: Any) -> None:
             {"path": "day1/typo.png", "stage": "read", "reason": "no such file or folder"}
         ]
     assert "no such file or folder: day1/typo.png" in done.stderr
+    assert "no such file or folder" not in done.stdout  # told once
 
 
 def test_a_file_that_is_gone_keeps_its_row(predict: Any) -> None:
@@ -127,7 +128,7 @@ def test_a_file_that_is_gone_keeps_its_row(predict: Any) -> None:
     done = predict(*DAY1)
     assert done.exit_code == 0
     assert sorted(paths()) == DAY1
-    assert "no such file or folder: day1/1.png" in done.stdout
+    assert "no such file or folder: day1/1.png" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["all.txt"], ["day1", "all.txt"]])
