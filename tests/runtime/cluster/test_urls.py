@@ -141,7 +141,7 @@ def test_a_shard_that_does_not_answer_is_no_lost_photograph(
         patched.setattr(_CloudStore, "open", silent)
         unplanned = command(tmp_path / "out", *options)
         assert unplanned.exit_code == 1
-        assert "nothing is done yet: rerun the same command" in unplanned.stderr.splitlines()[-1]
+        assert "; rerun the same command" in unplanned.stderr.splitlines()[-1]
     assert command(tmp_path / "out", *options).exit_code == 0
     for part in (tmp_path / "out/parts").iterdir():
         part.unlink()
