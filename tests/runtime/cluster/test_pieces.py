@@ -252,7 +252,7 @@ def test_merge_replaces_only_what_merge_wrote(album: Path, tmp_path: Path, comma
     for name in ("failures.csv", "predictions.csv", "specimens.csv"):
         (out / name).write_text("mine\n")
     line = error_line(merge(out))
-    assert f"{out / 'predictions.csv'}, {out / 'failures.csv'}, {out / 'specimens.csv'} are there already" in line
+    assert f"{out / 'predictions.csv'}, {out / 'failures.csv'}, {out / 'specimens.csv'} already exist and" in line
     assert line.endswith("were not written by merge: move them")
     for name in ("failures.csv", "predictions.csv", "specimens.csv"):
         assert (out / name).read_text() == "mine\n"
