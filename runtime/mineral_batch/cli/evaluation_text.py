@@ -131,7 +131,7 @@ def _reading(joined: Joined, level: Level) -> list[str]:
     if level != LEVELS[0]:
         return [f"Labels are read at the level of {level}: {len(joined.predictions.labels)} names."]
     found = readings_of(joined)
-    lines = [f"Labels are taken as written: {one.line(f'{joined.noun}s')}." for one in found]
+    lines = [f"{one.line(joined.noun)}." for one in found]
     return [*lines, "--level species counts a variety as its species."] if lines else []
 
 

@@ -26,11 +26,14 @@ class Reading(NamedTuple):
     def __str__(self) -> str:
         return self.line()
 
-    def line(self, nouns: str = "images") -> str:
-        """In words; `nouns` is what was counted."""
-        counted = f"{self.both:,} of {self.images:,} {nouns} of {self.label} are labeled {self.parent}, too"
+    def line(self, noun: str = "image") -> str:
+        """In words; `noun` is what was counted."""
         rest = self.images - self.both
-        return f"{counted}; the other {rest:,} are negatives for {self.parent}" if rest else counted
+        if not rest:
+            return f"Every {noun} labeled {self.label} is labeled {self.parent}, too"
+        if rest == 1:
+            return f"1 {noun} is labeled {self.label} but not {self.parent}; it counts as not {self.parent}"
+        return f"{rest:,} {noun}s are labeled {self.label} but not {self.parent}; they count as not {self.parent}"
 
 
 def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -105,7 +105,7 @@ def test_evaluate_counts_a_variety_as_its_species_at_that_level(tmp_path: Path) 
     truth = [["path", "labels"], ["a.jpg", "agate"], ["b.jpg", "quartz"], ["c.jpg", "gold"], ["d.jpg", "agate"]]
     labels = write(tmp_path / "labels.csv", truth)
     code, text = evaluate(predictions, labels)
-    stated = "taken as written: 0 of 2 images of agate are labeled quartz, too; the other 2 are negatives for quartz."
+    stated = "\n2 images are labeled agate but not quartz; they count as not quartz."
     assert (code, stated in text) == (0, True)
     code, text = evaluate(predictions, labels, "--level", "species", "--json", tmp_path / "out.json")
     assert (code, "read at the level of species: 2 names" in text) == (0, True)

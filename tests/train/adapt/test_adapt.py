@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_train.adapt import compare, features
 from mineral_train.adapt.head import fit_head
+from mineral_train.adapt.photos import old_labels
 from mineral_train.cli import main
 from mineral_train.data.splits import stratified_folds
 
@@ -89,7 +91,7 @@ def test_a_table_becomes_a_model_that_knows_its_labels(photos, base, tmp_path):
     assert contract.calibration.images == contract.measured.images == 60
     assert "1 of them new to the model: my rock" in out
     assert "will not know 1 label of the old one" in out
-    assert "the new model is better than the old one" in out
+    assert "The new model is better than the old one" in out
     with Predictor(tmp_path / "mine.onnx") as predictor:
         paths = [tmp_path / f"{number}.png" for number in range(60)]
         answers = np.stack([result.probabilities for result in predictor.predict(paths)])
@@ -147,7 +149,7 @@ def test_ctrl_c_says_how_to_go_on(photos, base, tmp_path, monkeypatch, phase):
     monkeypatch.setattr(f"mineral_train.adapt.run.{phase}", interrupted)
     out = adapt(photos, base, tmp_path / "a.onnx", code=130)
     assert not (tmp_path / "a.onnx").exists()
-    assert f"the same command goes on with the features kept in {tmp_path / 'a.onnx.features'}" in out
+    assert f"Stopped; the same command goes on with the features kept in {tmp_path / 'a.onnx.features'}" in out
 
 
 def test_each_model_has_its_own_features(photos, base, tmp_path):
@@ -181,7 +183,7 @@ def test_test_photographs_judge_and_are_not_fitted_on(photos, base, tmp_path):
     _with_split(photos, range(40, 60))
     out = adapt(photos, base, tmp_path / "mine.onnx")
     assert "; 20 are held out as a test" in out
-    assert "on 20 held-out test photographs of labels.csv:" in out
+    assert "On 20 held-out test photographs of labels.csv:" in out
     contract = read_contract(tmp_path / "mine.onnx")
     assert contract.measured.images == 20
     assert contract.provenance["images"] == contract.calibration.images == 40
@@ -232,7 +234,7 @@ def test_the_column_specimen_is_used_without_being_named(photos, base, tmp_path)
     rows = [f"{line},{'S-1' if n in (0, 59) else ''}" for n, line in enumerate(lines)]
     photos.write_text("\n".join([f"{header},specimen", *rows]) + "\n")
     out = adapt(photos, base, tmp_path / "mine.onnx")
-    assert "photographs of one specimen stay together (column specimen" in out
+    assert "Photographs of one specimen stay together (column specimen" in out
     assert "1 photograph not fitted on" in out
     out = adapt(photos, base, tmp_path / "mine.onnx", "--group-column", "none")
     assert "specimen stay together" not in out
@@ -244,8 +246,8 @@ def test_a_table_in_another_folder_finds_its_photographs_and_says_where(photos, 
     moved = tmp_path / "sub" / "labels.csv"
     moved.write_text(photos.read_text())
     out = adapt(moved, base, tmp_path / "mine.onnx")
-    assert f"relative paths start in {tmp_path}; they lead nowhere from {moved.parent}" in out
-    assert "relative paths start" not in adapt(moved, base, tmp_path / "mine.onnx", "--root", tmp_path)
+    assert f"Relative paths start in {tmp_path}; they lead nowhere from {moved.parent}" in out
+    assert "Relative paths start" not in adapt(moved, base, tmp_path / "mine.onnx", "--root", tmp_path)
     (tmp_path / "1.png").unlink()  # not all are there, so they may be meant to be elsewhere
     out = adapt(moved, base, tmp_path / "mine.onnx", code=1)
     assert "none of its 60 photographs were found; there is no" in out
@@ -258,8 +260,35 @@ def test_a_table_in_another_folder_finds_its_photographs_and_says_where(photos, 
 def test_names_that_mean_a_label_are_said(photos, base, tmp_path):
     photos.write_text(photos.read_text().replace("gold;agate", "Gold|agate").replace("agate", "Achat"))
     out = adapt(photos, base, tmp_path / "mine.onnx")
-    assert "read as: Achat = agate, " in out
+    assert "Read as: Achat = agate, " in out
+    assert "(--labels FILE keeps your names)" in out
     assert "3 labels" in out
+
+
+def test_a_name_of_ones_own_for_an_old_label_keeps_the_old_answer(photos, base, tmp_path):
+    """Quartz under the name that --labels gives it: compared, and where nothing shows it, kept."""
+    photos.write_text(photos.read_text().replace("my rock", "rock crystal"))
+    own = tmp_path / "own.txt"
+    own.write_text("agate\ngold\nrock crystal\n")
+    out = adapt(photos, base, tmp_path / "mine.onnx", "--labels", own)
+    assert "Known to the old model under another name: rock crystal = quartz" in out
+    assert "of them new to the model" not in out
+    assert "will not know" not in out
+    (row,) = (line for line in out.splitlines() if line.startswith("rock crystal "))
+    assert row.split()[3] != "-", "AP before"
+    assert read_contract(tmp_path / "mine.onnx").labels == ("agate", "gold", "rock crystal")
+
+
+@pytest.mark.parametrize(
+    ("labels", "old"),
+    [
+        (("fluorspar", "my rock"), {"fluorspar": "fluorite"}),
+        (("fluorspar", "fluorite"), {"fluorite": "fluorite"}),
+        (("amethyst", "citrine"), {}),
+    ],
+)
+def test_one_label_may_be_another_name_of_an_old_one(labels, old):
+    assert old_labels(labels, ("fluorite", "quartz")) == old
 
 
 def test_images_whose_label_is_not_known_are_no_label_of_their_own(photos, base, tmp_path):
@@ -277,7 +306,7 @@ def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):
     (tmp_path / "8.png").unlink()
     out = adapt(photos, base, tmp_path / "mine.onnx", code=3)
     assert out.index("1 photograph could not be found and will be left out; the first: ") < out.index(
-        "fitting 3 labels"
+        "Fitting 3 labels"
     )
     assert "1 photograph could not be found and left out; the first: " in out
     assert "1 photograph could not be read and left out; the first: " in out
@@ -289,9 +318,11 @@ def test_missing_and_damaged_photographs_are_told_apart(photos, base, tmp_path):
 
 def test_the_figures_say_for_what_they_hold(photos, base, tmp_path):
     out = adapt(photos, base, tmp_path / "mine.onnx")
-    assert "only honest if the old model was not trained on these photographs" in out
+    assert "These figures are valid only if the old model was not trained on these photographs" in out
     assert "mineral-batch evaluate results LABELS.csv" in out
     info = CliRunner().invoke(runtime, ["info", str(tmp_path / "mine.onnx")]).output
+    ece, loss = re.search(r"calibration error (\S+), log loss (\S+) \(cross-validated\)", out).groups()
+    assert re.search(rf"error \S+ before, {ece} after; log loss \S+ before, {loss} after", info), "the same figures"
     assert "on 60 images of labels.csv, cross-validated in 5 folds" in info
 
 
@@ -299,7 +330,7 @@ def test_a_column_split_of_other_words_is_only_a_column(photos, base, tmp_path):
     _with_split(photos, ())
     photos.write_text(photos.read_text().replace(",train", ",left half"))
     out = adapt(photos, base, tmp_path / "mine.onnx")
-    assert "the column split is not used: 'left half' is none of train, val, test" in out
+    assert "The column split is not used: 'left half' is none of train, val, test" in out
     assert "split must be one of" in adapt(photos, base, tmp_path / "mine.onnx", "--split-column", "split", code=1)
 
 
@@ -333,11 +364,9 @@ def test_the_reading_of_varieties_is_said_and_can_be_the_other(photos, base, tmp
     rows = [line.split(",")[1].split(";") for line in photos.read_text().splitlines()[1:]]
     agates = [names for names in rows if "agate" in names]
     both = sum("quartz" in names for names in agates)
-    said = (
-        f"{both} of {len(agates)} images of agate are labeled quartz, too; the other {len(agates) - both} are negatives"
-    )
+    said = f"{len(agates) - both} images are labeled agate but not quartz; they count as not quartz"
     assert said in adapt(photos, base, tmp_path / "written.onnx")
-    said = f"{len(agates)} of {len(agates)} images of agate are labeled quartz, too\n"
+    said = "Every image labeled agate is labeled quartz, too\n"
     assert said in adapt(photos, base, tmp_path / "implied.onnx", "--imply-parents", "--force")
     support = {name: read_contract(tmp_path / f"{name}.onnx").measured.support for name in ("written", "implied")}
     assert support["written"]["quartz"] == sum("quartz" in names for names in rows)
@@ -378,13 +407,13 @@ def test_contradictory_duplicates_are_counted(photos, base, tmp_path):
     photos.write_text(photos.read_text() + "copy.png,gold;agate;my rock\n")
     out = adapt(photos, base, tmp_path / "mine.onnx")
     assert "1 rows are the same photograph as another" in out
-    assert "warning: 1 photographs are listed with different labels" in out
+    assert "Warning: 1 photographs are listed with different labels" in out
 
 
 def test_a_label_with_one_photograph_is_kept_and_said(photos, base, tmp_path):
     photos.write_text(photos.read_text().replace("\n3.png,", "\n3.png,rarity;"))
     out = adapt(photos, base, tmp_path / "mine.onnx")
-    assert "fewer than 5 photographs, too few to learn much: rarity" in out
+    assert "Fewer than 5 photographs, too few to learn much: rarity" in out
     assert "new label, too few to judge" in out
 
 

@@ -57,7 +57,7 @@ def test_a_backbone_becomes_a_model(photos, tmp_path, monkeypatch, name):
     # Whichever features are better: this test is about the backbone's.
     monkeypatch.setattr("mineral_train.cli.adapt.min", lambda found, key: found[-1], raising=False)
     out = adapt(photos, "--backbone", name, "--weights", weights)
-    assert f"loading {name} (apache-2.0)" in out
+    assert f"Loading {name} (apache-2.0)" in out
     assert "starter" in out
     contract = read_contract(tmp_path / "mine.onnx")
     assert contract.labels == ("my red",)

@@ -22,10 +22,11 @@ def manifest(*labels: tuple[str, ...]) -> Manifest:
 def test_the_reading_is_counted() -> None:
     found = manifest(("agate",), ("agate", "quartz"), ("agate",), ("ruby",), ())
     assert reading(LABELS, found.rows) == [
-        "1 of 3 images of agate are labeled quartz, too; the other 2 are negatives for quartz "
-        "(--imply-parents labels them)"
+        "2 images are labeled agate but not quartz; they count as not quartz (--imply-parents labels them quartz, too)"
     ]
-    assert reading(LABELS, imply_parents(found).rows) == ["3 of 3 images of agate are labeled quartz, too"]
+    assert reading(LABELS, imply_parents(found).rows) == ["Every image labeled agate is labeled quartz, too"]
+    one = manifest(("agate",), ("agate", "quartz")).rows
+    assert reading(LABELS, one)[0].startswith("1 image is labeled agate but not quartz; it counts as not quartz")
     assert reading(LABELS, manifest(("ruby",), ("quartz",)).rows) == [], "corundum is no label"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.labeling_tools import is_tool_file, read_tool_labels
 from mineral_batch.evaluation.labels import labels_meant
+from mineral_batch.minerals import canonical
 from mineral_train.adapt.head import FOLDS
 from mineral_train.data.folders import (
     TableFormat,
@@ -74,6 +76,21 @@ def read_photos(source: Path, known: Sequence[str], labels: Sequence[str] | None
     renamed = {name: "; ".join(to) for name in sorted(names) if (to := labels_meant(name, labels)) != (name,)}
     absent = tuple(row.path for row in merged if not row.path.exists())
     return LabeledPhotos(tuple(merged), tuple(labels), changed, len(rows) - len(merged), renamed, absent)
+
+
+def old_labels(labels: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Which label of the old model each label of the new one is: the same, or one that it is another name of.
+
+    Fluorspar is the old fluorite. A label that is another name as well as a second one (amethyst beside citrine, both
+    quartz) is new: the old model does not tell them apart.
+
+    Args:
+        labels: of the new model.
+        known: of the old one.
+    """
+    meant = {label: old for label in labels if (old := canonical(label, known))}
+    count = Counter(meant.values())
+    return {label: old for label, old in meant.items() if label == old or count[old] == 1}
 
 
 def _names(source: Path, table: TableFormat) -> set[str]:

@@ -24,7 +24,7 @@ from mineral_train.adapt.compare import FEW, LabelComparison, compare
 from mineral_train.adapt.features import FeatureCache, Features, extract
 from mineral_train.adapt.graph import LinearHead, answers
 from mineral_train.adapt.head import FOLDS, Adapted, Head, adapt_head
-from mineral_train.adapt.photos import LEAST_IMAGES, LabeledPhotos
+from mineral_train.adapt.photos import LEAST_IMAGES, LabeledPhotos, old_labels
 from mineral_train.calibration import fit_calibration
 from mineral_train.data.duplicates import classes, connected, link_classes, near_duplicates
 from mineral_train.data.manifest import multi_hot
@@ -156,7 +156,7 @@ def fit_candidate(
     _require_enough(y[fitted], labels, source, features)
     if is_test.any() and not y[is_test].any():
         raise DataError(f"{source}: no test photograph shows a label, so they cannot judge a model")
-    say(f"fitting {len(labels)} labels on {int(fitted.sum()):,} photographs, {FOLDS}-fold cross-validation")
+    say(f"Fitting {len(labels)} labels on {int(fitted.sum()):,} photographs, {FOLDS}-fold cross-validation")
     adapted = adapt_head(features.vectors[fitted], y[fitted], groups[fitted], _old_rows(head, labels), seed)
     return Candidate(head, features, is_test, fitted, y, adapted)
 
@@ -185,6 +185,7 @@ def finish(chosen: Candidate, reference: Candidate, photos: LabeledPhotos, *, na
     folds = _compared(
         words, f"{int(fitted.sum())} photographs of {words}", reference, fitted, held_out, photos.labels, y
     )
+    folds = replace(folds, scores=calibration.after)  # those of `held_out` judge a calibration by its own photographs
     test = None
     if is_test.any():
         title = f"{int(is_test.sum())} held-out test photographs of {source}"
@@ -211,9 +212,10 @@ def write(result: Result, path: Path) -> None:
 
 
 def _old_rows(head: LinearHead, labels: Sequence[str]) -> list[tuple[NDArray[np.float64], float] | None]:
-    """Of each label the old layer's weights and bias; None if the model does not know it."""
-    place = {label: k for k, label in enumerate(head.contract.labels)}
-    rows = [place.get(label) for label in labels]
+    """Of each label the old layer's weights and bias; None if the model does not know it under any name."""
+    known = head.contract.labels
+    places = {label: known.index(old) for label, old in old_labels(labels, known).items()}
+    rows = [places.get(label) for label in labels]
     return [None if k is None else (head.weights[k].astype(np.float64), float(head.bias[k])) for k in rows]
 
 

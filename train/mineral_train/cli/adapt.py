@@ -22,7 +22,7 @@ from mineral_batch.system import require_packages
 from mineral_batch.types import Failure
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
-from mineral_train.adapt.photos import LabeledPhotos, read_photos
+from mineral_train.adapt.photos import LabeledPhotos, old_labels, read_photos
 from mineral_train.cli._table import table_options
 from mineral_train.data.folders import TableFormat
 from mineral_train.data.labels import read_labels
@@ -116,16 +116,16 @@ def adapt(source: Path | str, output: Path, base: Path | None, **chosen: Any) ->
     table = _table(source, chosen)
     chosen["group_column"] = _group_column(source, table, chosen["group_column"])
     photos = _read(source, known, table, chosen)
-    for line in _about(photos, known):
+    for line in _about(photos, known, has_own_set=chosen["labels"] is not None):
         click.echo(line)
     try:
         result = _adapted(base, output, photos, features, source, chosen)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; the same command goes on with the features kept in {features}", err=True)
+        click.echo(f"\nStopped; the same command goes on with the features kept in {features}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
-    click.echo(f"next: mineral-batch predict PHOTOS -m {output} -o results")
-    click.echo("then: mineral-batch evaluate results LABELS.csv   (best with photographs that are new to the model)")
+    click.echo(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB) after {time.monotonic() - start:.0f} s")
+    click.echo(f"Next: mineral-batch predict PHOTOS -m {output} -o results")
+    click.echo("Then: mineral-batch evaluate results LABELS.csv   (best with photographs that are new to the model)")
     if result.failures:
         for line in _left_out(result.failures):
             click.echo(line, err=True)
@@ -184,9 +184,9 @@ def _table(source: Path, chosen: dict[str, Any]) -> TableFormat:
     if split is None:
         split, other = split_column(source, table)
         if other:
-            click.echo(f"the column split is not used: {other!r} is none of {', '.join(SPLITS)}")
+            click.echo(f"The column split is not used: {other!r} is none of {', '.join(SPLITS)}")
     if root := found_root(source, table):
-        click.echo(f"relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
+        click.echo(f"Relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
         table = replace(table, root=root)
     return replace(table, split_column=None if split == _NONE else split)
 
@@ -197,7 +197,7 @@ def _group_column(source: Path, table: TableFormat, named: str | None) -> str | 
         return None if named == _NONE else named
     found = specimen_column(source, table)
     if found:
-        click.echo("photographs of one specimen stay together (column specimen; --group-column none turns this off)")
+        click.echo("Photographs of one specimen stay together (column specimen; --group-column none turns this off)")
     return found
 
 
@@ -218,7 +218,7 @@ def _candidates(
     found = []
     for file in files:
         if tried:
-            click.echo(f"features of {read_contract(file).name}")
+            click.echo(f"Features of {read_contract(file).name}")
         candidate = adapting.fit_candidate(
             file,
             photos,
@@ -248,19 +248,20 @@ def _backbones(chosen: dict[str, Any]) -> list[backbones.Backbone]:
         warning = backbones.license_warning(backbone)
         backbones.require_license(backbone, accepted=chosen["accept_license"])
         if warning:
-            click.echo(f"license of {warning}", err=True)
+            click.echo(f"License of {warning}", err=True)
     if _AUTO in names:
         tried += backbones.reachable(backbones.SHORT_LIST, lambda line: click.echo(line, err=True))
     return tried
 
 
 def _made(backbone: backbones.Backbone, folder: Path, photos: LabeledPhotos) -> Path:
-    click.echo(f"loading {backbone.name} ({backbone.license or 'license unknown'})")
+    click.echo(f"Loading {backbone.name} ({backbone.license or 'license unknown'})")
     return backbones.make_base(backbone, folder, [row.path for row in photos.rows[:4]])
 
 
-def _about(photos: LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
-    own = [label for label in photos.labels if label not in known]
+def _about(photos: LabeledPhotos, known: tuple[str, ...], *, has_own_set: bool) -> Iterator[str]:
+    kept = old_labels(photos.labels, known)
+    own = [label for label in photos.labels if label not in kept]
     test = sum(row.split == "test" for row in photos.rows)
     yield (
         f"{counted(len(photos.rows), 'photograph')}, {counted(len(photos.labels), 'label')}"
@@ -270,18 +271,23 @@ def _about(photos: LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     )
     yield from reading(photos.labels, photos.rows)
     if photos.renamed:
-        yield "read as: " + ", ".join(f"{name} = {label}" for name, label in photos.renamed.items())
+        keep = "" if has_own_set else " (--labels FILE keeps your names)"
+        yield "Read as: " + ", ".join(f"{name} = {label}" for name, label in photos.renamed.items()) + keep
+    if renamed := {label: old for label, old in kept.items() if label != old}:
+        yield "Known to the old model under another name: " + ", ".join(
+            f"{one} = {old}" for one, old in renamed.items()
+        )
     fitted = [row for row in photos.rows if row.split != "test"]
     counts = {label: sum(label in row.labels for row in fitted) for label in photos.labels}
     rare = [label for label, count in counts.items() if count < compare.FEW]
     if rare:
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        yield f"fewer than {compare.FEW} photographs, too few to learn much: {', '.join(rare[:5])}{more}"
-    lost = [label for label in known if label not in photos.labels]
+        yield f"Fewer than {compare.FEW} photographs, too few to learn much: {', '.join(rare[:5])}{more}"
+    lost = [label for label in known if label not in kept.values()]
     if lost and len(lost) < len(known):
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         yield (
-            f"the new model will not know {counted(len(lost), 'label')} of the old one that no photograph shows: "
+            f"The new model will not know {counted(len(lost), 'label')} of the old one that no photograph shows: "
             f"{', '.join(lost[:5])}{more}; name them in --labels to keep them as they are"
         )
     if photos.absent:
@@ -292,7 +298,7 @@ def _about(photos: LabeledPhotos, known: tuple[str, ...]) -> Iterator[str]:
     if photos.merged:
         yield f"{photos.merged:,} rows are the same photograph as another and were merged"
     if photos.contradictions:
-        yield f"warning: {photos.contradictions:,} photographs are listed with different labels; they get all of them"
+        yield f"Warning: {photos.contradictions:,} photographs are listed with different labels; they get all of them"
 
 
 def _features_table(candidates: list[adapting.Candidate], best: adapting.Candidate) -> Iterator[str]:
@@ -307,7 +313,7 @@ def _features_table(candidates: list[adapting.Candidate], best: adapting.Candida
         yield (
             f"{head.contract.name[:51]:<52}{candidate.adapted.log_loss:>9.4f}{candidate.mean_ap:>9.3f}{size:>7.0f}{used}"
         )
-    yield f"license of the model: {best.base.contract.license or 'not stated'}"
+    yield f"License of the model: {best.base.contract.license or 'not stated'}"
 
 
 def _judgment(result: adapting.Result) -> Iterator[str]:
@@ -317,23 +323,23 @@ def _judgment(result: adapting.Result) -> Iterator[str]:
             "specimen or is nearly the same"
         )
     figures = result.comparison
-    yield f"on {figures.title}:"
+    yield f"On {figures.title}:"
     yield from compare.table(figures.rows, figures.mean)
     mean = figures.mean
     if mean is None:
-        yield "the old model knows none of these labels, so there is nothing to compare with"
+        yield "The old model knows none of these labels, so there is nothing to compare with"
     elif mean.verdict == "better":
-        yield "the new model is better than the old one on the labels that both know"
+        yield "The new model is better than the old one on the labels that both know"
     elif mean.verdict == "worse":
-        yield "the new model is WORSE than the old one on the labels that both know"
+        yield "The new model is WORSE than the old one on the labels that both know"
     else:
-        yield "no clear difference between the new model and the old one on the labels that both know"
+        yield "No clear difference between the new model and the old one on the labels that both know"
     yield (
-        "these figures are only honest if the old model was not trained on these photographs (its file does not say); "
+        "These figures are valid only if the old model was not trained on these photographs (its file does not say); "
         "if it was, test on new ones"
     )
     yield (
-        f"probabilities: expected calibration error {figures.scores.ece:.3f}, log loss {figures.scores.log_loss:.3f}"
+        f"Probabilities: expected calibration error {figures.scores.ece:.4f}, log loss {figures.scores.log_loss:.4f}"
         + (" (cross-validated)" if result.test is None else "")
     )
 
@@ -348,7 +354,7 @@ def _progress(places: Iterable[int], total: int) -> Iterator[int]:
         if bar.disable and now - last > _LINE_EVERY:
             last = now
             left = (now - start) / done * (total - done)
-            click.echo(f"features: {done:,} of {total:,} photographs, about {_in_words(left)} left", err=True)
+            click.echo(f"Features: {done:,} of {total:,} photographs, about {_in_words(left)} left", err=True)
 
 
 def _in_words(seconds: float) -> str:

@@ -30,4 +30,9 @@ def reading(labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
     An empty list where no label is broader than another, or no image has such a label.
     """
     found = readings(labels, [row.labels for row in rows])
-    return [f"{one} (--imply-parents labels them)" if one.both < one.images else str(one) for one in found]
+    return [
+        f"{one} (--imply-parents labels {'it' if one.images - one.both == 1 else 'them'} {one.parent}, too)"
+        if one.both < one.images
+        else str(one)
+        for one in found
+    ]
