@@ -69,6 +69,11 @@ def test_every_name_in_use_leads_to_its_mineral(pair: tuple[str, str]) -> None:
     assert canonical(name.upper(), load_table()) == mineral
 
 
+@pytest.mark.parametrize("name", ["fool's gold", "Fool’s Gold", "fools_gold"])
+def test_an_apostrophe_may_be_typographic_or_left_out(name: str) -> None:
+    assert canonical(name, MINERALS) == "pyrite"
+
+
 def test_the_command_finds_a_mineral_by_any_of_its_names() -> None:
     code, text = run("Zinnober", "CUARZO")
     assert code == 0
@@ -76,6 +81,8 @@ def test_the_command_finds_a_mineral_by_any_of_its_names() -> None:
     assert run("granate")[0] == 1
     code, text = run("quarx")
     assert (code, "did you mean quartz?" in text) == (1, True)
+    code, text = run("zinober")
+    assert (code, "did you mean Zinnober (cinnabar)?" in text) == (1, True)
     code, text = run()
     assert len(text.splitlines()) == len(load_table())
     (record,) = json.loads(run("--json", "galena")[1])

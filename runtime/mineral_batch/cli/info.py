@@ -10,6 +10,7 @@ import click
 from mineral_batch.cli.paths import FETCHED
 from mineral_batch.engines.registry import PLAN_SUFFIXES
 from mineral_batch.engines.tensorrt.plan import read_record
+from mineral_batch.evaluation.thresholds import rule_in_words
 from mineral_batch.model.calibration import calibrate_command
 from mineral_batch.model.onnx_file import read_contract
 from mineral_batch.model.starter import starter_path
@@ -34,16 +35,24 @@ def info(model: Path | None, as_json: bool) -> None:
 def describe(contract: ModelContract, path: Path) -> str:
     """A contract, and the file that it is of, for people to read."""
     size = contract.input
+    facts = {
+        "name": contract.name,
+        "file": path,
+        "license": contract.license or "not stated",
+        "input": f"{size.width} x {size.height}, {size.resize}, {size.interpolation}",
+        "accuracy": _accuracy(contract),
+        "calibrated": _calibration(contract, path),
+        "familiar": _familiarity(contract),
+        "precision": contract.numerics,
+    }
+    origin = {
+        key.replace("_", " ").replace("sha256", "SHA-256"): value
+        for key, value in contract.provenance.items()
+        if not isinstance(value, dict)
+    }
+    width = max(map(len, [*facts, *origin]))
     lines = [
-        f"name       {contract.name}",
-        f"file       {path}",
-        f"license    {contract.license or 'not stated'}",
-        f"input      {size.width} x {size.height}, {size.resize}, {size.interpolation}",
-        f"accuracy   {_accuracy(contract)}",
-        f"calibrated {_calibration(contract, path)}",
-        f"familiar   {_familiarity(contract)}",
-        f"precision  {contract.numerics}",
-        *(f"{key:<10} {value}" for key, value in contract.provenance.items() if not isinstance(value, dict)),
+        *(f"{key:<{width}} {value}" for key, value in [*facts.items(), *origin.items()]),
         f"{len(contract.labels)} labels, with the thresholds of their probabilities{_rule(contract)}:",
     ]
     pairs = zip(contract.labels, contract.thresholds, strict=True)
@@ -71,7 +80,7 @@ def _familiarity(contract: ModelContract) -> str:
 
 def _rule(contract: ModelContract) -> str:
     origin = contract.provenance.get("thresholds")
-    return f" (chosen by {origin.get('rule')})" if isinstance(origin, dict) else ""
+    return f" (chosen by {rule_in_words(str(origin.get('rule')))})" if isinstance(origin, dict) else ""
 
 
 def _accuracy(contract: ModelContract) -> str:

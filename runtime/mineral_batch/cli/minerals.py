@@ -24,7 +24,7 @@ from mineral_batch.minerals.table import LANGUAGES, Mineral, Table, load_table
     "--table",
     type=FETCHED,
     metavar="CSV",
-    help="Your own table of minerals (name,species,...). [default: ours]",
+    help="Your own table of minerals (name,species,...). [default: the built-in table]",
 )
 @click.option("--sources", is_flag=True, help="Also print where each fact comes from.")
 @click.option("--json", "as_json", is_flag=True, help="Print every fact as JSON, with its sources.")
@@ -35,7 +35,7 @@ def minerals(names: tuple[str, ...], table: Path | None, sources: bool, as_json:
     which stand for their members. Without NAMES, there is a line for each mineral in the table.
     """
     if sources and table is not None:
-        raise click.UsageError("--sources are those of our table: leave --table out")
+        raise click.UsageError("--sources are those of the built-in table: leave --table out")
     known = load_table(table)
     named = {one.name: one for name in names for one in _find(name, known)}
     found = list((named if names else known).values())
@@ -77,9 +77,19 @@ def _find(name: str, known: Table) -> list[Mineral]:
     start = name.strip().casefold()
     if members := [one for one in known.values() if start and any(map(_starts(start), one.lineage))]:
         return members
-    close = difflib.get_close_matches(start, known, n=3)
+    close = difflib.get_close_matches(start, known, n=3) or _close_in_other_languages(start, known)
     meant = f"did you mean {' or '.join(close)}?" if close else "mineral-batch minerals lists them"
     raise DataError(f"no mineral named {name!r} in the table: {meant}")
+
+
+def _close_in_other_languages(start: str, known: Table) -> list[str]:
+    """`Zinnober (cinnabar)`: the nearest other name of up to three minerals."""
+    spelled = {
+        name.casefold(): (name, one.name) for one in known.values() for names in one.synonyms.values() for name in names
+    }
+    nearest = [spelled[found] for found in difflib.get_close_matches(start, spelled, n=9)]
+    first = {mineral: name for name, mineral in reversed(nearest)}
+    return [f"{first[mineral]} ({mineral})" for mineral in dict.fromkeys(mineral for _, mineral in nearest)][:3]
 
 
 def _starts(start: str) -> Callable[[str], bool]:

@@ -115,6 +115,12 @@ class Rule(NamedTuple):
         return self.goal if self.value is None else f"{self.goal}={self.value:g}"
 
 
+def rule_in_words(text: str) -> str:
+    """How thresholds were chosen by the text of a `Rule`: "a precision of 0.9"; any other text as it is."""
+    name, _, value = text.partition("=")
+    return f"a {name} of {value}" if value else {"f1": "the highest F1"}.get(name, name)
+
+
 class Promise(NamedTuple):
     """Thresholds for a rule, and what can be promised of them.
 

@@ -40,8 +40,8 @@ def other_names() -> Mapping[str, str]:
 def canonical(name: str, labels: Iterable[str]) -> str | None:
     """The label that a folder's or a table's name stands for, None if it stands for none of them.
 
-    Ignores case, accents, numbering (`Agate_01`, `03 agate`, `agate (2)`) and the plural, reads `_` and `-` as a blank,
-    and knows `other_names`; each only where it leads to exactly one label of this set.
+    Ignores case, accents, apostrophes, numbering (`Agate_01`, `03 agate`, `agate (2)`) and the plural, reads `_` and
+    `-` as a blank, and knows `other_names`; each only where it leads to exactly one label of this set.
     """
     labels = tuple(labels)
     if name in labels:
@@ -62,8 +62,8 @@ def _plain_names(labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
-    """Lower case, without accents and without the numbers before and after the name, words one blank apart."""
+    """Lower case, without accents, apostrophes and the numbers before and after the name, words one blank apart."""
     letters = unicodedata.normalize("NFKD", name).casefold()
     letters = "".join(c for c in letters if not unicodedata.combining(c))
-    words = re.sub(r"[\s_\-]+", " ", letters)
+    words = re.sub(r"[\s_\-]+", " ", re.sub("['’`´]", "", letters))
     return re.sub(r"^[\d\s.()]+(?=[^\d\s.()])|(?<=[^\d\s.()])[\d\s.()]+$", "", words).strip()

@@ -75,7 +75,7 @@ class Mineral:
     @property
     def ima_status(self) -> str:
         """Its status in words: on the list of the IMA, or not."""
-        return f"not a species of the IMA: a variety of {self.species}" if self.is_variety else "species of the IMA"
+        return f"variety of {self.species}, not a species of its own" if self.is_variety else "IMA-approved species"
 
     @property
     def facts(self) -> dict[str, str]:

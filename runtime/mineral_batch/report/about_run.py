@@ -8,6 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 _NAMED = 5
+#: Keys of run.json whose words say too little.
+_KEYS = {
+    "pictures": "photographs",
+    "pictures_per_second": "photographs per second",
+    "passed_over": "engines not used, and why",
+    "blank": "photographs in which no mineral was found",
+    "unnamed": "photographs without a specimen",
+    "unnamed_example": "one of the photographs without a specimen",
+    "further": "files with further images",
+    "of_other_inputs": "kept from earlier runs with other inputs",
+    "from_earlier_runs": "kept from earlier runs",
+    "not_read": "files that are no photographs",
+    "inputs_named": "number of inputs",
+    "stage_seconds": "seconds per stage",
+    "peak_memory_mib": "peak memory (MiB)",
+    "thresholds_by": "how the thresholds were chosen",
+}
 
 
 def of_run(manifest: Mapping[str, Any], threshold_rule: str) -> list[tuple[str, str]]:
@@ -33,6 +50,11 @@ def of_run(manifest: Mapping[str, Any], threshold_rule: str) -> list[tuple[str, 
             if text := describe(manifest):
                 facts.append((heading, text))
     return facts
+
+
+def key_in_words(key: str) -> str:
+    """A key of run.json as a heading."""
+    return _KEYS.get(key, key.replace("_", " "))
 
 
 def _photographs(manifest: Mapping[str, Any]) -> str:

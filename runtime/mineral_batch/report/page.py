@@ -19,9 +19,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
+from mineral_batch.evaluation.thresholds import rule_in_words
 from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.report import figures, svg, warnings
-from mineral_batch.report.about_run import of_run
+from mineral_batch.report.about_run import key_in_words, of_run
 from mineral_batch.report.script import bundle
 from mineral_batch.report.worldmap import world_map
 
@@ -126,6 +127,7 @@ def _environment() -> Environment:
         "reliability_shapes": svg.reliability,
         "map_shapes": world_map,
         "line_key": svg.key,
+        "fact": key_in_words,
     }
     return environment
 
@@ -175,8 +177,7 @@ def _threshold_rule(results: Results) -> str:
     model = results.manifest.get("model")
     chosen = model.get("thresholds_by") if isinstance(model, dict) else None
     rule = str(chosen.get("rule", "")) if isinstance(chosen, dict) else ""
-    name, _, value = rule.partition("=")  # `--tune f1`, `--tune precision=0.9`
-    return f"a {name} of {value}" if value else {"f1": "the highest F1"}.get(name, name)
+    return rule_in_words(rule)
 
 
 def _kinds(

@@ -85,4 +85,4 @@ def test_calibration_familiarity_and_the_rule_of_the_thresholds_are_shown(
     output = info(path).output
     assert f"mineral-train calibrate {path} MANIFEST.csv --split val" in output
     assert "compared with 77 training images" in output
-    assert "with the thresholds of their probabilities (chosen by precision=0.9):" in output
+    assert "with the thresholds of their probabilities (chosen by a precision of 0.9):" in output

@@ -232,4 +232,6 @@ def test_technical_details_are_folded(run: Path) -> None:
     report("-o", "page.html", "--thumbnails", "0")
     content = Path("page.html").read_text("utf-8")
     assert "tiny &lt;/script&gt;, which knows" in content
+    assert '<th scope="row">photographs</th>' in content
+    assert not any(f'<th scope="row">{key}</th>' in content for key in ("pictures", "blank", "unnamed example"))
     assert content.index("which knows") < content.index('<details class="technical">') < content.index("The content of")

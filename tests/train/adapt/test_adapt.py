@@ -322,6 +322,10 @@ def test_the_figures_say_for_what_they_hold(photos, base, tmp_path):
     assert "mineral-batch evaluate results LABELS.csv" in out
     info = CliRunner().invoke(runtime, ["info", str(tmp_path / "mine.onnx")]).output
     ece, loss = re.search(r"calibration error (\S+), log loss (\S+) \(cross-validated\)", out).groups()
+    assert "(chosen by the highest F1):" in info
+    column = re.search(r"^name +(?=mine$)", info, re.M).end()
+    (digest,) = (line for line in info.splitlines() if line.startswith("adapted from graph SHA-256"))
+    assert re.fullmatch("[0-9a-f]{64}", digest[column:]), "in the column of the other facts"
     assert re.search(rf"error \S+ before, {ece} after; log loss \S+ before, {loss} after", info), "the same figures"
     assert "on 60 images of labels.csv, cross-validated in 5 folds" in info
 

@@ -294,7 +294,7 @@ def _contract(chosen: Candidate, photos: LabeledPhotos, figures: Comparison, *, 
             "images": int(chosen.fitted.sum()),
             "strength": chosen.adapted.strength,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "thresholds": {"rule": "highest F1 per label, cross-validated"},
+            "thresholds": {"rule": "f1", "labels": figures.dataset, "images": int(chosen.fitted.sum())},
         },
         measured=Measured(
             float(np.mean([row.after for row in figures.rows])),
