@@ -223,7 +223,7 @@ def test_the_default_recipe_is_printed_with_its_reason(colored_manifest, labels,
     options = TINY[TINY.index("--backbone") :]
     result = CliRunner().invoke(main, [*arguments[:start], *arguments[start:], *options])
     assert result.exit_code == 0, result.output
-    assert "recipe few: 16 training images are fewer than 20,000" in result.output
+    assert "Recipe few: 16 training images are fewer than 20,000" in result.output
     record = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["train"]
     assert record["train_size"] == 0  # another model than the starter
     assert (record["init"], record["freeze_stages"], record["freeze_epochs"], record["ema"]) == ("", 0, 1, 0.995)

@@ -91,8 +91,8 @@ def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(colored_manifest, t
     nodes.wait_for("epoch 3/40")
     nodes.processes[1].send_signal(signal.SIGTERM)  # as a scheduler does to one node of the two
     assert 0 not in nodes.end()
-    assert nodes.said(0).count("stopped; the state is saved in") == 1
-    assert "stopped" not in nodes.said(1)
+    assert nodes.said(0).count("Stopped; the state is saved in") == 1
+    assert "Stopped;" not in nodes.said(1)
 
     nodes = _Nodes(tmp_path, arguments)
     nodes.wait_for("epoch 12/40")

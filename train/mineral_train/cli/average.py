@@ -27,5 +27,5 @@ def average(runs: tuple[Path | str, ...], output: Path, force: bool) -> None:
     if (output / CONFIG).exists() and not force:
         raise DataError(f"{output} has a checkpoint; give another -o, or --force")
     average_checkpoints([fetch_model(run) for run in runs], output)
-    click.echo(f"wrote {output}, the mean of {len(runs)} checkpoints; it is not calibrated")
-    click.echo(f"next: mineral-train calibrate {output} MANIFEST --split val --tune f1")
+    click.echo(f"Wrote {output}, the mean of {len(runs)} checkpoints; it is not calibrated")
+    click.echo(f"Next: mineral-train calibrate {output} MANIFEST --split val --tune f1")

@@ -106,7 +106,7 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     progress = partial(tqdm, desc="checking", unit=" images", disable=None)
     how = _preparation(**options)
     if root := found_root(source, how.table):
-        click.echo(f"relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
+        click.echo(f"Relative paths start in {root}; they lead nowhere from {source.parent} (--root names another)")
         how = replace(how, table=replace(how.table, root=root))
     for line in _about_columns(source, how):
         click.echo(line)
@@ -115,7 +115,7 @@ def data(context: click.Context, /, source: Path, output: Path, label_set: str |
     for line in _report(prepared, output):
         click.echo(line)
     if labels != MINERALS:
-        click.echo(f"train with: mineral-train fit {output} --labels {_labels_file(output)}")
+        click.echo(f"Train with: mineral-train fit {output} --labels {_labels_file(output)}")
     if prepared.rejected:
         context.exit(EXIT_SOME_IMAGES_FAILED)
 

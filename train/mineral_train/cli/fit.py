@@ -82,20 +82,20 @@ def fit(manifests: tuple[Path | str, ...], run: Path, **chosen: Any) -> None:
     from mineral_train.training.stop import RunStopped
 
     if why and is_main:
-        click.echo(f"recipe {name}: {why}")
+        click.echo(f"Recipe {name}: {why}")
     again = "the same command without --restart" if options.restart else "the same command"
     try:
         fit_run(config, manifests, run, options, say=click.echo)
     except RunStopped as stopped:
         if is_main:
-            click.echo(f"\nstopped; the state is saved in {run}, {again} resumes from it", err=True)
+            click.echo(f"\nStopped; the state is saved in {run}, {again} resumes from it", err=True)
         raise SystemExit(EXIT_TERMINATED if stopped.number == _SIGTERM else EXIT_INTERRUPTED) from None
     except KeyboardInterrupt:
         if is_main:
-            click.echo(f"\nstopped; {_what_is_saved(run, again)}", err=True)
+            click.echo(f"\nStopped; {_what_is_saved(run, again)}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     if is_main:
-        click.echo(f"next: mineral-export onnx {run} -o model.onnx")
+        click.echo(f"Next: mineral-export onnx {run} -o model.onnx")
 
 
 def _what_is_saved(run: Path, again: str) -> str:

@@ -83,7 +83,7 @@ def tables(manifest: Path | str, folder: Path, **chosen: Any) -> None:
     try:
         text = _fill(rows, configs, manifest, folder, _options.make_options(chosen))
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; the same command goes on; what is finished is in {folder / 'tables.md'}", err=True)
+        click.echo(f"\nStopped; the same command goes on; what is finished is in {folder / 'tables.md'}", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     click.echo(text)
     click.echo("\n".join(f"Wrote {folder / name}" for name in paper.TABLES))

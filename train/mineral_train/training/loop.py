@@ -151,7 +151,7 @@ class Trainer:
         try:
             self._in_main(lambda: self._save_calibrated(logits.numpy()))
         except DataError as error:
-            self.say(f"warning: the model is not calibrated: {error}")
+            self.say(f"Warning: the model is not calibrated: {error}")
 
     def _save_calibrated(self, logits: NDArray[np.float32]) -> None:
         rule = Rule("f1") if self.config.tune_thresholds else None
