@@ -82,7 +82,7 @@ def table(result: Comparison, title: str, references: Sequence[str] = ()) -> Tab
         "peak MiB",
     ]
     notes = [
-        f"Medians with 95 % intervals; {result.rounds}, {result.images} images each. Largest difference of a "
+        f"Medians with 95% intervals; {result.rounds}, {result.images} images each. Largest difference of a "
         f"probability from {references[0]}.",
         *(f"Not here: {name}: {why}." for name, why in result.absent.items()),
     ]

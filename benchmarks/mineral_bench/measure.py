@@ -28,7 +28,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % confidence interval.
+    """A figure with its 95% confidence interval.
 
     Attributes:
         value: the median.
@@ -64,8 +64,8 @@ def three_digits(value: float) -> str:
 def median(values: NDArray[np.float64]) -> Estimate:
     """Return the median of (R,) values with its interval by order statistics.
 
-    The interval is the narrowest symmetric pair of ordered values that covers the median with 95 % by the binomial
-    distribution (Conover 1999, 3.2); with fewer than six values all of them, which covers 94 % with five.
+    The interval is the narrowest symmetric pair of ordered values that covers the median with 95% by the binomial
+    distribution (Conover 1999, 3.2); with fewer than six values all of them, which covers 94% with five.
     """
     ordered = np.sort(values)
     count, below, mass = len(ordered), 0, 0.0

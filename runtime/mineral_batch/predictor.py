@@ -171,7 +171,7 @@ class Predictor:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the probabilities are calibrated: of the answers given at 70 %, about seven in ten are right."""
+        """Whether the probabilities are calibrated: of the answers given at 70%, about seven in ten are right."""
         return self.contract.is_calibrated
 
     @property

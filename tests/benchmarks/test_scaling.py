@@ -116,5 +116,5 @@ def test_memory_is_that_of_whole_runs(model_path: Path, photos: Path) -> None:
     peaks = memory.measure(model_path, (3, 30), [photos], "onnx-cpu")
     assert [peak.images for peak in peaks] == [3, 30]
     assert all(peak.mib > 20 for peak in peaks)
-    assert "+0.0 %" in memory.table(peaks).markdown()
+    assert "+0.0%" in memory.table(peaks).markdown()
     assert np.isfinite(peaks[1].seconds)

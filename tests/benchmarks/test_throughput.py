@@ -118,7 +118,7 @@ def test_samples_of_the_gpu_are_read() -> None:
     usage = GpuUsage()
     read_samples("97, 1234\n99, 1300\n[N/A], 5\n9", usage)
     assert usage.busy == [97, 99]
-    assert usage.in_words() == "GPU busy 98 % of the time, up to 1300 MiB in use"
+    assert usage.in_words() == "GPU busy 98% of the time, up to 1300 MiB in use"
     assert GpuUsage().in_words() == ""
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Resamples for the 95 % interval of the mAP; 0: no interval.",
+    help="Resamples for the 95% interval of the mAP; 0: no interval.",
 )
 @output
 def accuracy(

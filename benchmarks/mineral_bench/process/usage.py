@@ -144,7 +144,7 @@ class GpuUsage:
         """Return it for a table; empty without samples."""
         if not self.busy:
             return ""
-        return f"GPU busy {np.median(self.busy):.0f} % of the time, up to {max(self.memory):.0f} MiB in use"
+        return f"GPU busy {np.median(self.busy):.0f}% of the time, up to {max(self.memory):.0f} MiB in use"
 
 
 @contextmanager

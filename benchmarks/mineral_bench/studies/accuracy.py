@@ -154,9 +154,9 @@ class Accuracy:
         name: its name.
         size: bytes.
         mean_ap: by equation 6.
-        interval: 95 %, from the choice of images.
+        interval: 95%, from the choice of images.
         difference: mAP minus the first candidate's.
-        difference_interval: 95 %, both on the same resampled images.
+        difference_interval: 95%, both on the same resampled images.
         agreement: share of all decisions at the thresholds that equal the first candidate's.
         largest: difference of a probability from the first candidate's.
         calibration: ECE, log loss and Brier score.
@@ -207,7 +207,7 @@ def _mean_ap(name: str, scores: NDArray[np.float64], truth: Bools) -> MeanAP:
 def difference_interval(
     scores: NDArray[np.float64], reference: NDArray[np.float64], truth: Bools, resamples: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % basic bootstrap interval of the difference of two mAPs over the same resampled images.
+    """Return the 95% basic bootstrap interval of the difference of two mAPs over the same resampled images.
 
     Far narrower than the intervals of the two mAPs: hard images are hard for both. NaN without resamples.
     """
@@ -258,7 +258,7 @@ def table(results: Sequence[Accuracy], scored: Scored, data: LabeledImages, note
     total = data.truth.shape[1]
     labels = total - len(first.mean_ap.empty)
     heading = [
-        f"mAP in points, 95 % bootstrap interval: {DEFINITIONS[EQUATION_6]}. {len(scored.truth)} images, "
+        f"mAP in points, 95% bootstrap interval: {DEFINITIONS[EQUATION_6]}. {len(scored.truth)} images, "
         f"{labels} of {total} labels occur; {scored.unreadable} could not be read, {data.missing} are "
         "in the table and not in the folder. Differences on the same resampled images. "
         f"{ECE_DEFINITION[0].upper()}{ECE_DEFINITION[1:]}."

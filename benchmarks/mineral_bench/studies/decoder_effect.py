@@ -118,7 +118,7 @@ class Change:
         mean: difference of the probabilities of those photographs; 0 if there are none.
         decisions: how many fall on the other side of the model's threshold.
         mean_ap: by equation 6; None without labels.
-        difference: mAP minus the full decode's, and its 95 % interval; None without labels.
+        difference: mAP minus the full decode's, and its 95% interval; None without labels.
     """
 
     decoder: str

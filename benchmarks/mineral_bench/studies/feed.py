@@ -298,7 +298,7 @@ def _extrapolation(result: FeedResult, load: FeedLoad, cores: Sequence[int]) -> 
 
 
 def _percent(values: tuple[float, float] | None) -> tuple[str, str]:
-    return ("", "") if values is None else (f"{100 * values[0]:+.0f} %", f"{100 * values[1]:+.0f} %")
+    return ("", "") if values is None else (f"{100 * values[0]:+.0f}%", f"{100 * values[1]:+.0f}%")
 
 
 def figures(result: FeedResult, cores: Sequence[int], rate: float) -> dict[str, Any]:

@@ -115,7 +115,7 @@ _AGAINST = "against the shortest run"
 
 
 def _compared(mib: float, least: float) -> tuple[str, str]:
-    return (f"{mib:.1f}", f"{100 * (mib / least - 1):+.1f} %") if least else ("", "")
+    return (f"{mib:.1f}", f"{100 * (mib / least - 1):+.1f}%") if least else ("", "")
 
 
 def figures(peaks: Sequence[Peak]) -> list[dict[str, Any]]:

@@ -187,7 +187,7 @@ def table(kind: str, seconds: Sequence[float], found: Keys | None, thinking: Seq
     median, tail, worst = (float(np.percentile(seconds, share)) for share in (50, 95, 100))
     waiting = Table(
         f"Seconds from the key to the next photograph ({kind})",
-        ("decisions", "median", "95 %", "longest"),
+        ("decisions", "median", "95%", "longest"),
         [(len(seconds), f"{median:.2f}", f"{tail:.2f}", f"{worst:.2f}")],
     )
     if found is None:

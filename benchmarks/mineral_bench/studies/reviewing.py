@@ -88,7 +88,7 @@ def by_random(scores: NDArray[np.float64], _: NDArray[np.float32], rng: np.rando
 
 
 def by_margin(scores: NDArray[np.float64], _: NDArray[np.float32], __: np.random.Generator) -> Rows:
-    """By the label nearest to 50 %."""
+    """By the label nearest to 50%."""
     return np.argsort(np.abs(scores - 0.5).min(axis=1), kind="stable")
 
 

@@ -65,7 +65,7 @@ class Line:
 
     @property
     def saturates_at(self) -> float:
-        """The amount from which the rate is 95 % of its limit: fixed / each × 0.95 / 0.05."""
+        """The amount from which the rate is 95% of its limit: fixed / each × 0.95 / 0.05."""
         return max(0.0, self.fixed) / self.each * _SATURATED / (1 - _SATURATED) if self.each > 0 else float("inf")
 
 
@@ -111,8 +111,8 @@ class Study:
         ]
         fixed, each = (three_digits(value * 1000) for value in (self.line.fixed, self.line.each))
         note = (
-            f"ms = {fixed} + {each} × {self.unit}, at most {100 * self.line.worst:.0f} % off; {self.rounds}. "
-            f"95 % of the highest rate from {three_digits(self.line.saturates_at)} {self.unit}."
+            f"ms = {fixed} + {each} × {self.unit}, at most {100 * self.line.worst:.0f}% off; {self.rounds}. "
+            f"95% of the highest rate from {three_digits(self.line.saturates_at)} {self.unit}."
         )
         return Table(self.title, (self.unit, "ms", "fitted ms", f"{self.unit} a second"), rows, [note])
 
@@ -178,7 +178,7 @@ class Cores:
             for n, rate in zip(self.cores, self.rates, strict=True)
         ]
         limit = f"{1 / self.serial:.0f} times one core" if self.serial > 0 else "none within what was tried"
-        note = f"Serial share by Amdahl's law {100 * self.serial:.1f} %, hence a limit of {limit}; {self.rounds}."
+        note = f"Serial share by Amdahl's law {100 * self.serial:.1f}%, hence a limit of {limit}; {self.rounds}."
         return Table(
             "Whole runs, by cores",
             ("cores", "images a second", "times one core", "share of ideal"),
@@ -220,7 +220,7 @@ class Sizing:
     is_gpu: bool
 
     def needs(self, per_day: float) -> tuple[float, float]:
-        """Return (cores, GPUs) that are busy 70 % of the day; fractions, to be rounded up."""
+        """Return (cores, GPUs) that are busy 70% of the day; fractions, to be rounded up."""
         rate = per_day / _DAY / UTILIZATION
         return (rate * self.decode, rate * self.engine) if self.is_gpu else (rate * (self.decode + self.engine), 0.0)
 

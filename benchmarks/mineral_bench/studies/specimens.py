@@ -46,7 +46,7 @@ _COLUMNS = ("path", "labels", "split", "specimen")
 def make_views(labels: Path, folder: Path, count: int = 250, seed: int = 1) -> None:
     """Write the views as JPEGs and `views.csv` beside them; every second photograph is of the split val, else test.
 
-    A view is a crop of 35 to 100 % of the area, turned by up to 20 degrees, perhaps mirrored, in other light.
+    A view is a crop of 35 to 100% of the area, turned by up to 20 degrees, perhaps mirrored, in other light.
     """
     with labels.open(encoding="utf-8-sig", newline="") as file:
         photos = [(labels.parent / row["path"], row["labels"]) for row in csv.DictReader(file)]

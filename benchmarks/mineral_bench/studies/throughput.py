@@ -242,7 +242,7 @@ def tables(found: Throughput, backend: Backend, load: Load) -> list[Table]:
     rule = "decode + engine, which share the CPUs" if found.is_shared else "the slower of decode and engine"
     rates.append((f"end to end, as a share of what its parts allow ({rule})", str(found.efficiency()), None))
     title = f"{backend.contract.name} on {backend.name} ({backend.device}), batch {load.batch}"
-    notes = [f"Images a second with the 95 % interval; {found.rounds}, {found.images} images each."]
+    notes = [f"Images a second with the 95% interval; {found.rounds}, {found.images} images each."]
     return [
         Table(title, ("stage", "images a second", "CPU ms an image"), rates, notes),
         _details(found, load),

@@ -38,7 +38,7 @@ class Budget:
             f"{self.name}: with labels, at most {self.points:g} points of mAP lost and, calibrated, "
             f"{self.ece:g} more calibration error; without, a largest difference of "
             f"{self.largest:g}, a mean of {self.mean:g}, and other minerals "
-            f"named in {100 * self.changed:g} % of the photographs"
+            f"named in {100 * self.changed:g}% of the photographs"
         )
 
 

@@ -155,7 +155,7 @@ class Parity:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}%"
 
 
 def _number(value: float) -> float | None:

@@ -153,7 +153,7 @@ def _lines(joined: Joined, found: list[Suspect], noun: str) -> list[str]:
 
 
 def _line(joined: Joined, suspect: Suspect) -> str:
-    """`opal 1 %  quartz? 46 %  70 x  photo.jpg`; a label that the model does not have has no probability."""
+    """`opal 1%  quartz? 46%  70 x  photo.jpg`; a label that the model does not have has no probability."""
     is_known = suspect.given in (NONE, *joined.predictions.labels)
     given = f"{suspect.given:<15} {_percent(suspect.probability) if is_known else '-':>6}"
     suggested = f"{suspect.suggested + '?':<15} {_percent(suspect.suggested_probability):>6}"
@@ -161,5 +161,5 @@ def _line(joined: Joined, suspect: Suspect) -> str:
 
 
 def _percent(value: float) -> str:
-    """`<1 %`, `46 %`, `>99 %`."""
-    return "<1 %" if value < 0.005 else ">99 %" if value > 0.995 else f"{100 * value:.0f} %"
+    """`<1%`, `46%`, `>99%`."""
+    return "<1%" if value < 0.005 else ">99%" if value > 0.995 else f"{100 * value:.0f}%"

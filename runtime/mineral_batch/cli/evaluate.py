@@ -93,7 +93,7 @@ def _table(_context: click.Context, _argument: click.Parameter, path: Path) -> P
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Resamples for the 95 % interval of the mAP; 0: no interval.",
+    help="Resamples for the 95% interval of the mAP; 0: no interval.",
 )
 @click.option("--json", "json_file", type=LOCAL, metavar="FILE", help="Write every figure to this file.")
 @click.option("--csv", "csv_file", type=LOCAL, metavar="FILE", help="Write the table of the minerals to this file.")
@@ -120,14 +120,14 @@ def evaluate(
 
     PREDICTIONS is the output folder of `predict`, or its predictions.csv.
 
-    Prints average precision per mineral, their mean (mAP) with a 95 % interval, and precision, recall and F1. Rows
+    Prints average precision per mineral, their mean (mAP) with a 95% interval, and precision, recall and F1. Rows
     match when one path ends with the other; images in only one of the tables are counted and left out. Labels that the
     model does not have are counted and named; an image of such a mineral shows none of the model's.
 
     With --tune, the model that made PREDICTIONS gets new thresholds. f1: for each mineral the threshold of the highest
     F1; minerals in fewer than 5 images share one. precision=0.9: the highest recall at a precision of 0.9. recall=0.9:
     the highest precision at a recall of 0.9. Both list the minerals that have too few images to guarantee this with
-    95 % confidence. Tune on validation images (--split val) and evaluate on others (--split test): a threshold looks
+    95% confidence. Tune on validation images (--split val) and evaluate on others (--split test): a threshold looks
     too good on the images that it was chosen on.
 
     With --record, the figures are stored in MODEL, and `predict` and `info` show them.

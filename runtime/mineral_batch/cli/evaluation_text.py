@@ -123,7 +123,7 @@ def _summary_lines(joined: Joined, result: Evaluation) -> list[str]:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.0f} %"
+    return f"{100 * part / whole:.0f}%"
 
 
 def _reading(joined: Joined, level: Level) -> list[str]:
@@ -183,7 +183,7 @@ def _mean_ap_lines(result: Evaluation, resamples: int, noun: str) -> list[str]:
         interval, text = "", DEFINITIONS[name]
         if name == EQUATION_6 and result.interval:
             low, high = (_cell(value) for value in result.interval)
-            interval = f", 95 % interval {low} to {high} ({resamples} bootstrap resamples of the {noun}s)"
+            interval = f", 95% interval {low} to {high} ({resamples} bootstrap resamples of the {noun}s)"
             text += f".{_LOPSIDED}" if _is_lopsided(figure.mean, *result.interval) else ""
         lines.append(f"mAP {_cell(figure.mean)}  {name}{interval}")
         lines += textwrap.wrap(text, 100, initial_indent=" " * 12, subsequent_indent=" " * 12)

@@ -88,7 +88,7 @@ def _accuracy(contract: ModelContract) -> str:
     if measured is None:
         return "never measured"
     known = measured.low is not None and measured.high is not None
-    interval = f", 95 % interval {measured.low:.4f} to {measured.high:.4f}" if known else ""
+    interval = f", 95% interval {measured.low:.4f} to {measured.high:.4f}" if known else ""
     return (
         f"mAP {measured.mean_ap:.4f}{interval} ({measured.definition}) "
         f"on {measured.images} images of {measured.dataset}"

@@ -9,8 +9,8 @@ after it are enqueued too, so the GPU's thread waits once per batch and not thre
 
 What that should come to, computed and not measured: 64 images of 384 x 384 x 3 bytes are 28 MB, 0.6 ms at the 50 GB/s
 of a PCI Express 5 bus, beside 10 ms in which a GPU of 790 TFLOP/s computes 121 GFLOP for each of them. One after the
-other that would be 6 % on top of the engine's own time. Side by side there remain the copy inside the GPU's memory,
-0.02 ms at 3 TB/s, and the handover from thread to thread, of the order of 0.1 ms: 1 or 2 %.
+other that would be 6% on top of the engine's own time. Side by side there remain the copy inside the GPU's memory,
+0.02 ms at 3 TB/s, and the handover from thread to thread, of the order of 0.1 ms: 1 or 2%.
 """
 
 from __future__ import annotations

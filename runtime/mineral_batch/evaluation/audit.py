@@ -22,8 +22,8 @@ from mineral_batch.model.calibration import log_odds
 NONE = "none"
 #: From these odds on a label looks wrong, if the suggestion is not itself improbable.
 LIKELY = 20.0
-#: The least probability of such a suggestion. Of labels with these odds, 22 % were planted errors where the
-#: suggestion was less probable, 80 % where it was not (benchmarks/README.md, 5 % planted).
+#: The least probability of such a suggestion. Of labels with these odds, 22% were planted errors where the
+#: suggestion was less probable, 80% where it was not (benchmarks/README.md, 5% planted).
 PROBABLE = 0.3
 _TINY = 1e-7  # a float32 near 1 says no more
 

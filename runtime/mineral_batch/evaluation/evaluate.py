@@ -84,7 +84,7 @@ class Evaluation:
     Attributes:
         labels: L.
         ap: per definition, the AP per label and their mean.
-        interval: 95 % bootstrap interval of the mAP by equation 6, None when not asked for.
+        interval: 95% bootstrap interval of the mAP by equation 6, None when not asked for.
         decisions: precision, recall and F1 of what was called present.
         thresholds: (L,) that made the decisions; None when they are the column `minerals`.
         calibration: of the probabilities.

@@ -115,7 +115,7 @@ def mean_average_precision(scores: Floats, truth: Bools, definition: Definition 
 def bootstrap_interval(
     scores: Floats, truth: Bools, resamples: int = 1000, seed: int = 0, definition: Definition = EQUATION_6
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of mAP over images: (2 m - q97.5, 2 m - q2.5), within 0..1.
+    """95% bootstrap interval of mAP over images: (2 m - q97.5, 2 m - q2.5), within 0..1.
 
     m is the mAP and q are quantiles of the mAP of `resamples` draws of N images with replacement, each the mean
     over the labels that have positives in the draw. This is the basic bootstrap (Davison & Hinkley 1997, 5.2) and

@@ -1,6 +1,6 @@
 """Answers at a broader level: where no label is sure but their union is, the name that covers them is given.
 
-Ruby and sapphire at 40 % each are no answer; corundum at 64 % nearly is. The probability of a union is taken as that of
+Ruby and sapphire at 40% each are no answer; corundum at 64% nearly is. The probability of a union is taken as that of
 independent labels, 1 - prod(1 - p): on 635 validation images it had a lower log loss than the sum capped at 1 at the
 level of classes (0.131 against 0.134) and the same below (benchmarks/README.md).
 """

@@ -110,7 +110,7 @@ class Measured:
         images: how many images that was.
         ap: average precision per label, 0..1, None for a label with no positive image.
         support: positive images per label.
-        low: lower end of the 95 % bootstrap interval of `mean_ap`, None if not computed.
+        low: lower end of the 95% bootstrap interval of `mean_ap`, None if not computed.
         high: its upper end.
     """
 

@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 #: Name of the graph's output, (N, 1) float32, 0..1.
 OUTPUT = "familiarity"
-#: Below this an image looks like nothing that the model was trained on: stranger than 95 % of its training images.
+#: Below this an image looks like nothing that the model was trained on: stranger than 95% of its training images.
 UNFAMILIAR = 0.05
 QUANTILES = 101
 _TINY = 1e-12

@@ -103,7 +103,7 @@ def _probabilities(manifest: Mapping[str, Any]) -> str:
     text = "not calibrated: they rank photographs, but do not say how often an answer is right"
     if found is not None:
         where = f"{found['images']:,} photographs ({found['dataset']}, {found['date']})"
-        text = f"calibrated on {where}: about seven in ten answers of 70 % are right, for photographs like these"
+        text = f"calibrated on {where}: about seven in ten answers of 70% are right, for photographs like these"
     return f"{text}; corrected for how frequent the minerals are" if manifest.get("prevalence") else text
 
 

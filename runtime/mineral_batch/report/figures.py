@@ -188,7 +188,7 @@ def reliability(accuracy: Accuracy) -> Reliability:
     found = accuracy.evaluation.calibration.reliability
     return Reliability(
         name="calibration",
-        caption="When the model says 70 %, is it right seven times in ten? A dot per bin: its mean probability across, "
+        caption="When the model says 70%, is it right seven times in ten? A dot per bin: its mean probability across, "
         "the share that is true up. On the dotted line, probabilities mean what they say; below it, the model is too "
         "sure; above it, not sure enough. Bars: how many decisions are in the bin, on a logarithmic scale.",
         predicted=found.predicted,

@@ -157,7 +157,7 @@ def _bin_title(chart: Reliability, index: int) -> str:
     bins = len(chart.decisions)
     title = f"{index / bins:.1f} to {(index + 1) / bins:.1f}: {chart.decisions[index]:,} decisions"
     if chart.decisions[index]:
-        title += f", mean {100 * chart.predicted[index]:.1f} %, true {100 * chart.observed[index]:.1f} %"
+        title += f", mean {100 * chart.predicted[index]:.1f}%, true {100 * chart.observed[index]:.1f}%"
     return title
 
 

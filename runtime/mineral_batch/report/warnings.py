@@ -22,7 +22,7 @@ def of_model(manifest: Mapping[str, Any]) -> list[str]:
     # Runs of earlier versions do not say.
     if "calibration" in model and model["calibration"] is None:
         lines.append(
-            "The probabilities are not calibrated: they rank photographs, but 70 % does not mean right seven times "
+            "The probabilities are not calibrated: they rank photographs, but 70% does not mean right seven times "
             "in ten."
         )
     return [" ".join(lines)] if lines else []

@@ -87,7 +87,7 @@ def test_how_often_the_minerals_differ_is_judged_on_photographs_only():
     """One of five images gets another mineral: more than int8 may, but rendered images do not show how often."""
     other = [*ONE[:2], [0.48, 0.3], *ONE[3:]]
     assert parity(ONE, other).beyond(BUDGETS["int8"]) == (
-        "the minerals named differ in 20 % of the images (the limit is 15 %)",
+        "the minerals named differ in 20% of the images (the limit is 15%)",
     )
     samples = Samples("synthetic images", [(PIXELS, None)], are_synthetic=True)
     found = compare(by_row(ONE), by_row(other), samples, CONTRACT)

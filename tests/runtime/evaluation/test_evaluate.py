@@ -28,7 +28,7 @@ def test_the_printed_figures_are_scikit_learns(world, split):
         f1 = f1_score(truth[:, i], called[:, i])
         assert figures[:3] == [f"{ap[i]:.4f}", str(truth[:, i].sum()), str(called[:, i].sum())]
         assert figures[-1] == f"{f1:.4f}"
-    assert f"mAP {np.mean(ap):.4f}  equation-6, 95 % interval 0." in out
+    assert f"mAP {np.mean(ap):.4f}  equation-6, 95% interval 0." in out
     assert f"mAP {np.sum(ap) / 4:.4f}  empty-as-zero" in out
     assert re.search(r"mAP 0\.\d{4}  voc2010-envelope", out)
     assert f"OF1 {f1_score(truth.ravel(), called.ravel()):.4f}" in out
@@ -43,10 +43,10 @@ def test_the_first_figures_need_no_technical_term(world):
     right = sum(truth[scores.argmax()] for truth, scores in zip(world.truth, world.scores, strict=True))
     hits, called, labeled = (int(table.sum()) for table in (world.called & world.truth, world.called, world.truth))
 
-    best = f"{100 * right / shown.sum():.0f} % of the images that show one of these 4 labels ({right} of {shown.sum()})"
+    best = f"{100 * right / shown.sum():.0f}% of the images that show one of these 4 labels ({right} of {shown.sum()})"
     assert f"\n\nBest guess: right for {best}.\n" in out
-    assert f"\nMinerals named: {100 * hits / called:.0f} % are right ({hits} of {called}).\n" in out
-    assert f"\nMinerals labeled: {100 * hits / labeled:.0f} % are found ({hits} of {labeled}).\n" in out
+    assert f"\nMinerals named: {100 * hits / called:.0f}% are right ({hits} of {called}).\n" in out
+    assert f"\nMinerals labeled: {100 * hits / labeled:.0f}% are found ({hits} of {labeled}).\n" in out
     world.truth[:], world.called[:] = False, False
     nothing = run(world.predictions(), world.labels(), "--bootstrap", 0).stdout
     assert "No image in both tables has a label" in nothing
@@ -76,7 +76,7 @@ def test_a_lopsided_interval_is_explained(world, monkeypatch, down, up, is_expla
     mean = np.mean([average_precision_score(world.truth[:, i], world.scores[:, i]) for i in range(3)])
     monkeypatch.setattr("mineral_batch.evaluation.evaluate.bootstrap_interval", lambda *_: (mean - down, mean + up))
     out = " ".join(run(world.predictions(), world.labels()).stdout.split())
-    assert f"95 % interval {mean - down:.4f} to {mean + up:.4f}" in out
+    assert f"95% interval {mean - down:.4f} to {mean + up:.4f}" in out
     assert ("further below than above" in out) == is_explained
 
 

@@ -96,7 +96,7 @@ def test_tune_needs_a_model_or_a_place_for_a_copy_of_the_starter(world):
 
 
 def test_thresholds_that_no_image_supports_are_written_only_by_force(world):
-    """Thirty images cannot guarantee 99.9 % with 95 % confidence: that needs about 3,000 without a mistake."""
+    """Thirty images cannot guarantee 99.9% with 95% confidence: that needs about 3,000 without a mistake."""
     model = calibrated(world.model())
     words = (world.predictions(), world.labels(), "--split", "val", "--tune", "precision=0.999", "--model", model)
     before = model.read_bytes()

@@ -156,7 +156,7 @@ def maps_are_seen_beside_their_photographs(page: Browser) -> None:
         page.press("m")
         assert page.evaluate(looked_for) == expected
     pressed = "document.querySelector('#detail .view[aria-pressed=true]').textContent"
-    assert page.evaluate(pressed) == "quartz 70.0 %"
+    assert page.evaluate(pressed) == "quartz 70.0%"
     page.evaluate("document.querySelectorAll('#detail .view')[1].focus()")
     page.press("Enter")
     assert page.evaluate(looked_for) == "gold"

@@ -36,7 +36,7 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half size, quality 50": recompressed,
     "brighter": lambda p: ImageEnhance.Brightness(p).enhance(1.1),
     "more contrast": lambda p: ImageEnhance.Contrast(p).enhance(1.2),
-    "1 % cropped": lambda p: p.crop((4, 3, p.width, p.height)),
+    "1% cropped": lambda p: p.crop((4, 3, p.width, p.height)),
 }
 UNLIKE: dict[str, Callable[[Image.Image], Image.Image]] = {
     "mirrored": ImageOps.mirror,

@@ -137,7 +137,7 @@ def test_every_mineral_is_equally_frequent() -> None:
 
 
 def test_the_number_of_labels_follows_the_paper() -> None:
-    """142,508 of 183,688 images have one label: 77.6 %; three standard deviations of 200 draws are 8.9 %."""
+    """142,508 of 183,688 images have one label: 77.6%; three standard deviations of 200 draws are 8.9%."""
     counts = Counter(len(generate(i, size=32, max_minerals=6).labels) for i in range(200))
     assert abs(counts[1] / 200 - 0.776) < 0.089
     assert counts[2] > counts[3]

@@ -27,7 +27,7 @@ class LabelComparison:
         images: photographs that show it.
         before: AP of the old model, None if it does not know the label.
         after: AP of the new one.
-        low: lower end of the 95 % interval of the difference, None without `before`.
+        low: lower end of the 95% interval of the difference, None without `before`.
         high: its upper end.
     """
 
@@ -91,7 +91,7 @@ def compare(
 
 
 def _interval(differences: Floats) -> tuple[float, float]:
-    """The 95 % percentile interval."""
+    """The 95% percentile interval."""
     finite = differences[np.isfinite(differences)]
     if not finite.size:
         return (-1.0, 1.0)
@@ -101,7 +101,7 @@ def _interval(differences: Floats) -> tuple[float, float]:
 
 def table(rows: Sequence[LabelComparison], mean: LabelComparison | None) -> list[str]:
     """Lay the comparison out in lines, the mean last."""
-    lines = [f"{'label':<24}{'photos':>7}{'AP before':>11}{'AP after':>10}   difference (95 % interval)"]
+    lines = [f"{'label':<24}{'photos':>7}{'AP before':>11}{'AP after':>10}   difference (95% interval)"]
     for row in [*sorted(rows, key=lambda r: -r.images), *([mean] if mean else [])]:
         before = "-" if row.before is None else f"{row.before:.2f}"
         difference = ""

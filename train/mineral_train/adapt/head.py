@@ -24,7 +24,7 @@ STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FOLDS = 5
 _PRIOR_SCALE = 10.0  # the old logit counts a hundred times less in the penalty than a feature
 _IMAGES_FOR_CHOICE = 2000  # with more, the choice of the penalty takes minutes and is the same
-_CERTAIN = 6.0  # the logit of a label that every or no photograph shows: 0.25 % of being wrong
+_CERTAIN = 6.0  # the logit of a label that every or no photograph shows: 0.25% of being wrong
 
 
 @dataclass(frozen=True)

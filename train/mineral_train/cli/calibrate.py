@@ -51,7 +51,7 @@ def calibrate(
 ) -> None:
     """Calibrate MODEL (a run's folder or an ONNX file, or its URL) on a split of MANIFEST that it was not trained on.
 
-    Afterwards a probability says how often such an answer is right: 80 % of answers given as 0.8 are right. Rankings
+    Afterwards a probability says how often such an answer is right: 80% of answers given as 0.8 are right. Rankings
     and average precision do not change. Thresholds move with the probabilities, so that the same minerals are listed as
     before, unless --tune chooses new ones; thresholds that are all 0.5 stay at 0.5.
 

@@ -32,7 +32,7 @@ def familiarity(model: Path | str, manifest: Path | str, output: Path | None, qu
     """Add a score of familiarity to MODEL (an ONNX file), fitted to its training images in MANIFEST.
 
     Afterwards `mineral-batch predict --columns familiarity` gives each image the share of the training images that look
-    stranger to the model: 0.03 means that the image is stranger than 97 % of them. The score says nothing about
+    stranger to the model: 0.03 means that the image is stranger than 97% of them. The score says nothing about
     minerals: a photograph of a mineral that is not among the labels is familiar, and has low probabilities.
     """
     from tqdm import tqdm

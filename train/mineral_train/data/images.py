@@ -86,5 +86,5 @@ def warnings(manifest: Manifest) -> list[str]:
     if count < FEW_VALIDATION_IMAGES:
         lines.append(f"warning: only {count} images in 'val': the validation mAP is mostly chance")
     if manifest.targets("val").all(axis=0).any():
-        lines.append("warning: a label is in every image of 'val', so its AP is always 100 %")
+        lines.append("warning: a label is in every image of 'val', so its AP is always 100%")
     return lines

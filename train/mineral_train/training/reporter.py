@@ -57,7 +57,7 @@ class Reporter:
 
     def steps(self, epoch: int, first: int, best_map: float, loss_sum: torch.Tensor) -> Iterator[int]:
         """Give the numbers of the epoch's steps from `first`, showing how far it is and the mean loss so far."""
-        best = f", best mAP {100 * best_map:.2f} %" if best_map >= 0 else ""
+        best = f", best mAP {100 * best_map:.2f}%" if best_map >= 0 else ""
         title = f"epoch {epoch}/{self._config.epochs}{best}"
         with tqdm(total=self._steps, initial=first, desc=title, disable=not self._bar, leave=False, unit="step") as bar:
             for number in range(first, self._steps):

@@ -59,7 +59,7 @@ class FitResult:
     def __str__(self) -> str:
         """One line for the user."""
         return (
-            f"{self.reason}; best epoch {self.best_epoch}: validation mAP {100 * self.best_map:.2f} % ({EQUATION_6}); "
+            f"{self.reason}; best epoch {self.best_epoch}: validation mAP {100 * self.best_map:.2f}% ({EQUATION_6}); "
             f"peak memory {self.peak_memory_mib:.0f} MiB ({self.peak_memory_name})"
         )
 

@@ -55,5 +55,5 @@ def measure_sets(scores: NDArray[np.float32], truth: NDArray[np.bool_], sets: Se
 def sets_in_words(figures: Mapping[str, SetFigures]) -> Iterator[str]:
     """One line for each set."""
     for name, found in figures.items():
-        figure = f"mAP {100 * found['mean_ap']:.2f} % ({EQUATION_6})" if found["labels"] else "no label occurs"
+        figure = f"mAP {100 * found['mean_ap']:.2f}% ({EQUATION_6})" if found["labels"] else "no label occurs"
         yield f"  {name}: {figure}, {found['images']:,} images, {found['labels']} labels"

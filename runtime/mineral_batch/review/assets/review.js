@@ -1,7 +1,7 @@
 // The review page. It holds a few photographs of the chosen order at a time; the server holds the rest.
 
 const $ = (id) => document.getElementById(id);
-const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
+const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
 
 const PRELOADED = 3;
 

@@ -48,5 +48,5 @@ test("the distance is that of the nearest threshold in log-odds", () => {
 });
 
 test("percent keeps one decimal and never shows a probability as zero", () => {
-  assert.deepEqual([0, 0.0004, 0.001, 0.4567, 1].map(percent), ["0.0 %", "<0.1 %", "0.1 %", "45.7 %", "100.0 %"]);
+  assert.deepEqual([0, 0.0004, 0.001, 0.4567, 1].map(percent), ["0.0%", "<0.1%", "0.1%", "45.7%", "100.0%"]);
 });

@@ -36,7 +36,7 @@ const FULL_SCALE = 65535;
 
 /** @param {number} probability */
 export function percent(probability) {
-  return probability > 0 && probability < 0.001 ? "<0.1 %" : `${(100 * probability).toFixed(1)} %`;
+  return probability > 0 && probability < 0.001 ? "<0.1%" : `${(100 * probability).toFixed(1)}%`;
 }
 
 /** @param {number} count */
