@@ -178,7 +178,8 @@ def in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     pytest.importorskip("ray")
     folder = tmp_path / "patch"
     folder.mkdir()
-    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    before = os.environ.get("PYTHONPATH")  # an empty one would add the current folder
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{before}" if before else str(folder))
     sockets = Path(tempfile.mkdtemp(prefix="ray"))  # a socket's path must be short
     monkeypatch.setenv("RAY_TMPDIR", str(sockets))
 
@@ -269,8 +270,8 @@ def share_an_output(nodes: Nodes, album: Path, model: Path, folder: Path) -> Non
     options = [album, "--piece-images", 2, "--workers", 1, "--worker-cpus", 1]
     addresses = (nodes.address, nodes.client)
     both = [start(folder / "both", model, *options, "--cluster", address, **here) for address in addresses]
-    for process in both:
-        code, _, err = finish(process)
+    ended = [finish(process) for process in both]  # both, also when the first fails
+    for code, _, err in ended:
         assert code == 0, err
     assert finish(start(folder / "one", model, album))[0] == 0
     assert_tables_of_one_machine(str(folder / "both"), folder / "one")
