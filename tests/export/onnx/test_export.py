@@ -197,7 +197,7 @@ def test_the_command_exports_a_checkpoint_and_verifies_on_photographs(tiny, tmp_
     given = ["--photos", str(photos), "--name", "new name", "--license", "CC0-1.0"]
     done = CliRunner().invoke(main, ["onnx", str(tmp_path / "run"), *given])
     assert done.exit_code == 0, done.output
-    assert "over 3 photographs of" in done.output
+    assert " of 3 photographs of" in done.output
     assert read_contract(tmp_path / "run" / "model.onnx") == replace(contract, name="new name", license="CC0-1.0")
 
 

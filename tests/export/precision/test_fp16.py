@@ -268,7 +268,7 @@ def test_beyond_the_budget_nothing_is_written_unless_told(source, tmp_path):
 def test_the_command(source, tmp_path):
     done = CliRunner().invoke(main, ["fp16", str(source), "-o", str(tmp_path / "half.onnx"), "--count", "3"])
     assert done.exit_code == 0, done.output
-    assert "over 3 synthetic images" in done.output
+    assert " of 3 synthetic images" in done.output
     missing = CliRunner().invoke(main, ["fp16", str(tmp_path / "none.onnx")])
     assert missing.exit_code == 1
     assert "there is no model file" in missing.output

@@ -177,7 +177,7 @@ def test_the_command(source, tmp_path, photos, modelopt):
     )
     assert done.exit_code == 0, done.output
     assert "Calibrating with 16 photographs" in done.output
-    assert "over 2 photographs of" in done.output
+    assert " of 2 photographs of" in done.output
     assert f"{len(holds_float8(target))} of " in done.output
     assert "layers in FP8" in done.output
 

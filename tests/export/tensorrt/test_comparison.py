@@ -29,7 +29,7 @@ def test_an_engine_is_compared_with_its_model_before_it_is_written(product: Path
     result = run(product, "-o", plan, *ONE_CHIP, "--max", 4)
     assert result.exit_code == 0, result.output
     record = read_record(plan)
-    assert "over 8 synthetic images" in record.compared
+    assert " of 8 synthetic images" in record.compared
     assert f"Compared with {product}: {record.compared}\n" in result.output
     assert l4.plans == [plan.read_bytes()] * len(l4.plans), "what was compared is what was written"
 
@@ -41,7 +41,7 @@ def test_an_engine_with_other_answers_is_not_written_unless_told(product: Path, 
     assert "nothing was written: largest difference of a probability" in message
     assert "(budget of float16); add --force to write it anyway" in message
     assert nothing_but_the_model(plan)
-    assert "over 8 synthetic images" in built(product, "-o", plan, *ONE_CHIP, "--force").compared
+    assert " of 8 synthetic images" in built(product, "-o", plan, *ONE_CHIP, "--force").compared
 
 
 def test_the_budget_is_that_of_the_precision(product: Path, plan: Path, l4: Engines) -> None:
@@ -73,7 +73,7 @@ def test_with_labels_the_loss_of_map_decides(product: Path, plan: Path, l4: Engi
     plan.unlink()
     l4.compute = lambda pixels: 1 - session(pixels)
     assert "nothing was written: mAP lost, in points," in refused(*words)
-    assert "over 6 photographs" in built(*words, "--points", 100).compared
+    assert " of 6 photographs" in built(*words, "--points", 100).compared
 
 
 @pytest.mark.parametrize("trouble", ["loads", "starts"])
