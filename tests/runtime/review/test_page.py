@@ -278,7 +278,7 @@ def test_the_grid_is_walked_with_arrows_and_saved_from_anywhere(browser: Any, se
     page.select_option("#mineral", "gold")
     page.wait_for_function("() => /Which of these 5 are gold/.test(document.getElementById('question').textContent)")
     captions = page.locator("#tiles button > span").all_text_contents()
-    assert all(" %not gold" in caption for caption in captions)  # each with its probability
+    assert all("%not gold" in caption for caption in captions)  # each with its probability
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("ArrowRight")  # the first; the tiles are in two columns
     page.keyboard.press("ArrowDown")
