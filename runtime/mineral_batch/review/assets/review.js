@@ -100,6 +100,7 @@ async function step(by) {
 // ---------------------------------------------------------------- one photograph
 
 function show() {
+  if (page.isStale) return; // these images were asked for before another order was chosen, which is loaded next
   $("single").hidden = page.isGrid || !current();
   $("grid").hidden = !page.isGrid || page.items.length === 0;
   $("done").hidden = page.isGrid ? page.items.length > 0 : Boolean(current());
