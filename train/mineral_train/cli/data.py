@@ -14,6 +14,7 @@ from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import LOCAL, LOCAL_TEXT
 from mineral_batch.errors import DataError
 from mineral_batch.minerals import MINERALS
+from mineral_batch.results.csv import listed
 from mineral_batch.results.written import note_written, require_not_read, require_replaceable
 from mineral_train.cli._table import table_options
 from mineral_train.data import census
@@ -26,7 +27,7 @@ from mineral_train.data.source import found_root, specimen_column, split_column
 from mineral_train.data.splits import PAPER_SHARES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 FOLDERS = "folders"
 REJECTED = "rejected.csv"
@@ -181,7 +182,7 @@ def _report(prepared: Prepared, output: Path) -> Iterator[str]:
     yield from (census.table_1(manifest), "", census.table_2(manifest), "")
     for split in SPLITS:
         if lacking := _lacking(manifest, split):
-            yield f"labels with images, but none in {split}: {_some(lacking)}"
+            yield f"labels with images, but none in {split}: {listed(lacking, 12)}"
     yield from _empty_splits(manifest)
     yield from _suggested_split(manifest)
     if prepared.merged:
@@ -235,8 +236,3 @@ def _across_splits(prepared: Prepared) -> Iterator[str]:
             f"{one.path} ({one.split}) and {other.path} ({other.split}); the test figure will be too good; "
             "without --keep-split they stay together"
         )
-
-
-def _some(names: Sequence[str], limit: int = 12) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
