@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mineral_batch.cli.console import EXIT_FOUND_SOMETHING, counted
+from mineral_batch.cli.console import EXIT_FOUND_SOMETHING
 from mineral_batch.cli.help import NumberFormat
 from mineral_batch.cli.paths import LOCAL
+from mineral_batch.words import counted
 from mineral_export.cli._options import sample_options
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL, refuse_swapped
 from mineral_batch.cli.shared_options import JUDGED, labels_options, specimen_option
@@ -20,6 +19,7 @@ from mineral_batch.results.csv import shown, write_csv
 from mineral_batch.results.read import table_in
 from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.results.written import note_written, require_not_read, require_replaceable
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.audit import Suspect

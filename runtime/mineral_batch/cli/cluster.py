@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mineral_batch.cli.console import counted, say
+from mineral_batch.cli.console import say
 from mineral_batch.cli.logs import Log
 from mineral_batch.cli.opening import describe_model, describe_passed_over, describe_starter, describe_uncalibrated
 from mineral_batch.cli.pieces import PiecesRun
@@ -34,6 +34,7 @@ from mineral_batch.results.inputs import Inputs, expand_lists
 from mineral_batch.results.manifest import describe_software
 from mineral_batch.storage.urls import is_url, restored
 from mineral_batch.types import Failure, Source
+from mineral_batch.words import counted
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WORKERS = re.compile(r"(?:(\d+)-)?(\d+)")

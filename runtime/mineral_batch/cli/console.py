@@ -198,8 +198,3 @@ def tables_line(output: object, names: Sequence[str]) -> str:
     """`Table: results/predictions.csv`, or `Tables: ...` with all of them; a layout in folders ends with a slash."""
     files = [f"{output}/{name}{'' if '.' in name else '/'}" for name in names]
     return f"{'Tables' if len(files) > 1 else 'Table'}: {', '.join(files)}"
-
-
-def counted(number: int, noun: str = "image", plural: str | None = None) -> str:
-    """`1 image`, `1,383 images`; `2 copies` where the plural is not the noun with an s."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, cast
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.cli.shared_options import level_options, photos_option, specimen_option
 from mineral_batch.errors import DataError
 from mineral_batch.results.schema import FAILURES
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from mineral_batch.deliver.folders import Kind

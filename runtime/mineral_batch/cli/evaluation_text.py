@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mineral_batch.cli.console import counted
 from mineral_batch.evaluation.calibration import ECE_DEFINITION
 from mineral_batch.evaluation.evaluate import Evaluation, Joined, Tuning
 from mineral_batch.evaluation.levels import readings_of
@@ -18,6 +17,7 @@ from mineral_batch.evaluation.metrics import DEFINITIONS, EQUATION_6
 from mineral_batch.evaluation.thresholds import CONFIDENCE, Rule
 from mineral_batch.minerals.table import LEVELS, Level
 from mineral_batch.results.csv import listed, shown
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

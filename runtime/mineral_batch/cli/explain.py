@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
 from mineral_batch.cli.shared_options import max_pixels_option
 from mineral_batch.errors import DataError
 from mineral_batch.images.lists import read_list
 from mineral_batch.model.starter import starter_path
 from mineral_batch.storage.urls import without_secrets
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import click
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say, tables_line
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, say, tables_line
 from mineral_batch.cli.logs import Log
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
@@ -31,6 +31,7 @@ from mineral_batch.results.inputs import Inputs, check_inputs, expand_lists
 from mineral_batch.results.schema import FAILURES
 from mineral_batch.results.write import Tables, require
 from mineral_batch.storage.urls import redact
+from mineral_batch.words import counted
 
 # Of more shards only the first lists the images again: for a thousand it would cost as much as the predictions.
 _MOST_RELISTING = 100

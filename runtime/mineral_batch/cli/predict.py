@@ -13,7 +13,7 @@ import click
 
 from mineral_batch.cli.cluster import OnCluster, cluster_options, read_cluster_options
 from mineral_batch.cli.config import chosen_options
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted, say, tables_line
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, say, tables_line
 from mineral_batch.cli.help import NumberFormat, SectionedCommand
 from mineral_batch.cli.logs import LOG_FORMATS, Log
 from mineral_batch.cli.opening import describe_predictor
@@ -45,6 +45,7 @@ from mineral_batch.results.schema import BEST, FAILURES, PARTIAL
 from mineral_batch.results.write import Tables
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import keep_some_freed_memory
+from mineral_batch.words import counted
 
 _OTHER_THRESHOLDS = "The thresholds are not those of the earlier run: the column minerals was written anew by them\n"
 _SHOWN = 10

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.console import counted
 from mineral_batch.cli.edited import say_edited
 from mineral_batch.cli.paths import LOCAL
 from mineral_batch.cli.shared_options import SHOWN, level_options, photos_option
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.minerals.table import LEVELS, load_table
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,6 +11,7 @@ from mineral_batch.cluster.plan import PIECE_IMAGES, Piece, Plan, write_pieces
 from mineral_batch.images.discover import takes_long
 from mineral_batch.results.inputs import Inputs, expand_lists
 from mineral_batch.results.journal_rows import source_identity
+from mineral_batch.words import counted
 
 # The names of more images are not held in memory; the numbers of both lists are told then.
 _MOST_NAMED = 2_000_000
@@ -43,12 +44,12 @@ class Changes:
         """Return it in words, such as `1 image added and 2 removed since the run in out was planned (TIME)`."""
         when = f"since the run in {place.name} was planned ({plan.started})"
         counts = {"added": self.added or 0, "removed": self.removed, "changed": self.changed}
-        told = [f"{count:,} {what}" for what, count in counts.items() if count]
+        told = [(count, what) for what, count in counts.items() if count]
         if not told:
             return f"the images have changed {when}: {self.planned:,} then, {self.now:,} now"
-        number, _, rest = told[0].partition(" ")
-        told[0] = f"{number} image{'' if number == '1' else 's'} {rest}"
-        return f"{', '.join(told[:-1])}{' and ' if told[1:] else ''}{told[-1]} {when}"
+        first, *others = told
+        words = [f"{counted(first[0])} {first[1]}", *(f"{count:,} {what}" for count, what in others)]
+        return f"{' and '.join([', '.join(words[:-1]), words[-1]] if others else words)} {when}"
 
 
 def can_relist(inputs: Inputs) -> bool:

@@ -18,6 +18,7 @@ from mineral_batch.cluster.plan import Piece
 from mineral_batch.cluster.work import PieceReport, forget_deaths
 from mineral_batch.cluster.worker import IN_HAND, Opened, Refusal
 from mineral_batch.errors import BackendError, DataError, MineralError
+from mineral_batch.words import counted
 
 #: A piece that could not be read now is tried again, after so many seconds.
 WAITS = (1.0, 5.0, 15.0)
@@ -166,8 +167,7 @@ class Crew:
     def describe(self) -> str:
         """`3 workers on 2 machines`; those that were lost count too."""
         workers, machines = len(self.opened), len({(opened.host, opened.node) for opened in self.opened})
-        plurals = ["" if number == 1 else "s" for number in (workers, machines)]
-        return f"{workers} worker{plurals[0]} on {machines} machine{plurals[1]}"
+        return f"{counted(workers, 'worker')} on {counted(machines, 'machine')}"
 
     def _unfinished(self) -> int:
         return len(self._queue) + len(self._later) + sum(map(len, self._in_hand.values()))

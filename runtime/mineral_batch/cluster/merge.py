@@ -29,6 +29,7 @@ from mineral_batch.results.schema import FAILURES, PER_IMAGE, RUN_MANIFEST, SCHE
 from mineral_batch.results.write import CSV_ONLY, Tables, require, write_tables
 from mineral_batch.results.written import note_written, refuse_edited_tables, refuse_foreign_tables
 from mineral_batch.types import Result
+from mineral_batch.words import counted
 
 _NAMED = 5
 # While a merge writes; without run.json nobody knows whose the tables are that it was killed over.
@@ -146,10 +147,9 @@ def _refuse_missing(plan: Plan, place: Place) -> None:
         images = sum(piece.images for piece in missing)
         names = listed([piece.id for piece in missing], _NAMED)
         raise DataError(
-            f"{len(missing)} of {len(plan.pieces)} piece{'' if len(plan.pieces) == 1 else 's'} ({images} "
-            f"image{'' if images == 1 else 's'}) {'is' if len(missing) == 1 else 'are'} not done in {place.name}: "
-            f"{names}; rerun the same predict command, with --shard 1/1 to do all that is missing, then "
-            f"merge again"
+            f"{len(missing)} of {counted(len(plan.pieces), 'piece')} ({counted(images)}) "
+            f"{'is' if len(missing) == 1 else 'are'} not done in {place.name}: {names}; rerun the same predict "
+            "command, with --shard 1/1 to do all that is missing, then merge again"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mineral_batch.cluster.connection import LOCAL
 from mineral_batch.errors import BackendError
+from mineral_batch.words import counted
 
 # By default a worker has no more: decoding threads and engine threads of one process get into each other's way.
 _CPUS_OF_A_WORKER = 8
@@ -77,4 +78,4 @@ def describe_share(cpus: float, gpus: float) -> str:
 def describe_room(nodes: Sequence[Mapping[str, float]]) -> str:
     """Return what machines have, in words."""
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    return f"{describe_share(cpus, gpus)} on {len(nodes)} machine{'' if len(nodes) == 1 else 's'}"
+    return f"{describe_share(cpus, gpus)} on {counted(len(nodes), 'machine')}"

@@ -25,6 +25,7 @@ from mineral_batch.report import figures, svg, warnings
 from mineral_batch.report.about_run import key_in_words, of_run
 from mineral_batch.report.script import bundle
 from mineral_batch.report.worldmap import world_map
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from mineral_batch.evaluation.curves import Accuracy
@@ -107,8 +108,7 @@ def script() -> str:
 
 def title(results: Results) -> str:
     """Return the title of the page."""
-    count = len(results.predictions.paths)
-    return f"Minerals in {count:,} photograph{'' if count == 1 else 's'}"
+    return f"Minerals in {counted(len(results.predictions.paths), 'photograph')}"
 
 
 @cache

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from mineral_batch.errors import DataError, harmless, plain_reason
 from mineral_batch.files import atomic_file, write_errors
 from mineral_batch.images.names import FORMULA_SIGNS
+from mineral_batch.words import counted
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -257,7 +258,7 @@ def require_distinct(path: str | Path, places: Sequence[tuple[str, int]]) -> Non
 
 def describe_fields(found: int, expected: int) -> str:
     """`1 field instead of 43`."""
-    return f"{found} field{'' if found == 1 else 's'} instead of {expected}"
+    return f"{counted(found, 'field')} instead of {expected}"
 
 
 def listed(names: Sequence[str], limit: int = _LISTED) -> str:

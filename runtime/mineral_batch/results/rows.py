@@ -16,6 +16,7 @@ from mineral_batch.model.familiarity import UNFAMILIAR
 from mineral_batch.results.csv import formula_safe_text, shown
 from mineral_batch.results.schema import SEPARATOR, format_number
 from mineral_batch.types import ExifInfo, Failure, Prediction, Result
+from mineral_batch.words import counted
 
 _BLOCK = 1024
 
@@ -88,16 +89,16 @@ class TableCounts:
         """Return one line for the user about photos that were not read; empty if there is nothing to say."""
         if not self.further:
             return ""
-        files = "1 file has" if self.further == 1 else f"{self.further:,} files have"
+        files = f"{counted(self.further, 'file')} {'has' if self.further == 1 else 'have'}"
         return f"Not read: {files} further pages or images; only the first of each was predicted"
 
     def specimens_line(self) -> str:
         """Return one line for the user about specimens; empty if none were asked for."""
         if not self.specimens:
             return ""
-        line = f"{self.specimens:,} specimen{'s' if self.specimens != 1 else ''}"
+        line = counted(self.specimens, "specimen")
         if self.unnamed:
-            images = "1 image has" if self.unnamed == 1 else f"{self.unnamed:,} images have"
+            images = f"{counted(self.unnamed)} {'has' if self.unnamed == 1 else 'have'}"
             line += f"; {images} no specimen by this rule, such as {shown(self.unnamed_example)}"
         return line
 

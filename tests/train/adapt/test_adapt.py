@@ -19,6 +19,7 @@ from mineral_batch.cli import main as runtime
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
 from mineral_train.adapt import compare, features
+from mineral_train.adapt import run as adapting
 from mineral_train.adapt.head import fit_head
 from mineral_train.adapt.photos import old_labels
 from mineral_train.cli import main
@@ -124,6 +125,16 @@ def test_features_are_computed_once(photos, base, tmp_path, monkeypatch):
     adapt(photos, base, tmp_path / "b.onnx", "--features", tmp_path / "f")
     first, second = (read_contract(tmp_path / name) for name in ("a.onnx", "b.onnx"))
     assert first.measured == second.measured
+
+
+def test_a_long_fit_says_how_far_it_is(photos, base, tmp_path, monkeypatch):
+    assert "folds\n" not in adapt(photos, base, tmp_path / "short.onnx")
+    monkeypatch.setattr(adapting, "_LINE_EVERY", 0.0)
+    lines = adapt(photos, base, tmp_path / "long.onnx").splitlines()
+    assert [line for line in lines if line.startswith(("Compared", "Fitted"))] == [
+        *(f"Compared {n} of 6 penalties" for n in range(1, 7)),
+        *(f"Fitted {n} of 5 folds" for n in range(1, 6)),
+    ]
 
 
 def test_a_killed_run_goes_on_with_the_features_it_has(photos, base, tmp_path, monkeypatch):

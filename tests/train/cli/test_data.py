@@ -60,9 +60,9 @@ def test_folders_become_a_manifest_with_every_image_once(download: Path, tmp_pat
 def test_splits_that_are_nearly_empty_are_a_warning(download: Path, tmp_path: Path) -> None:
     (download / "Gold" / "damaged.jpg").unlink()
     said = " ".join(run(download, "-o", tmp_path / "m.csv", "--split", "1:0:0").output.split())
-    assert "warning: test has no image of 3 of 3 labels, so test figures say nothing about them" in said
-    assert "warning: val has no image of 3 of 3 labels, so thresholds and calibration say nothing about them" in said
-    assert "warning" not in run(download, "-o", tmp_path / "m.csv", "--split", "50:25:25").output
+    assert "Warning: test has no image of 3 of 3 labels, so test figures say nothing about them" in said
+    assert "Warning: val has no image of 3 of 3 labels, so thresholds and calibration say nothing about them" in said
+    assert "Warning" not in run(download, "-o", tmp_path / "m.csv", "--split", "50:25:25").output
 
 
 def test_the_papers_tables_are_printed_for_the_users_data(download: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_split_that_is_kept_stays_and_what_it_tears_apart_is_told(specimens: P
 
     assert result.exit_code == 0, result.output
     assert read_manifest(tmp_path / "n.csv") == first
-    torn = [line for line in result.output.splitlines() if line.startswith("warning: ")]
+    torn = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
     assert len(torn) == 1
     assert "without --keep-split they stay together" in torn[0]
 

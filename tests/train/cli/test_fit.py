@@ -51,7 +51,7 @@ def run(colored_manifest, labels):
 def test_it_trains_says_how_good_it_is_and_what_comes_next(run, tmp_path):
     result = run(tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert "epoch 2/2" in result.output
+    assert "Epoch 2/2" in result.output
     assert "% (equation-6)" in result.output
     assert "mineral-export onnx" in result.output
     model, contract = load_checkpoint(tmp_path / "run")
@@ -62,9 +62,9 @@ def test_it_trains_says_how_good_it_is_and_what_comes_next(run, tmp_path):
 
 def test_the_same_command_again_only_says_the_result(run, tmp_path):
     first, second = run(tmp_path), run(tmp_path)
-    assert "epoch 1/2" in first.output
+    assert "Epoch 1/2" in first.output
     assert second.exit_code == 0
-    assert "epoch 1/2" not in second.output
+    assert "Epoch 1/2" not in second.output
     assert "all 2 epochs are done" in second.output
 
 

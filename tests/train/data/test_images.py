@@ -94,7 +94,7 @@ def test_what_a_split_cannot_teach_or_measure_is_said(tmp_path: Path) -> None:
 
 def test_labels_of_ones_own_among_the_36_name_the_option(tmp_path: Path) -> None:
     lines = warnings(read_manifest(_manifest(tmp_path, "a.jpg,gold,train", "b.jpg,gold,val")))
-    assert lines[0].startswith("warning: 35 of 36 labels have no image in 'train'")
+    assert lines[0].startswith("Warning: 35 of 36 labels have no image in 'train'")
     assert lines[0].endswith("for a model of your labels only, list them in a file, one per line: --labels FILE")
     assert "--labels" not in lines[1]
 

@@ -63,7 +63,7 @@ def test_two_processes_equal_one(colored_manifest, tmp_path):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("epoch 2/2") == 1
+        assert done.stdout.count("Epoch 2/2") == 1
     (one, its_record), (two, other_record) = (load_state(tmp_path / name / STATE) for name in runs)
     assert one.keys() == two.keys()
     # At this learning rate the weights stand still, and Adam's first moment is a mean of the steps' gradients.

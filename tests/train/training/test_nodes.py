@@ -88,14 +88,14 @@ def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(colored_manifest, t
     arguments = [*common, str(tmp_path / "two")]
 
     nodes = _Nodes(tmp_path, arguments)
-    nodes.wait_for("epoch 3/40")
+    nodes.wait_for("Epoch 3/40")
     nodes.processes[1].send_signal(signal.SIGTERM)  # as a scheduler does to one node of the two
     assert 0 not in nodes.end()
     assert nodes.said(0).count("Stopped; the state is saved in") == 1
     assert "Stopped;" not in nodes.said(1)
 
     nodes = _Nodes(tmp_path, arguments)
-    nodes.wait_for("epoch 12/40")
+    nodes.wait_for("Epoch 12/40")
     os.kill(nodes.worker(1), signal.SIGKILL)
     assert 0 not in nodes.end()
     assert nodes.said(0).count("Error: another process of this run has ended") == 1
@@ -104,7 +104,7 @@ def test_two_nodes_equal_one_process_after_a_stop_and_a_kill(colored_manifest, t
 
     nodes = _Nodes(tmp_path, arguments)
     assert nodes.end() == [0, 0]
-    assert nodes.said(0).count("epoch 40/40") == 1
+    assert nodes.said(0).count("Epoch 40/40") == 1
     (one, its_record), (two, other_record) = (load_state(tmp_path / name / STATE) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -129,4 +129,4 @@ def test_nodes_that_do_not_see_one_folder_are_told_before_they_train(colored_man
     assert 0 not in nodes.end()
     for node in (0, 1):
         assert "the processes of this run do not see the same" in nodes.said(node)
-    assert "epoch 1/" not in nodes.said(0)
+    assert "Epoch 1/" not in nodes.said(0)

@@ -271,7 +271,7 @@ def test_soft_targets_are_blended_by_path_and_label(train, tmp_path):
     assert torch.equal(targets[0], train.truth[0])
     expected = 0.6 * train.truth[1] + 0.4 * torch.tensor([0.25, 1, 0, 0.5])
     torch.testing.assert_close(targets[1], expected)
-    assert said == ["soft targets for 1 of 16 training images, weight 0.4"]
+    assert said == ["Soft targets for 1 of 16 training images, weight 0.4"]
 
 
 def test_soft_targets_that_fit_nothing_are_refused(train, tmp_path):

@@ -41,21 +41,21 @@ def _steps(clock, seconds, *, steps=20, quiet=False, epochs=50):
 
 
 def test_a_run_says_how_long_it_takes_once(clock):
-    lines = [line for line in _steps(clock, 1.0) if line.startswith("estimate")]
+    lines = [line for line in _steps(clock, 1.0) if line.startswith("Estimate")]
     assert len(lines) == 1
     assert "17 min for 50 epochs (1 s per step, 20 steps per epoch)" in lines[0]
     assert "GiB of memory" in lines[0]
 
 
 def test_a_run_of_hours_is_warned_about_with_a_hint(clock):
-    assert "warning: this run takes 2.8 h; a hint" in _steps(clock, 10.0)
-    assert not any(line.startswith("warning") for line in _steps(clock, 1.0))
+    assert "Warning: this run takes 2.8 h; a hint" in _steps(clock, 10.0)
+    assert not any(line.startswith("Warning") for line in _steps(clock, 1.0))
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock):
     lines = [line for line in _steps(clock, 10.0) if ", step " in line]
     assert len(lines) == 6
-    assert "epoch 1/50, step 3/20: loss 0.0625, 10 s per step, 3 min left in this epoch" in lines[0]
+    assert "Epoch 1/50, step 3/20: loss 0.0625, 10 s per step, 3 min left in this epoch" in lines[0]
     assert not any(", step " in line for line in _steps(clock, 10.0, quiet=True))
 
 

@@ -146,7 +146,7 @@ def test_a_photograph_damaged_during_the_run_costs_no_epoch(recipe, colored_mani
     lines = []
     result = fit(config, manifest, tmp_path / "run", replace(HERE, skip_damaged=True), say=lines.append)
     assert result.epochs == 3
-    assert any("skipped in train:" in line and "5.png" in line for line in lines)
+    assert any("Skipped in train:" in line and "5.png" in line for line in lines)
 
 
 def test_validation_photographs_are_decoded_before_the_first_epoch(recipe, colored_manifest, tmp_path):

@@ -124,7 +124,7 @@ def reachable(names: Sequence[str], say: Callable[[str], None]) -> list[Backbone
             require_hub_weights(name)
         except NoWeightsError as error:
             left = ", ".join(names[place:])
-            say(f"not compared, their weights cannot be downloaded ({error.reason}; {error.address}): {left}")
+            say(f"Not compared, because their weights cannot be downloaded ({error.reason}; {error.address}): {left}")
             break
         found.append(Backbone(name))
     return found

@@ -7,7 +7,7 @@ features, so it is one layer of the exported graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,12 @@ class Adapted:
 
 
 def adapt_head(
-    x: NDArray[np.float32], y: Bools, groups: NDArray[np.int64], old: Sequence[tuple[Floats, float] | None], seed: int
+    x: NDArray[np.float32],
+    y: Bools,
+    groups: NDArray[np.int64],
+    old: Sequence[tuple[Floats, float] | None],
+    seed: int,
+    done: Callable[[str], None] = lambda _: None,
 ) -> Adapted:
     """Fit the layer, choosing the penalty by the log loss of held-out folds.
 
@@ -72,22 +77,45 @@ def adapt_head(
         groups: (N,) photographs of one specimen, and near-duplicates, have the same number and stay in one fold.
         old: per label the old model's weights (C,) and bias, None for a label that it does not know.
         seed: of the folds.
+        done: called with a line after each part of the work.
     """
     folds = stratified_folds(y, groups, FOLDS, seed)
-    some = np.random.default_rng(seed).permutation(len(x))[:_IMAGES_FOR_CHOICE]
-    losses = {c: _log_loss(_out_of_fold(x[some], y[some], folds[some], old, c), y[some]) for c in STRENGTHS}
-    strength = min(losses, key=lambda c: (losses[c], c))
-    logits = _out_of_fold(x, y, folds, old, strength)
+    strength = _chosen_strength(x, y, folds, old, seed, done)
+    logits = _out_of_fold(x, y, folds, old, strength, done)
     return Adapted(fit_head(x, y, old, strength), logits, strength, _log_loss(logits, y))
 
 
+def _chosen_strength(
+    x: NDArray[np.float32],
+    y: Bools,
+    folds: NDArray[np.int64],
+    old: Sequence[tuple[Floats, float] | None],
+    seed: int,
+    done: Callable[[str], None],
+) -> float:
+    """The strength with the lowest log loss of held-out folds, the stronger penalty if two are equal."""
+    some = np.random.default_rng(seed).permutation(len(x))[:_IMAGES_FOR_CHOICE]
+    losses = {}
+    for place, c in enumerate(STRENGTHS, 1):
+        losses[c] = _log_loss(_out_of_fold(x[some], y[some], folds[some], old, c), y[some])
+        done(f"Compared {place} of {len(STRENGTHS)} penalties")
+    return min(losses, key=lambda c: (losses[c], c))
+
+
 def _out_of_fold(
-    x: NDArray[np.float32], y: Bools, folds: NDArray[np.int64], old: Sequence[tuple[Floats, float] | None], c: float
+    x: NDArray[np.float32],
+    y: Bools,
+    folds: NDArray[np.int64],
+    old: Sequence[tuple[Floats, float] | None],
+    c: float,
+    done: Callable[[str], None] = lambda _: None,
 ) -> Floats:
+    """(N, L) logits, of each photograph by the layer that was fitted without its fold."""
     logits = np.empty(y.shape)
-    for fold in np.unique(folds):
+    for place, fold in enumerate(np.unique(folds), 1):
         held = folds == fold
         logits[held] = fit_head(x[~held], y[~held], old, c).logits(x[held])
+        done(f"Fitted {place} of {FOLDS} folds")
     return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ Progress = Callable[[Iterable[int], int], Iterable[int]]
 
 _CHECKED = 4  # photographs whose answers are compared before the file is written
 _TOLERANCE = 1e-3
+_LINE_EVERY = 10.0  # seconds between two lines of a long fit
 _METHOD = "logistic regression per label on the features of {}"
 _WITH_OLD = ", whose logit is one of them"
 _INHERITED = ("backbone", "weights", "features")  # facts about the model whose features these are
@@ -157,8 +159,22 @@ def fit_candidate(
     if is_test.any() and not y[is_test].any():
         raise DataError(f"{source}: no test photograph shows a label, so they cannot judge a model")
     say(f"Fitting {len(labels)} labels on {int(fitted.sum()):,} photographs, {FOLDS}-fold cross-validation")
-    adapted = adapt_head(features.vectors[fitted], y[fitted], groups[fitted], _old_rows(head, labels), seed)
+    rows = _old_rows(head, labels)
+    adapted = adapt_head(features.vectors[fitted], y[fitted], groups[fitted], rows, seed, _now_and_then(say))
     return Candidate(head, features, is_test, fitted, y, adapted)
+
+
+def _now_and_then(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on a line if the last one is `_LINE_EVERY` seconds old, so that a short fit says nothing."""
+    last = time.monotonic()
+
+    def line(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_EVERY:
+            last = time.monotonic()
+            say(text)
+
+    return line
 
 
 def finish(chosen: Candidate, reference: Candidate, photos: LabeledPhotos, *, name: str, source: str) -> Result:

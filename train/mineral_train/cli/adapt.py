@@ -11,7 +11,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.console import EXIT_INTERRUPTED, EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import FETCHED, INPUT, LOCAL
 from mineral_batch.errors import DataError, MineralError
 from mineral_batch.model.onnx_file import read_contract, require_model_or_nothing
@@ -20,6 +20,7 @@ from mineral_batch.storage.models import fetch
 from mineral_batch.storage.urls import is_url
 from mineral_batch.system import require_packages
 from mineral_batch.types import Failure
+from mineral_batch.words import counted
 from mineral_train.adapt import backbones, compare
 from mineral_train.adapt import run as adapting
 from mineral_train.adapt.photos import LabeledPhotos, old_labels, read_photos

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, counted
+from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED
 from mineral_batch.cli.paths import INPUT, LOCAL
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.thresholds import Rule
+from mineral_batch.words import counted
 from mineral_train.data.manifest import SPLITS, read_manifest
 from mineral_train.model.fetched import fetch_model, shown
 

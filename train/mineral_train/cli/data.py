@@ -209,7 +209,7 @@ def _empty_splits(manifest: Manifest) -> Iterator[str]:
         lacking = len(_lacking(manifest, split))
         if lacking * 2 > shown:
             yield (
-                f"warning: {split} has no image of {lacking} of {shown} labels, so "
+                f"Warning: {split} has no image of {lacking} of {shown} labels, so "
                 f"{'thresholds and calibration' if split == 'val' else 'test figures'} say nothing about them: "
                 "use --split 70:15:15 or add images"
             )
@@ -232,7 +232,7 @@ def _across_splits(prepared: Prepared) -> Iterator[str]:
     if groups := prepared.groups_across_splits():
         one, other = groups[0]
         yield (
-            f"warning: {len(groups):,} groups of one specimen or near-duplicates are in several splits, for example "
+            f"Warning: {len(groups):,} groups of one specimen or near-duplicates are in several splits, for example "
             f"{one.path} ({one.split}) and {other.path} ({other.split}); the test figure will be too good; "
             "without --keep-split they stay together"
         )

@@ -79,12 +79,12 @@ def warnings(manifest: Manifest) -> list[str]:
         absent = [label for label, count in zip(manifest.labels, counts, strict=True) if not count]
         if absent and len(absent) < len(manifest.labels):
             lines.append(
-                f"warning: {len(absent)} of {len(manifest.labels)} labels have no image in {split!r}, so "
+                f"Warning: {len(absent)} of {len(manifest.labels)} labels have no image in {split!r}, so "
                 f"{consequence}: {describe_unknown(absent, ())}{fix}"
             )
     count = len(manifest.select("val"))
     if count < FEW_VALIDATION_IMAGES:
-        lines.append(f"warning: only {count} images in 'val': the validation mAP is mostly chance")
+        lines.append(f"Warning: only {count} images in 'val': the validation mAP is mostly chance")
     if manifest.targets("val").all(axis=0).any():
-        lines.append("warning: a label is in every image of 'val', so its AP is always 100%")
+        lines.append("Warning: a label is in every image of 'val', so its AP is always 100%")
     return lines

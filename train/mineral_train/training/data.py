@@ -142,7 +142,7 @@ class TrainingData:
         if not any(row.labels for row in val):
             raise DataError(f"{source.name}: no image of the split 'val' that can be decoded has a label")
         for failure in failures:
-            say(f"skipped in val: {failure.path}: {failure.reason}")
+            say(f"Skipped in val: {failure.path}: {failure.reason}")
         size = config.train_size or spec.height
         train = PhotoDataset(
             rows,
@@ -206,7 +206,7 @@ def soften(
     for path, row in matches.items():
         place = places[path]
         targets[place] = (1 - weight) * targets[place] + weight * torch.from_numpy(teacher.scores[row]).float()
-    say(f"soft targets for {len(matches):,} of {len(images):,} training images, weight {weight:g}")
+    say(f"Soft targets for {len(matches):,} of {len(images):,} training images, weight {weight:g}")
     return targets
 
 

@@ -44,7 +44,7 @@ class EpochRecord:
     def line(self, epochs: int) -> str:
         """Format the record as one line for the user."""
         return (
-            f"epoch {self.epoch}/{epochs}  lr {self.lr:.2e}  loss {self.train_loss:.4f}  validation: "
+            f"Epoch {self.epoch}/{epochs}  lr {self.lr:.2e}  loss {self.train_loss:.4f}  validation: "
             f"loss {self.val_loss:.4f}, mAP {100 * self.val_map:.2f}% ({EQUATION_6})  {self.seconds:.0f} s"
         )
 

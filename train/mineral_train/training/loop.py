@@ -306,7 +306,7 @@ class Trainer:
             )
         else:
             self.say(
-                f"warning: {path}: the checkpoint of epoch {progress.best_epoch} is damaged; "
+                f"Warning: {path}: the checkpoint of epoch {progress.best_epoch} is damaged; "
                 "the best of the remaining epochs will replace it"
             )
             progress.best_epoch, progress.best_map = 0, -1.0

@@ -76,7 +76,7 @@ class Reporter:
             self._last_line = time.monotonic()
             pace = statistics.median(self._durations)
             self._say(
-                f"epoch {epoch}/{self._config.epochs}, step {done}/{self._steps}: loss {float(loss_sum) / seen:.4f}, "
+                f"Epoch {epoch}/{self._config.epochs}, step {done}/{self._steps}: loss {float(loss_sum) / seen:.4f}, "
                 f"{pace:.2g} s per step, {duration((self._steps - done) * pace)} left in this epoch"
             )
 
@@ -90,12 +90,12 @@ class Reporter:
         epochs = self._config.epochs - epoch + 1
         seconds = epochs * (self._steps * pace + validation) - done * pace
         self._say(
-            f"estimate: {duration(seconds)} for {'this epoch' if epochs == 1 else f'{epochs} epochs'} "
+            f"Estimate: {duration(seconds)} for {'this epoch' if epochs == 1 else f'{epochs} epochs'} "
             f"({pace:.2g} s per step, {self._steps} steps per epoch), "
             f"{peak_memory(self._process.device) / 1024:.1f} GiB of memory so far"
         )
         if seconds > _LONG and self._process.main:
-            self._say(f"warning: this run takes {duration(seconds)}{self._suggest()}")
+            self._say(f"Warning: this run takes {duration(seconds)}{self._suggest()}")
 
 
 def duration(seconds: float) -> str:

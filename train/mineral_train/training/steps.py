@@ -72,7 +72,7 @@ class Steps:
         """Move a piece's images to the device, without those that could not be decoded (index below 0)."""
         if (index < 0).any():
             for damaged in index[index < 0].tolist():
-                self._say(f"skipped in train: {self._data.train.paths[~damaged]} cannot be decoded")
+                self._say(f"Skipped in train: {self._data.train.paths[~damaged]} cannot be decoded")
             good = index >= 0
             if good.any():
                 pixels, targets = pixels[good], targets[good]
