@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MIN_SUPPORT: Final = 5
 
 
+#: By expected F1 no label is called present that is less probable than one in five. The F1 of a label that the model
+#: hardly knows is highest far below, where nearly all calls are wrong; train/README.md has the comparison.
+LEAST_PROBABLE: Final = 0.2
+
 #: How sure a promise of precision or recall is, one-sided.
 CONFIDENCE: Final = 0.95
 
@@ -69,8 +73,32 @@ def tune_thresholds(
     return thresholds
 
 
-def _best_threshold(scores: NDArray[np.float64], truth: Bools, beta: float) -> float:
-    """The cut of one label, which has positives, with the highest F_beta."""
+def expected_f1_thresholds(scores: Floats, truth: Bools) -> NDArray[np.float64]:
+    """Per label the threshold of the highest F1 that calibrated probabilities expect on images like these.
+
+    Of the images called present the sum of the probabilities is expected to be right, so F1 = 2 sum(called) /
+    (number called + sum(all)); at its maximum the threshold is half of that F1 (Lipton et al. 2014, arXiv 1402.1892).
+    What the images show has already fitted the calibration, and is not used again: so a rare label gets a threshold of
+    its own, which is not that of the few images that happen to show it.
+
+    Args:
+        scores: (N, L) calibrated probabilities, 0..1.
+        truth: (N, L) bool.
+
+    Returns:
+        (L,) thresholds, for `binarize`, at least `LEAST_PROBABLE`; 0.5 for a label that no image shows, because nothing
+        supports its probabilities.
+    """
+    scores, truth = checked(scores, truth, ndim=2)
+    thresholds = np.full(scores.shape[1], 0.5)
+    for label in np.flatnonzero(truth.any(axis=0) & scores.any(axis=0)):
+        column = scores[:, label].astype(np.float64)
+        thresholds[label] = max(LEAST_PROBABLE, _best_threshold(column, column, 1.0))
+    return thresholds
+
+
+def _best_threshold(scores: NDArray[np.float64], truth: Bools | NDArray[np.float64], beta: float) -> float:
+    """The cut of one label with the highest F_beta; the truth has positives, or is a probability for each image."""
     order = np.argsort(-scores, kind="stable")
     ranked, below = scores[order], np.append(scores[order][1:], 0.0)
     called = np.arange(1, len(scores) + 1)

@@ -26,7 +26,7 @@ from mineral_batch.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
-from mineral_batch.evaluation.thresholds import binarize, tune_thresholds
+from mineral_batch.evaluation.thresholds import LEAST_PROBABLE, binarize, expected_f1_thresholds, tune_thresholds
 
 NAN = float("nan")
 
@@ -247,6 +247,47 @@ def test_a_threshold_lies_midway_between_its_neighbors():
     assert tune_thresholds(column([0.9, 0.8, 0.4, 0.1]), truth[:, None], min_support=1) == pytest.approx([0.6])
     # Everything positive: midway to 0.
     assert tune_thresholds(column([0.9, 0.8]), truth[:2, None], min_support=1) == pytest.approx([0.4])
+
+
+def expected_f1(probabilities, cut):
+    called = probabilities >= cut
+    return 2 * probabilities[called].sum() / max(called.sum() + probabilities.sum(), 1e-300)
+
+
+@given(tables(max_labels=2))
+def test_no_other_threshold_has_a_higher_expected_f1(table):
+    probabilities, _ = table
+    chosen = expected_f1_thresholds(probabilities, np.ones(probabilities.shape, bool))
+    assert ((chosen >= LEAST_PROBABLE) & (chosen <= 1)).all()
+    for column_, cut in zip(probabilities.astype(np.float64).T, chosen, strict=True):
+        best = max(expected_f1(column_, other) for other in {*column_.tolist(), 2.0} if other >= LEAST_PROBABLE)
+        assert expected_f1(column_, cut) == pytest.approx(best)
+
+
+def test_the_threshold_of_the_highest_expected_f1_is_half_of_it():
+    probabilities = np.random.default_rng(0).beta(0.1, 1.0, (20_000, 1))
+    [cut] = expected_f1_thresholds(probabilities, np.ones(probabilities.shape, bool))
+    assert cut == pytest.approx(expected_f1(probabilities[:, 0], cut) / 2, abs=1e-3)
+
+
+def test_a_label_that_no_image_shows_is_called_where_it_is_more_probable_than_not():
+    probabilities, truth = np.full((4, 2), 0.2), np.array([[True, False]] * 4)
+    assert expected_f1_thresholds(probabilities, truth)[1] == 0.5
+    assert expected_f1_thresholds(np.zeros((4, 1)), truth[:, :1]).tolist() == [0.5]
+
+
+def test_of_rare_labels_expected_thresholds_call_about_as_many_images_as_show_them():
+    """The best cut of the few images that show a label calls far too many or too few of the next ones."""
+    random = np.random.default_rng(0)
+    probabilities = random.beta(0.02, 1.0, (1000, 40))  # each label in about 20 images, half of them hard to see
+    seen, new = probabilities[:300], probabilities[300:]
+    truth = random.random(probabilities.shape) < probabilities
+    shown = truth[300:].sum(axis=0)
+
+    def excess(thresholds):
+        return np.abs(np.log((binarize(new, thresholds).sum(axis=0) + 1) / (shown + 1))).mean()
+
+    assert excess(expected_f1_thresholds(seen, truth[:300])) < 0.8 * excess(tune_thresholds(seen, truth[:300]))
 
 
 def test_neighboring_floats_are_told_apart():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mineral_batch.errors import DataError
 from mineral_batch.evaluation.calibration import probability_scores
 from mineral_batch.evaluation.metrics import EQUATION_6, mean_average_precision
-from mineral_batch.evaluation.thresholds import tune_thresholds
+from mineral_batch.evaluation.thresholds import expected_f1_thresholds
 from mineral_batch.files import write_file
 from mineral_batch.images.decode import load_image
 from mineral_batch.model.calibration import ProbabilityScores
@@ -209,7 +209,7 @@ def finish(chosen: Candidate, reference: Candidate, photos: LabeledPhotos, *, na
         test = _compared(f"{source}, held-out test", title, reference, is_test, logits, photos.labels, y)
     contract = replace(
         _contract(chosen, photos, test or folds, name=name),
-        thresholds=tuple(tune_thresholds(_sigmoid(held_out), y[fitted]).tolist()),
+        thresholds=tuple(expected_f1_thresholds(_sigmoid(held_out), y[fitted]).tolist()),
         calibration=calibration,
     )
     content = chosen.base.with_head(final.weights.astype(np.float32), final.bias.astype(np.float32), contract)

@@ -37,7 +37,10 @@ _SHOWN = 5
 )
 @click.option("-o", "--output", type=LOCAL, help="Folder or file to write. [default: in place of MODEL]")
 @click.option(
-    "--tune", metavar="RULE", help="Choose new thresholds too, on the same images: f1, precision=0.9 or recall=0.9."
+    "--tune",
+    metavar="RULE",
+    help="Choose new thresholds too, on the same images: f1 (the highest that the new probabilities expect), "
+    "precision=0.9 or recall=0.9.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
 @click.pass_context

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mineral_batch.errors import DataError
-from mineral_batch.evaluation.thresholds import (
-    CONFIDENCE,
-    promise_thresholds,
-    tune_thresholds,
-)
+from mineral_batch.evaluation.thresholds import CONFIDENCE, expected_f1_thresholds, promise_thresholds
 from mineral_batch.model.calibration import log_odds
 from mineral_batch.model.onnx_calibration import calibrate_graph
 from mineral_batch.model.onnx_file import read_contract, write_contract
@@ -160,7 +156,7 @@ def calibrated_contract(
     scores = 1 / (1 + np.exp(-(np.array(calibration.scale) * logits + calibration.bias)))
     origin: dict[str, object] = {"rule": str(rule), "labels": calibration.dataset, "images": len(truth)}
     if rule.goal == "f1":
-        thresholds = tune_thresholds(scores, truth)
+        thresholds = expected_f1_thresholds(scores, truth)
     else:
         thresholds, bound = promise_thresholds(scores, truth, rule)
         unknown = [label for label, value in zip(contract.labels, bound, strict=True) if math.isnan(value)]
