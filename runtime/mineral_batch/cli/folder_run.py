@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mineral_batch.cli.asked import Asked
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, say, tables_line
-from mineral_batch.cli.logs import Log
 from mineral_batch.cli.opening import describe_predictor
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cluster.run import refuse_pieces
 from mineral_batch.errors import ContractError, DataError
 from mineral_batch.images.discover import NOT_THERE
-from mineral_batch.images.lists import NameList
 from mineral_batch.minerals.table import Table, load_table
 from mineral_batch.model.contract import ModelContract
 from mineral_batch.model.familiarity import UNFAMILIAR
@@ -36,20 +34,8 @@ _OTHER_THRESHOLDS = "The thresholds are not those of the earlier run: the column
 _SHOWN = 10
 
 
-@dataclass(frozen=True)
-class FolderRun:
-    """The options of the command; calling it with a model does the run and returns the exit code."""
-
-    named: Sequence[str | Path | NameList]
-    output: Path
-    tables: Tables
-    log: Log
-    log_every: float
-    quiet: bool
-    options: Mapping[str, Any]
-    restart: bool
-    prune: bool
-    exit_zero_on_failures: bool
+class FolderRun(Asked):
+    """Calling it with a model does the run and returns the exit code."""
 
     def __call__(self, model: Path | str | None, engine: Mapping[str, Any]) -> int:
         """Predict what is not done yet and write the tables."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 
+from mineral_batch.cli.asked import Asked
 from mineral_batch.cli.console import EXIT_SOME_IMAGES_FAILED, say, tables_line
-from mineral_batch.cli.logs import Log
 from mineral_batch.cli.progress import Progress
 from mineral_batch.cli.signals import Stop
 from mineral_batch.cluster.changes import can_relist, changes_since
@@ -24,12 +23,11 @@ from mineral_batch.cluster.plan import Plan, read_plan
 from mineral_batch.cluster.run import PiecesSummary, discard, make_plan, refuse_single_run, work
 from mineral_batch.cluster.shards import Shard, parse_shard
 from mineral_batch.errors import DataError
-from mineral_batch.images.lists import NameList
 from mineral_batch.predictor import Predictor
 from mineral_batch.results.corrections import check_prevalence
 from mineral_batch.results.inputs import Inputs, check_inputs, expand_lists
 from mineral_batch.results.schema import FAILURES
-from mineral_batch.results.write import Tables, require
+from mineral_batch.results.write import require
 from mineral_batch.storage.urls import redact
 from mineral_batch.words import counted
 
@@ -38,22 +36,18 @@ _MOST_RELISTING = 100
 
 
 @dataclass(frozen=True)
-class PiecesRun:
-    """The options of the command; calling it with workers does the run and returns the exit code."""
+class PiecesRun(Asked):
+    """Calling it with workers does the run and returns the exit code.
 
-    named: Sequence[str | Path | NameList]
-    output: Path
-    tables: Tables
+    Attributes:
+        shard: `I/N`, or where to find it; None for all of the run.
+        piece_images: images in a piece; None: see `write_pieces`.
+        mixed: workers may have different engines.
+    """
+
     shard: str | None
     piece_images: int | None
-    log: Log
-    log_every: float
-    quiet: bool
-    options: Mapping[str, Any]
-    restart: bool
-    prune: bool
     mixed: bool
-    exit_zero_on_failures: bool
 
     def __call__(self, workers: Workers) -> int:
         """Predict this shard's pieces; write the tables if it is the only one."""

@@ -207,7 +207,10 @@ def predict(
         "max_pixels": max_pixels,
     }
     options = chosen_options(ctx, without=("quiet", "log_every", "log_format", "exit_zero_on_failures"))
-    shared: dict[str, Any] = {
+    asked: dict[str, Any] = {
+        "named": named,
+        "output": output,
+        "tables": tables,
         "log": Log(log_format),
         "log_every": log_every,
         "quiet": quiet,
@@ -218,10 +221,10 @@ def predict(
     }
     ray = read_cluster_options(cluster, workers, worker_cpus, worker_gpus)
     if shard is None and ray is None and not is_url(output):
-        ctx.exit(FolderRun(named, output, tables, **shared)(model, engine))
+        ctx.exit(FolderRun(**asked)(model, engine))
     if damaged != REFUSE:  # merged tables would not have its column
         raise click.UsageError(f"--damaged {damaged} is not possible with --shard, --cluster or an output by URL")
-    run = PiecesRun(named, output, tables, shard, piece_images, mixed=allow_mixed_engines, **shared)
+    run = PiecesRun(**asked, shard=shard, piece_images=piece_images, mixed=allow_mixed_engines)
     ctx.exit(run(_workers(ray, model, engine, shard, quiet=quiet)))
 
 
